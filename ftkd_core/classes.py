@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ten nuScenes detection classes: order, attributes, and the evaluation ranges of the official metrics."""
+
+from typing import Final
+
+CLASS_NAMES: Final[tuple[str, ...]] = (
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
+)
+"""Class order of our checkpoints (the order StreamPETR and SparseBEV train with)."""
+
+CLASS_RANGES: Final[dict[str, float]] = {
+    "car": 50.0,
+    "truck": 50.0,
+    "bus": 50.0,
+    "trailer": 50.0,
+    "construction_vehicle": 50.0,
+    "pedestrian": 40.0,
+    "motorcycle": 40.0,
+    "bicycle": 40.0,
+    "traffic_cone": 30.0,
+    "barrier": 30.0,
+}
+"""Metres from the ego vehicle within which `detection_cvpr_2019` scores a class."""
+
+CAMERA_CHANNELS: Final[tuple[str, ...]] = (
+    "CAM_FRONT",
+    "CAM_FRONT_RIGHT",
+    "CAM_FRONT_LEFT",
+    "CAM_BACK",
+    "CAM_BACK_LEFT",
+    "CAM_BACK_RIGHT",
+)
+"""Camera order inside the model. The result does not depend on it; a fixed order keeps arrays comparable."""
+
+_MOVING_SPEED_M_S: Final = 0.2
+
+
+def attribute_for(class_name: str, speed_m_s: float) -> str:
+    """nuScenes attribute of a detection by the rule of the public baselines: from class and speed.
+
+    Returns "" for classes that have no attribute (barrier, traffic_cone).
+    """
+    moving = speed_m_s > _MOVING_SPEED_M_S
+    if class_name in ("car", "truck", "construction_vehicle", "trailer"):
+        return "vehicle.moving" if moving else "vehicle.parked"
+    if class_name == "bus":
+        return "vehicle.moving" if moving else "vehicle.stopped"
+    if class_name in ("bicycle", "motorcycle"):
+        return "cycle.with_rider" if moving else "cycle.without_rider"
+    if class_name == "pedestrian":
+        return "pedestrian.moving" if moving else "pedestrian.standing"
+    if class_name in ("barrier", "traffic_cone"):
+        return ""
+    raise ValueError(f"unknown class {class_name!r}; expected one of {', '.join(CLASS_NAMES)}")

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration as frozen dataclasses, checked when they are made.
+
+A preset (`presets.py`) is a function that returns a complete `DetectorConfig`; the resolved configuration travels in
+every checkpoint as JSON, so that a checkpoint says what it is.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
+from ftkd_core.errors import UserError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """Network input: the camera image is scaled to `width`, then rows are cut from the top until `height` remain.
+
+    mean and std are per RGB channel in 0..255 (ImageNet's, as StreamPETR's).
+    """
+
+    width: int = 704
+    height: int = 256
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.width % 16 == 0 and self.height % 16 == 0 and self.width > 0 and self.height > 0,
+            f"image size {self.width}x{self.height}: expected positive multiples of 16",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """ResNet `depth` with `base_channels` in its first stage (64 is the published network) and the neck's output.
+
+    neck_stride: stride in pixels of the one feature level the decoder sees; neck_channels: its width C.
+    """
+
+    depth: int = 50
+    base_channels: int = 64
+    neck_stride: int = 16
+    neck_channels: int = 256
+
+    def __post_init__(self) -> None:
+        _require(self.depth in (18, 34, 50, 101), f"backbone depth {self.depth}: expected 18, 34, 50 or 101")
+        _require(self.neck_stride in (8, 16), f"neck stride {self.neck_stride}: expected 8 or 16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Queries, memory and the transformer decoder.
+
+    num_queries learnable queries plus num_propagated taken from the memory of memory_length slots; num_depths points
+    along each ray for the position embedding; position_hidden the width of its MLP; position_range_m the half extents
+    x, y, z in metres of the space that is normalised to 0..1.
+    locality: adds to each cross-attention logit a learnt, per-head multiple of cos(angle between the token's ray and the
+    direction to the query's reference point), so that a query looks where it is from the first step on (ours, after
+    spatially modulated co-attention, Gao et al. 2021; StreamPETR has none). content_from_position: a new query's content
+    starts as its position embedding, not as 0 (ours).
+    """
+
+    channels: int = 256
+    num_layers: int = 6
+    num_heads: int = 8
+    ffn_channels: int = 2048
+    dropout: float = 0.1
+    num_queries: int = 300
+    num_propagated: int = 128
+    memory_length: int = 512
+    num_depths: int = 64
+    position_hidden: int = 1024
+    position_range_m: tuple[float, float, float] = (61.2, 61.2, 10.0)
+    locality: bool = False
+    content_from_position: bool = False
+
+    def __post_init__(self) -> None:
+        _require(
+            self.channels % self.num_heads == 0,
+            f"decoder channels {self.channels}: expected a multiple of num_heads {self.num_heads}",
+        )
+        _require(self.channels % 2 == 0, f"decoder channels {self.channels}: expected an even number")
+        _require(
+            0 < self.num_propagated <= self.memory_length,
+            f"num_propagated {self.num_propagated}: expected 1 .. memory_length {self.memory_length}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the detection losses (StreamPETR's), of denoising and of the training-only 2-D head.
+
+    code_weights follow the 10-d code; velocity takes no part in the matching.
+    """
+
+    classification: float = 2.0
+    box_l1: float = 0.25
+    code_weights: tuple[float, ...] = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    denoising: float = 1.0
+    denoising_groups: int = 10
+    denoising_noise: float = 1.0
+    denoising_split: float = 0.75
+    auxiliary: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(len(self.code_weights) == 10, f"{len(self.code_weights)} code weights: expected 10")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """Everything that makes a detector; `preset` is its name."""
+
+    preset: str
+    image: ImageConfig = field(default_factory=ImageConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    channels: tuple[str, ...] = CAMERA_CHANNELS
+    class_names: tuple[str, ...] = CLASS_NAMES
+
+    def __post_init__(self) -> None:
+        _require(len(set(self.channels)) == len(self.channels) > 0, f"cameras {self.channels}: expected distinct names")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain nested dict of a configuration, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[ConfigT], values: dict[str, Any], path: str = "") -> ConfigT:
+    """Configuration of type `kind` from a nested dict; an unknown key is a UserError that names its path and the nearest."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {path}{nearest[0]}?" if nearest else f"; expected one of {', '.join(sorted(known))}"
+            raise UserError(f"unknown configuration key {path}{key}{hint}")
+        arguments[key] = _convert(hints[key], value, f"{path}{key}")
+    return kind(**arguments)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f"configuration {path} is {value!r}; expected a mapping")
+        return from_dict(hint, value, f"{path}.")  # type: ignore[arg-type]
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"configuration {path} is {value!r}; expected a list")
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, float, str, bool) and type(value) is not hint:
+        raise UserError(f"configuration {path} is {value!r}; expected {hint.__name__}")
+    return value
+
+
+def override(config: ConfigT, assignments: list[str]) -> ConfigT:
+    """A copy of the configuration with `a.b=value` assignments applied; values are read as YAML."""
+    import yaml
+
+    values = to_dict(config)
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        _require(bool(separator), f"override {assignment!r}: expected path=value")
+        *parents, last = path.split(".")
+        target = values
+        for name in parents:
+            if not isinstance(target.get(name), dict):
+                raise UserError(f"unknown configuration key {path}; expected one of {', '.join(sorted(target))}")
+            target = target[name]
+        target[last] = yaml.safe_load(text)
+    return from_dict(type(config), values)

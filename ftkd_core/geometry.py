@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rigid transforms: one place per convention.
+
+A transform is a (..., 4, 4) array named `dst_from_src`; transforms are composed so that the inner names cancel
+(`global_from_camera = global_from_ego @ ego_from_camera`). Quaternions are (w, x, y, z), as nuScenes and pyquaternion
+write them. Ego is base_link (x forward, y left, z up, REP-103); camera is optical (z forward, x right, y down).
+The first two functions work on torch tensors and numpy arrays alike; the rest are numpy, for the edges of the system.
+"""
+
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+ArrayT = TypeVar("ArrayT", NDArray[Any], Tensor)
+
+
+def invert_rigid(dst_from_src: ArrayT) -> ArrayT:
+    """Inverse (..., 4, 4) of a rigid transform by transposition; exact and cheap, unlike a general inverse."""
+    rotation = dst_from_src[..., :3, :3].swapaxes(-1, -2)
+    inverse: ArrayT = dst_from_src.clone() if isinstance(dst_from_src, Tensor) else dst_from_src.copy()
+    inverse[..., :3, :3] = rotation
+    inverse[..., :3, 3:] = -(rotation @ dst_from_src[..., :3, 3:])
+    return inverse
+
+
+def transform_points(dst_from_src: ArrayT, points_src: ArrayT) -> ArrayT:
+    """Points (..., P, 3) of frame src expressed in frame dst; `dst_from_src` is (..., 4, 4)."""
+    rotation = dst_from_src[..., :3, :3].swapaxes(-1, -2)
+    moved: ArrayT = points_src @ rotation + dst_from_src[..., None, :3, 3]
+    return moved
+
+
+def yaw_of(dst_from_src: Tensor) -> Tensor:
+    """Heading (...) in radians of the src x axis in the dst x-y plane."""
+    return torch.atan2(dst_from_src[..., 1, 0], dst_from_src[..., 0, 0])
+
+
+def quaternion_to_rotation(quaternion: ArrayLike) -> Array:
+    """Rotation matrices (..., 3, 3) float64 of quaternions (..., 4) given as (w, x, y, z); they are normalised first.
+
+    Raises ValueError for a quaternion that is not finite or has (almost) no length.
+    """
+    q = np.asarray(quaternion, dtype=np.float64)
+    norm = np.linalg.norm(q, axis=-1, keepdims=True)
+    if not np.all(np.isfinite(norm)) or np.any(norm < 1e-8):
+        raise ValueError(f"quaternion {q.tolist()} is not a rotation; expected four finite numbers of non-zero length")
+    w, x, y, z = np.moveaxis(q / norm, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def rotation_to_quaternion(rotation: ArrayLike) -> Array:
+    """Unit quaternion (4,) as (w, x, y, z), w >= 0, of one rotation matrix (3, 3)."""
+    r = np.asarray(rotation, dtype=np.float64)
+    m00, m01, m02, m10, m11, m12, m20, m21, m22 = r.reshape(9)
+    # The eigenvector of the largest eigenvalue of this symmetric matrix is stable for every angle (Bar-Itzhack 2000).
+    k = np.array(
+        [
+            [m00 - m11 - m22, m10 + m01, m20 + m02, m21 - m12],
+            [m10 + m01, m11 - m00 - m22, m21 + m12, m02 - m20],
+            [m20 + m02, m21 + m12, m22 - m00 - m11, m10 - m01],
+            [m21 - m12, m02 - m20, m10 - m01, m00 + m11 + m22],
+        ]
+    )
+    x, y, z, w = np.linalg.eigh(k)[1][:, -1]
+    q = np.array([w, x, y, z])
+    return q if w >= 0 else -q
+
+
+def make_transform(rotation: ArrayLike | None = None, translation: ArrayLike | None = None) -> Array:
+    """Float64 (4, 4) transform from a rotation (3, 3) or quaternion (4,) and a translation (3,); either may be None."""
+    matrix = np.eye(4)
+    if rotation is not None:
+        r = np.asarray(rotation, dtype=np.float64)
+        matrix[:3, :3] = quaternion_to_rotation(r) if r.shape == (4,) else r
+    if translation is not None:
+        matrix[:3, 3] = np.asarray(translation, dtype=np.float64)
+    return matrix
+
+
+def yaw_transform(yaw: float, translation: ArrayLike = (0.0, 0.0, 0.0)) -> Array:
+    """Float64 (4, 4) transform that turns by `yaw` radians about z and moves by `translation` metres."""
+    c, s = np.cos(yaw), np.sin(yaw)
+    return make_transform(np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]), translation)
+
+
+def is_rigid(matrix: Array, tolerance: float = 1e-3) -> bool:
+    """Whether a (4, 4) matrix is finite, a proper rotation and a translation."""
+    if matrix.shape != (4, 4) or not np.all(np.isfinite(matrix)):
+        return False
+    rotation = matrix[:3, :3]
+    return bool(
+        np.allclose(rotation @ rotation.T, np.eye(3), atol=tolerance)
+        and np.linalg.det(rotation) > 0
+        and np.allclose(matrix[3], [0, 0, 0, 1], atol=tolerance)
+    )
+
+
+def interpolate_rigid(first: Array, second: Array, fraction: float) -> Array:
+    """Pose (4, 4) between two poses: linear translation and spherical-linear rotation; `fraction` may lie outside 0..1."""
+    a, b = rotation_to_quaternion(first[:3, :3]), rotation_to_quaternion(second[:3, :3])
+    cosine = float(a @ b)
+    if cosine < 0:
+        b, cosine = -b, -cosine
+    if cosine > 1 - 1e-9:
+        q = a + fraction * (b - a)
+    else:
+        angle = np.arccos(cosine)
+        q = (np.sin((1 - fraction) * angle) * a + np.sin(fraction * angle) * b) / np.sin(angle)
+    return make_transform(q, (1 - fraction) * first[:3, 3] + fraction * second[:3, 3])
