@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image messages -> RGB arrays, by a table of encodings.
+
+Nothing here imports ROS: the functions take anything that has the fields of sensor_msgs/Image or CompressedImage
+(rclpy messages, or messages that `rosbags` deserialised). Every error names the topic and the offending value, because
+"cannot reshape array" says nothing to someone with six cameras.
+"""
+
+import re
+import struct
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ftkd_core.errors import UserError
+
+RgbImage = NDArray[np.uint8]
+
+MAX_PIXELS: Final = 64 * 1024 * 1024
+"""Larger images are refused before they are decoded: no camera of a vehicle gives them, a corrupt header does."""
+
+_COLOR_CHANNELS: Final = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "mono": 1}
+_COLOR_TO_RGB: Final = {
+    "bgr": cv2.COLOR_BGR2RGB,
+    "rgba": cv2.COLOR_RGBA2RGB,
+    "bgra": cv2.COLOR_BGRA2RGB,
+    "mono": cv2.COLOR_GRAY2RGB,
+}
+_PACKED_TO_RGB: Final = {
+    "yuv422": cv2.COLOR_YUV2RGB_UYVY,
+    "uyvy": cv2.COLOR_YUV2RGB_UYVY,
+    "yuv422_yuy2": cv2.COLOR_YUV2RGB_YUY2,
+    "yuyv": cv2.COLOR_YUV2RGB_YUY2,
+}
+_BAYER_TO_RGB: Final = {
+    "rggb": cv2.COLOR_BayerRGGB2RGB,
+    "bggr": cv2.COLOR_BayerBGGR2RGB,
+    "gbrg": cv2.COLOR_BayerGBRG2RGB,
+    "grbg": cv2.COLOR_BayerGRBG2RGB,
+}
+_SUPPORTED: Final = "rgb8, bgr8, rgba8, bgra8, mono8, their 16-bit forms, yuv422, uyvy, yuv422_yuy2, yuyv or bayer_*"
+
+
+def image_to_rgb(message: Any, topic: str) -> RgbImage:
+    """RGB pixels (H, W, 3) uint8 of a sensor_msgs/Image or CompressedImage (JPEG or PNG).
+
+    rgb8 gives a view of the message's own bytes; the other encodings one copy. Raises UserError, naming `topic`, for an
+    encoding we don't know, a size, step or length that doesn't fit, and for damaged or truncated compressed data.
+    """
+    if hasattr(message, "encoding"):
+        return _raw_to_rgb(message, topic)
+    return decode_compressed(message.data, topic, message.format)
+
+
+def byte_view(data: Any) -> NDArray[np.uint8]:
+    """The bytes of a message field (array.array, bytes, numpy) as uint8 (length,), without a copy."""
+    return data if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
+
+
+# -- raw ---------------------------------------------------------------------------------------------------------------
+
+
+def _raw_to_rgb(message: Any, topic: str) -> RgbImage:
+    encoding = message.encoding
+    name, depth = _split_encoding(encoding)
+    if name in _COLOR_CHANNELS:
+        pixels = _pixel_view(message, topic, channels=_COLOR_CHANNELS[name], depth=depth)
+        return pixels if name == "rgb" else _as_uint8(cv2.cvtColor(pixels, _COLOR_TO_RGB[name]))
+    if name in _PACKED_TO_RGB and message.width % 2 == 0:
+        return _as_uint8(cv2.cvtColor(_pixel_view(message, topic, channels=2, depth=8), _PACKED_TO_RGB[name]))
+    if name.startswith("bayer_") and name[6:] in _BAYER_TO_RGB and message.width >= 2 and message.height >= 2:
+        mosaic = _pixel_view(message, topic, channels=1, depth=depth)
+        return _as_uint8(cv2.cvtColor(mosaic, _BAYER_TO_RGB[name[6:]]))
+    raise UserError(
+        f"{topic}: image of {message.width} x {message.height} with encoding {encoding!r} cannot be read; "
+        f"expected {_SUPPORTED}; convert it in the camera driver or with image_proc"
+    )
+
+
+def _split_encoding(encoding: str) -> tuple[str, int]:
+    """('bgr', 16) of 'bgr16', ('yuv422', 8) of 'yuv422'."""
+    match = re.fullmatch(r"(rgba?|bgra?|mono|bayer_[a-z]{4})(8|16)", encoding)
+    return (match[1], int(match[2])) if match else (encoding, 8)
+
+
+def _pixel_view(message: Any, topic: str, *, channels: int, depth: int) -> RgbImage:
+    """View (H, W, channels) of a raw image, rows `step` bytes apart; of 16-bit samples only the high byte."""
+    height, width, step = int(message.height), int(message.width), int(message.step)
+    _check_size(topic, width, height)
+    data = byte_view(message.data)
+    sample = depth // 8
+    if step < width * channels * sample:
+        raise UserError(
+            f"{topic}: step of {step} bytes is too short for {width} pixels of {message.encoding!r}; "
+            f"expected at least {width * channels * sample}"
+        )
+    if len(data) < step * (height - 1) + width * channels * sample:
+        raise UserError(
+            f"{topic}: image of {width} x {height} with step {step} holds {len(data)} bytes; expected {step * height}"
+        )
+    high_byte = 0 if sample == 1 or message.is_bigendian else 1
+    view: RgbImage = np.ndarray(
+        shape=(height, width, channels),
+        dtype=np.uint8,
+        buffer=data,
+        offset=high_byte,
+        strides=(step, channels * sample, sample),
+    )
+    return view if sample == 1 else np.ascontiguousarray(view)
+
+
+def _check_size(topic: str, width: int, height: int) -> None:
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise UserError(f"{topic}: image size {width} x {height}; expected between 1 and {MAX_PIXELS} pixels")
+
+
+# -- compressed --------------------------------------------------------------------------------------------------------
+
+
+def decode_compressed(data: Any, topic: str, format_name: str = "") -> RgbImage:
+    """RGB pixels (H, W, 3) uint8 of a JPEG or PNG file in memory; the file's own first bytes decide which it is."""
+    content = byte_view(data)
+    size = _jpeg_size(content) if _starts_with(content, b"\xff\xd8") else _png_size(content)
+    if "compressedDepth" in format_name or size is _NOT_AN_IMAGE:
+        raise UserError(
+            f"{topic}: compressed image of format {format_name!r} and {len(content)} bytes is neither JPEG nor PNG"
+        )
+    if size is None:
+        raise UserError(f"{topic}: compressed image of {len(content)} bytes is truncated or damaged")
+    _check_size(topic, *size)
+    # The orientation tag is ignored because camera_info describes the pixels as they are stored.
+    pixels = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        raise UserError(f"{topic}: compressed image of {len(content)} bytes is damaged: it cannot be decoded")
+    return _as_uint8(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels))
+
+
+_NOT_AN_IMAGE: Final = (-1, -1)
+
+
+def _starts_with(content: NDArray[np.uint8], prefix: bytes) -> bool:
+    return content[: len(prefix)].tobytes() == prefix
+
+
+def _jpeg_size(content: NDArray[np.uint8]) -> tuple[int, int] | None:
+    """(width, height) of a complete JPEG file, None when it is cut off.
+
+    libjpeg fills the missing part of a cut-off picture with grey and only warns, so the end marker is checked here: it
+    must follow the start of the last scan (inside a scan the two bytes cannot occur by chance).
+    """
+    file = content.tobytes()
+    last_scan = file.rfind(b"\xff\xda")
+    if last_scan < 0 or file.find(b"\xff\xd9", last_scan) < 0:
+        return None
+    position = 2
+    while position + 9 <= len(file) and file[position] == 0xFF:
+        marker = file[position + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", file[position + 5 : position + 9])
+            return width, height
+        if marker == 0xFF:  # padding before a marker
+            position += 1
+            continue
+        position += 2 + int.from_bytes(file[position + 2 : position + 4], "big")
+    return None
+
+
+def _png_size(content: NDArray[np.uint8]) -> tuple[int, int] | None:
+    """(width, height) of a complete PNG file, None when it is cut off, (-1, -1) when it isn't one."""
+    if not _starts_with(content, b"\x89PNG\r\n\x1a\n"):
+        return _NOT_AN_IMAGE
+    if len(content) < 33 or b"IEND" not in content[-64:].tobytes():
+        return None
+    width, height = struct.unpack(">II", content[16:24].tobytes())
+    return width, height
+
+
+def encode_jpeg(image: RgbImage, quality: int = 90) -> bytes:
+    """JPEG file of an RGB image (H, W, 3) uint8."""
+    done, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"image of shape {image.shape} cannot be written as JPEG; expected (H, W, 3) uint8")
+    return bytes(content)
+
+
+def _as_uint8(image: Any) -> RgbImage:
+    array: RgbImage = image
+    return array
