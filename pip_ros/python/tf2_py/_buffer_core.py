@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forest of frames and the questions one asks of it.
+
+Frames are known by name. Stamps are int nanoseconds inside; at the border a time is anything with `nanoseconds`
+(`rclpy.time.Time`) or with `sec` and `nanosec` (`builtin_interfaces/Time`). Time 0 asks for the latest time that all
+transforms on the way have in common. One lock makes every method safe to call from any thread.
+"""
+
+import math
+import threading
+from typing import Any
+
+from geometry_msgs.msg import Quaternion as QuaternionMessage
+from geometry_msgs.msg import TransformStamped, Vector3
+from rclpy.logging import get_logger
+from rclpy.time import Time
+
+from tf2_py._cache import Sample, StaticCache, TimeCache, seconds
+from tf2_py._exceptions import (
+    ConnectivityException,
+    ExtrapolationException,
+    InvalidArgumentException,
+    LookupException,
+    TransformException,
+)
+from tf2_py._rotation import IDENTITY, Rigid, compose, invert, normalized
+
+DEFAULT_CACHE_TIME = 10 * 10**9
+MAXIMUM_DEPTH = 1000
+
+
+class BufferCore:
+    """Stores transforms and composes them along the tree; it never waits (see `tf2_ros.Buffer` for that)."""
+
+    def __init__(self, cache_time: Any = None) -> None:
+        """`cache_time`: an `rclpy.duration.Duration` or the message of one; 10 s unless given."""
+        self._cache_time = DEFAULT_CACHE_TIME if cache_time is None else _nanoseconds(cache_time, "cache_time")
+        self._lock = threading.RLock()
+        self._frames: dict[str, TimeCache | StaticCache] = {}      # by child
+        self._names: dict[str, None] = {}                           # every frame ever named, in order: an ordered set
+        self._authorities: dict[str, str] = {}
+
+    # What comes in
+
+    def set_transform(self, transform: TransformStamped, authority: str) -> None:
+        """Store `header.frame_id`_from_`child_frame_id` at its stamp. What is invalid or too old is logged and dropped."""
+        self._set(transform, authority, is_static=False)
+
+    def set_transform_static(self, transform: TransformStamped, authority: str) -> None:
+        """Store a transform that holds at any time, instead of whatever was known of its child frame."""
+        self._set(transform, authority, is_static=True)
+
+    def _set(self, message: TransformStamped, authority: str, is_static: bool) -> None:
+        parent, child = message.header.frame_id.removeprefix("/"), message.child_frame_id.removeprefix("/")
+        transform = _rigid(message)
+        stamp = _nanoseconds(message.header.stamp, "header.stamp")
+        problem = _problem(parent, child, transform)
+        if problem is not None:
+            get_logger("tf2").error(f'ignored the transform "{child}" in "{parent}" from "{authority}": {problem}')
+            return
+        with self._lock:
+            cache = self._frames.get(child)
+            if cache is None or isinstance(cache, StaticCache) != is_static:
+                cache = self._frames[child] = StaticCache() if is_static else TimeCache(self._cache_time)
+            self._names.setdefault(child)
+            self._names.setdefault(parent)
+            if cache.insert(Sample(stamp, parent, transform)):
+                self._authorities[child] = authority
+                return
+        get_logger("tf2").warning(
+            f'ignored the transform "{child}" in "{parent}" from "{authority}" at {seconds(stamp)} s: '
+            f"it is older than the latest one by more than the cache time of {seconds(self._cache_time)} s"
+        )
+
+    def clear(self) -> None:
+        """Forget all transforms but the static ones; the frames' names stay known."""
+        with self._lock:
+            for cache in self._frames.values():
+                cache.clear()
+
+    # What goes out
+
+    def lookup_transform_core(self, target_frame: str, source_frame: str, time: Any) -> TransformStamped:
+        """`target_from_source` at `time`; raises the TransformException that says why there is none."""
+        with self._lock:
+            stamp, transform = self._lookup(target_frame, source_frame, _nanoseconds(time, "time"))
+        return _message(target_frame, source_frame, stamp, transform)
+
+    def lookup_transform_full_core(
+        self, target_frame: str, target_time: Any, source_frame: str, source_time: Any, fixed_frame: str
+    ) -> TransformStamped:
+        """`target` at `target_time` from `source` at `source_time`, where `fixed_frame` did not move in between."""
+        with self._lock:
+            for frame in (target_frame, source_frame, fixed_frame):
+                self._require_frame(frame)
+            _, fixed_from_source = self._lookup(fixed_frame, source_frame, _nanoseconds(source_time, "source_time"))
+            stamp, target_from_fixed = self._lookup(
+                target_frame, fixed_frame, _nanoseconds(target_time, "target_time")
+            )
+        return _message(target_frame, source_frame, stamp, compose(target_from_fixed, fixed_from_source))
+
+    def can_transform_core(self, target_frame: str, source_frame: str, time: Any) -> tuple[bool, str]:
+        """Whether `lookup_transform_core` would answer, and if not, why."""
+        stamp = _nanoseconds(time, "time")
+        try:
+            with self._lock:
+                self._lookup(target_frame, source_frame, stamp)
+        except TransformException as error:
+            return False, str(error)
+        return True, ""
+
+    def can_transform_full_core(
+        self, target_frame: str, target_time: Any, source_frame: str, source_time: Any, fixed_frame: str
+    ) -> tuple[bool, str]:
+        """Whether `lookup_transform_full_core` would answer, and if not, why."""
+        try:
+            self.lookup_transform_full_core(target_frame, target_time, source_frame, source_time, fixed_frame)
+        except TransformException as error:
+            return False, str(error)
+        return True, ""
+
+    def get_latest_common_time(self, target_frame: str, source_frame: str) -> Time:
+        """The latest time at which the transform is known; 0 where only static transforms are on the way."""
+        with self._lock:
+            for frame in (target_frame, source_frame):
+                self._require_frame(frame)
+            try:
+                return Time(nanoseconds=self._latest_common_stamp(target_frame, source_frame))
+            except ConnectivityException as error:
+                raise TransformException(str(error)) from error
+
+    def all_frames_as_string(self) -> str:
+        """One line for each frame that has a parent."""
+        with self._lock:
+            latest = {child: cache.latest() for child, cache in self._frames.items()}
+        return "".join(
+            f"Frame {child} exists with parent {sample.parent if sample else 'NO_PARENT'}.\n"
+            for child, sample in latest.items()
+        )
+
+    def all_frames_as_yaml(self) -> str:
+        """The tree with rates and time spans, as the service `tf2_frames` returns it and `view_frames` reads it."""
+        with self._lock:
+            if not self._names:
+                return "[]"
+            return "".join(self._frame_as_yaml(child) for child in self._frames)
+
+    def _frame_as_yaml(self, child: str) -> str:
+        sample = self._frames[child].latest()
+        if sample is None:
+            return ""
+        oldest, latest, count = self._frames[child].span()
+        rate = count / max((latest - oldest) / 1e9, 1e-4)
+        return (
+            f"{child}: \n"
+            f"  parent: '{sample.parent}'\n"
+            f"  broadcaster: '{self._authorities[child]}'\n"
+            f"  rate: {rate:.3f}\n"
+            f"  most_recent_transform: {latest / 1e9:.6f}\n"
+            f"  oldest_transform: {oldest / 1e9:.6f}\n"
+            f"  buffer_length: {(latest - oldest) / 1e9:.3f}\n"
+        )
+
+    def _frameExists(self, frame_id: str) -> bool:
+        with self._lock:
+            return frame_id in self._names
+
+    def _getFrameStrings(self) -> list[str]:
+        with self._lock:
+            return list(self._names)
+
+    # The walk through the tree; the caller holds the lock
+
+    def _require_frame(self, frame: str) -> None:
+        if not isinstance(frame, str):
+            raise TypeError(f"a frame's name is a str, not {frame!r}")
+        if not frame or frame.startswith("/"):
+            raise InvalidArgumentException(f'"{frame}" is no frame\'s name: it is empty or begins with a slash')
+        if frame not in self._names:
+            raise LookupException(f'frame "{frame}" does not exist')
+
+    def _lookup(self, target: str, source: str, stamp: int) -> tuple[int, Rigid]:
+        """The stamp that the answer holds for and `target_from_source`."""
+        if target == source:
+            # Valid even for a frame that nobody has named yet.
+            cache = self._frames.get(target)
+            return (cache.span()[1] if stamp == 0 and cache else stamp), IDENTITY
+        self._require_frame(target)
+        self._require_frame(source)
+        if stamp == 0:
+            stamp = self._latest_common_stamp(target, source)
+        ascent, failure = self._ascend(source, target, stamp)
+        if target in ascent:
+            return stamp, ascent[target]
+        ancestor_from_target = IDENTITY
+        frame = target
+        for _ in range(MAXIMUM_DEPTH):
+            if frame in ascent:
+                return stamp, compose(invert(ancestor_from_target), ascent[frame])
+            if frame not in self._frames:
+                break
+            try:
+                sample = self._frames[frame].at(stamp)
+            except ExtrapolationException as error:
+                raise ExtrapolationException(f'{error} ("{frame}", on the way from "{source}" to "{target}")') from None
+            ancestor_from_target = compose(sample.transform, ancestor_from_target)
+            frame = sample.parent
+        else:
+            raise self._loop()
+        if failure is not None:
+            raise failure
+        raise _unconnected(target, source)
+
+    def _ascend(
+        self, source: str, target: str, stamp: int
+    ) -> tuple[dict[str, Rigid], ExtrapolationException | None]:
+        """`ancestor_from_source` for `source` and its ancestors up to `target`, the root or the first gap in the data.
+
+        A gap is no error yet: `target` may be reached from below it. It is returned to be raised if it isn't.
+        """
+        ascent = {source: IDENTITY}
+        frame = source
+        while frame != target and frame in self._frames:
+            try:
+                sample = self._frames[frame].at(stamp)
+            except ExtrapolationException as error:
+                return ascent, ExtrapolationException(f'{error} ("{frame}", on the way from "{source}" to "{target}")')
+            if sample.parent in ascent or len(ascent) > MAXIMUM_DEPTH:
+                raise self._loop()
+            ascent[sample.parent] = compose(sample.transform, ascent[frame])
+            frame = sample.parent
+        return ascent, None
+
+    def _latest_common_stamp(self, target: str, source: str) -> int:
+        """The oldest of the latest stamps on the way; transforms with stamp 0, static ones among them, don't count."""
+        if target == source:
+            return self._frames[target].span()[1] if target in self._frames else 0
+        from_source, from_target = self._latest_chain(source), self._latest_chain(target)
+        for common in from_source:
+            if common in from_target:
+                bounds = [stamp for chain in (from_source, from_target) for stamp in _below(chain, common) if stamp]
+                return min(bounds, default=0)
+        raise _unconnected(target, source)
+
+    def _latest_chain(self, frame: str) -> dict[str, int]:
+        """`frame` and its ancestors of now, each with the stamp of its own latest transform (0 for a root)."""
+        chain: dict[str, int] = {}
+        while (cache := self._frames.get(frame)) is not None and (sample := cache.latest()) is not None:
+            chain[frame] = sample.stamp
+            frame = sample.parent
+            if frame in chain:
+                raise self._loop()
+        chain[frame] = 0
+        return chain
+
+    def _loop(self) -> LookupException:
+        return LookupException(f"the tree of frames has a loop:\n{self.all_frames_as_string()}")
+
+
+def _below(chain: dict[str, int], ancestor: str) -> list[int]:
+    frames = list(chain)
+    return [chain[frame] for frame in frames[: frames.index(ancestor)]]
+
+
+def _unconnected(target: str, source: str) -> ConnectivityException:
+    return ConnectivityException(f'"{source}" and "{target}" are in trees that nothing connects')
+
+
+def _nanoseconds(time: Any, name: str) -> int:
+    if hasattr(time, "sec") and hasattr(time, "nanosec"):
+        return int(time.sec) * 10**9 + int(time.nanosec)
+    if hasattr(time, "nanoseconds"):
+        return int(time.nanoseconds)
+    raise TypeError(f"{name} must have sec and nanosec, or nanoseconds; {time!r} has neither")
+
+
+def _rigid(message: TransformStamped) -> Rigid:
+    translation, rotation = message.transform.translation, message.transform.rotation
+    if not isinstance(translation, Vector3) or not isinstance(rotation, QuaternionMessage):
+        raise TypeError(
+            "a transform is a geometry_msgs Vector3 and Quaternion, "
+            f"not {type(translation).__name__} and {type(rotation).__name__}"
+        )
+    return Rigid(
+        (float(translation.x), float(translation.y), float(translation.z)),
+        normalized((float(rotation.x), float(rotation.y), float(rotation.z), float(rotation.w))),
+    )
+
+
+def _problem(parent: str, child: str, transform: Rigid) -> str | None:
+    """What makes a transform unusable, in words; None if nothing does."""
+    if not parent or not child:
+        return "header.frame_id and child_frame_id must both be set"
+    if parent == child:
+        return "a frame cannot be its own parent"
+    if any(math.isnan(value) for value in (*transform.translation, *transform.rotation)):
+        return f"it holds NaN or a quaternion of length 0: {transform}"
+    return None
+
+
+def _message(target: str, source: str, stamp: int, transform: Rigid) -> TransformStamped:
+    message = TransformStamped()
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 10**9)
+    message.header.frame_id = target
+    message.child_frame_id = source
+    translation, rotation = message.transform.translation, message.transform.rotation
+    translation.x, translation.y, translation.z = transform.translation
+    rotation.x, rotation.y, rotation.z, rotation.w = normalized(transform.rotation)
+    return message
