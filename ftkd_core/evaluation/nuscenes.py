@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The official nuScenes detection metrics (`detection_cvpr_2019`) for detections given in the vehicle's frame.
+
+The devkit loads, filters and scores the boxes; we choose the key frames (a split of the devkit, one of the data set's
+own `splits.json`, or scenes by name) and say plainly what its conventions hide on small data: a class without a single
+true object counts as AP 0 and as errors of 1, and so does a velocity that nobody knows.
+"""
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes, load_gt_of_sample_tokens
+from nuscenes.eval.detection.data_classes import DetectionBox, DetectionMetrics
+from nuscenes.eval.detection.evaluate import DetectionEval
+from nuscenes.nuscenes import NuScenes
+
+from ftkd_core.classes import CLASS_NAMES, attribute_for
+from ftkd_core.data.nuscenes import scene_samples, split_scenes
+from ftkd_core.errors import UserError
+from ftkd_core.geometry import rotation_to_quaternion, transform_points, yaw_transform
+from ftkd_core.types import ObjectList
+
+CONFIG_NAME: Final = "detection_cvpr_2019"
+MAX_BOXES_PER_SAMPLE: Final = 500
+ERROR_NAMES: Final[dict[str, str]] = {
+    "ATE": "trans_err",
+    "ASE": "scale_err",
+    "AOE": "orient_err",
+    "AVE": "vel_err",
+    "AAE": "attr_err",
+}
+"""Our short names of the true-positive errors and the devkit's."""
+
+
+class PosedObjects(NamedTuple):
+    """Detections in ego, and where ego is: global_from_ego (4, 4) at the stamp of `objects`."""
+
+    objects: ObjectList
+    global_from_ego: NDArray[np.float64]
+
+
+def sample_tokens_of(
+    dataset: NuScenes, *, split: str | None = None, scenes: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """Tokens of the key frames of a split or of the named scenes (exactly one is given), scene by scene in time order.
+
+    A split is one of the devkit's or a key of `splits.json` in the data set. Raises UserError for an unknown one.
+    """
+    if (split is None) == (scenes is None):
+        raise ValueError(f"split {split!r} and scenes {scenes!r}; expected exactly one of the two")
+    names = split_scenes(dataset, split) if split is not None else scenes or ()
+    return tuple(token for name in names for token in scene_samples(dataset, name))
+
+
+def to_devkit_results(detections: Mapping[str, PosedObjects], sample_tokens: Iterable[str]) -> dict[str, Any]:
+    """The devkit's results dictionary: an entry for each of `sample_tokens`, empty where there are no detections.
+
+    Boxes go to the global frame with sizes (w, l, h), the best 500 a sample, attributes by the rule of
+    `classes.attribute_for`; an unknown velocity counts as standing. Raises ValueError for boxes that are not finite or
+    have no size, and for detections of a sample that is not in `sample_tokens`.
+    """
+    results: dict[str, list[dict[str, Any]]] = {token: [] for token in sample_tokens}
+    for token, posed in detections.items():
+        if token not in results:
+            raise ValueError(f"detections for sample {token!r}, which is not one of the {len(results)} to evaluate")
+        results[token] = _sample_results(token, posed)
+    meta = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False, "use_external": False}
+    return {"meta": meta, "results": results}
+
+
+def evaluate(
+    dataset: NuScenes,
+    results: Mapping[str, Any] | str | Path,
+    *,
+    split: str | None = None,
+    scenes: Sequence[str] | None = None,
+    sample_tokens: Sequence[str] | None = None,
+    output_dir: str | Path | None = None,
+) -> dict[str, Any]:
+    """Official metrics of a results dictionary or file on a split, on scenes, or on the key frames given by token.
+
+    Returns mAP, NDS, mATE, mASE, mAOE, mAVE, mAAE (None where the devkit gives no number), `classes` (per class: AP,
+    the five errors, number of true boxes), `mAP_present` (mean AP over the classes that have true boxes), `samples`,
+    `config` and `notes`, sentences that belong beside the numbers. With `output_dir` the same goes to
+    `metrics_summary.json` there, with the devkit's own summary beside it. Raises UserError where the results do not
+    cover the key frames.
+    """
+    if sample_tokens is None:
+        sample_tokens = sample_tokens_of(dataset, split=split, scenes=scenes)
+    if not sample_tokens:
+        raise UserError("no key frame to evaluate; expected a split or scene with at least one")
+    evaluation = _SubsetEvaluation(dataset, _load_results(results), sample_tokens)
+    metrics, _ = evaluation.evaluate()
+    summary = _summary(metrics, evaluation)
+    if output_dir is not None:
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "metrics_summary.json", summary)
+        _write_json(folder / "metrics_devkit.json", _plain(metrics.serialize()))
+    return summary
+
+
+class _SubsetEvaluation(DetectionEval):  # type: ignore[misc]  # the devkit has no types
+    """The devkit's evaluation on chosen key frames; loading, filtering and scoring are its own functions.
+
+    Its constructor only knows splits and files, and fails where nothing at all was detected.
+    """
+
+    def __init__(self, dataset: NuScenes, results: Mapping[str, Any], sample_tokens: Sequence[str]) -> None:
+        self.nusc = dataset
+        self.cfg = config_factory(CONFIG_NAME)
+        self.verbose = False
+        missing = [token for token in sample_tokens if token not in results]
+        if missing:
+            raise UserError(
+                f"the results have no entry for {len(missing)} of {len(sample_tokens)} key frames, the first being "
+                f"{missing[0]}; expected one for each (an empty list counts)"
+            )
+        chosen = {token: results[token] for token in sample_tokens}
+        for token, boxes in chosen.items():
+            if len(boxes) > MAX_BOXES_PER_SAMPLE:
+                raise UserError(f"{len(boxes)} boxes for sample {token}; expected at most {MAX_BOXES_PER_SAMPLE}")
+        self.pred_boxes = self._prepared(EvalBoxes.deserialize(chosen, DetectionBox))
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
+            truth = load_gt_of_sample_tokens(dataset, list(sample_tokens), DetectionBox)
+        self.gt_boxes = self._prepared(truth)
+        self.sample_tokens = self.gt_boxes.sample_tokens
+
+    def _prepared(self, boxes: EvalBoxes) -> EvalBoxes:
+        boxes = add_center_dist(self.nusc, boxes)
+        return filter_eval_boxes(self.nusc, boxes, self.cfg.class_range) if boxes.all else boxes
+
+
+def _sample_results(token: str, posed: PosedObjects) -> list[dict[str, Any]]:
+    objects = posed.objects
+    best = np.argsort(-objects.scores, kind="stable")[:MAX_BOXES_PER_SAMPLE]
+    objects = objects.select(best)
+    boxes = objects.boxes
+    bad = ~np.isfinite(boxes[:, :7]).all(axis=1) | (boxes[:, 3:6] <= 0).any(axis=1) | ~np.isfinite(objects.scores)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            f"detection {boxes[first].tolist()} with score {objects.scores[first]} at {objects.stamp_ns} ns; "
+            "expected finite numbers and sizes above 0"
+        )
+    centers = transform_points(posed.global_from_ego, boxes[:, :3])
+    rotation = posed.global_from_ego[:3, :3]
+    velocity_ego = np.concatenate([np.nan_to_num(boxes[:, 7:9]), np.zeros((len(boxes), 1))], axis=1)
+    velocities = velocity_ego @ rotation.T
+    entries = []
+    for box, center, velocity, score, label in zip(
+        boxes, centers, velocities, objects.scores, objects.labels, strict=True
+    ):
+        name = CLASS_NAMES[int(label)]
+        entries.append(
+            {
+                "sample_token": token,
+                "translation": center.tolist(),
+                "size": [box[4], box[3], box[5]],
+                "rotation": rotation_to_quaternion(rotation @ yaw_transform(box[6])[:3, :3]).tolist(),
+                "velocity": velocity[:2].tolist(),
+                "detection_name": name,
+                "detection_score": float(score),
+                "attribute_name": attribute_for(name, float(np.hypot(*velocity[:2]))),
+            }
+        )
+    return _plain(entries)  # type: ignore[no-any-return]
+
+
+def _load_results(results: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+    where = "the results"
+    if not isinstance(results, Mapping):
+        where = str(results)
+        try:
+            results = json.loads(Path(results).read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise UserError(f"cannot read {where} ({error}); expected a nuScenes results file") from error
+    entries = results.get("results") if isinstance(results, Mapping) else None
+    if not isinstance(entries, Mapping):
+        raise UserError(f"{where} is not a nuScenes results file; expected a dictionary with a dictionary `results`")
+    return entries
+
+
+def _summary(metrics: DetectionMetrics, evaluation: _SubsetEvaluation) -> dict[str, Any]:
+    truths = {name: 0 for name in CLASS_NAMES}
+    known_velocity = 0
+    for box in evaluation.gt_boxes.all:
+        truths[box.detection_name] += 1
+        known_velocity += int(np.all(np.isfinite(box.velocity)))
+    average_precision = metrics.mean_dist_aps
+    classes = {
+        name: {
+            "AP": average_precision[name],
+            **{short: metrics.get_label_tp(name, long) for short, long in ERROR_NAMES.items()},
+            "truths": truths[name],
+        }
+        for name in CLASS_NAMES
+    }
+    present = [average_precision[name] for name in CLASS_NAMES if truths[name]]
+    errors = {f"m{short}": metrics.tp_errors[long] for short, long in ERROR_NAMES.items()}
+    summary = {
+        "mAP": metrics.mean_ap,
+        "NDS": metrics.nd_score,
+        **errors,
+        "mAP_present": float(np.mean(present)) if present else None,
+        "classes": classes,
+        "samples": len(evaluation.sample_tokens),
+        "config": CONFIG_NAME,
+        "notes": _notes(truths, known_velocity, len(evaluation.pred_boxes.all)),
+    }
+    return _plain(summary)  # type: ignore[no-any-return]
+
+
+def _notes(truths: Mapping[str, int], known_velocity: int, predictions: int) -> list[str]:
+    notes = []
+    absent = [name for name, count in truths.items() if not count]
+    if absent:
+        notes.append(
+            f"No true object of {', '.join(absent)} is in range here; the official metric counts each such class as "
+            f"AP 0 and errors of 1, so that mAP cannot exceed {1 - len(absent) / len(truths):.2f}."
+        )
+    if sum(truths.values()) and not known_velocity:
+        notes.append("No true velocity is known here; the official metric then counts mAVE as 1.")
+    if not predictions:
+        notes.append("Nothing was detected within the evaluation range.")
+    return notes
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's types; numbers that are not finite become None, for JSON has no word for them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
