@@ -46,17 +46,23 @@ class ImageConfig:
 class BackboneConfig:
     """ResNet `depth` with `base_channels` in its first stage (64 is the published network) and the neck's output.
 
-    neck_stride: stride in pixels of the one feature level the decoder sees; neck_channels: its width C.
+    token_stride: stride in pixels of the one feature level whose cells are the decoder's tokens; auxiliary_stride: of the
+    level the 2-D head reads, the same or finer; neck_channels: the width C of both.
     """
 
     depth: int = 50
     base_channels: int = 64
-    neck_stride: int = 16
+    token_stride: int = 16
+    auxiliary_stride: int = 16
     neck_channels: int = 256
 
     def __post_init__(self) -> None:
         _require(self.depth in (18, 34, 50, 101), f"backbone depth {self.depth}: expected 18, 34, 50 or 101")
-        _require(self.neck_stride in (8, 16), f"neck stride {self.neck_stride}: expected 8 or 16")
+        _require(self.token_stride in (8, 16), f"token stride {self.token_stride}: expected 8 or 16")
+        _require(
+            self.auxiliary_stride in (8, 16) and self.auxiliary_stride <= self.token_stride,
+            f"auxiliary stride {self.auxiliary_stride}: expected 8 or 16, not above token stride {self.token_stride}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +75,9 @@ class DecoderConfig:
     locality: adds to each cross-attention logit a learnt, per-head multiple of cos(angle between the token's ray and the
     direction to the query's reference point), so that a query looks where it is from the first step on (ours, after
     spatially modulated co-attention, Gao et al. 2021; StreamPETR has none). content_from_position: a new query's content
-    starts as its position embedding, not as 0 (ours).
+    starts as its position embedding, not as 0 (ours). num_image_queries: that many more queries start at the peaks of the
+    2-D head, lifted to 3-D by its depth, with the content of that cell (after Far3D, Jiang et al. 2024; StreamPETR has
+    none); with them the 2-D head runs at inference too.
     """
 
     channels: int = 256
@@ -78,6 +86,7 @@ class DecoderConfig:
     ffn_channels: int = 2048
     dropout: float = 0.1
     num_queries: int = 300
+    num_image_queries: int = 0
     num_propagated: int = 128
     memory_length: int = 512
     num_depths: int = 64

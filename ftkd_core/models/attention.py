@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention of the decoder: hybrid self-attention over queries and memory, cross-attention to image tokens.
+
+Symbols: B batch, Q queries, K keys, L image tokens, C channels, A heads, E = C / A.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ftkd_core.models.position import TokenGeometry
+
+
+class HybridAttention(nn.Module):
+    """Queries attend to themselves and the memory; positions are added to queries and keys, not to values.
+
+    queries, query_position (B, Q, C); keys, key_position (B, K, C), the queries first; mask (Q, K) bool, True where a
+    query may look, or None. Returns (B, Q, C).
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.output = nn.Linear(channels, channels)
+        _xavier(self)
+
+    def forward(
+        self, queries: Tensor, query_position: Tensor, keys: Tensor, key_position: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        q = split_heads(self.query(queries + query_position), self.num_heads)      # (B, A, Q, E)
+        k = split_heads(self.key(keys + key_position), self.num_heads)             # (B, A, K, E)
+        v = split_heads(self.value(keys), self.num_heads)
+        attended: Tensor = self.output(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
+        return attended
+
+
+class TokenAttention(nn.Module):
+    """Queries attend to image tokens; tokens of a masked camera carry no weight.
+
+    Both the mask and the optional locality term are inner products, so they ride as extra columns on queries and keys
+    and the fused attention kernels need no dense mask: one column is 1 . (-penalty) for masked tokens, and with
+    `locality` every camera n adds three: kappa * direction(query -> from camera n) . ray(token of camera n), that is
+    kappa * cos(angle), with a kappa a head learns (ours; see DecoderConfig.locality).
+    """
+
+    _MASK_PENALTY = 1e4
+
+    def __init__(self, channels: int, num_heads: int, locality: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels)
+        self.value = nn.Linear(channels, channels)
+        self.output = nn.Linear(channels, channels)
+        _xavier(self)
+        if locality:
+            # Angular widths from 2 to 16 degrees over the heads: kappa = 1 / sigma^2.
+            sigma = torch.deg2rad(2.0 * 8.0 ** torch.linspace(0.0, 1.0, num_heads))
+            self.log_kappa = nn.Parameter(-2.0 * sigma.log())
+        else:
+            self.register_parameter("log_kappa", None)
+
+    def forward(
+        self,
+        queries: Tensor,
+        query_position: Tensor,
+        tokens: Tensor,
+        token_position: Tensor,
+        geometry: TokenGeometry,
+        reference_points_ego: Tensor,
+    ) -> Tensor:
+        """queries (B, Q, C), tokens (B, L, C), reference_points_ego (B, Q, 3) metres -> (B, Q, C)."""
+        q = split_heads(self.query(queries + query_position), self.num_heads)      # (B, A, Q, E)
+        k = split_heads(self.key(tokens + token_position), self.num_heads)         # (B, A, L, E)
+        v = split_heads(self.value(tokens), self.num_heads)
+        width = q.shape[-1]
+        q, k = q / math.sqrt(width), k
+        penalty = torch.where(geometry.mask, 0.0, -self._MASK_PENALTY).to(k.dtype)
+        extra_q = [q.new_ones(*q.shape[:-1], 1)]
+        extra_k = [penalty[:, None, :, None].expand(-1, self.num_heads, -1, -1)]
+        if self.log_kappa is not None:
+            directions, rays = locality_features(geometry, reference_points_ego)
+            kappa = self.log_kappa.exp()[:, None, None]
+            extra_q.append((kappa * directions[:, None]).to(q.dtype))              # (B, A, Q, 3N)
+            extra_k.append(rays[:, None].expand(-1, self.num_heads, -1, -1).to(k.dtype))
+        q, k = torch.cat([q, *extra_q], dim=-1), torch.cat([k, *extra_k], dim=-1)
+        padding = q.shape[-1] - width
+        attended = F.scaled_dot_product_attention(q, k, F.pad(v, (0, padding)), scale=1.0)[..., :width]
+        result: Tensor = self.output(merge_heads(attended))
+        return result
+
+
+def locality_features(geometry: TokenGeometry, points_ego: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors whose inner product is the cosine between a token's ray and the direction from its camera to a point.
+
+    Returns (B, Q, 3N) directions from each camera centre to the points (B, Q, 3), and (B, L, 3N) rays placed in the
+    columns of their own camera, zero elsewhere.
+    """
+    directions = points_ego[:, :, None] - geometry.camera_centers[:, None]         # (B, Q, N, 3)
+    directions = F.normalize(directions, dim=-1).flatten(2)
+    batch, length, _ = geometry.rays.shape
+    cameras = geometry.camera_centers.shape[1]
+    own = torch.eye(cameras, device=points_ego.device).repeat_interleave(length // cameras, dim=0)  # (L, N)
+    rays = (own[None, :, :, None] * geometry.rays[:, :, None]).reshape(batch, length, cameras * 3)
+    return directions, rays
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, Q, C) -> (B, A, Q, E)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, A, Q, E) -> (B, Q, C)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def _xavier(module: nn.Module) -> None:
+    for layer in module.children():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)

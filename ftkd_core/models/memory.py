@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The streaming memory: what the student keeps from earlier frames, in global coordinates.
+
+Source: StreamPETR code (method.md section 4), as an explicit value instead of module attributes.
+Symbols: B batch, M memory slots, Q queries, C channels, P propagated slots.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ftkd_core.geometry import invert_rigid, transform_points
+from ftkd_core.types import Frame
+
+
+class Memory(NamedTuple):
+    """Newest first: embedding (B, M, C); centers_global (B, M, 3) float64 metres; velocity_global (B, M, 2) m/s;
+    time (B, M) float64 seconds of the stream; global_from_ego (B, M, 4, 4) float64, the vehicle when it was stored."""
+
+    embedding: Tensor
+    centers_global: Tensor
+    velocity_global: Tensor
+    time: Tensor
+    global_from_ego: Tensor
+
+
+class LocalMemory(NamedTuple):
+    """The memory as the current frame sees it: embedding (B, M, C); centers_ego (B, M, 3) metres; velocity_ego (B, M, 2);
+    age (B, M) seconds; ego_from_past (B, M, 4, 4) the past vehicle frame in the current one. All float32."""
+
+    embedding: Tensor
+    centers_ego: Tensor
+    velocity_ego: Tensor
+    age: Tensor
+    ego_from_past: Tensor
+
+
+def empty_memory(batch: int, length: int, channels: int, device: torch.device | str = "cpu") -> Memory:
+    """A memory of zeros; the first frame (`frame.is_first`) never reads it."""
+    identity = torch.eye(4, dtype=torch.float64, device=device).expand(batch, length, 4, 4).clone()
+    return Memory(
+        embedding=torch.zeros(batch, length, channels, device=device),
+        centers_global=torch.zeros(batch, length, 3, dtype=torch.float64, device=device),
+        velocity_global=torch.zeros(batch, length, 2, device=device),
+        time=torch.zeros(batch, length, dtype=torch.float64, device=device),
+        global_from_ego=identity,
+    )
+
+
+def recall(memory: Memory, frame: Frame, pseudo_centers: Tensor) -> LocalMemory:
+    """The memory moved into the current ego frame; where a stream starts, the trained first state instead.
+
+    pseudo_centers (P, 3) metres in ego fill the first P slots of that state; its other slots are zeros at the origin,
+    with a pose of zeros, as upstream trains them.
+    """
+    ego_from_global = invert_rigid(frame.global_from_ego)
+    centers = transform_points(ego_from_global, memory.centers_global).float()
+    velocity = memory.velocity_global @ ego_from_global[:, :2, :2].mT.float()
+    age = (frame.time[:, None] - memory.time).float()
+    ego_from_past = (ego_from_global[:, None] @ memory.global_from_ego).float()
+
+    count = pseudo_centers.shape[0]
+    first = frame.is_first
+    start_centers = torch.cat([pseudo_centers, pseudo_centers.new_zeros(centers.shape[1] - count, 3)])
+    start_pose = torch.zeros_like(ego_from_past[0])
+    start_pose[:count] = torch.eye(4, device=centers.device)
+    return LocalMemory(
+        embedding=torch.where(first[:, None, None], torch.zeros_like(memory.embedding), memory.embedding),
+        centers_ego=torch.where(first[:, None, None], start_centers, centers),
+        velocity_ego=torch.where(first[:, None, None], torch.zeros_like(velocity), velocity),
+        age=torch.where(first[:, None], torch.zeros_like(age), age),
+        ego_from_past=torch.where(first[:, None, None, None], start_pose, ego_from_past),
+    )
+
+
+def memorise(
+    memory: Memory,
+    local: LocalMemory,
+    frame: Frame,
+    features: Tensor,
+    codes: Tensor,
+    scores: Tensor,
+    num_kept: int,
+) -> Memory:
+    """The memory after this frame: the num_kept best queries in front, the oldest slots dropped; detached.
+
+    features (B, Q, C), codes (B, Q, 10) in ego, scores (B, Q) of the last layer. Where the stream started with this
+    frame, the older slots are the first state's (`local`), not those of another stream.
+    """
+    best = scores.detach().topk(num_kept, dim=1).indices[..., None]                # (B, P, 1)
+    kept_features = features.detach().gather(1, best.expand(-1, -1, features.shape[-1]))
+    kept_codes = codes.detach().float().gather(1, best.expand(-1, -1, codes.shape[-1]))
+    pose = frame.global_from_ego
+    first = frame.is_first
+    centers = torch.where(
+        first[:, None, None], transform_points(pose, local.centers_ego.double()), memory.centers_global
+    )
+    past_poses = torch.where(
+        first[:, None, None, None], pose[:, None] @ local.ego_from_past.double(), memory.global_from_ego
+    )
+    time = torch.where(first[:, None], frame.time[:, None], memory.time)
+    new_pose = pose[:, None].expand(-1, num_kept, -1, -1)
+    new_time = frame.time[:, None].expand(-1, num_kept)
+    return Memory(
+        embedding=_push(local.embedding, kept_features.to(local.embedding.dtype)),
+        centers_global=_push(centers, transform_points(pose, kept_codes[..., :3].double())),
+        velocity_global=_push(
+            torch.where(first[:, None, None], local.velocity_ego, memory.velocity_global),
+            kept_codes[..., 8:10] @ pose[:, :2, :2].mT.float(),
+        ),
+        time=_push(time, new_time),
+        global_from_ego=_push(past_poses, new_pose),
+    )
+
+
+def _push(old: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([new, old.detach()[:, : old.shape[1] - new.shape[1]]], dim=1)
