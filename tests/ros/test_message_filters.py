@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What we rely on of `message_filters`: only the genuine API is used, so that these tests also hold the genuine package."""
+"""What we rely on of `message_filters`, by its genuine API alone: the tests hold the genuine one too."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from message_filters import ApproximateTimeSynchronizer, Cache, SimpleFilter, Subscriber, TimeSynchronizer
 from rclpy.callback_groups import ReentrantCallbackGroup
-from rclpy.clock import ClockType
+from rclpy.clock_type import ClockType
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -176,7 +176,7 @@ def test_full_queue_drops_its_smallest_stamp() -> None:
 def test_approximate_synchronizer_signals_each_complete_round_once_and_mixes_none(
     rounds: tuple[int, list[list[int]]], data: st.DataObject
 ) -> None:
-    """Rounds 100 ms apart, stamps of a round spread over less than the slop of 40 ms: drops cost their own round only."""
+    """Rounds 100 ms apart, each spread over less than the slop of 40 ms: a drop costs its own round only."""
     inputs, arrivals = rounds
     sources, received = approximate(inputs, queue_size=3, slop=0.04)
     offsets = st.integers(0, 40 * MILLISECOND - 1)
@@ -231,8 +231,8 @@ def test_the_slop_itself_is_too_far(apart: int, matches: bool) -> None:
 def test_the_nearest_message_wins_and_the_others_stay() -> None:
     sources, received = approximate(2, queue_size=5, slop=0.1)
     far, near = Stamped(1_000 * MILLISECOND), Stamped(1_030 * MILLISECOND)
-    sources[0].signalMessage(near)
     sources[0].signalMessage(far)
+    sources[0].signalMessage(near)
     sources[1].signalMessage(Stamped(1_040 * MILLISECOND))
     sources[1].signalMessage(Stamped(1_045 * MILLISECOND))
     assert [messages[0] for messages in received] == [near, far]
@@ -330,7 +330,8 @@ def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ros]:
 
 
 def test_subscriber_passes_on_the_messages_of_its_topic(ros: Ros) -> None:
-    subscriber = Subscriber(ros.node, Header, "stamps", qos_profile=5, callback_group=ReentrantCallbackGroup())
+    group = ReentrantCallbackGroup()
+    subscriber = Subscriber(ros.node, Header, "stamps", qos_profile=5, callback_group=group)
     received = collect(subscriber)
     publisher = ros.node.create_publisher(Header, "stamps", 5)
     assert ros.spin_until(lambda: publisher.get_subscription_count() == 1)
@@ -360,7 +361,7 @@ def test_subscriber_may_be_raw_and_best_effort(ros: Ros) -> None:
 
 
 def test_subscriber_is_reliable_by_default(ros: Ros) -> None:
-    """A best-effort publisher does not reach it: the reason why cameras are subscribed with sensor-data QoS."""
+    """A best-effort publisher does not reach it: why cameras are subscribed with sensor-data QoS."""
     subscriber = Subscriber(ros.node, Header, "silence")
     received = collect(subscriber)
     publisher = ros.node.create_publisher(Header, "silence", qos_profile_sensor_data)

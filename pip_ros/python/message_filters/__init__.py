@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Message filters for a machine with no ROS distribution: an own implementation of the API of ROS 2's `message_filters`.
+"""Message filters for a machine with no ROS distribution: an own version of ROS 2's `message_filters`.
 
-Covered: `SimpleFilter`, `Subscriber`, `Cache`, `TimeSynchronizer` and `ApproximateTimeSynchronizer`, with the behaviour
-of the Python package of ROS 2 Humble to Kilted. Names are the genuine ones, spelling included. Stamps are nanoseconds.
+Covered: `SimpleFilter`, `Subscriber`, `Cache`, `TimeSynchronizer` and `ApproximateTimeSynchronizer`, compared
+with the genuine package 6.0.6 (docs/ros_without_a_distribution.md). Names are the genuine ones, spelling
+included.
 """
 
-from message_filters._cache import Cache
-from message_filters._simple import SimpleFilter, Subscriber
-from message_filters._synchronizers import ApproximateTimeSynchronizer, TimeSynchronizer
+from ._cache import Cache
+from ._simple import SimpleFilter, Subscriber
+from ._synchronizers import ApproximateTimeSynchronizer, TimeSynchronizer
 
 __all__ = ["ApproximateTimeSynchronizer", "Cache", "SimpleFilter", "Subscriber", "TimeSynchronizer"]

@@ -6,15 +6,15 @@ from typing import Any
 
 from rclpy.time import Time
 
-from message_filters._simple import SimpleFilter
-from message_filters._stamps import message_stamp
+from ._simple import SimpleFilter
+from ._stamps import message_stamp
 
 
 class Cache(SimpleFilter):
     """Keeps the last `cache_size` messages in the order of their arrival and passes each of them on.
 
-    Times are `rclpy.time.Time`; a header's stamp counts as ROS time, and comparing times of two clocks raises TypeError.
-    Every question on an empty cache is answered with None (or an empty list).
+    Times are `rclpy.time.Time`; a header's stamp counts as ROS time, and comparing times of two clocks raises
+    TypeError. Every question on an empty cache is answered with None (or an empty list).
     """
 
     def __init__(self, f: SimpleFilter, cache_size: int = 1, allow_headerless: bool = False) -> None:
@@ -35,7 +35,7 @@ class Cache(SimpleFilter):
         return [time for time, _ in self._snapshot()]
 
     def _snapshot(self) -> list[tuple[Time, Any]]:
-        # list(deque) is one step under the interpreter lock, so a message that arrives meanwhile cannot upset a search.
+        # list(deque) is one step under the interpreter lock, so an arrival cannot upset a search.
         return list(self._entries)
 
     def connectInput(self, f: SimpleFilter) -> None:
@@ -51,7 +51,7 @@ class Cache(SimpleFilter):
         self.signalMessage(msg)
 
     def getInterval(self, from_stamp: Time, to_stamp: Time) -> list[Any]:
-        """The messages from `from_stamp` to `to_stamp`, both included; the genuine class asserts their order as well."""
+        """The messages from `from_stamp` to `to_stamp`, both included; asserts that they are in order."""
         assert from_stamp <= to_stamp, f"the interval ends before it begins: {from_stamp} > {to_stamp}"
         return [message for time, message in self._snapshot() if from_stamp <= time <= to_stamp]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The start of every chain of filters: callbacks to signal, and the filter that hands on a subscription's messages."""
+"""The start of every chain of filters: callbacks to signal, and a subscription's messages as signals."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,13 +15,13 @@ class SimpleFilter:
         self.callbacks: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
 
     def registerCallback(self, cb: Callable[..., Any], *args: Any) -> int:
-        """Call `cb(*messages, *args)` at every output, after those registered before; returns the connection's number."""
+        """Call `cb(*messages, *args)` at every output; returns the connection's number."""
         connection = len(self.callbacks)
         self.callbacks[connection] = (cb, args)
         return connection
 
     def signalMessage(self, *msg: Any) -> None:
-        """Hand `msg` to every registered callback, in the order of their registration and in the caller's thread."""
+        """Hand `msg` to every registered callback, in their order, in the caller's thread."""
         for callback, arguments in self.callbacks.values():
             callback(*msg, *arguments)
 
@@ -29,9 +29,10 @@ class SimpleFilter:
 class Subscriber(SimpleFilter):
     """A subscription as a filter.
 
-    Takes what `Node.create_subscription` takes, less the callback: `qos_profile` (a profile or a depth; reliable with
-    depth 10 unless told), `callback_group`, `event_callbacks`, `qos_overriding_options`, `raw`, ... by keyword. The first
-    three arguments go by position, as the genuine class demands. Attributes that it lacks are looked up in `sub`.
+    Takes what `Node.create_subscription` takes, less the callback: `qos_profile` (a profile or a depth;
+    reliable with depth 10 unless told), `callback_group`, `event_callbacks`, `qos_overriding_options`, `raw`,
+    ... by keyword. The first three arguments go by position, as the genuine class demands. Attributes that it
+    lacks are looked up in `sub`.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Subscriber(SimpleFilter):
         return self.topic
 
     def __getattr__(self, key: str) -> Any:
-        # Reached only for names that the filter itself lacks; `sub` is missing where create_subscription raised.
+        # Reached only for names that the filter lacks; `sub` is one where create_subscription raised.
         if key == "sub":
             raise AttributeError(key)
         return getattr(self.sub, key)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a message's time comes from: its header, or its arrival where the filter allows messages with no header."""
+"""Where a message's time comes from: its header, or its arrival where messages may lack a header."""
 
 from typing import Any
 
@@ -9,13 +9,14 @@ from rclpy.time import Time
 
 
 def message_stamp(msg: Any, allow_headerless: bool, logger_name: str) -> Time | None:
-    """The stamp of `msg` as an `rclpy.time.Time`; None, with a warning, for one that has none and may not lack it."""
+    """The stamp of `msg` as an `rclpy.time.Time`; None, with a warning, where it may not lack it and does."""
     stamp = getattr(getattr(msg, "header", None), "stamp", None)
     if stamp is not None:
         return stamp if hasattr(stamp, "nanoseconds") else Time.from_msg(stamp)
     if allow_headerless:
         return ROSClock().now()
     get_logger(logger_name).warning(
-        f"dropped a {type(msg).__name__}: it has no header.stamp; pass allow_headerless=True to use its arrival time"
+        f"dropped a {type(msg).__name__}: it has no header.stamp; "
+        "pass allow_headerless=True to use its arrival time"
     )
     return None

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sets of messages, one from each input, that were stamped at the same or nearly the same time.
 
-Queues: one dict per input, from stamp in nanoseconds to message. Callbacks run inside the synchronizer's lock, as in the
-genuine package: they must not feed the same synchronizer. Here an exception in a callback leaves the lock free.
+Queues: one dict per input, from stamp in nanoseconds to message. Callbacks run inside the synchronizer's
+lock, as in the genuine package: they must not feed the same synchronizer. Here an exception in a callback
+leaves the lock free.
 """
 
 import threading
@@ -12,14 +13,14 @@ from typing import Any
 from rclpy.duration import Duration
 from rclpy.time import Time
 
-from message_filters._simple import SimpleFilter
-from message_filters._stamps import message_stamp
+from ._simple import SimpleFilter
+from ._stamps import message_stamp
 
 Queue = dict[int, Any]
 
 
 class TimeSynchronizer(SimpleFilter):
-    """Signals `callback(message_1, ..., message_N)` once all N inputs hold a message of exactly the same stamp.
+    """Signals `callback(message_1, ..., message_N)` once all N inputs hold a message of the same stamp.
 
     Each input holds at most `queue_size` messages; the one with the smallest stamp leaves first.
     """
@@ -54,10 +55,11 @@ class TimeSynchronizer(SimpleFilter):
 class ApproximateTimeSynchronizer(TimeSynchronizer):
     """Signals sets of N messages whose stamps are less than `slop` seconds apart.
 
-    A new message is matched at once with messages of the other inputs at most `slop` away from it, the nearest first,
-    and the first set whose earliest and latest stamp are less than `slop` apart wins. `slop` itself is thus too far for
-    the set: inputs that are exactly 0.1 s apart need more than 0.1. There is no waiting for a better match and no timeout.
-    Newer distributions have a further argument before `allow_headerless`: pass that by keyword.
+    A new message is matched at once with messages of the other inputs at most `slop` away from it, the
+    nearest first, and the first set whose earliest and latest stamp are less than `slop` apart wins. `slop`
+    itself is thus too far for the set: inputs that are exactly 0.1 s apart need more than 0.1. There is no
+    waiting for a better match and no timeout. Newer distributions have a further argument before
+    `allow_headerless`: pass that by keyword.
     """
 
     def __init__(
@@ -77,10 +79,11 @@ class ApproximateTimeSynchronizer(TimeSynchronizer):
             self._store(my_queue, stamp, msg)
             matched = self._match(stamp, my_queue_index)
             if matched is not None:
-                self.signalMessage(*(queue.pop(match) for queue, match in zip(self.queues, matched, strict=True)))
+                pairs = zip(self.queues, matched, strict=True)
+                self.signalMessage(*(queue.pop(matching) for queue, matching in pairs))
 
     def _match(self, stamp: int, index: int | None) -> list[int] | None:
-        """Stamps of the set that a new message at `stamp` of input `index` completes, one for each input; or None."""
+        """The set that a new message at `stamp` of input `index` completes, as one stamp for each input."""
         candidates: list[list[int]] = []
         for position, queue in enumerate(self.queues):
             if position == index:
@@ -96,9 +99,10 @@ class ApproximateTimeSynchronizer(TimeSynchronizer):
 
 
 def _first_within(candidates: list[list[int]], slop: int, chosen: list[int]) -> list[int] | None:
-    """The first choice of one candidate each, in lexical order, that spans less than `slop`: a depth-first search.
+    """The first choice of one candidate each, in lexical order, that spans less than `slop`.
 
-    Branches that already span too much are cut, so that long queues don't cost their product.
+    A depth-first search: branches that already span too much are cut, so that long queues don't cost their
+    product.
     """
     if len(chosen) == len(candidates):
         return chosen

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The forest of frames and the questions one asks of it.
 
-Frames are known by name. Stamps are int nanoseconds inside; at the border a time is anything with `nanoseconds`
-(`rclpy.time.Time`) or with `sec` and `nanosec` (`builtin_interfaces/Time`). Time 0 asks for the latest time that all
-transforms on the way have in common. One lock makes every method safe to call from any thread.
+Frames are known by name. Stamps are int nanoseconds inside; at the border a time is anything with
+`nanoseconds` (`rclpy.time.Time`) or with `sec` and `nanosec` (`builtin_interfaces/Time`). Time 0 asks for the
+latest time that all transforms on the way have in common. One lock makes every method safe to call from any
+thread.
 """
 
 import math
 import threading
+from collections.abc import Container
 from typing import Any
 
 from geometry_msgs.msg import Quaternion as QuaternionMessage
@@ -15,15 +17,15 @@ from geometry_msgs.msg import TransformStamped, Vector3
 from rclpy.logging import get_logger
 from rclpy.time import Time
 
-from tf2_py._cache import Sample, StaticCache, TimeCache, seconds
-from tf2_py._exceptions import (
+from ._cache import Sample, StaticCache, TimeCache, seconds
+from ._exceptions import (
     ConnectivityException,
     ExtrapolationException,
     InvalidArgumentException,
     LookupException,
     TransformException,
 )
-from tf2_py._rotation import IDENTITY, Rigid, compose, invert, normalized
+from ._rotation import IDENTITY, Rigid, compose, invert, normalized
 
 DEFAULT_CACHE_TIME = 10 * 10**9
 MAXIMUM_DEPTH = 1000
@@ -34,16 +36,17 @@ class BufferCore:
 
     def __init__(self, cache_time: Any = None) -> None:
         """`cache_time`: an `rclpy.duration.Duration` or the message of one; 10 s unless given."""
-        self._cache_time = DEFAULT_CACHE_TIME if cache_time is None else _nanoseconds(cache_time, "cache_time")
+        given = cache_time is not None
+        self._cache_time = _nanoseconds(cache_time, "cache_time") if given else DEFAULT_CACHE_TIME
         self._lock = threading.RLock()
-        self._frames: dict[str, TimeCache | StaticCache] = {}      # by child
-        self._names: dict[str, None] = {}                           # every frame ever named, in order: an ordered set
+        self._frames: dict[str, TimeCache | StaticCache] = {}       # by child
+        self._names: dict[str, None] = {}       # every frame ever named, in the order of appearance
         self._authorities: dict[str, str] = {}
 
     # What comes in
 
     def set_transform(self, transform: TransformStamped, authority: str) -> None:
-        """Store `header.frame_id`_from_`child_frame_id` at its stamp. What is invalid or too old is logged and dropped."""
+        """Store `frame_id`_from_`child_frame_id` at its stamp; log and drop what is invalid or too old."""
         self._set(transform, authority, is_static=False)
 
     def set_transform_static(self, transform: TransformStamped, authority: str) -> None:
@@ -54,9 +57,10 @@ class BufferCore:
         parent, child = message.header.frame_id.removeprefix("/"), message.child_frame_id.removeprefix("/")
         transform = _rigid(message)
         stamp = _nanoseconds(message.header.stamp, "header.stamp")
+        name = f'the transform "{child}" in "{parent}" from "{authority}"'
         problem = _problem(parent, child, transform)
         if problem is not None:
-            get_logger("tf2").error(f'ignored the transform "{child}" in "{parent}" from "{authority}": {problem}')
+            get_logger("tf2").error(f"ignored {name}: {problem}")
             return
         with self._lock:
             cache = self._frames.get(child)
@@ -68,7 +72,7 @@ class BufferCore:
                 self._authorities[child] = authority
                 return
         get_logger("tf2").warning(
-            f'ignored the transform "{child}" in "{parent}" from "{authority}" at {seconds(stamp)} s: '
+            f"ignored {name} at {seconds(stamp)} s: "
             f"it is older than the latest one by more than the cache time of {seconds(self._cache_time)} s"
         )
 
@@ -89,14 +93,14 @@ class BufferCore:
     def lookup_transform_full_core(
         self, target_frame: str, target_time: Any, source_frame: str, source_time: Any, fixed_frame: str
     ) -> TransformStamped:
-        """`target` at `target_time` from `source` at `source_time`, where `fixed_frame` did not move in between."""
+        """`target` at `target_time` from `source` at `source_time`, if `fixed_frame` did not move."""
         with self._lock:
             for frame in (target_frame, source_frame, fixed_frame):
                 self._require_frame(frame)
-            _, fixed_from_source = self._lookup(fixed_frame, source_frame, _nanoseconds(source_time, "source_time"))
-            stamp, target_from_fixed = self._lookup(
-                target_frame, fixed_frame, _nanoseconds(target_time, "target_time")
-            )
+            source_stamp = _nanoseconds(source_time, "source_time")
+            target_stamp = _nanoseconds(target_time, "target_time")
+            _, fixed_from_source = self._lookup(fixed_frame, source_frame, source_stamp)
+            stamp, target_from_fixed = self._lookup(target_frame, fixed_frame, target_stamp)
         return _message(target_frame, source_frame, stamp, compose(target_from_fixed, fixed_from_source))
 
     def can_transform_core(self, target_frame: str, source_frame: str, time: Any) -> tuple[bool, str]:
@@ -126,7 +130,8 @@ class BufferCore:
                 self._require_frame(frame)
             try:
                 return Time(nanoseconds=self._latest_common_stamp(target_frame, source_frame))
-            except ConnectivityException as error:
+            except TransformException as error:
+                # tf2_py reports every failure of this question as the base class.
                 raise TransformException(str(error)) from error
 
     def all_frames_as_string(self) -> str:
@@ -139,7 +144,7 @@ class BufferCore:
         )
 
     def all_frames_as_yaml(self) -> str:
-        """The tree with rates and time spans, as the service `tf2_frames` returns it and `view_frames` reads it."""
+        """The tree with rates and time spans, as the service `tf2_frames` returns it."""
         with self._lock:
             if not self._names:
                 return "[]"
@@ -175,7 +180,7 @@ class BufferCore:
         if not isinstance(frame, str):
             raise TypeError(f"a frame's name is a str, not {frame!r}")
         if not frame or frame.startswith("/"):
-            raise InvalidArgumentException(f'"{frame}" is no frame\'s name: it is empty or begins with a slash')
+            raise InvalidArgumentException(f'"{frame}" names no frame: it is empty or begins with a slash')
         if frame not in self._names:
             raise LookupException(f'frame "{frame}" does not exist')
 
@@ -202,7 +207,7 @@ class BufferCore:
             try:
                 sample = self._frames[frame].at(stamp)
             except ExtrapolationException as error:
-                raise ExtrapolationException(f'{error} ("{frame}", on the way from "{source}" to "{target}")') from None
+                raise _gap(error, frame, target, source) from None
             ancestor_from_target = compose(sample.transform, ancestor_from_target)
             frame = sample.parent
         else:
@@ -214,9 +219,10 @@ class BufferCore:
     def _ascend(
         self, source: str, target: str, stamp: int
     ) -> tuple[dict[str, Rigid], ExtrapolationException | None]:
-        """`ancestor_from_source` for `source` and its ancestors up to `target`, the root or the first gap in the data.
+        """`ancestor_from_source` for `source` and its ancestors up to `target`, the root or the first gap.
 
-        A gap is no error yet: `target` may be reached from below it. It is returned to be raised if it isn't.
+        A gap in the data is no error yet: `target` may be reached from below it. It is returned to be raised
+        if it isn't.
         """
         ascent = {source: IDENTITY}
         frame = source
@@ -224,7 +230,7 @@ class BufferCore:
             try:
                 sample = self._frames[frame].at(stamp)
             except ExtrapolationException as error:
-                return ascent, ExtrapolationException(f'{error} ("{frame}", on the way from "{source}" to "{target}")')
+                return ascent, _gap(error, frame, target, source)
             if sample.parent in ascent or len(ascent) > MAXIMUM_DEPTH:
                 raise self._loop()
             ascent[sample.parent] = compose(sample.transform, ascent[frame])
@@ -232,20 +238,24 @@ class BufferCore:
         return ascent, None
 
     def _latest_common_stamp(self, target: str, source: str) -> int:
-        """The oldest of the latest stamps on the way; transforms with stamp 0, static ones among them, don't count."""
+        """The oldest of the latest stamps on the way; a stamp of 0, as static ones have, does not count."""
         if target == source:
             return self._frames[target].span()[1] if target in self._frames else 0
-        from_source, from_target = self._latest_chain(source), self._latest_chain(target)
-        for common in from_source:
-            if common in from_target:
-                bounds = [stamp for chain in (from_source, from_target) for stamp in _below(chain, common) if stamp]
-                return min(bounds, default=0)
-        raise _unconnected(target, source)
+        from_source = self._latest_chain(source, {target})
+        from_target = self._latest_chain(target, from_source)
+        common = list(from_target)[-1]
+        if common not in from_source:
+            raise _unconnected(target, source)
+        bounds = [stamp for chain in (from_source, from_target) for stamp in _below(chain, common) if stamp]
+        return min(bounds, default=0)
 
-    def _latest_chain(self, frame: str) -> dict[str, int]:
-        """`frame` and its ancestors of now, each with the stamp of its own latest transform (0 for a root)."""
+    def _latest_chain(self, frame: str, stop: Container[str]) -> dict[str, int]:
+        """`frame` and its present ancestors up to the first one in `stop` or the root.
+
+        Each comes with the stamp of its own latest transform; the last one with 0.
+        """
         chain: dict[str, int] = {}
-        while (cache := self._frames.get(frame)) is not None and (sample := cache.latest()) is not None:
+        while frame not in stop and (cache := self._frames.get(frame)) and (sample := cache.latest()):
             chain[frame] = sample.stamp
             frame = sample.parent
             if frame in chain:
@@ -260,6 +270,10 @@ class BufferCore:
 def _below(chain: dict[str, int], ancestor: str) -> list[int]:
     frames = list(chain)
     return [chain[frame] for frame in frames[: frames.index(ancestor)]]
+
+
+def _gap(error: ExtrapolationException, frame: str, target: str, source: str) -> ExtrapolationException:
+    return ExtrapolationException(f'{error} ("{frame}", on the way from "{source}" to "{target}")')
 
 
 def _unconnected(target: str, source: str) -> ConnectivityException:

@@ -7,8 +7,8 @@ Stamps are int nanoseconds; a request at 0 means the latest.
 from bisect import bisect_right
 from typing import NamedTuple
 
-from tf2_py._exceptions import ExtrapolationException
-from tf2_py._rotation import Rigid, interpolate
+from ._exceptions import ExtrapolationException
+from ._rotation import Rigid, interpolate
 
 
 class Sample(NamedTuple):
@@ -54,7 +54,7 @@ class StaticCache:
 
 
 class TimeCache:
-    """Transforms of the last `cache_time` nanoseconds, interpolated between their stamps and never extrapolated."""
+    """Transforms of the last `cache_time` nanoseconds, interpolated between stamps, never extrapolated."""
 
     def __init__(self, cache_time: int) -> None:
         self._cache_time = cache_time
@@ -64,8 +64,8 @@ class TimeCache:
     def insert(self, sample: Sample) -> bool:
         """Store a sample; False if it is older than the latest by more than the cache time.
 
-        Samples out of date are dropped before that, measured from the latest sample until now: as in tf2, the newest one
-        outdates others only when the next arrives.
+        Samples out of date are dropped before that, measured from the latest sample until now: as in tf2, the
+        newest one outdates others only when the next arrives.
         """
         if self._stamps:
             oldest_kept = self._stamps[-1] - self._cache_time

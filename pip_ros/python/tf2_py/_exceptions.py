@@ -23,4 +23,4 @@ class InvalidArgumentException(TransformException):
 
 
 class TimeoutException(TransformException):
-    """Kept for `except` clauses: buffers report why the transform is missing rather than that waiting was in vain."""
+    """For `except` clauses: a buffer says why a transform is missing, not that waiting was in vain."""

@@ -66,10 +66,10 @@ def invert(transform: Rigid) -> Rigid:
 
 
 def normalized(rotation: Quaternion) -> Quaternion:
-    """The same rotation at length 1 and, of its two quaternions, the one that tf2 reports. Length 0 gives NaN.
+    """The same rotation at length 1 and, of its two quaternions, the one that tf2 reports.
 
-    tf2 keeps rotations as matrices and extracts the quaternion with w > 0 if |w| > 1/2, else with the largest of x, y, z
-    positive.
+    Length 0 gives NaN. tf2 keeps rotations as matrices and extracts the quaternion with w > 0 if |w| > 1/2,
+    else with the largest of x, y, z positive.
     """
     length = math.sqrt(sum(component * component for component in rotation))
     if length == 0.0:
@@ -80,7 +80,7 @@ def normalized(rotation: Quaternion) -> Quaternion:
 
 
 def interpolate(start: Rigid, end: Rigid, ratio: float) -> Rigid:
-    """Between two transforms: the translation on a straight line, the rotation on the shorter arc; `ratio` in [0, 1]."""
+    """Between two transforms: on a straight line, turning along the shorter arc; `ratio` in [0, 1]."""
     sx, sy, sz = start.translation
     ex, ey, ez = end.translation
     keep = 1.0 - ratio
@@ -91,8 +91,9 @@ def interpolate(start: Rigid, end: Rigid, ratio: float) -> Rigid:
 def _slerp(start: Quaternion, end: Quaternion, ratio: float) -> Quaternion:
     if sum(a * b for a, b in zip(start, end, strict=True)) < 0.0:
         end = (-end[0], -end[1], -end[2], -end[3])
-    # The angle from both chords: exact for nearly equal rotations, where the arc cosine of the dot product is not.
-    angle = 2.0 * math.atan2(math.dist(start, end), math.hypot(*(a + b for a, b in zip(start, end, strict=True))))
+    # The angle from both chords: exact for nearly equal rotations, where the arc cosine is not.
+    total = math.hypot(*(a + b for a, b in zip(start, end, strict=True)))
+    angle = 2.0 * math.atan2(math.dist(start, end), total)
     sine = math.sin(angle)
     if sine == 0.0:
         return start

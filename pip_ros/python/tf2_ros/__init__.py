@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms over ROS 2 for a machine with no ROS distribution: an own implementation of what we use of `tf2_ros`.
+"""Transforms over ROS 2 for a machine with no ROS distribution: an own version of what we use of `tf2_ros`.
 
-Covered: `Buffer`, `TransformListener`, `TransformBroadcaster`, `StaticTransformBroadcaster` and the exceptions, with the
-genuine names, module layout and behaviour of ROS 2 Humble to Kilted.
+Covered: `Buffer`, `TransformListener`, `TransformBroadcaster`, `StaticTransformBroadcaster` and the
+exceptions, compared with the genuine package 0.39.1 (docs/ros_without_a_distribution.md).
 """
 
 from tf2_py import (
@@ -14,10 +14,11 @@ from tf2_py import (
     TimeoutException,
     TransformException,
 )
-from tf2_ros.buffer import Buffer
-from tf2_ros.static_transform_broadcaster import StaticTransformBroadcaster
-from tf2_ros.transform_broadcaster import TransformBroadcaster
-from tf2_ros.transform_listener import TransformListener
+
+from .buffer import Buffer
+from .static_transform_broadcaster import StaticTransformBroadcaster
+from .transform_broadcaster import TransformBroadcaster
+from .transform_listener import TransformListener
 
 __all__ = [
     "Buffer",

@@ -8,14 +8,14 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile
 from tf2_msgs.msg import TFMessage
 
-from tf2_ros.transform_broadcaster import as_list
+from .transform_broadcaster import as_list
 
 
 class StaticTransformBroadcaster:
     """Publishes on `/tf_static`, latched.
 
-    Only the last message is kept for late subscribers, so each one repeats all that was sent before; of two transforms
-    of the same child frame the newer one counts.
+    Only the last message is kept for late subscribers, so each one repeats all that was sent before; of two
+    transforms of the same child frame the newer one counts.
     """
 
     def __init__(self, node: Node, qos: QoSProfile | int | None = None) -> None:

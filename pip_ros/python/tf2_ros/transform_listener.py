@@ -9,7 +9,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile
 from tf2_msgs.msg import TFMessage
 
-from tf2_ros.buffer import Buffer
+from .buffer import Buffer
 
 DEFAULT_TF_TOPIC = "/tf"
 DEFAULT_STATIC_TF_TOPIC = "/tf_static"
@@ -17,10 +17,10 @@ AUTHORITY = "default_authority"
 
 
 class TransformListener:
-    """Subscribes to `/tf` (depth 100) and `/tf_static` (latched, depth 100) and sets what arrives in `buffer`.
+    """Subscribes to `/tf` and `/tf_static` (depth 100, the latter latched) and fills `buffer`.
 
-    Runs in the node's executor; with `spin_thread` in a thread of its own that spins the whole node, which then must not
-    be spun by another. `buffer` may be replaced at any time. `unregister` ends it.
+    Runs in the node's executor; with `spin_thread` in a thread of its own that spins the whole node, which
+    then must not be spun by another. `buffer` may be replaced at any time. `unregister` ends it.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class TransformListener:
         self.node = node
         # Reentrant: a callback of the node that waits for a transform must not keep the transforms out.
         self.group = ReentrantCallbackGroup()
-        self.tf_sub = node.create_subscription(TFMessage, tf_topic, self.callback, qos, callback_group=self.group)
+        self.tf_sub = node.create_subscription(
+            TFMessage, tf_topic, self.callback, qos, callback_group=self.group
+        )
         self.tf_static_sub = node.create_subscription(
             TFMessage, tf_static_topic, self.static_callback, static_qos, callback_group=self.group
         )

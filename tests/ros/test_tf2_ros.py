@@ -1,0 +1,608 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What we rely on of `tf2_ros`: only the genuine API is used, so that these tests also hold the genuine
+package.
+
+Transforms are `parent_from_child` as 4x4 matrices of metres; times are int nanoseconds.
+"""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import rclpy
+import yaml
+from geometry_msgs.msg import TransformStamped
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rclpy.context import Context
+from rclpy.duration import Duration
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock as ClockMessage
+from tf2_msgs.srv import FrameGraph
+from tf2_ros import (
+    Buffer,
+    ConnectivityException,
+    ExtrapolationException,
+    InvalidArgumentException,
+    LookupException,
+    StaticTransformBroadcaster,
+    TimeoutException,
+    TransformBroadcaster,
+    TransformException,
+    TransformListener,
+)
+
+SECOND = 10**9
+LATEST = Time()
+Matrix = NDArray[np.float64]
+QuaternionArray = NDArray[np.float64]
+
+
+def stamped(
+    parent: str,
+    child: str,
+    nanoseconds: int = 0,
+    translation: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    rotation: tuple[float, float, float, float] | QuaternionArray = (0.0, 0.0, 0.0, 1.0),
+) -> TransformStamped:
+    message = TransformStamped()
+    message.header.frame_id, message.child_frame_id = parent, child
+    message.header.stamp = Time(nanoseconds=nanoseconds).to_msg()
+    vector, quaternion = message.transform.translation, message.transform.rotation
+    vector.x, vector.y, vector.z = (float(value) for value in translation)
+    quaternion.x, quaternion.y, quaternion.z, quaternion.w = (float(value) for value in rotation)
+    return message
+
+
+def matrix(message: TransformStamped) -> Matrix:
+    """The transform of a message as a 4x4 matrix; (4, 4)."""
+    x, y, z, w = rotation_of(message)
+    vector = message.transform.translation
+    result = np.eye(4)
+    result[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+    ]
+    result[:3, 3] = vector.x, vector.y, vector.z
+    return result
+
+
+def rotation_of(message: TransformStamped) -> QuaternionArray:
+    quaternion = message.transform.rotation
+    return np.array([quaternion.x, quaternion.y, quaternion.z, quaternion.w])
+
+
+def x_of(buffer: Buffer, target: str, source: str, nanoseconds: int) -> float:
+    found = buffer.lookup_transform(target, source, Time(nanoseconds=nanoseconds))
+    return float(found.transform.translation.x)
+
+
+def product(left: QuaternionArray, right: QuaternionArray) -> QuaternionArray:
+    """Hamilton product of quaternions (x, y, z, w)."""
+    vector = left[3] * right[:3] + right[3] * left[:3] + np.cross(left[:3], right[:3])
+    return np.append(vector, left[3] * right[3] - left[:3] @ right[:3])
+
+
+def about(axis: QuaternionArray, angle: float) -> QuaternionArray:
+    return np.append(math.sin(angle / 2) * axis, math.cos(angle / 2))
+
+
+def moving(speed: float = 1.0, first: int = 1, last: int = 5) -> Buffer:
+    """`base_link` drives along x of `map`, one sample a second, with a static `cam_front` 2 m ahead."""
+    buffer = Buffer()
+    for second in range(first, last + 1):
+        buffer.set_transform(stamped("map", "base_link", second * SECOND, (speed * second, 0.0, 0.0)), "test")
+    buffer.set_transform_static(stamped("base_link", "cam_front", 0, (2.0, 0.0, 0.0)), "test")
+    return buffer
+
+
+units = st.tuples(*[st.floats(-1.0, 1.0)] * 3).filter(lambda vector: math.hypot(*vector) > 0.1)
+positions = st.tuples(*[st.floats(-100.0, 100.0)] * 3)
+rotations = st.builds(
+    lambda axis, angle: about(np.array(axis) / math.hypot(*axis), angle), units, st.floats(-math.pi, math.pi)
+)
+
+
+# Interpolation
+
+
+@given(positions, positions, rotations, units, st.floats(0.0, 3.1), st.floats(0.0, 1.0), st.booleans())
+@settings(deadline=None)
+def test_between_two_samples_the_translation_is_linear_and_the_rotation_of_constant_speed(
+    start: tuple[float, float, float],
+    end: tuple[float, float, float],
+    rotation: QuaternionArray,
+    axis: tuple[float, float, float],
+    angle: float,
+    ratio: float,
+    negated: bool,
+) -> None:
+    """The shorter way round, whichever of its two quaternions a rotation comes as."""
+    direction = np.array(axis) / math.hypot(*axis)
+    turned = product(rotation, about(direction, angle)) * (-1.0 if negated else 1.0)
+    buffer = Buffer()
+    buffer.set_transform(stamped("map", "base_link", SECOND, start, rotation), "test")
+    buffer.set_transform(stamped("map", "base_link", 2 * SECOND, end, turned), "test")
+    at = SECOND + round(ratio * SECOND)
+    found = buffer.lookup_transform("map", "base_link", Time(nanoseconds=at))
+    exact_ratio = (at - SECOND) / SECOND
+    expected = np.array(start) * (1 - exact_ratio) + np.array(end) * exact_ratio
+    assert matrix(found)[:3, 3] == pytest.approx(expected, abs=1e-9)
+    expected_rotation = product(rotation, about(direction, angle * exact_ratio))
+    assert abs(rotation_of(found) @ expected_rotation) == pytest.approx(1.0, abs=1e-9)
+    assert np.linalg.norm(rotation_of(found)) == pytest.approx(1.0, abs=1e-9)
+    assert found.header.stamp == Time(nanoseconds=at).to_msg()
+
+
+def test_samples_may_arrive_out_of_order() -> None:
+    buffer = Buffer()
+    for second in (3, 1, 2):
+        sample = stamped("map", "base_link", second * SECOND, (float(second) ** 2, 0.0, 0.0))
+        buffer.set_transform(sample, "test")
+    assert x_of(buffer, "map", "base_link", SECOND * 3 // 2) == pytest.approx(2.5)
+    assert x_of(buffer, "map", "base_link", SECOND * 5 // 2) == pytest.approx(6.5)
+
+
+def test_a_frame_that_changes_its_parent_is_not_interpolated_across_the_change() -> None:
+    buffer = Buffer()
+    buffer.set_transform(stamped("left", "load", SECOND, (1.0, 0.0, 0.0)), "test")
+    buffer.set_transform(stamped("right", "load", 2 * SECOND, (9.0, 0.0, 0.0)), "test")
+    assert x_of(buffer, "left", "load", SECOND * 3 // 2) == 1.0
+    assert x_of(buffer, "right", "load", 2 * SECOND) == 9.0
+
+
+# The tree
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_lookup_is_the_product_of_the_matrices_on_the_way(data: st.DataObject) -> None:
+    """Random trees with static and moving branches: any pair of frames, both ways and through a third."""
+    count = data.draw(st.integers(2, 8))
+    buffer = Buffer()
+    root_from = {"frame0": np.eye(4)}
+    for number in range(1, count):
+        parent, child = f"frame{data.draw(st.integers(0, number - 1))}", f"frame{number}"
+        message = stamped(parent, child, SECOND, data.draw(positions), data.draw(rotations))
+        if data.draw(st.booleans()):
+            buffer.set_transform_static(message, "test")
+        else:
+            buffer.set_transform(message, "test")
+        root_from[child] = root_from[parent] @ matrix(message)
+    target, source, fixed = (f"frame{data.draw(st.integers(0, count - 1))}" for _ in range(3))
+    found = buffer.lookup_transform(target, source, Time(nanoseconds=SECOND))
+    assert (found.header.frame_id, found.child_frame_id) == (target, source)
+    expected = np.linalg.inv(root_from[target]) @ root_from[source]
+    assert matrix(found) == pytest.approx(expected, abs=1e-8)
+    assert buffer.can_transform(target, source, Time(nanoseconds=SECOND))
+    back = buffer.lookup_transform(source, target, Time(nanoseconds=SECOND))
+    assert matrix(back) @ matrix(found) == pytest.approx(np.eye(4), abs=1e-8)
+    full = buffer.lookup_transform_full(
+        target, Time(nanoseconds=SECOND), source, Time(nanoseconds=SECOND), fixed
+    )
+    assert matrix(full) == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_static_transform_holds_at_any_time_and_takes_the_time_asked_for() -> None:
+    buffer = Buffer()
+    buffer.set_transform_static(stamped("base_link", "cam_front", 7 * SECOND, (2.0, 0.0, 0.0)), "test")
+    found = buffer.lookup_transform("base_link", "cam_front", Time(nanoseconds=123 * SECOND))
+    assert found.transform.translation.x == 2.0
+    assert found.header.stamp == Time(nanoseconds=123 * SECOND).to_msg()
+    assert buffer.lookup_transform("base_link", "cam_front", LATEST).header.stamp == LATEST.to_msg()
+    buffer.set_transform_static(stamped("base_link", "cam_front", 0, (3.0, 0.0, 0.0)), "test")
+    assert x_of(buffer, "base_link", "cam_front", SECOND) == 3.0
+
+
+def test_time_zero_is_the_latest_time_that_the_way_has_in_common() -> None:
+    buffer = moving()
+    buffer.set_transform(stamped("map", "target", 3 * SECOND, (0.0, 1.0, 0.0)), "test")
+    buffer.set_transform(stamped("map", "target", 4 * SECOND, (0.0, 2.0, 0.0)), "test")
+    found = buffer.lookup_transform("target", "cam_front", LATEST)
+    assert found.header.stamp == Time(nanoseconds=4 * SECOND).to_msg()
+    assert found.transform.translation.x == pytest.approx(6.0)
+    assert found.transform.translation.y == pytest.approx(-2.0)
+    assert buffer.get_latest_common_time("target", "cam_front") == Time(nanoseconds=4 * SECOND)
+    assert buffer.get_latest_common_time("map", "base_link") == Time(nanoseconds=5 * SECOND)
+
+
+def test_a_frame_in_itself_is_the_identity_even_if_unknown() -> None:
+    found = Buffer().lookup_transform("anywhere", "anywhere", Time(nanoseconds=5))
+    assert matrix(found) == pytest.approx(np.eye(4))
+
+
+def test_full_lookup_accounts_for_the_motion_between_two_exposures() -> None:
+    """At 15 m/s a camera exposed 43 ms before the reference time is 0.645 m behind."""
+    buffer = moving(speed=15.0)
+    reference, exposure = 3 * SECOND, 3 * SECOND - 43_000_000
+    found = buffer.lookup_transform_full(
+        "base_link", Time(nanoseconds=reference), "cam_front", Time(nanoseconds=exposure), "map"
+    )
+    assert found.transform.translation.x == pytest.approx(2.0 - 0.645)
+    assert found.header.stamp == Time(nanoseconds=reference).to_msg()
+    assert (found.header.frame_id, found.child_frame_id) == ("base_link", "cam_front")
+
+
+def test_times_may_be_messages() -> None:
+    buffer = moving()
+    found = buffer.lookup_transform("map", "base_link", Time(nanoseconds=2 * SECOND).to_msg())
+    assert found.transform.translation.x == 2.0
+    with pytest.raises(TypeError):
+        buffer.lookup_transform("map", "base_link", 2.0)
+
+
+# What is refused, and why
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        LookupException,
+        ConnectivityException,
+        ExtrapolationException,
+        InvalidArgumentException,
+        TimeoutException,
+    ],
+)
+def test_every_exception_is_a_transform_exception(kind: type[Exception]) -> None:
+    assert issubclass(kind, TransformException)
+
+
+@pytest.mark.parametrize(
+    ("target", "source", "seconds", "kind"),
+    [
+        ("map", "nowhere", 2.0, LookupException),
+        ("nowhere", "map", 2.0, LookupException),
+        ("", "map", 2.0, InvalidArgumentException),
+        ("/map", "base_link", 2.0, InvalidArgumentException),
+        ("map", "island", 2.0, ConnectivityException),
+        ("map", "island", 0.0, ConnectivityException),
+        ("map", "base_link", 0.5, ExtrapolationException),
+        ("cam_front", "map", 5.5, ExtrapolationException),
+        ("map", "once", 1.5, ExtrapolationException),
+    ],
+)
+def test_a_missing_transform_says_why(
+    target: str, source: str, seconds: float, kind: type[Exception]
+) -> None:
+    buffer = moving()
+    buffer.set_transform_static(stamped("sea", "island"), "test")
+    buffer.set_transform(stamped("map", "once", SECOND), "test")
+    at = Time(nanoseconds=round(seconds * SECOND))
+    with pytest.raises(TransformException) as caught:
+        buffer.lookup_transform(target, source, at)
+    assert caught.type is kind
+    assert not buffer.can_transform(target, source, at)
+    possible, reason = buffer.can_transform(target, source, at, return_debug_tuple=True)
+    assert not possible
+    assert reason
+
+
+def test_extrapolation_names_its_direction() -> None:
+    buffer = moving()
+    with pytest.raises(ExtrapolationException, match="extrapolation into the future"):
+        buffer.lookup_transform("map", "base_link", Time(nanoseconds=6 * SECOND))
+    with pytest.raises(ExtrapolationException, match="extrapolation into the past"):
+        buffer.lookup_transform("map", "base_link", Time(nanoseconds=1))
+
+
+def test_a_gap_above_the_common_ancestor_does_not_matter() -> None:
+    buffer = moving()
+    buffer.set_transform_static(stamped("base_link", "lidar_top", 0, (0.0, 0.0, 1.8)), "test")
+    found = buffer.lookup_transform("lidar_top", "cam_front", Time(nanoseconds=100 * SECOND))
+    assert found.transform.translation.z == pytest.approx(-1.8)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        stamped("map", "map", SECOND),
+        stamped("", "bad", SECOND),
+        stamped("map", "", SECOND),
+        stamped("map", "bad", SECOND, (math.nan, 0.0, 0.0)),
+        stamped("map", "bad", SECOND, rotation=(0.0, 0.0, 0.0, 0.0)),
+        stamped("map", "bad", SECOND, rotation=(math.nan, 0.0, 0.0, 1.0)),
+    ],
+    ids=["own parent", "no parent", "no child", "NaN translation", "zero quaternion", "NaN quaternion"],
+)
+def test_an_unusable_transform_is_dropped_without_harm(bad: TransformStamped) -> None:
+    buffer = moving()
+    buffer.set_transform(bad, "test")
+    assert not buffer.can_transform("map", "bad", LATEST)
+    assert x_of(buffer, "map", "base_link", 2 * SECOND) == 2.0
+
+
+def test_leading_slashes_are_dropped_on_the_way_in() -> None:
+    buffer = Buffer()
+    buffer.set_transform(stamped("/map", "/base_link", SECOND, (1.0, 0.0, 0.0)), "test")
+    assert x_of(buffer, "map", "base_link", SECOND) == 1.0
+
+
+def test_a_loop_is_an_error_and_not_an_endless_walk() -> None:
+    buffer = Buffer()
+    buffer.set_transform_static(stamped("a", "b"), "test")
+    buffer.set_transform_static(stamped("b", "c"), "test")
+    buffer.set_transform_static(stamped("c", "a"), "test")
+    buffer.set_transform_static(stamped("a", "leaf"), "test")
+    buffer.set_transform_static(stamped("sea", "island"), "test")
+    with pytest.raises(TransformException):
+        buffer.lookup_transform("island", "leaf", LATEST)
+    with pytest.raises(TransformException):
+        buffer.lookup_transform("leaf", "island", Time(nanoseconds=SECOND))
+
+
+# Forgetting
+
+
+def test_samples_older_than_the_cache_time_are_forgotten() -> None:
+    buffer = Buffer(cache_time=Duration(seconds=2))
+    for second in range(1, 8):
+        buffer.set_transform(stamped("map", "base_link", second * SECOND, (float(second), 0.0, 0.0)), "test")
+    assert x_of(buffer, "map", "base_link", 5 * SECOND) == 5.0
+    with pytest.raises(ExtrapolationException):
+        buffer.lookup_transform("map", "base_link", Time(nanoseconds=3 * SECOND))
+    buffer.set_transform(stamped("map", "base_link", 2 * SECOND), "test")
+    with pytest.raises(ExtrapolationException):
+        buffer.lookup_transform("map", "base_link", Time(nanoseconds=2 * SECOND))
+
+
+def test_ten_seconds_are_kept_by_default() -> None:
+    buffer = moving(last=13)
+    assert buffer.can_transform("map", "base_link", Time(nanoseconds=3 * SECOND))
+    assert not buffer.can_transform("map", "base_link", Time(nanoseconds=SECOND))
+
+
+def test_clear_forgets_what_moves_and_keeps_what_is_static() -> None:
+    buffer = moving()
+    buffer.clear()
+    assert not buffer.can_transform("map", "base_link", LATEST)
+    assert buffer.can_transform("base_link", "cam_front", LATEST)
+    buffer.set_transform(stamped("map", "base_link", SECOND, (4.0, 0.0, 0.0)), "test")
+    assert x_of(buffer, "map", "cam_front", SECOND) == 6.0
+
+
+def test_a_frame_may_turn_static_and_back() -> None:
+    buffer = moving()
+    buffer.set_transform_static(stamped("map", "base_link", 0, (7.0, 0.0, 0.0)), "test")
+    assert x_of(buffer, "map", "base_link", 99 * SECOND) == 7.0
+    buffer.set_transform(stamped("map", "base_link", SECOND, (8.0, 0.0, 0.0)), "test")
+    assert not buffer.can_transform("map", "base_link", Time(nanoseconds=2 * SECOND))
+    assert x_of(buffer, "map", "base_link", SECOND) == 8.0
+
+
+# The tree in words
+
+
+def test_all_frames_as_yaml_and_as_text() -> None:
+    assert yaml.safe_load(Buffer().all_frames_as_yaml()) == []
+    buffer = moving()
+    frames = yaml.safe_load(buffer.all_frames_as_yaml())
+    assert set(frames) == {"base_link", "cam_front"}
+    assert frames["base_link"]["parent"] == "map"
+    assert frames["base_link"]["broadcaster"] == "test"
+    assert frames["base_link"]["rate"] == pytest.approx(5 / 4)
+    assert frames["base_link"]["oldest_transform"] == 1.0
+    assert frames["base_link"]["most_recent_transform"] == 5.0
+    assert frames["base_link"]["buffer_length"] == 4.0
+    text = buffer.all_frames_as_string()
+    assert all(name in text for name in ("map", "base_link", "cam_front"))
+
+
+# Waiting
+
+
+def later(seconds: float, action: Callable[[], Any]) -> threading.Timer:
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    return timer
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_lookup_waits_for_a_transform_of_another_thread(full: bool) -> None:
+    buffer = moving()
+    at = Time(nanoseconds=6 * SECOND)
+    awaited = stamped("map", "base_link", 6 * SECOND, (6.0, 0.0, 0.0))
+    timer = later(0.1, lambda: buffer.set_transform(awaited, "test"))
+    started = time.monotonic()
+    timeout = Duration(seconds=10)
+    if full:
+        found = buffer.lookup_transform_full("map", at, "base_link", at, "map", timeout)
+    else:
+        found = buffer.lookup_transform("map", "base_link", at, timeout=timeout)
+    waited = time.monotonic() - started
+    timer.join()
+    assert found.transform.translation.x == 6.0
+    assert 0.05 < waited < 5.0
+
+
+def test_a_wait_in_vain_ends_with_the_reason() -> None:
+    buffer = moving()
+    started = time.monotonic()
+    with pytest.raises(ExtrapolationException):
+        buffer.lookup_transform("map", "base_link", Time(nanoseconds=9 * SECOND), Duration(seconds=0.1))
+    assert not buffer.can_transform("map", "nowhere", LATEST, Duration(seconds=0.1))
+    assert 0.15 < time.monotonic() - started < 5.0
+
+
+def test_a_future_is_done_with_the_transform_it_waited_for() -> None:
+    buffer = moving()
+    ready = buffer.wait_for_transform_async("map", "base_link", Time(nanoseconds=2 * SECOND))
+    assert ready.done()
+    at = Time(nanoseconds=6 * SECOND)
+    waiting = buffer.wait_for_transform_async("map", "base_link", at)
+    waiting_full = buffer.wait_for_transform_full_async("map", at, "base_link", at, "map")
+    buffer.set_transform(stamped("map", "base_link", 5 * SECOND + 1), "test")
+    assert not waiting.done()
+    assert not waiting_full.done()
+    buffer.set_transform(stamped("map", "base_link", 6 * SECOND, (6.0, 0.0, 0.0)), "test")
+    assert waiting.done()
+    assert waiting_full.done()
+    assert buffer.lookup_transform("map", "base_link", at).transform == waiting_full.result().transform
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_coroutine_returns_the_transform_it_awaited(full: bool) -> None:
+    buffer = moving()
+    at = Time(nanoseconds=6 * SECOND)
+    if full:
+        coroutine = buffer.lookup_transform_full_async("map", at, "base_link", at, "map")
+    else:
+        coroutine = buffer.lookup_transform_async("map", "base_link", at)
+    coroutine.send(None)
+    buffer.set_transform(stamped("map", "base_link", 6 * SECOND, (6.0, 0.0, 0.0)), "test")
+    with pytest.raises(StopIteration) as finished:
+        coroutine.send(None)
+    assert finished.value.value.transform.translation.x == 6.0
+
+
+def test_writers_and_readers_of_several_threads_do_not_disturb_each_other() -> None:
+    buffer = Buffer()       # keeps all 3 s: what can be transformed once can be transformed ever after
+    failures: list[BaseException] = []
+
+    def write(child: str) -> None:
+        for step in range(1, 300):
+            buffer.set_transform(stamped("map", child, step * SECOND // 100, (float(step), 0.0, 0.0)), child)
+
+    def read() -> None:
+        try:
+            for _ in range(100):
+                if buffer.can_transform("left", "right", LATEST):
+                    found = buffer.lookup_transform("left", "right", LATEST)
+                    assert found.transform.translation.x == pytest.approx(0.0)
+                yaml.safe_load(buffer.all_frames_as_yaml())
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(child,)) for child in ("left", "right")]
+    threads += [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert x_of(buffer, "map", "left", 299 * SECOND // 100) == 299.0
+
+
+# Over ROS
+
+
+@dataclass
+class Ros:
+    """A node of its own context and the means to turn it."""
+
+    node: Node
+    executor: SingleThreadedExecutor
+
+    def spin_until(self, done: Callable[[], Any], timeout_s: float = 10.0) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while not done() and time.monotonic() < deadline:
+            self.executor.spin_once(timeout_sec=0.05)
+        return bool(done())
+
+
+@pytest.fixture
+def context(monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    context = Context()
+    rclpy.init(context=context, domain_id=80 + os.getpid() % 20)
+    yield context
+    rclpy.shutdown(context=context)
+
+
+@pytest.fixture
+def ros(context: Context) -> Iterator[Ros]:
+    node = Node("test_tf2_ros", context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    yield Ros(node, executor)
+    executor.shutdown()
+    node.destroy_node()
+
+
+def test_broadcast_transforms_reach_the_buffer(ros: Ros) -> None:
+    buffer = Buffer()
+    listener = TransformListener(buffer, ros.node)
+    broadcaster = TransformBroadcaster(ros.node)
+    static_broadcaster = StaticTransformBroadcaster(ros.node)
+    assert ros.spin_until(lambda: broadcaster.pub_tf.get_subscription_count() == 1)
+    first = stamped("map", "base_link", SECOND, (1.0, 0.0, 0.0))
+    broadcaster.sendTransform(first)
+    broadcaster.sendTransform([stamped("map", "base_link", 2 * SECOND, (3.0, 0.0, 0.0))])
+    static_broadcaster.sendTransform((stamped("base_link", "cam_front", 0, (2.0, 0.0, 0.0)),))
+    at = Time(nanoseconds=SECOND * 3 // 2)
+    assert ros.spin_until(lambda: buffer.can_transform("map", "cam_front", at))
+    assert buffer.lookup_transform("map", "cam_front", at).transform.translation.x == pytest.approx(4.0)
+    assert buffer.lookup_transform("map", "base_link", Time(nanoseconds=SECOND)) == first
+    listener.unregister()
+    assert ros.spin_until(lambda: broadcaster.pub_tf.get_subscription_count() == 0)
+
+
+def test_a_late_listener_gets_all_static_transforms(ros: Ros) -> None:
+    broadcaster = StaticTransformBroadcaster(ros.node)
+    broadcaster.sendTransform(stamped("base_link", "cam_front"))
+    broadcaster.sendTransform([stamped("base_link", "cam_back"), stamped("base_link", "lidar_top")])
+    buffer = Buffer()
+    listener = TransformListener(buffer, ros.node)
+    assert ros.spin_until(lambda: buffer.can_transform("cam_front", "cam_back", LATEST))
+    assert buffer.can_transform("cam_front", "lidar_top", LATEST)
+    assert listener.buffer is buffer
+
+
+def test_a_listener_may_spin_by_itself_while_the_caller_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the default context: the genuine listener makes its executor there."""
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    rclpy.init(domain_id=80 + os.getpid() % 20)
+    sender, receiver = Node("sender"), Node("receiver")
+    buffer = Buffer()
+    listener = TransformListener(buffer, receiver, spin_thread=True)
+    StaticTransformBroadcaster(sender).sendTransform(stamped("base_link", "cam_front", 0, (2.0, 0.0, 0.0)))
+    found = buffer.lookup_transform("base_link", "cam_front", LATEST, Duration(seconds=10))
+    assert found.transform.translation.x == 2.0
+    listener.executor.shutdown()
+    listener.dedicated_listener_thread.join()
+    sender.destroy_node()
+    receiver.destroy_node()
+    rclpy.shutdown()
+
+
+def test_the_buffer_answers_the_frames_service(ros: Ros) -> None:
+    buffer = Buffer(node=ros.node)
+    buffer.set_transform_static(stamped("base_link", "cam_front"), "calibration")
+    client: Any = ros.node.create_client(FrameGraph, "tf2_frames")
+    assert ros.spin_until(client.service_is_ready)
+    future = client.call_async(FrameGraph.Request())
+    assert ros.spin_until(future.done)
+    frames = yaml.safe_load(future.result().frame_yaml)
+    assert frames["cam_front"]["broadcaster"] == "calibration"
+
+
+def test_a_clock_that_jumps_back_clears_what_moves(ros: Ros) -> None:
+    """A looped bag: the transforms of the loop's end must not meet those of its beginning."""
+    ros.node.set_parameters([Parameter("use_sim_time", value=True)])
+    buffer = Buffer(node=ros.node)
+    publisher = ros.node.create_publisher(ClockMessage, "/clock", 10)
+    assert ros.spin_until(lambda: publisher.get_subscription_count() == 1)
+
+    def clock_shows(seconds: int) -> bool:
+        publisher.publish(ClockMessage(clock=Time(seconds=seconds).to_msg()))
+        return bool(ros.spin_until(lambda: ros.node.get_clock().now().nanoseconds == seconds * SECOND))
+
+    assert clock_shows(100)
+    buffer.set_transform(stamped("map", "base_link", 100 * SECOND), "test")
+    buffer.set_transform_static(stamped("base_link", "cam_front"), "test")
+    assert clock_shows(101)
+    assert buffer.can_transform("map", "base_link", LATEST)
+    assert clock_shows(50)
+    assert not buffer.can_transform("map", "base_link", LATEST)
+    assert buffer.can_transform("base_link", "cam_front", LATEST)
