@@ -1,0 +1,34 @@
+# Helpers for building an interface package against ROS 2 wheels inside a virtual environment.
+
+# ftkd_drop_missing_include_folders()
+#
+# The wheels' exported targets name include folders of the machine that built them. CMake refuses to
+# generate as long as an imported target names a folder that does not exist, so such entries are taken
+# off the targets as this build sees them. Call after the last find_package; no file is changed.
+function(ftkd_drop_missing_include_folders)
+  get_property(targets DIRECTORY PROPERTY IMPORTED_TARGETS)
+  foreach(target IN LISTS targets)
+    get_target_property(folders "${target}" INTERFACE_INCLUDE_DIRECTORIES)
+    if(NOT folders)
+      continue()
+    endif()
+    set(existing "")
+    foreach(folder IN LISTS folders)
+      if(folder MATCHES "^\\$<" OR EXISTS "${folder}")
+        list(APPEND existing "${folder}")
+      endif()
+    endforeach()
+    set_target_properties("${target}" PROPERTIES INTERFACE_INCLUDE_DIRECTORIES "${existing}")
+  endforeach()
+endfunction()
+
+# ftkd_keep_python_generators()
+#
+# rclpy over FastDDS needs the C structs, their FastDDS serialisation and the Python classes. The C++
+# classes and the introspection forms are left out: they triple the build and nothing here loads them.
+# Call after the last find_package and before rosidl_generate_interfaces.
+macro(ftkd_keep_python_generators)
+  list(FILTER AMENT_EXTENSIONS_rosidl_generate_idl_interfaces EXCLUDE REGEX
+    "^(rosidl_generator_cpp|rosidl_typesupport_cpp|rosidl_typesupport_fastrtps_cpp|rosidl_typesupport_introspection_c|rosidl_typesupport_introspection_cpp):")
+  set(STATIC_ROSIDL_TYPESUPPORT_C rosidl_typesupport_fastrtps_c)
+endmacro()
