@@ -329,6 +329,7 @@ def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ros]:
     rclpy.shutdown(context=context)
 
 
+@pytest.mark.ros
 def test_subscriber_passes_on_the_messages_of_its_topic(ros: Ros) -> None:
     group = ReentrantCallbackGroup()
     subscriber = Subscriber(ros.node, Header, "stamps", qos_profile=5, callback_group=group)
@@ -344,6 +345,7 @@ def test_subscriber_passes_on_the_messages_of_its_topic(ros: Ros) -> None:
     assert ros.spin_until(lambda: publisher.get_subscription_count() == 0)
 
 
+@pytest.mark.ros
 def test_subscriber_may_be_raw_and_best_effort(ros: Ros) -> None:
     subscriber = Subscriber(ros.node, Header, "raw", qos_profile=qos_profile_sensor_data, raw=True)
     received = collect(subscriber)
@@ -360,6 +362,7 @@ def test_subscriber_may_be_raw_and_best_effort(ros: Ros) -> None:
     assert deserialize_message(payload, Header) == Header(frame_id="cam_back")
 
 
+@pytest.mark.ros
 def test_subscriber_is_reliable_by_default(ros: Ros) -> None:
     """A best-effort publisher does not reach it: why cameras are subscribed with sensor-data QoS."""
     subscriber = Subscriber(ros.node, Header, "silence")
@@ -371,6 +374,7 @@ def test_subscriber_is_reliable_by_default(ros: Ros) -> None:
     assert received == []
 
 
+@pytest.mark.ros
 def test_synchronized_subscribers(ros: Ros) -> None:
     topics = ("left", "right")
     synchronizer = ApproximateTimeSynchronizer(

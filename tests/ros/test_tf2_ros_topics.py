@@ -183,6 +183,7 @@ def ros(context: Context) -> Iterator[Ros]:
     node.destroy_node()
 
 
+@pytest.mark.ros
 def test_broadcast_transforms_reach_the_buffer(ros: Ros) -> None:
     buffer = Buffer()
     listener = TransformListener(buffer, ros.node)
@@ -201,6 +202,7 @@ def test_broadcast_transforms_reach_the_buffer(ros: Ros) -> None:
     assert ros.spin_until(lambda: broadcaster.pub_tf.get_subscription_count() == 0)
 
 
+@pytest.mark.ros
 def test_a_late_listener_gets_all_static_transforms(ros: Ros) -> None:
     broadcaster = StaticTransformBroadcaster(ros.node)
     broadcaster.sendTransform(stamped("base_link", "cam_front"))
@@ -212,6 +214,7 @@ def test_a_late_listener_gets_all_static_transforms(ros: Ros) -> None:
     assert listener.buffer is buffer
 
 
+@pytest.mark.ros
 def test_a_listener_may_spin_by_itself_while_the_caller_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the default context: the genuine listener makes its executor there."""
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
@@ -229,6 +232,7 @@ def test_a_listener_may_spin_by_itself_while_the_caller_waits(monkeypatch: pytes
     rclpy.shutdown()
 
 
+@pytest.mark.ros
 def test_the_buffer_answers_the_frames_service(ros: Ros) -> None:
     buffer = Buffer(node=ros.node)
     buffer.set_transform_static(stamped("base_link", "cam_front"), "calibration")
@@ -240,6 +244,7 @@ def test_the_buffer_answers_the_frames_service(ros: Ros) -> None:
     assert frames["cam_front"]["broadcaster"] == "calibration"
 
 
+@pytest.mark.ros
 def test_a_clock_that_jumps_back_clears_what_moves(ros: Ros) -> None:
     """A looped bag: the transforms of the loop's end must not meet those of its beginning."""
     ros.node.set_parameters([Parameter("use_sim_time", value=True)])
