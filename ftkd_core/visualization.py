@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of detections: a bird's-eye view and the six camera images with projected boxes.
 
-Predictions are solid and coloured by class, ground truth is thin and white (dashed from above). All images are RGB
-uint8. Frames: ego is base_link at the reference stamp; from above, forward points up and left points left.
+Predictions are solid and coloured by class, ground truth is thin and white (dashed from above). All images
+are RGB uint8. Frames: ego is base_link at the reference stamp; from above, forward points up and left points
+left.
 """
 
 from typing import Any, Final
@@ -46,7 +47,20 @@ _FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
 _SUBPIXEL_BITS: Final = 4
 _LABEL_MIN_EXTENT_PX: Final = 14
 # Corner order of `box_corners`: 0-3 front face, 4-7 rear face.
-_BOX_EDGES: Final = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+_BOX_EDGES: Final = (
+    (0, 1),
+    (1, 2),
+    (2, 3),
+    (3, 0),
+    (4, 5),
+    (5, 6),
+    (6, 7),
+    (7, 4),
+    (0, 4),
+    (1, 5),
+    (2, 6),
+    (3, 7),
+)
 
 
 def class_color(label: int) -> Color:
@@ -64,10 +78,11 @@ def draw_boxes(
     thickness: int = 2,
     show_scores: bool = True,
 ) -> Image:
-    """A copy of `image` (H, W, 3) with 3-D boxes projected into it; edges are cut at the near plane and the border.
+    """A copy of `image` (H, W, 3) with 3-D boxes projected into it; edges are cut at the near plane and the
+    border.
 
-    intrinsics (3, 3) in pixels of `image`; camera_from_ego (4, 4). `color` None colours by class. The front face is
-    drawn as a translucent pane, so that the heading shows.
+    intrinsics (3, 3) in pixels of `image`; camera_from_ego (4, 4). `color` None colours by class. The front
+    face is drawn as a translucent pane, so that the heading shows.
     """
     drawn = np.ascontiguousarray(image).copy()
     corners_ego = box_corners(objects.boxes)
@@ -103,10 +118,12 @@ def draw_surround(
     min_score: float = 0.25,
     channels: tuple[str, ...] = CAMERA_CHANNELS,
 ) -> Image:
-    """The round's cameras in two rows of three, `width` pixels wide, with boxes drawn where the objects were at exposure.
+    """The round's cameras in two rows of three, `width` pixels wide, with boxes drawn where the objects were
+    at exposure.
 
-    Detections and ground truth are in ego at the reference stamp; detections below `min_score` are left out. Views are
-    in the order of `channels`; a missing one becomes an empty tile. Channels outside the usual six are not shown.
+    Detections and ground truth are in ego at the reference stamp; detections below `min_score` are left out.
+    Views are in the order of `channels`; a missing one becomes an empty tile. Channels outside the usual six
+    are not shown.
     """
     shapes = [view.image.shape for view in camera_round.views if view is not None]
     aspect = shapes[0][0] / shapes[0][1] if shapes else 9 / 16
@@ -117,7 +134,9 @@ def draw_surround(
     rows = []
     for row in SURROUND_LAYOUT:
         tiles = [
-            _draw_tile(views.get(channel), channel, camera_round, visible, ground_truth, (tile_width, tile_height))
+            _draw_tile(
+                views.get(channel), channel, camera_round, visible, ground_truth, (tile_width, tile_height)
+            )
             for channel in row
         ]
         rows.append(np.concatenate(tiles, axis=1))
@@ -132,7 +151,8 @@ def draw_bird_eye(
     size: int = 800,
     min_score: float = 0.25,
 ) -> Image:
-    """The scene from above, (size, size, 3): ego in the middle looking up, rings every 10 m, boxes and 1 s of velocity.
+    """The scene from above, (size, size, 3): ego in the middle looking up, rings every 10 m, boxes and 1 s of
+    velocity.
 
     Detections below `min_score` are left out; a tick runs from each box's centre through its front.
     """
@@ -160,10 +180,13 @@ def camera_from_reference_ego(view: CameraView, camera_round: CameraRound) -> ND
 
 
 def moved_to(objects: ObjectList, stamp_ns: int) -> ObjectList:
-    """The objects at another moment by constant velocity (same frame); unknown (nan) velocity counts as standing."""
+    """The objects at another moment by constant velocity (same frame); unknown (nan) velocity counts as
+    standing."""
     boxes = objects.boxes.copy()
     boxes[:, :2] += np.nan_to_num(boxes[:, 7:9]) * ((stamp_ns - objects.stamp_ns) * 1e-9)
-    return ObjectList(boxes=boxes, scores=objects.scores, labels=objects.labels, stamp_ns=stamp_ns, ids=objects.ids)
+    return ObjectList(
+        boxes=boxes, scores=objects.scores, labels=objects.labels, stamp_ns=stamp_ns, ids=objects.ids
+    )
 
 
 def _draw_tile(
@@ -189,7 +212,13 @@ def _draw_tile(
             tile = draw_boxes(tile, truth, intrinsics, camera_from_ego, color=_TRUTH_COLOR, thickness=1)
         seen = moved_to(detections, view.stamp_ns)
         tile = draw_boxes(tile, seen, intrinsics, camera_from_ego, thickness=2 if width >= 400 else 1)
-    _chip(tile, channel.removeprefix("CAM_").replace("_", " "), (8, 8), 0.45 if width >= 400 else 0.35, _TEXT_COLOR)
+    _chip(
+        tile,
+        channel.removeprefix("CAM_").replace("_", " "),
+        (8, 8),
+        0.45 if width >= 400 else 0.35,
+        _TEXT_COLOR,
+    )
     cv2.rectangle(tile, (0, 0), (width - 1, height - 1), _BACKGROUND, 1)
     return tile
 
@@ -229,7 +258,8 @@ def _clip_near(start: NDArray[Any], end: NDArray[Any]) -> tuple[NDArray[Any], ND
 def _clip_to_image(
     start: NDArray[Any], end: NDArray[Any], width: int, height: int
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """The part of a pixel segment inside the image (Liang-Barsky), or None. OpenCV's own clipping works on int32 only."""
+    """The part of a pixel segment inside the image (Liang-Barsky), or None. OpenCV's own clipping works on
+    int32 only."""
     delta = end - start
     entering, leaving = 0.0, 1.0
     for axis, limit in ((0, width - 1.0), (1, height - 1.0)):
@@ -272,7 +302,9 @@ def _draw_scores(image: Image, labels: list[tuple[float, NDArray[Any], Color]]) 
     for score, points, color in sorted(labels, key=lambda label: -label[0]):
         text = f"{score:.2f}"
         (width, height), _ = cv2.getTextSize(text, _FONT, scale, 1)
-        x = int(np.clip((points[:, 0].min() + points[:, 0].max() - width) / 2, 0, max(image.shape[1] - width, 0)))
+        x = int(
+            np.clip((points[:, 0].min() + points[:, 0].max() - width) / 2, 0, max(image.shape[1] - width, 0))
+        )
         y = int(np.clip(points[:, 1].min() - 3, height + 2, max(image.shape[0] - 2, height + 2)))
         plate = (x - 1, y - height - 1, x + width + 1, y + 1)
         if any(plate[0] < t[2] and t[0] < plate[2] and plate[1] < t[3] and t[1] < plate[3] for t in taken):
@@ -297,7 +329,7 @@ def _draw_grid(image: Image, range_m: float, scale: float) -> None:
 
 
 def _draw_ego(image: Image, range_m: float, scale: float) -> None:
-    """The vehicle as an arrow head: base_link is the middle of the rear axle of a car of about 4.1 x 1.8 m."""
+    """The vehicle as an arrow head: base_link is the middle of the rear axle of a car of 4.1 x 1.8 m."""
     outline = np.array([[3.2, 0.0], [2.3, 0.9], [-0.9, 0.9], [-0.9, -0.9], [2.3, -0.9]])
     pixels = _to_pixels(outline, range_m, scale)
     cv2.fillPoly(image, [_subpixel(pixels)], (95, 105, 120), cv2.LINE_AA, _SUBPIXEL_BITS)
@@ -310,7 +342,9 @@ def _footprint(box: NDArray[Any]) -> NDArray[Any]:
     return footprint
 
 
-def _draw_footprint(image: Image, box: NDArray[Any], range_m: float, scale: float, color: Color, score: float) -> None:
+def _draw_footprint(
+    image: Image, box: NDArray[Any], range_m: float, scale: float, color: Color, score: float
+) -> None:
     corners = _to_pixels(_footprint(box), range_m, scale)
     low = np.clip(np.floor(corners.min(axis=0)), 0, image.shape[0]).astype(int)
     high = np.clip(np.ceil(corners.max(axis=0)) + 1, 0, image.shape[0]).astype(int)

@@ -12,7 +12,7 @@ import torch
 
 @dataclass(frozen=True)
 class LatencySummary:
-    """Milliseconds: median, 95th percentile, mean and maximum of `count` samples; None where there are none."""
+    """Milliseconds: median, 95th percentile, mean and maximum of `count` samples; None for none."""
 
     p50: float | None
     p95: float | None
@@ -22,14 +22,18 @@ class LatencySummary:
 
     def as_dict(self) -> dict[str, float | int | None]:
         """For JSON, rounded to a microsecond."""
-        return {key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(self).items()}
+        return {
+            key: round(value, 3) if isinstance(value, float) else value for key, value in asdict(self).items()
+        }
 
 
 def summarize_ms(samples_ms: Sequence[float]) -> LatencySummary:
     """Summary of latencies in milliseconds. Raises ValueError for a sample that is not finite."""
     samples = np.asarray(samples_ms, dtype=np.float64)
     if not np.isfinite(samples).all():
-        raise ValueError(f"latencies {samples[~np.isfinite(samples)][:3].tolist()} ms; expected finite numbers")
+        raise ValueError(
+            f"latencies {samples[~np.isfinite(samples)][:3].tolist()} ms; expected finite numbers"
+        )
     if samples.size == 0:
         return LatencySummary(None, None, None, None, 0)
     p50, p95 = (float(value) for value in np.percentile(samples, [50, 95]))
@@ -37,7 +41,11 @@ def summarize_ms(samples_ms: Sequence[float]) -> LatencySummary:
 
 
 def time_alternating(
-    steps: Sequence[Callable[[], Any]], *, runs: int = 200, warm_up: int = 50, device: torch.device | None = None
+    steps: Sequence[Callable[[], Any]],
+    *,
+    runs: int = 200,
+    warm_up: int = 50,
+    device: torch.device | None = None,
 ) -> list[LatencySummary]:
     """Times several steps interleaved (A-B-A-B), so that what slows the machine slows all of them alike.
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The official nuScenes detection metrics (`detection_cvpr_2019`) for detections given in the vehicle's frame.
+"""The official nuScenes detection metrics (`detection_cvpr_2019`) for detections given in the vehicle's
+frame.
 
-The devkit loads, filters and scores the boxes; we choose the key frames (a split of the devkit, one of the data set's
-own `splits.json`, or scenes by name) and say plainly what its conventions hide on small data: a class without a single
-true object counts as AP 0 and as errors of 1, and so does a velocity that nobody knows.
+The devkit loads, filters and scores the boxes; we choose the key frames (a split of the devkit, one of the
+data set's own `splits.json`, or scenes by name) and say plainly what its conventions hide on small data: a
+class without a single true object counts as AP 0 and as errors of 1, and so does a velocity that nobody
+knows.
 """
 
 import contextlib
@@ -51,9 +53,11 @@ class PosedObjects(NamedTuple):
 def sample_tokens_of(
     dataset: NuScenes, *, split: str | None = None, scenes: Sequence[str] | None = None
 ) -> tuple[str, ...]:
-    """Tokens of the key frames of a split or of the named scenes (exactly one is given), scene by scene in time order.
+    """Tokens of the key frames of a split or of the named scenes (exactly one is given), scene by scene in
+    time order.
 
-    A split is one of the devkit's or a key of `splits.json` in the data set. Raises UserError for an unknown one.
+    A split is one of the devkit's or a key of `splits.json` in the data set. Raises UserError for an unknown
+    one.
     """
     if (split is None) == (scenes is None):
         raise ValueError(f"split {split!r} and scenes {scenes!r}; expected exactly one of the two")
@@ -62,18 +66,26 @@ def sample_tokens_of(
 
 
 def to_devkit_results(detections: Mapping[str, PosedObjects], sample_tokens: Iterable[str]) -> dict[str, Any]:
-    """The devkit's results dictionary: an entry for each of `sample_tokens`, empty where there are no detections.
+    """The devkit's results dictionary: an entry for each of `sample_tokens`, empty for one without any.
 
     Boxes go to the global frame with sizes (w, l, h), the best 500 a sample, attributes by the rule of
-    `classes.attribute_for`; an unknown velocity counts as standing. Raises ValueError for boxes that are not finite or
-    have no size, and for detections of a sample that is not in `sample_tokens`.
+    `classes.attribute_for`; an unknown velocity counts as standing. Raises ValueError for boxes that are not
+    finite or have no size, and for detections of a sample that is not in `sample_tokens`.
     """
     results: dict[str, list[dict[str, Any]]] = {token: [] for token in sample_tokens}
     for token, posed in detections.items():
         if token not in results:
-            raise ValueError(f"detections for sample {token!r}, which is not one of the {len(results)} to evaluate")
+            raise ValueError(
+                f"detections for sample {token!r}, which is not one of the {len(results)} to evaluate"
+            )
         results[token] = _sample_results(token, posed)
-    meta = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False, "use_external": False}
+    meta = {
+        "use_camera": True,
+        "use_lidar": False,
+        "use_radar": False,
+        "use_map": False,
+        "use_external": False,
+    }
     return {"meta": meta, "results": results}
 
 
@@ -86,13 +98,14 @@ def evaluate(
     sample_tokens: Sequence[str] | None = None,
     output_dir: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Official metrics of a results dictionary or file on a split, on scenes, or on the key frames given by token.
+    """Official metrics of a results dictionary or file on a split, on scenes, or on the key frames given by
+    token.
 
-    Returns mAP, NDS, mATE, mASE, mAOE, mAVE, mAAE (None where the devkit gives no number), `classes` (per class: AP,
-    the five errors, number of true boxes), `mAP_present` (mean AP over the classes that have true boxes), `samples`,
-    `config` and `notes`, sentences that belong beside the numbers. With `output_dir` the same goes to
-    `metrics_summary.json` there, with the devkit's own summary beside it. Raises UserError where the results do not
-    cover the key frames.
+    Returns mAP, NDS, mATE, mASE, mAOE, mAVE, mAAE (None where the devkit gives no number), `classes` (per
+    class: AP, the five errors, number of true boxes), `mAP_present` (mean AP over the classes that have true
+    boxes), `samples`, `config` and `notes`, sentences that belong beside the numbers. With `output_dir` the
+    same goes to `metrics_summary.json` there, with the devkit's own summary beside it. Raises UserError where
+    the results do not cover the key frames.
     """
     if sample_tokens is None:
         sample_tokens = sample_tokens_of(dataset, split=split, scenes=scenes)
@@ -122,13 +135,15 @@ class _SubsetEvaluation(DetectionEval):  # type: ignore[misc]  # the devkit has 
         missing = [token for token in sample_tokens if token not in results]
         if missing:
             raise UserError(
-                f"the results have no entry for {len(missing)} of {len(sample_tokens)} key frames, the first being "
+                f"the results have no entry for {len(missing)} of {len(sample_tokens)} key frames, first "
                 f"{missing[0]}; expected one for each (an empty list counts)"
             )
         chosen = {token: results[token] for token in sample_tokens}
         for token, boxes in chosen.items():
             if len(boxes) > MAX_BOXES_PER_SAMPLE:
-                raise UserError(f"{len(boxes)} boxes for sample {token}; expected at most {MAX_BOXES_PER_SAMPLE}")
+                raise UserError(
+                    f"{len(boxes)} boxes for sample {token}; expected at most {MAX_BOXES_PER_SAMPLE}"
+                )
         self.pred_boxes = self._prepared(EvalBoxes.deserialize(chosen, DetectionBox))
         with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
             truth = load_gt_of_sample_tokens(dataset, list(sample_tokens), DetectionBox)
@@ -145,7 +160,11 @@ def _sample_results(token: str, posed: PosedObjects) -> list[dict[str, Any]]:
     best = np.argsort(-objects.scores, kind="stable")[:MAX_BOXES_PER_SAMPLE]
     objects = objects.select(best)
     boxes = objects.boxes
-    bad = ~np.isfinite(boxes[:, :7]).all(axis=1) | (boxes[:, 3:6] <= 0).any(axis=1) | ~np.isfinite(objects.scores)
+    bad = (
+        ~np.isfinite(boxes[:, :7]).all(axis=1)
+        | (boxes[:, 3:6] <= 0).any(axis=1)
+        | ~np.isfinite(objects.scores)
+    )
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise ValueError(
@@ -186,12 +205,14 @@ def _load_results(results: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
             raise UserError(f"cannot read {where} ({error}); expected a nuScenes results file") from error
     entries = results.get("results") if isinstance(results, Mapping) else None
     if not isinstance(entries, Mapping):
-        raise UserError(f"{where} is not a nuScenes results file; expected a dictionary with a dictionary `results`")
+        raise UserError(
+            f"{where} is not a nuScenes results file; expected a dictionary with a dictionary `results`"
+        )
     return entries
 
 
 def _summary(metrics: DetectionMetrics, evaluation: _SubsetEvaluation) -> dict[str, Any]:
-    truths = {name: 0 for name in CLASS_NAMES}
+    truths = dict.fromkeys(CLASS_NAMES, 0)
     known_velocity = 0
     for box in evaluation.gt_boxes.all:
         truths[box.detection_name] += 1
@@ -225,8 +246,9 @@ def _notes(truths: Mapping[str, int], known_velocity: int, predictions: int) -> 
     absent = [name for name, count in truths.items() if not count]
     if absent:
         notes.append(
-            f"No true object of {', '.join(absent)} is in range here; the official metric counts each such class as "
-            f"AP 0 and errors of 1, so that mAP cannot exceed {1 - len(absent) / len(truths):.2f}."
+            f"No true object of {', '.join(absent)} is in range here; the official metric counts each "
+            "such class as AP 0 and errors of 1, so that mAP cannot exceed "
+            f"{1 - len(absent) / len(truths):.2f}."
         )
     if sum(truths.values()) and not known_velocity:
         notes.append("No true velocity is known here; the official metric then counts mAVE as 1.")

@@ -21,7 +21,11 @@ from ftkd_core.geometry import invert_rigid, make_transform
 from ftkd_core.types import ObjectList
 from tests.core.tiny_nuscenes import write_tiny_nuscenes
 
-LABELS = {"vehicle.car": "car", "human.pedestrian.adult": "pedestrian", "movable_object.trafficcone": "traffic_cone"}
+LABELS = {
+    "vehicle.car": "car",
+    "human.pedestrian.adult": "pedestrian",
+    "movable_object.trafficcone": "traffic_cone",
+}
 SCENES = ("scene-0001", "scene-0002")
 
 
@@ -39,7 +43,8 @@ def pose_of(dataset: NuScenes, token: str) -> NDArray[np.float64]:
 
 
 def true_objects(dataset: NuScenes, token: str) -> PosedObjects:
-    """The annotations in ego, by a way of their own: pyquaternion, the devkit's velocity, torch's box transform."""
+    """The annotations in ego, by a way of their own: pyquaternion, the devkit's velocity, torch's box
+    transform."""
     boxes, labels = [], []
     for annotation in (dataset.get("sample_annotation", t) for t in dataset.get("sample", token)["anns"]):
         width, length, height = annotation["size"]
@@ -48,7 +53,9 @@ def true_objects(dataset: NuScenes, token: str) -> PosedObjects:
         boxes.append([*annotation["translation"], length, width, height, yaw, *velocity])
         labels.append(CLASS_NAMES.index(LABELS[annotation["category_name"]]))
     pose = pose_of(dataset, token)
-    in_ego = transform_boxes(torch.from_numpy(invert_rigid(pose)), torch.tensor(boxes, dtype=torch.float64)).numpy()
+    in_ego = transform_boxes(
+        torch.from_numpy(invert_rigid(pose)), torch.tensor(boxes, dtype=torch.float64)
+    ).numpy()
     scores = np.linspace(0.9, 0.5, len(boxes))
     return PosedObjects(ObjectList(boxes=in_ego, scores=scores, labels=np.array(labels), stamp_ns=0), pose)
 
@@ -90,7 +97,9 @@ def test_numbers_are_those_of_the_devkit(dataset: NuScenes, tmp_path: Path, spli
     path = tmp_path / "results.json"
     path.write_text(json.dumps(results))
     config = config_factory("detection_cvpr_2019")
-    official, _ = DetectionEval(dataset, config, str(path), split, str(tmp_path / "devkit"), verbose=False).evaluate()
+    official, _ = DetectionEval(
+        dataset, config, str(path), split, str(tmp_path / "devkit"), verbose=False
+    ).evaluate()
 
     summary = evaluate(dataset, path, split=split, output_dir=tmp_path / "ours")
     assert 0.02 < summary["mAP"] < 0.3
@@ -130,7 +139,9 @@ def test_at_most_500_boxes_and_they_are_the_best(dataset: NuScenes) -> None:
     token = sample_tokens_of(dataset, split="held_out")[0]
     rng = np.random.default_rng(0)
     boxes = np.tile([10.0, 0, 0, 4, 2, 1.5, 0, 0, 0], (700, 1))
-    objects = ObjectList(boxes=boxes, scores=rng.random(700), labels=np.zeros(700, dtype=np.int64), stamp_ns=0)
+    objects = ObjectList(
+        boxes=boxes, scores=rng.random(700), labels=np.zeros(700, dtype=np.int64), stamp_ns=0
+    )
     entries = to_devkit_results({token: PosedObjects(objects, np.eye(4))}, [token])["results"][token]
     scores = [entry["detection_score"] for entry in entries]
     assert scores == sorted(objects.scores.tolist(), reverse=True)[:500]
@@ -141,7 +152,11 @@ def test_attributes_follow_class_and_speed(dataset: NuScenes) -> None:
     labels = np.array([CLASS_NAMES.index("car")] * 3)
     objects = ObjectList(boxes=boxes, scores=np.array([0.9, 0.8, 0.7]), labels=labels, stamp_ns=0)
     entries = to_devkit_results({"s": PosedObjects(objects, np.eye(4))}, ["s"])["results"]["s"]
-    assert [entry["attribute_name"] for entry in entries] == ["vehicle.moving", "vehicle.parked", "vehicle.parked"]
+    assert [entry["attribute_name"] for entry in entries] == [
+        "vehicle.moving",
+        "vehicle.parked",
+        "vehicle.parked",
+    ]
 
 
 @pytest.mark.parametrize(("column", "value"), [(0, np.nan), (3, 0.0), (5, -1.0), (6, np.inf)])

@@ -107,7 +107,7 @@ def test_surround_puts_a_camera_where_a_driver_expects_it() -> None:
 
 
 def test_surround_accounts_for_motion_between_exposure_and_reference() -> None:
-    """Ego and car drive side by side at 20 m/s; the exposure is 50 ms old. The car stands still in the image."""
+    """Ego and car drive side by side at 20 m/s, the exposure is 50 ms old: the car is where it was."""
     car = (15.0, 0.0, 1.0, 4.0, 2.0, 1.6, 0.0, 20.0, 0.0)
     moving = draw_surround(surround_round(speed_m_s=20.0, delay_ns=50_000_000), objects(car, stamp_ns=10**9))
     parked = draw_surround(surround_round(), objects((*car[:7], 0.0, 0.0), stamp_ns=10**9))
@@ -123,13 +123,17 @@ def test_a_missing_view_is_an_empty_tile_that_says_so() -> None:
 
 def test_weak_detections_are_left_out() -> None:
     weak = objects((15.0, 0.0, 1.0, 4.0, 2.0, 1.6, 0.0, 0.0, 0.0), score=0.1)
-    np.testing.assert_array_equal(draw_surround(surround_round(), weak), draw_surround(surround_round(), objects()))
+    np.testing.assert_array_equal(
+        draw_surround(surround_round(), weak), draw_surround(surround_round(), objects())
+    )
     np.testing.assert_array_equal(draw_bird_eye(weak), draw_bird_eye(objects()))
 
 
 def test_bird_eye_has_forward_up_and_left_left() -> None:
     for label, center in ((0, (30.0, 20.0)), (8, (-30.0, -10.0))):
-        picture = draw_bird_eye(objects((*center, 0.0, 4.0, 4.0, 1.5, 0.0, 0.0, 0.0), label=label), size=400, range_m=50)
+        picture = draw_bird_eye(
+            objects((*center, 0.0, 4.0, 4.0, 1.5, 0.0, 0.0, 0.0), label=label), size=400, range_m=50
+        )
         color = np.array(CLASS_COLORS[CLASS_NAMES[label]])
         rows, columns = np.nonzero(np.abs(picture[:370].astype(int) - color).max(axis=2) < 30)
         assert abs(rows.mean() - (50 - center[0]) * 4) < 8

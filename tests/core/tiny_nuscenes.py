@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set of two scenes with three key frames each in nuScenes' own tables, without images: enough to score."""
+"""A data set of two scenes with three key frames each in nuScenes' own tables, without images: enough to
+score."""
 
 import json
 from pathlib import Path
@@ -17,6 +18,7 @@ CATEGORIES = {
     "movable_object.trafficcone": "",
     "static_object.bicycle_rack": "",
 }
+ATTRIBUTES = sorted(set(CATEGORIES.values()) - {""})
 SAMPLES_PER_SCENE = 3
 ACTORS = (("vehicle.car", 12.0, 3.0), ("vehicle.car", 25.0, -6.0), ("human.pedestrian.adult", 8.0, -5.0),
           ("movable_object.trafficcone", 15.0, 1.0), ("vehicle.car", -18.0, 2.0))  # fmt: skip
@@ -35,7 +37,7 @@ def ego_pose(scene: int, sample: int) -> NDArray[np.float64]:
 def write_tiny_nuscenes(root: Path, version: str = "v1.0-tiny") -> Path:
     """Writes the tables below `root`/`version` and returns `root`; scenes are scene-0001 and scene-0002."""
     tables: dict[str, list[dict[str, Any]]] = {
-        "attribute": [{"token": f"a-{n}", "name": n, "description": ""} for n in set(CATEGORIES.values()) if n],
+        "attribute": [{"token": f"a-{n}", "name": n, "description": ""} for n in ATTRIBUTES],
         "category": [{"token": f"c-{n}", "name": n, "description": ""} for n in CATEGORIES],
         "visibility": [{"token": "4", "level": "v80-100", "description": ""}],
         "sensor": [{"token": "lidar", "channel": "LIDAR_TOP", "modality": "lidar"}],
@@ -43,8 +45,8 @@ def write_tiny_nuscenes(root: Path, version: str = "v1.0-tiny") -> Path:
             {"token": "cs", "sensor_token": "lidar", "translation": [0, 0, 0], "rotation": [1, 0, 0, 0],
              "camera_intrinsic": []}
         ],
-        "log": [{"token": "log", "logfile": "tiny", "vehicle": "v", "date_captured": "2026-01-01", "location": "x"}],
-        "map": [{"token": "map", "log_tokens": ["log"], "category": "semantic_prior", "filename": "maps/blank.png"}],
+        "log": [{"token": "log", "logfile": "tiny", "vehicle": "v", "date_captured": "", "location": "x"}],
+        "map": [{"token": "map", "log_tokens": ["log"], "category": "", "filename": "maps/blank.png"}],
         "scene": [], "sample": [], "sample_data": [], "ego_pose": [], "instance": [], "sample_annotation": [],
     }  # fmt: skip
     for scene in range(2):
@@ -55,7 +57,9 @@ def write_tiny_nuscenes(root: Path, version: str = "v1.0-tiny") -> Path:
     cv2.imwrite(str(root / "maps" / "blank.png"), np.zeros((4, 4), dtype=np.uint8))
     for name, rows in tables.items():
         (folder / f"{name}.json").write_text(json.dumps(rows))
-    (folder / "splits.json").write_text(json.dumps({"held_out": ["scene-0002"], "all": ["scene-0001", "scene-0002"]}))
+    (folder / "splits.json").write_text(
+        json.dumps({"held_out": ["scene-0002"], "all": ["scene-0001", "scene-0002"]})
+    )
     return root
 
 
@@ -76,9 +80,9 @@ def _add_scene(tables: dict[str, list[dict[str, Any]]], scene: int) -> None:
             {"token": token, "timestamp": stamp, "scene_token": f"scene{scene}", **_links(tokens, index)}
         )
         tables["sample_data"].append(
-            {"token": f"d-{token}", "sample_token": token, "ego_pose_token": f"p-{token}", "is_key_frame": True,
-             "calibrated_sensor_token": "cs", "filename": "", "fileformat": "bin", "timestamp": stamp,
-             "height": 0, "width": 0, **_links([f"d-{t}" for t in tokens], index)}
+            {"token": f"d-{token}", "sample_token": token, "ego_pose_token": f"p-{token}",
+             "is_key_frame": True, "calibrated_sensor_token": "cs", "filename": "", "fileformat": "bin",
+             "timestamp": stamp, "height": 0, "width": 0, **_links([f"d-{t}" for t in tokens], index)}
         )  # fmt: skip
     for actor in range(len(ACTORS)):
         _add_track(tables, scene, actor, tokens)
@@ -100,10 +104,13 @@ def _add_track(tables: dict[str, list[dict[str, Any]]], scene: int, actor: int, 
             {"token": token, "sample_token": samples[index], "instance_token": f"i{actor}-{scene}",
              "visibility_token": "4", "attribute_tokens": [f"a-{attribute}"] if attribute else [],
              "translation": pose[:3, 3].tolist(), "size": SIZES[category],
-             "rotation": rotation_to_quaternion(pose[:3, :3]).tolist(), "num_lidar_pts": 10, "num_radar_pts": 0,
-             **_links(tokens, index)}
+             "rotation": rotation_to_quaternion(pose[:3, :3]).tolist(), "num_lidar_pts": 10,
+             "num_radar_pts": 0, **_links(tokens, index)}
         )  # fmt: skip
 
 
 def _links(tokens: list[str], index: int) -> dict[str, str]:
-    return {"prev": tokens[index - 1] if index else "", "next": tokens[index + 1] if index + 1 < len(tokens) else ""}
+    return {
+        "prev": tokens[index - 1] if index else "",
+        "next": tokens[index + 1] if index + 1 < len(tokens) else "",
+    }
