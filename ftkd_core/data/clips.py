@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sequences of frames for training: what a clip is, how it is drawn, augmented and batched.
+
+A clip is one scene's key frames at network resolution. `StreamDataset` cuts clips into segments and serves, step by
+step, one frame of each of B parallel streams; what it serves is a function of (seed, step) alone, so a run that was
+killed resumes exactly and a worker process needs no state. Symbols: T frames, N cameras, H/W network size, M objects,
+G object slots, B streams.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ftkd_core.boxes import box_corners
+from ftkd_core.geometry import invert_rigid, transform_points, yaw_transform
+from ftkd_core.types import CameraRig, Frame, Targets
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipObjects:
+    """Ground truth of one frame: boxes (M, 9) in ego at the key time, labels (M,), visible (M,) fraction of the object
+    that any camera sees, num_points (M,) lidar returns (the devkit scores objects with at least one)."""
+
+    boxes: Array
+    labels: Array
+    visible: Array
+    num_points: Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """images (T, N, H, W, 3) uint8; intrinsics (N, 3, 3) in network pixels; ego_from_camera (T, N, 4, 4), ego at the key
+    time, camera at its exposure; global_from_ego (T, 4, 4); times (T,) seconds; objects, one entry a frame."""
+
+    name: str
+    images: NDArray[np.uint8]
+    intrinsics: Array
+    ego_from_camera: Array
+    global_from_ego: Array
+    times: Array
+    objects: tuple[ClipObjects, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Per segment, the same for all its frames: mirror with probability flip, turn about z by up to rotation radians,
+    colours by up to `colour` (brightness, contrast, each channel); per frame one camera missing with camera_dropout."""
+
+    flip: float = 0.5
+    rotation: float = 0.3925
+    colour: float = 0.2
+    camera_dropout: float = 0.05
+
+
+class StreamBatch(NamedTuple):
+    """images (B, N, H, W, 3) uint8, with Frame and Targets otherwise as the network takes them."""
+
+    images: Tensor
+    rig: CameraRig
+    global_from_ego: Tensor
+    time: Tensor
+    is_first: Tensor
+    targets: Targets
+
+    def frame(self, images: Tensor) -> Frame:
+        """The frame of this batch once its images are normalised, (B, N, 3, H, W)."""
+        return Frame(images, self.rig, self.global_from_ego, self.time, self.is_first)
+
+
+class StreamDataset(Dataset[StreamBatch]):
+    """Item `step` is the batch of that step: frame `step mod segment` of B streams, each in a segment of its own.
+
+    load(index) gives clip `index` of num_clips and is cached for the streams in flight. Streams are staggered so that
+    not all start at the same step; in a distributed run each rank takes its own streams.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[int], Clip],
+        num_clips: int,
+        *,
+        num_streams: int,
+        segment: int,
+        augment: AugmentConfig,
+        seed: int,
+        first_stream: int = 0,
+    ) -> None:
+        if num_clips < 1 or num_streams < 1 or segment < 1:
+            raise ValueError(f"{num_clips} clips, {num_streams} streams, segment {segment}: expected at least 1 of each")
+        self._load = lru_cache(maxsize=2 * num_streams)(load)
+        self.num_clips = num_clips
+        self.streams = range(first_stream, first_stream + num_streams)
+        self.segment = segment
+        self.augment = augment
+        self.seed = seed
+
+    def __getitem__(self, step: int) -> StreamBatch:
+        return collate([self._sample(stream, step) for stream in self.streams])
+
+    def _sample(self, stream: int, step: int) -> StreamBatch:
+        shifted = step + stream * self.segment // max(len(self.streams), 1)
+        index, position = divmod(shifted, self.segment)
+        random = np.random.default_rng([self.seed, stream, index])
+        clip = self._load(int(random.integers(self.num_clips)))
+        start = int(random.integers(max(len(clip.times) - self.segment, 0) + 1))
+        first = position == 0 or step == 0
+        change = draw_augmentation(self.augment, random)
+        frame = min(start + position, len(clip.times) - 1)
+        per_frame = np.random.default_rng([self.seed, stream, index, position])
+        dropped = -1
+        if per_frame.random() < self.augment.camera_dropout:
+            dropped = int(per_frame.integers(len(clip.intrinsics)))
+        return make_sample(clip, frame, change, first, dropped)
+
+
+class Augmentation(NamedTuple):
+    """mirror: images and world left-right; angle (radians): the ego frame turned about z; gain and offset (3,) a colour."""
+
+    mirror: bool = False
+    angle: float = 0.0
+    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    offset: float = 0.0
+
+
+def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Augmentation:
+    """One augmentation; the same draws are made whatever the config, so that streams stay aligned across configs."""
+    mirror, angle = random.random() < config.flip, random.uniform(-1, 1) * config.rotation
+    gains = (1 + random.uniform(-1, 1) * config.colour) * (1 + random.uniform(-0.5, 0.5, 3) * config.colour)
+    red, green, blue = (float(gain) for gain in gains)
+    return Augmentation(mirror, float(angle), (red, green, blue), float(random.uniform(-64, 64) * config.colour))
+
+
+def make_sample(clip: Clip, index: int, change: Augmentation, first: bool, dropped_camera: int = -1) -> StreamBatch:
+    """Frame `index` of the clip as a batch of one stream, augmented.
+
+    The turned and mirrored world is a world in its own right: images, extrinsics, poses and boxes change together.
+    """
+    mirror = np.diag([1.0, -1.0 if change.mirror else 1.0, 1.0, 1.0])
+    new_from_ego = yaw_transform(change.angle) @ mirror
+    flip_camera = np.diag([-1.0 if change.mirror else 1.0, 1.0, 1.0, 1.0])
+    ego_from_camera = new_from_ego @ clip.ego_from_camera[index] @ flip_camera
+    global_from_ego = mirror @ clip.global_from_ego[index] @ np.linalg.inv(new_from_ego)
+    images, intrinsics = clip.images[index], clip.intrinsics.copy()
+    if change.mirror:
+        images = images[:, :, ::-1]
+        intrinsics[:, 0, 2] = images.shape[2] - intrinsics[:, 0, 2]
+    images = _recolour(images, change)
+    present = np.ones(len(intrinsics), dtype=bool)
+    if dropped_camera >= 0:
+        present[dropped_camera] = False
+        images = images * present[:, None, None, None].astype(np.uint8)
+    objects = clip.objects[index]
+    boxes = augment_boxes(objects.boxes, new_from_ego, change)
+    targets = make_targets(boxes, objects, intrinsics, ego_from_camera, present, (images.shape[1], images.shape[2]))
+    rig = CameraRig(
+        torch.from_numpy(intrinsics).float()[None],
+        torch.from_numpy(ego_from_camera).float()[None],
+        torch.from_numpy(present)[None],
+    )
+    return StreamBatch(
+        torch.from_numpy(np.ascontiguousarray(images))[None],
+        rig,
+        torch.from_numpy(global_from_ego)[None],
+        torch.tensor([clip.times[index]], dtype=torch.float64),
+        torch.tensor([first]),
+        targets,
+    )
+
+
+def augment_boxes(boxes: Array, new_from_ego: Array, change: Augmentation) -> Array:
+    """Boxes (M, 9) in the turned and mirrored ego frame."""
+    result = boxes.astype(np.float64).copy()
+    result[:, :3] = transform_points(new_from_ego, boxes[:, :3].astype(np.float64))
+    result[:, 6] = (-boxes[:, 6] if change.mirror else boxes[:, 6]) + change.angle
+    result[:, 7:9] = boxes[:, 7:9] @ new_from_ego[:2, :2].T
+    return result
+
+
+def _recolour(images: NDArray[np.uint8], change: Augmentation) -> NDArray[np.uint8]:
+    if change.gain == (1.0, 1.0, 1.0) and change.offset == 0.0:
+        return images
+    levels = np.arange(256, dtype=np.float32)
+    table = np.stack([np.clip(levels * gain + change.offset, 0, 255) for gain in change.gain], axis=-1).astype(np.uint8)
+    return np.stack([table[:, channel][images[..., channel]] for channel in range(3)], axis=-1)
+
+
+def make_targets(
+    boxes: Array,
+    objects: ClipObjects,
+    intrinsics: Array,
+    ego_from_camera: Array,
+    present: Array,
+    image_size: tuple[int, int],
+    range_m: float = 61.2,
+    min_visible: float = 0.15,
+) -> Targets:
+    """Targets of one frame: objects with a lidar return, in range, and seen by a camera that is there.
+
+    boxes (M, 9) in ego; image_size (height, width). In 2-D an object counts where its centre projects in front of the
+    camera, its clipped box has an area, and at least min_visible of it can be seen at all.
+    """
+    keep = (objects.num_points > 0) & (np.abs(boxes[:, :2]).max(axis=1, initial=0.0) < range_m)
+    boxes_2d, centers, depths = project_boxes(boxes, intrinsics, ego_from_camera, image_size)
+    area = (boxes_2d[..., 2] - boxes_2d[..., 0]) * (boxes_2d[..., 3] - boxes_2d[..., 1])
+    in_view = (depths > 0.5) & (area > 1.0)
+    if not present.all():
+        keep &= (in_view & present[:, None]).any(axis=0)
+    mask_2d = in_view & present[:, None] & (objects.visible > min_visible)
+    return Targets(
+        boxes=torch.from_numpy(boxes[keep]).float()[None],
+        labels=torch.from_numpy(objects.labels[keep].astype(np.int64))[None],
+        mask=torch.ones(1, int(keep.sum()), dtype=torch.bool),
+        boxes_2d=torch.from_numpy(boxes_2d[:, keep]).float()[None],
+        centers_2d=torch.from_numpy(centers[:, keep]).float()[None],
+        depths=torch.from_numpy(depths[:, keep]).float()[None],
+        mask_2d=torch.from_numpy(mask_2d[:, keep])[None],
+    )
+
+
+def project_boxes(
+    boxes: Array, intrinsics: Array, ego_from_camera: Array, image_size: tuple[int, int]
+) -> tuple[Array, Array, Array]:
+    """Boxes (M, 9) in N cameras: clipped 2-D boxes (N, M, 4) x1 y1 x2 y2, centres (N, M, 2) in pixels, depths (N, M).
+
+    Corners behind a camera are brought to 10 cm in front of it, which keeps boxes beside the camera one-sided.
+    """
+    points = np.concatenate([box_corners(boxes), boxes[:, None, :3].astype(np.float64)], axis=1)  # (M, 9, 3)
+    camera_from_ego = invert_rigid(ego_from_camera)
+    local = transform_points(camera_from_ego, np.broadcast_to(points.reshape(1, -1, 3), (len(intrinsics), points.size // 3, 3)))
+    depth = local[..., 2:]
+    pixels = local[..., :2] / np.maximum(depth, 0.1) * intrinsics[:, None, (0, 1), (0, 1)]
+    pixels = (pixels + intrinsics[:, None, :2, 2]).reshape(len(intrinsics), -1, 9, 2)
+    height, width = image_size
+    limit = np.array([width, height], dtype=np.float64)
+    corners = np.clip(pixels[:, :, :8], 0.0, limit)
+    boxes_2d = np.concatenate([corners.min(axis=2), corners.max(axis=2)], axis=-1)
+    return boxes_2d, pixels[:, :, 8], depth.reshape(len(intrinsics), -1, 9)[:, :, 8]
+
+
+def collate(samples: list[StreamBatch]) -> StreamBatch:
+    """One batch of several streams; object slots are padded to the largest G."""
+    slots = max(sample.targets.labels.shape[1] for sample in samples)
+    targets = Targets(*(_pad_slots(name, [getattr(s.targets, name) for s in samples], slots) for name in Targets._fields))
+    rig = CameraRig(*(torch.cat([getattr(s.rig, name) for s in samples]) for name in CameraRig._fields))
+    images, poses, times, firsts = (
+        torch.cat([getattr(s, name) for s in samples]) for name in ("images", "global_from_ego", "time", "is_first")
+    )
+    return StreamBatch(images, rig, poses, times, firsts, targets)
+
+
+def _pad_slots(name: str, values: list[Tensor], slots: int) -> Tensor:
+    axis = 1 if name in ("boxes", "labels", "mask") else 2
+    # Padding boxes have unit sizes: their logarithm stays finite; the mask keeps them out of every loss.
+    fill = 1.0 if name == "boxes" else 0
+    padded = []
+    for value in values:
+        shape = list(value.shape)
+        shape[axis] = slots - shape[axis]
+        padded.append(torch.cat([value, value.new_full(shape, fill)], dim=axis))
+    return torch.cat(padded)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From camera images as they arrive to the network's input: scale, crop, normalise; and the intrinsics that follow.
+
+Symbols: N cameras, H/W network size.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ftkd_core.config import ImageConfig
+from ftkd_core.errors import UserError
+from ftkd_core.geometry import invert_rigid, is_rigid
+from ftkd_core.types import CameraRig, CameraRound, CameraView, Frame
+
+
+def crop_top(image: ImageConfig, width: int, height: int) -> int:
+    """Rows cut from the top once a width x height camera image is scaled to the network's width (may be negative: padding)."""
+    return round(height * image.width / width) - image.height
+
+
+def resize_and_crop(image: NDArray[np.uint8], config: ImageConfig) -> NDArray[np.uint8]:
+    """Camera image (h, w, 3) uint8 -> network image (H, W, 3) uint8: area-averaged when it shrinks, top rows cut.
+
+    An image too flat for the crop is padded with black on top. The filter is the one of training.
+    """
+    height, width = image.shape[:2]
+    scaled_height = round(height * config.width / width)
+    if (scaled_height, config.width) != (height, width):
+        filter_ = cv2.INTER_AREA if config.width < width else cv2.INTER_LINEAR
+        image = cv2.resize(image, (config.width, scaled_height), interpolation=filter_)  # type: ignore[assignment]
+    cut = scaled_height - config.height
+    if cut < 0:
+        return np.pad(image, ((-cut, 0), (0, 0), (0, 0)))
+    return image[cut:]
+
+
+def network_intrinsics(intrinsics: NDArray[Any], config: ImageConfig, width: int, height: int) -> NDArray[np.float64]:
+    """Intrinsics (3, 3) of the network image of a width x height camera image; pixel centres lie at .5."""
+    result = np.array(intrinsics, dtype=np.float64)
+    scaled_height = round(height * config.width / width)
+    result[0] *= config.width / width
+    result[1] *= scaled_height / height
+    result[1, 2] -= scaled_height - config.height
+    return result
+
+
+def normalise(images: Tensor, config: ImageConfig) -> Tensor:
+    """uint8 images (..., H, W, 3) -> float32 (..., 3, H, W), (x - mean) / std, on the images' device."""
+    mean = torch.tensor(config.mean, device=images.device)
+    std = torch.tensor(config.std, device=images.device)
+    return ((images.float() - mean) / std).movedim(-1, -3)
+
+
+def check_view(view: CameraView, channel: str) -> None:
+    """UserError where an image or its calibration cannot be used; names the camera and the value."""
+    if view.image.ndim != 3 or view.image.shape[2] != 3 or view.image.dtype != np.uint8 or 0 in view.image.shape:
+        raise UserError(f"{channel}: image of shape {view.image.shape} {view.image.dtype}; expected (h, w, 3) uint8")
+    k = view.intrinsics
+    if k.shape != (3, 3) or not np.all(np.isfinite(k)) or k[0, 0] <= 0 or k[1, 1] <= 0:
+        raise UserError(f"{channel}: intrinsics {k.tolist()}; expected a finite 3x3 matrix with positive focal lengths")
+    for name, matrix in (("ego_from_camera", view.ego_from_camera), ("global_from_ego", view.global_from_ego)):
+        if not is_rigid(matrix):
+            raise UserError(f"{channel}: {name} is not a rigid transform: {matrix.tolist()}")
+
+
+def stack_images(views: Sequence[CameraView | None], config: ImageConfig) -> NDArray[np.uint8]:
+    """Network images (N, H, W, 3) uint8 of a round; a missing camera is black."""
+    images = np.zeros((len(views), config.height, config.width, 3), dtype=np.uint8)
+    for index, view in enumerate(views):
+        if view is not None:
+            images[index] = resize_and_crop(view.image, config)
+    return images
+
+
+def round_rig(camera_round: CameraRound, config: ImageConfig, channels: Sequence[str]) -> CameraRig:
+    """Rig (batch of 1) of a round: each camera from its own exposure, through the global frame, into ego at the reference.
+
+    Missing cameras get a harmless forward view and mask False. Errors: UserError for wrong counts or calibration.
+    """
+    if len(camera_round.views) != len(channels):
+        raise UserError(f"round of {len(camera_round.views)} cameras; the detector expects {len(channels)}")
+    intrinsics = np.tile(np.eye(3), (len(channels), 1, 1))
+    intrinsics[:, :2] *= config.width
+    ego_from_camera = np.tile(np.eye(4), (len(channels), 1, 1))
+    mask = np.zeros(len(channels), dtype=bool)
+    ego_from_global = invert_rigid(camera_round.global_from_ego)
+    for index, (view, channel) in enumerate(zip(camera_round.views, channels, strict=True)):
+        if view is None:
+            continue
+        check_view(view, channel)
+        height, width = view.image.shape[:2]
+        intrinsics[index] = network_intrinsics(view.intrinsics, config, width, height)
+        ego_from_camera[index] = ego_from_global @ view.global_from_ego @ view.ego_from_camera
+        mask[index] = True
+    return CameraRig(
+        torch.from_numpy(intrinsics).float()[None],
+        torch.from_numpy(ego_from_camera).float()[None],
+        torch.from_numpy(mask)[None],
+    )
+
+
+def round_to_frame(
+    camera_round: CameraRound,
+    config: ImageConfig,
+    channels: Sequence[str],
+    *,
+    time_s: float,
+    is_first: bool,
+    device: torch.device,
+) -> Frame:
+    """The network's frame (batch of 1) of a round; time_s is relative to the stream."""
+    rig = round_rig(camera_round, config, channels)
+    images = torch.from_numpy(stack_images(camera_round.views, config)).to(device)
+    return Frame(
+        normalise(images, config)[None],
+        CameraRig(*(value.to(device) for value in rig)),
+        torch.from_numpy(np.asarray(camera_round.global_from_ego, dtype=np.float64))[None].to(device),
+        torch.tensor([time_s], dtype=torch.float64, device=device),
+        torch.tensor([is_first], device=device),
+    )

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: Lightning Fabric carries devices, processes and precision; this carries the streaming state.
+
+Everything a step draws at random is a function of (seed, step, rank), so a run that was killed goes on bit for bit
+where its last checkpoint was written.
+"""
+
+import copy
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ftkd_core.config import DetectorConfig, to_dict
+from ftkd_core.data.clips import StreamBatch, StreamDataset
+from ftkd_core.errors import UserError
+from ftkd_core.losses.detection import DetectionCriterion
+from ftkd_core.models.denoising import make_denoising
+from ftkd_core.models.memory import Memory
+from ftkd_core.models.stream_petr import StreamPETR
+from ftkd_core.runtime.preprocess import normalise
+from ftkd_core.weights import save_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay to final_ratio * lr; gradients clipped to clip_norm; the backbone
+    learns at backbone_ratio * lr (1 from scratch); ema is the decay of the averaged weights (0: none)."""
+
+    lr: float = 4e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 200
+    final_ratio: float = 0.01
+    clip_norm: float = 35.0
+    backbone_ratio: float = 1.0
+    ema: float = 0.998
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate at a step of a run of `steps`."""
+        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        progress = min(1.0, max(0.0, (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)))
+        cosine = self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr * warm * cosine
+
+
+class Trainer:
+    """Owns model, averaged weights, optimiser and the streams' memory; `run` goes from the last checkpoint to the end."""
+
+    def __init__(
+        self, fabric: Fabric, model: StreamPETR, optim: OptimConfig, out: Path, *, steps: int, seed: int, streams: int
+    ) -> None:
+        self.fabric, self.out, self.optim, self.steps, self.seed = fabric, out, optim, steps, seed
+        self.config: DetectorConfig = model.config
+        self.average = copy.deepcopy(model).eval().requires_grad_(False) if optim.ema else None
+        self.criterion = fabric.to_device(DetectionCriterion(model.config))
+        optimizer = torch.optim.AdamW(_parameter_groups(model, optim), lr=optim.lr, weight_decay=optim.weight_decay)
+        self.raw = model
+        self.model, self.optimizer = fabric.setup(model, optimizer)
+        if self.average is not None:
+            self.average = fabric.to_device(self.average)
+        self.memory = model.start_memory(streams)
+        self.step = 0
+        self.seconds = 0.0
+
+    def run(self, dataset: StreamDataset, *, workers: int, save_every: int, log_every: int = 20) -> None:
+        """Train to the last step; saves every save_every steps and at the end."""
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=range(self.step, self.steps),  # type: ignore[arg-type]
+            num_workers=workers,
+            prefetch_factor=4 if workers else None,
+            pin_memory=self.fabric.device.type == "cuda",
+        )
+        writer = SummaryWriter(self.out / "tensorboard") if self.fabric.is_global_zero else None
+        progress = tqdm(loader, initial=self.step, total=self.steps, desc="train", disable=writer is None, smoothing=0.05)
+        self.model.train()
+        began = time.monotonic()
+        for batch in progress:
+            terms, norm = self.train_step(self.fabric.to_device(batch))
+            self.step += 1
+            if self.step % log_every == 0 or self.step == self.steps:
+                values = {name: float(value) for name, value in terms.items()}
+                total = sum(values.values())
+                progress.set_postfix(loss=f"{total:.2f}", class_=f"{values[self._last('class')]:.3f}",
+                                     box=f"{values[self._last('box')]:.3f}")  # fmt: skip
+                if writer is not None:
+                    self._log(writer, values, total, norm)
+            if self.step % save_every == 0 or self.step == self.steps:
+                now = time.monotonic()
+                self.seconds, began = self.seconds + now - began, now
+                self.save()
+        if writer is not None:
+            writer.close()
+
+    def train_step(self, batch: StreamBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """One optimiser step on one frame of every stream. Errors: FloatingPointError where a term is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.optim.rate(self.step, self.steps) * group["ratio"]
+        frame = batch.frame(normalise(batch.images, self.config.image))
+        generator = torch.Generator().manual_seed(hash((self.seed, self.step, self.fabric.global_rank)) % 2**63)
+        denoising = make_denoising(batch.targets, self.config.loss, self.raw.range_m, generator)
+        predictions, self.memory = self.model(frame, self.memory, denoising)
+        terms: dict[str, Tensor] = self.criterion(predictions, batch.targets, batch.rig, denoising)
+        loss = torch.stack(list(terms.values())).sum()
+        if not torch.isfinite(loss):
+            bad = ", ".join(name for name, value in terms.items() if not torch.isfinite(value))
+            raise FloatingPointError(f"step {self.step}: loss term {bad} is not finite; the last checkpoint is kept")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.optim.clip_norm)
+        self.optimizer.step()
+        self._update_average()
+        assert norm is not None
+        return {name: value.detach() for name, value in terms.items()}, norm.detach()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        if self.average is None:
+            return
+        decay = min(self.optim.ema, (1 + self.step) / (10 + self.step))
+        for mean, value in zip(self.average.state_dict().values(), self.raw.state_dict().values(), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - decay)
+            else:
+                mean.copy_(value)
+
+    def _last(self, kind: str) -> str:
+        return f"layer{self.config.decoder.num_layers - 1}/{kind}"
+
+    def _log(self, writer: SummaryWriter, values: dict[str, float], total: float, norm: Tensor) -> None:
+        for name, value in {**values, "total": total, "gradient_norm": float(norm)}.items():
+            writer.add_scalar(name, value, self.step)
+        writer.add_scalar("lr", self.optimizer.param_groups[0]["lr"], self.step)
+
+    def save(self) -> None:
+        """Write `weights.safetensors` (averaged, half precision) and `state.pt` (all that resuming needs)."""
+        if not self.fabric.is_global_zero:
+            return
+        best = self.average if self.average is not None else self.raw
+        notes = {"steps": self.step, "hours": round(self.seconds / 3600, 3), "seed": self.seed}
+        save_weights(self.out / "weights.safetensors", best.state_dict(), self.config, notes=notes)
+        state: dict[str, Any] = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.raw.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "memory": dict(zip(Memory._fields, self.memory, strict=True)),
+            "rng": torch.get_rng_state(),
+            "config": json.dumps(to_dict(self.config)),
+        }
+        partial = self.out / "state.pt.partial"
+        torch.save(state, partial)
+        partial.replace(self.out / "state.pt")
+
+    def resume(self, path: Path) -> None:
+        """Go on from a `state.pt`. UserError where it belongs to another configuration or number of streams."""
+        state = torch.load(path, map_location=self.fabric.device, weights_only=True)
+        if json.loads(state["config"]) != json.loads(json.dumps(to_dict(self.config))):
+            raise UserError(f"{str(path)!r} was trained with another configuration; give another --out or the same settings")
+        memory = Memory(**state["memory"])
+        if memory.time.shape != self.memory.time.shape:
+            raise UserError(f"{str(path)!r} has {len(memory.time)} streams; this run has {len(self.memory.time)}")
+        self.raw.load_state_dict(state["model"])
+        if self.average is not None and state["average"] is not None:
+            self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.memory, self.step, self.seconds = memory, state["step"], state["seconds"]
+        torch.set_rng_state(state["rng"].cpu())
+
+
+def _parameter_groups(model: StreamPETR, optim: OptimConfig) -> list[dict[str, Any]]:
+    """Backbone and rest, each with and without weight decay (norms, biases and learnt points are not decayed)."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        key = (name.startswith("backbone."), parameter.ndim > 1 and name != "reference_points")
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": optim.weight_decay if decayed else 0.0,
+            "ratio": optim.backbone_ratio if backbone else 1.0,
+        }
+        for (backbone, decayed), parameters in groups.items()
+    ]
