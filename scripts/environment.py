@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The steps that make .venv: environment, requirements, interfaces, project.
+
+Only the standard library is used. Each step has a key, the hash of all that it depends on; .venv remembers the key of each
+step that succeeded, so a second run does nothing and a changed requirement or interface file redoes only what follows from it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import checks
+import interfaces
+from checks import SetUpError
+from pip_runner import PipRunner
+
+STAMP_NAME = "ftkd_set_up.json"
+STAND_INS_FILE = "ftkd_ros_stand_ins.pth"
+# Raise this to make every checkout set itself up anew.
+LAYOUT = 1
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the environment goes and which ROS it uses.
+
+    distribution is the prefix of the sourced ROS distribution, or None: then ROS comes as wheels.
+    """
+
+    root: Path
+    distribution: Path | None
+
+    @property
+    def venv(self) -> Path:
+        """The virtual environment's folder."""
+        return self.root / ".venv"
+
+    @property
+    def python(self) -> Path:
+        """The virtual environment's interpreter."""
+        return self.venv / "bin" / "python"
+
+    @property
+    def stamp(self) -> Path:
+        """The file that remembers which steps are done."""
+        return self.venv / STAMP_NAME
+
+    @property
+    def log(self) -> Path:
+        """Everything that pip, CMake and the compiler said."""
+        return self.root / "build" / "set_up.log"
+
+    @property
+    def requirement_files(self) -> list[Path]:
+        """The pinned lists that this machine installs with their dependencies."""
+        names = ["base", "dev"] if self.distribution else ["base", "dev", "ros"]
+        return [self.root / "requirements" / f"{name}.txt" for name in names]
+
+
+def main(root: str) -> int:
+    """Bring .venv up to date. Returns the exit code: 0, 2 where something is missing, 130 where interrupted."""
+    try:
+        bring_up_to_date(Machine(root=Path(root), distribution=ros_distribution(os.environ)))
+    except SetUpError as error:
+        print(f"set-up: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nset-up: interrupted; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def ros_distribution(environment: Mapping[str, str]) -> Path | None:
+    """The prefix in AMENT_PREFIX_PATH that holds rclpy, or None. Virtual environments (ROS as wheels) do not count."""
+    for entry in environment.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
+        prefix = Path(entry)
+        marker = prefix / "share" / "ament_index" / "resource_index" / "packages" / "rclpy"
+        if entry and marker.exists() and not (prefix / "pyvenv.cfg").exists():
+            return prefix
+    return None
+
+
+def bring_up_to_date(machine: Machine) -> None:
+    """Run the steps whose key has changed, in order; a step that runs makes all later ones run."""
+    keys = step_keys(machine)
+    if read_stamp(machine) == keys:
+        return
+    with only_one_at_a_time(machine):
+        done = read_stamp(machine)
+        steps = [name for name in keys if done.get(name) != keys[name]]
+        if not steps:
+            return
+        first = list(keys).index(steps[0])
+        steps = list(keys)[first:]
+        check_machine(machine, steps)
+        progress = Progress(len(steps))
+        for step in steps:
+            STEPS[step](machine, progress)
+            done[step] = keys[step]
+            machine.stamp.write_text(json.dumps(done, indent=2) + "\n")
+        progress.finish()
+
+
+def step_keys(machine: Machine) -> dict[str, str]:
+    """The key of each step, in the order in which they run."""
+    source = f"{LAYOUT} {sys.version_info[:2]} {machine.venv} {machine.distribution}"
+    keys = {"environment": digest([], source)}
+    keys["requirements"] = digest([*machine.requirement_files, machine.root / "requirements" / "devkit.txt"])
+    if machine.distribution is None:
+        files = sorted(path for path in interfaces.folder(machine.root).rglob("*") if path.is_file())
+        keys["interfaces"] = digest(files)
+    keys["project"] = digest([machine.root / "setup.py", machine.root / "setup.cfg"])
+    return keys
+
+
+def digest(files: list[Path], text: str = "") -> str:
+    """The hash of a text and of the files' names and contents."""
+    total = hashlib.sha256(text.encode())
+    for path in files:
+        total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def read_stamp(machine: Machine) -> dict[str, str]:
+    """The keys of the steps that are done; none where .venv is missing, cut short or from another folder."""
+    try:
+        stamp = json.loads(machine.stamp.read_text())
+    except (OSError, ValueError):
+        return {}
+    return dict(stamp) if isinstance(stamp, dict) and machine.python.exists() else {}
+
+
+@contextlib.contextmanager
+def only_one_at_a_time(machine: Machine) -> Iterator[None]:
+    """Hold this checkout's lock, so that two `make` commands started together do not write one .venv."""
+    machine.log.parent.mkdir(exist_ok=True)
+    with open(machine.log.parent / "set_up.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print("set-up: waiting for another set-up of this checkout", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def check_machine(machine: Machine, steps: list[str]) -> None:
+    """Raise SetUpError, before anything is written, where these steps cannot succeed."""
+    if "environment" in steps:
+        checks.check_venv_module()
+    if "requirements" in steps:
+        checks.check_disk(machine.root)
+    if machine.distribution is None:
+        checks.check_platform()
+        if "interfaces" in steps:
+            checks.check_compilers()
+            checks.check_python_headers()
+
+
+def make_environment(machine: Machine, progress: Progress) -> None:
+    """Make .venv anew."""
+    if machine.distribution:
+        progress.begin(f"virtual environment on the ROS distribution in {machine.distribution}")
+    else:
+        progress.begin(f"virtual environment with Python {sys.version_info[0]}.{sys.version_info[1]}")
+    if machine.venv.exists() or machine.venv.is_symlink():
+        remove(machine.venv)
+    command = [sys.executable, "-m", "venv", str(machine.venv)]
+    if machine.distribution:
+        command.append("--system-site-packages")
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=checks.clean_environment(os.environ)
+    )
+    if result.returncode:
+        last_words = (result.stderr.strip() or result.stdout.strip()).splitlines()[-1:]
+        raise SetUpError(f"Python could not make a virtual environment: {' '.join(last_words)}")
+
+
+def remove(path: Path) -> None:
+    """Remove a folder, or a link to one without touching what it points to."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
+
+
+def install_requirements(machine: Machine, progress: Progress) -> None:
+    """Install the pinned lists."""
+    progress.begin("pinned packages (PyTorch is the large one)")
+    pip = PipRunner(machine.python, machine.log)
+    lists = [argument for path in machine.requirement_files for argument in ("-r", str(path))]
+    pip.install(*lists)
+    pip.install("--no-deps", "-r", str(machine.root / "requirements" / "devkit.txt"))
+
+
+def build_interfaces(machine: Machine, progress: Progress) -> None:
+    """Generate, compile and install the message packages that have no wheel."""
+    progress.begin("message packages without a wheel (" + ", ".join(interfaces.PACKAGES) + ")")
+    interfaces.build_and_install(machine.root, machine.venv, machine.log)
+
+
+def install_project(machine: Machine, progress: Progress) -> None:
+    """Put this checkout and, beside ROS wheels, the stand-ins on the environment's path."""
+    progress.begin("this checkout")
+    pip = PipRunner(machine.python, machine.log)
+    pip.install("--no-deps", "--no-build-isolation", "-e", str(machine.root))
+    if machine.distribution is None:
+        stand_ins = machine.root / "pip_ros" / "python"
+        (site_packages(machine) / STAND_INS_FILE).write_text(f"{stand_ins}\n")
+    result = subprocess.run(
+        [machine.python, "-c", "import rclpy, vision_msgs.msg, tf2_msgs.msg"],
+        capture_output=True, text=True, check=False, env=checks.clean_environment(os.environ),
+    )  # fmt: skip
+    if result.returncode:
+        last_words = " ".join(result.stderr.strip().splitlines()[-1:])
+        source = machine.distribution or machine.venv
+        raise SetUpError(f"the ROS packages in {source} do not load under {machine.python}: {last_words}")
+
+
+def site_packages(machine: Machine) -> Path:
+    """The environment's folder of pure Python packages."""
+    return machine.venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+
+
+@dataclass
+class Progress:
+    """Says which step is running and how long each took."""
+
+    total: int
+    number: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def begin(self, what: str) -> None:
+        """Announce the next step."""
+        self.number += 1
+        elapsed = time.monotonic() - self.started
+        print(f"set-up: [{self.number}/{self.total}] {elapsed:4.0f} s  {what}", flush=True)
+
+    def finish(self) -> None:
+        """Say how long all of it took."""
+        print(f"set-up: done in {time.monotonic() - self.started:.0f} s", flush=True)
+
+
+STEPS = {
+    "environment": make_environment,
+    "requirements": install_requirements,
+    "interfaces": build_interfaces,
+    "project": install_project,
+}
