@@ -10,7 +10,7 @@ NAME = "ftkd_ros"
 setup(
     name=NAME,
     version="0.1.0",
-    description="Camera-only 3-D object detection with future temporal knowledge distillation, as ROS 2 nodes",
+    description="Camera-only 3-D object detection with future temporal knowledge distillation, for ROS 2",
     license="Apache-2.0",
     maintainer="ftkd_ros developers",
     maintainer_email="ftkd-ros@users.noreply.github.com",

@@ -44,8 +44,8 @@ def check_compilers() -> None:
         if not any(shutil.which(name) for name in chosen or names):
             looked_for = f"{variable}={chosen[0]}" if chosen else ", ".join(names)
             raise SetUpError(
-                f"no {language} compiler was found (looked for {looked_for}); install one, on Debian or Ubuntu "
-                f"with `{DEBIAN_PACKAGES}`, and run the same command again."
+                f"no {language} compiler was found (looked for {looked_for}); install one, on Debian or "
+                f"Ubuntu with `{DEBIAN_PACKAGES}`, and run the same command again."
             )
 
 
@@ -81,8 +81,8 @@ def check_disk(folder: Path) -> None:
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment for a child that must find its own packages.
 
-    A Python with ROS wheels marks its children as prepared, which would keep another environment's Python from finding
-    its own libraries; PYTHONHOME and __PYVENV_LAUNCHER__ redirect a virtual environment.
+    A Python with ROS wheels marks its children as prepared, which would keep another environment's Python
+    from finding its own libraries; PYTHONHOME and __PYVENV_LAUNCHER__ redirect a virtual environment.
     """
     unwanted = {"_ROS_WHEELS_BOOTSTRAP_COMPLETE", "PYTHONHOME", "__PYVENV_LAUNCHER__"}
     return {name: value for name, value in environment.items() if name not in unwanted}

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The steps that make .venv: environment, requirements, interfaces, project.
 
-Only the standard library is used. Each step has a key, the hash of all that it depends on; .venv remembers the key of each
-step that succeeded, so a second run does nothing and a changed requirement or interface file redoes only what follows from it.
+Only the standard library is used. Each step has a key, the hash of all that it depends on; .venv remembers
+the key of each step that succeeded, so a second run does nothing and a changed requirement or interface file
+redoes only what follows from it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Machine:
 
 
 def main(root: str) -> int:
-    """Bring .venv up to date. Returns the exit code: 0, 2 where something is missing, 130 where interrupted."""
+    """Bring .venv up to date. Returns the exit code: 0, 2 (something is missing) or 130 (interrupted)."""
     try:
         bring_up_to_date(Machine(root=Path(root), distribution=ros_distribution(os.environ)))
     except SetUpError as error:
@@ -82,7 +83,7 @@ def main(root: str) -> int:
 
 
 def ros_distribution(environment: Mapping[str, str]) -> Path | None:
-    """The prefix in AMENT_PREFIX_PATH that holds rclpy, or None. Virtual environments (ROS as wheels) do not count."""
+    """The prefix in AMENT_PREFIX_PATH that holds rclpy, or None. Those of wheels do not count."""
     for entry in environment.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
         prefix = Path(entry)
         marker = prefix / "share" / "ament_index" / "resource_index" / "packages" / "rclpy"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the message packages in pip_ros/interfaces with the ROS wheels' own rosidl and installs them into the environment."""
+"""Builds the message packages in pip_ros/interfaces with the ROS wheels' own rosidl and installs them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def folder(root: Path) -> Path:
 
 
 def build_and_install(root: Path, venv: Path, log: Path) -> None:
-    """Build all packages side by side from an empty folder and install them; SetUpError names the one that failed."""
+    """Build all packages side by side and install them into venv; SetUpError names the one that failed."""
     build = root / "build" / "interfaces"
     shutil.rmtree(build, ignore_errors=True)
     with ThreadPoolExecutor(max_workers=len(PACKAGES)) as pool:

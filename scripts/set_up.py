@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Creates .venv with everything that this repository needs; does nothing where that has been done.
 
-This file parses under any Python 3 (and 2.7), so that a wrong one is told so in a sentence. The work is done by
-environment.py, under a Python that fits.
+This file parses under any Python 3 (and 2.7), so that a wrong one is told so in a sentence. The work is done
+by environment.py, under a Python that fits.
 """
 
 import os
@@ -35,14 +35,15 @@ def find_other_python():
 
 
 def main():
-    """Hand over to environment.py, under another interpreter if this one does not fit. Returns the exit code."""
+    """Hand over to environment.py, under another interpreter if this one does not fit; give its exit code."""
     if not fits(sys.version_info[:2]):
         other = find_other_python()
         if other is None:
             found = ".".join(str(number) for number in sys.version_info[:3])
             sys.stderr.write(
-                "set-up: this is Python %s; install Python %d.%d to %d.%d (with its venv and dev packages) and run "
-                "the same command with PYTHON=python3.%d.\n" % ((found,) + OLDEST + NEWEST + (NEWEST[1] - 1,))
+                "set-up: this is Python %s; install Python %d.%d to %d.%d (with its venv and dev packages) "
+                "and run the same command with PYTHON=python3.%d.\n"
+                % ((found,) + OLDEST + NEWEST + (NEWEST[1] - 1,))
             )
             return 2
         os.execv(other, [other] + sys.argv)
