@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may import whom: training and ftkd_ros build on ftkd_core, which knows neither them nor ROS."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("ftkd_core", "ftkd_ros", "training")
+ROS_PACKAGES = {
+    "ament_index_python",
+    "cv_bridge",
+    "launch",
+    "launch_ros",
+    "message_filters",
+    "rclpy",
+    "rosbag2_py",
+    "tf2_py",
+    "tf2_ros",
+}
+ROS_ENDINGS = ("_msgs", "_interfaces", "_srvs")
+DEVKIT_READERS = ("ftkd_core/data/nuscenes.py", "ftkd_core/data/synthetic/export.py", "ftkd_core/evaluation/")
+
+
+def imported_names(source: str, package: tuple[str, ...] = ()) -> set[str]:
+    """Full names of all modules that a source imports anywhere; package resolves relative imports."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "importlib.import_module",
+            "__import__",
+        ):
+            names |= {str(value.value) for value in node.args[:1] if isinstance(value, ast.Constant)}
+    return names
+
+
+def top_levels(path: Path) -> set[str]:
+    """The first parts of the names that a file of this repository imports."""
+    package = path.relative_to(ROOT).parts[:-1]
+    return {name.partition(".")[0] for name in imported_names(path.read_text(encoding="utf-8"), package)}
+
+
+def sources(*folders: str) -> list[Path]:
+    """All Python files under these folders of the repository."""
+    found = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    assert found, f"no Python files under {folders}"
+    return found
+
+
+def is_ros(package: str) -> bool:
+    """Whether a top-level package comes from ROS."""
+    return package in ROS_PACKAGES or package.endswith(ROS_ENDINGS)
+
+
+def test_imports_are_seen_in_every_form() -> None:
+    source = "import a.b\nfrom c import d\nfrom . import e\nfrom ..f import g\n"
+    source += "def late():\n    import h as x\n    importlib.import_module('i.j')\n"
+    names = imported_names(source, ("package", "inner"))
+    expected = {"a.b", "c.d", "package.inner.e", "package.f.g", "h", "i.j"}
+    assert expected <= names
+
+
+@pytest.mark.parametrize("package", ["rclpy", "std_msgs", "builtin_interfaces", "std_srvs"])
+def test_ros_packages_are_known_by_name_or_ending(package: str) -> None:
+    assert is_ros(package)
+    assert not is_ros("torch")
+
+
+def test_core_imports_neither_ros_nor_what_builds_on_it() -> None:
+    for path in sources("ftkd_core"):
+        wrong = {name for name in top_levels(path) if is_ros(name) or name in ("ftkd_ros", "training")}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}; ftkd_core must stand alone"
+
+
+def test_training_and_ros_stay_apart() -> None:
+    for path in sources("training"):
+        wrong = {name for name in top_levels(path) if is_ros(name) or name == "ftkd_ros"}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}; training knows no ROS"
+    for path in sources("ftkd_ros"):
+        assert "training" not in top_levels(path), f"{path.relative_to(ROOT)} imports training"
+
+
+def test_the_devkit_is_read_in_few_places() -> None:
+    for path in sources(*PACKAGES):
+        relative = path.relative_to(ROOT).as_posix()
+        if "nuscenes" in top_levels(path):
+            assert relative.startswith(DEVKIT_READERS), (
+                f"{relative} imports the devkit; use ftkd_core.data.nuscenes"
+            )
+
+
+def test_nothing_names_the_stand_ins_folder() -> None:
+    for path in sources(*PACKAGES, "tests"):
+        assert "pip_ros" not in top_levels(path), f"{path.relative_to(ROOT)} imports pip_ros by name"
