@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -57,6 +58,17 @@ class Targets(NamedTuple):
     centers_2d: Tensor
     depths: Tensor
     mask_2d: Tensor
+
+
+def pad_targets(targets: Targets, slots: int) -> Targets:
+    """The same targets with G = slots; padding is masked, its boxes have unit sizes so that their logarithms stay finite."""
+    padded = {}
+    for name, value in zip(Targets._fields, targets, strict=True):
+        axis = 1 if name in ("boxes", "labels", "mask") else 2
+        shape = list(value.shape)
+        shape[axis] = slots - shape[axis]
+        padded[name] = torch.cat([value, value.new_full(shape, 1 if name == "boxes" else 0)], dim=axis)
+    return Targets(**padded)
 
 
 class Detections(NamedTuple):

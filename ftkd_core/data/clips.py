@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from ftkd_core.boxes import box_corners
 from ftkd_core.geometry import invert_rigid, transform_points, yaw_transform
-from ftkd_core.types import CameraRig, Frame, Targets
+from ftkd_core.types import CameraRig, Frame, Targets, pad_targets
 
 Array = NDArray[Any]
 
@@ -248,22 +248,11 @@ def project_boxes(
 
 def collate(samples: list[StreamBatch]) -> StreamBatch:
     """One batch of several streams; object slots are padded to the largest G."""
-    slots = max(sample.targets.labels.shape[1] for sample in samples)
-    targets = Targets(*(_pad_slots(name, [getattr(s.targets, name) for s in samples], slots) for name in Targets._fields))
+    slots = max(1, *(sample.targets.labels.shape[1] for sample in samples))
+    padded = [pad_targets(sample.targets, slots) for sample in samples]
+    targets = Targets(*(torch.cat([getattr(t, name) for t in padded]) for name in Targets._fields))
     rig = CameraRig(*(torch.cat([getattr(s.rig, name) for s in samples]) for name in CameraRig._fields))
     images, poses, times, firsts = (
         torch.cat([getattr(s, name) for s in samples]) for name in ("images", "global_from_ego", "time", "is_first")
     )
     return StreamBatch(images, rig, poses, times, firsts, targets)
-
-
-def _pad_slots(name: str, values: list[Tensor], slots: int) -> Tensor:
-    axis = 1 if name in ("boxes", "labels", "mask") else 2
-    # Padding boxes have unit sizes: their logarithm stays finite; the mask keeps them out of every loss.
-    fill = 1.0 if name == "boxes" else 0
-    padded = []
-    for value in values:
-        shape = list(value.shape)
-        shape[axis] = slots - shape[axis]
-        padded.append(torch.cat([value, value.new_full(shape, fill)], dim=axis))
-    return torch.cat(padded)

@@ -15,7 +15,7 @@ from ftkd_core.losses.matching import match
 from ftkd_core.models.auxiliary2d import REFERENCE_FOCAL_PX, AuxiliaryMaps
 from ftkd_core.models.denoising import DenoisingQueries
 from ftkd_core.models.stream_petr import Predictions
-from ftkd_core.types import CameraRig, Targets
+from ftkd_core.types import CameraRig, Targets, pad_targets
 
 
 def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -42,6 +42,8 @@ class DetectionCriterion(nn.Module):
         denoising: DenoisingQueries | None = None,
     ) -> dict[str, Tensor]:
         loss = self.config.loss
+        if targets.labels.shape[1] == 0:
+            targets = pad_targets(targets, 1)
         terms: dict[str, Tensor] = {}
         layers = range(len(predictions.logits))
         for layer in layers:

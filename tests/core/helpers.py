@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small models and seeded inputs for the model tests."""
+
+import numpy as np
+import torch
+
+from ftkd_core.classes import CAMERA_CHANNELS
+from ftkd_core.config import DetectorConfig, override
+from ftkd_core.data.clips import AugmentConfig, Clip, ClipObjects
+from ftkd_core.geometry import yaw_transform
+from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.presets import preset
+from ftkd_core.types import CameraRig, Frame
+
+SMALL = [
+    "image.width=96",
+    "image.height=32",
+    "backbone.base_channels=8",
+    "backbone.neck_channels=16",
+    "decoder.channels=32",
+    "decoder.num_heads=2",
+    "decoder.num_layers=2",
+    "decoder.ffn_channels=32",
+    "decoder.num_queries=12",
+    "decoder.num_propagated=6",
+    "decoder.memory_length=18",
+    "decoder.num_depths=8",
+    "decoder.position_hidden=32",
+    "loss.denoising_groups=2",
+]
+NO_AUGMENTATION = AugmentConfig(flip=0.0, rotation=0.0, colour=0.0, camera_dropout=0.0)
+
+
+def small_config(*extra: str, image_queries: int = 8) -> DetectorConfig:
+    """The tiny preset shrunk until a step takes milliseconds; everything of it is still there."""
+    return override(preset("tiny"), [*SMALL, f"decoder.num_image_queries={image_queries}", *extra])
+
+
+def small_model(*extra: str, image_queries: int = 8, seed: int = 0) -> StreamPETR:
+    """A small model in eval mode, its conditional norms shaken so that every input matters."""
+    torch.manual_seed(seed)
+    model = build_stream_petr(small_config(*extra, image_queries=image_queries))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("gamma.weight", "beta.weight")):
+                parameter.normal_(0, 0.1)
+    return model.eval()
+
+
+def camera_ring(count: int = 6) -> torch.Tensor:
+    """Extrinsics (1, N, 4, 4) of cameras looking outwards from the vehicle, all round."""
+    optical = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
+    poses = []
+    for index in range(count):
+        yaw = 2 * np.pi * index / count
+        poses.append(yaw_transform(yaw, (np.cos(yaw), np.sin(yaw), 1.5)) @ optical)
+    return torch.from_numpy(np.stack(poses))[None].float()
+
+
+def make_frame(
+    config: DetectorConfig, seed: int, *, time: float = 0.0, first: bool = True, pose: np.ndarray | None = None
+) -> Frame:
+    """A seeded frame of random images seen by a ring of cameras."""
+    width, height = config.image.width, config.image.height
+    images = torch.randn(1, 6, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    k = torch.tensor([[80.0, 0, width / 2], [0, 80.0, height / 2], [0, 0, 1]]).expand(1, 6, 3, 3)
+    rig = CameraRig(k.clone(), camera_ring(), torch.ones(1, 6, dtype=torch.bool))
+    global_from_ego = torch.from_numpy(np.eye(4) if pose is None else pose)[None]
+    return Frame(images, rig, global_from_ego, torch.tensor([time], dtype=torch.float64), torch.tensor([first]))
+
+
+def drive(config: DetectorConfig, count: int = 4, seed: int = 0) -> list[Frame]:
+    """A short drive: forward and turning, 2 Hz."""
+    return [
+        make_frame(
+            config, seed + index, time=0.5 * index, first=index == 0, pose=yaw_transform(0.1 * index, (3.0 * index, 0, 0))
+        )
+        for index in range(count)
+    ]
+
+
+def make_clip(frames: int = 6, objects: int = 4, seed: int = 0, width: int = 96, height: int = 32) -> Clip:
+    """A seeded clip of noise images with boxes around the vehicle."""
+    random = np.random.default_rng(seed)
+    count = len(CAMERA_CHANNELS)
+    intrinsics = np.tile(np.array([[80.0, 0, width / 2], [0, 80.0, height / 2], [0, 0, 1]]), (count, 1, 1))
+    annotated = []
+    for _ in range(frames):
+        boxes = np.concatenate(
+            [
+                random.uniform(-25, 25, (objects, 2)),
+                random.uniform(0.5, 1.5, (objects, 1)),
+                random.uniform(1, 4, (objects, 3)),
+                random.uniform(-3, 3, (objects, 1)),
+                random.normal(size=(objects, 2)),
+            ],
+            axis=1,
+        )
+        annotated.append(
+            ClipObjects(
+                boxes=boxes,
+                labels=random.integers(0, 10, objects),
+                visible=np.ones(objects),
+                num_points=np.full(objects, 5),
+            )
+        )
+    return Clip(
+        name=f"clip-{seed}",
+        images=random.integers(0, 256, (frames, count, height, width, 3), dtype=np.uint8),
+        intrinsics=intrinsics,
+        ego_from_camera=np.tile(camera_ring()[0].double().numpy(), (frames, 1, 1, 1)),
+        global_from_ego=np.stack([yaw_transform(0.05 * i, (100 + 2.0 * i, 50, 0)) for i in range(frames)]),
+        times=np.arange(frames) * 0.5,
+        objects=tuple(annotated),
+    )

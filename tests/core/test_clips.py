@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training clips: augmentation is geometry, and what a step serves depends on seed and step alone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ftkd_core.data.clips import AugmentConfig, Augmentation, StreamDataset, draw_augmentation, make_sample, project_boxes
+from ftkd_core.geometry import is_rigid
+from tests.core.helpers import NO_AUGMENTATION, make_clip
+
+CLIPS = [make_clip(frames=8, objects=5, seed=seed) for seed in range(3)]
+
+
+def dataset(seed: int = 0, streams: int = 3, augment: AugmentConfig = NO_AUGMENTATION, first: int = 0) -> StreamDataset:
+    return StreamDataset(
+        CLIPS.__getitem__, 3, num_streams=streams, segment=4, augment=augment, seed=seed, first_stream=first
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.booleans(), st.floats(-0.4, 0.4))
+def test_the_augmented_world_projects_as_the_plain_one(mirror: bool, angle: float) -> None:
+    clip = CLIPS[0]
+    plain = make_sample(clip, 1, Augmentation(), True)
+    turned = make_sample(clip, 1, Augmentation(mirror, angle), True)
+    a, b = plain.targets.centers_2d.clone(), turned.targets.centers_2d
+    if mirror:
+        a[..., 0] = 96 - a[..., 0]
+    ahead = plain.targets.depths > 0.5
+    assert torch.allclose(a[ahead], b[ahead], atol=1e-2)
+    assert torch.allclose(plain.targets.depths, turned.targets.depths, atol=1e-4)
+    assert torch.equal(plain.targets.mask_2d, turned.targets.mask_2d)
+    assert is_rigid(turned.global_from_ego[0].numpy())
+    assert all(is_rigid(pose.numpy(), 1e-4) for pose in turned.rig.ego_from_camera[0])
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_ego_motion_and_velocity_turn_together(mirror: bool) -> None:
+    """An object at rest in the global frame stays at rest between frames, whatever the augmentation."""
+    clip = CLIPS[0]
+    change = Augmentation(mirror, 0.3)
+    samples = [make_sample(clip, index, change, index == 0) for index in (0, 1)]
+    moved = samples[1].global_from_ego[0] @ torch.linalg.inv(samples[0].global_from_ego[0])
+    plain = torch.from_numpy(clip.global_from_ego[1] @ np.linalg.inv(clip.global_from_ego[0]))
+    assert torch.allclose(moved[:3, 3].norm(), plain[:3, 3].norm(), atol=1e-9)
+    speeds = samples[0].targets.boxes[0, :, 7:].norm(dim=1)
+    known = make_sample(clip, 0, Augmentation(), True).targets.boxes[0, :, 7:].norm(dim=1)
+    assert torch.allclose(speeds, known, atol=1e-5)
+
+
+def test_mirrored_images_are_mirrored() -> None:
+    plain = make_sample(CLIPS[0], 0, Augmentation(), True).images
+    mirrored = make_sample(CLIPS[0], 0, Augmentation(mirror=True), True).images
+    assert torch.equal(mirrored, plain.flip(3))
+
+
+def test_a_step_depends_on_seed_and_step_alone() -> None:
+    augment = AugmentConfig()
+    forward = [dataset(1, augment=augment)[step] for step in range(6)]
+    again = dataset(1, augment=augment)[5]
+    assert torch.equal(forward[5].images, again.images)
+    assert torch.equal(forward[5].targets.boxes, again.targets.boxes)
+    assert not torch.equal(dataset(2, augment=augment)[5].global_from_ego, again.global_from_ego)
+
+
+def test_streams_are_continuous_within_a_segment_and_reset_between() -> None:
+    data = dataset(streams=1)
+    served = [data[step] for step in range(12)]
+    assert [bool(batch.is_first[0]) for batch in served] == [index % 4 == 0 for index in range(12)]
+    for before, after in zip(served, served[1:], strict=False):
+        if not after.is_first[0]:
+            assert float(after.time[0] - before.time[0]) == pytest.approx(0.5)
+
+
+def test_ranks_take_different_streams() -> None:
+    both = dataset(streams=4)[2]
+    second = dataset(streams=2, first=2)
+    assert both.images.shape[0] == 4
+    assert not torch.equal(second[2].global_from_ego, dataset(streams=2)[2].global_from_ego)
+
+
+def test_padding_is_masked_and_harmless() -> None:
+    clips = [make_clip(objects=2, seed=1), make_clip(objects=7, seed=2)]
+    data = StreamDataset(clips.__getitem__, 2, num_streams=6, segment=3, augment=NO_AUGMENTATION, seed=0)
+    targets = data[0].targets
+    assert targets.mask.sum(1).unique().tolist() == [2, 7]
+    assert torch.all(targets.boxes[~targets.mask] == 1.0)
+    assert not targets.mask_2d[:, :, 2:][targets.mask.sum(1) == 2].any()
+
+
+def test_a_dropped_camera_is_black_masked_and_takes_its_objects_along() -> None:
+    sample = make_sample(CLIPS[1], 0, Augmentation(), True, dropped_camera=2)
+    assert sample.rig.mask[0].tolist() == [True, True, False, True, True, True]
+    assert sample.images[0, 2].max() == 0
+    assert not sample.targets.mask_2d[0, 2].any()
+
+
+def test_a_box_beside_the_camera_stays_on_its_side() -> None:
+    k = np.array([[[80.0, 0, 48], [0, 80.0, 16], [0, 0, 1]]])
+    optical = np.array([[[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]]])
+    box = np.array([[0.5, 4.0, 0, 4, 2, 1.5, 0, 0, 0]])  # half ahead of, half behind the camera, to its left
+    boxes_2d, _, depths = project_boxes(box, k, optical, (32, 96))
+    assert depths[0, 0] == pytest.approx(0.5)
+    assert boxes_2d[0, 0, 0] == 0.0
+    assert boxes_2d[0, 0, 2] < 48.0
+
+
+def test_the_same_draws_are_made_whatever_the_config() -> None:
+    a = draw_augmentation(NO_AUGMENTATION, random := np.random.default_rng(0))
+    b = draw_augmentation(AugmentConfig(), other := np.random.default_rng(0))
+    assert a == Augmentation()
+    assert b != a
+    assert random.random() == other.random()

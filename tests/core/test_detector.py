@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector: preprocessing, streaming through the public interface, weights on disk, and bad input."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ftkd_core.config import ImageConfig
+from ftkd_core.errors import UserError
+from ftkd_core.geometry import yaw_transform
+from ftkd_core.models.stream_petr import decode
+from ftkd_core.runtime.detector import Detector, resolve_device
+from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop, round_to_frame
+from ftkd_core.types import CameraRound, CameraView
+from ftkd_core.weights import read_weights, save_weights
+from tests.core.helpers import camera_ring, small_model
+
+CPU = torch.device("cpu")
+
+
+def make_round(index: int = 0, size: tuple[int, int] = (192, 108), missing: int | None = None) -> CameraRound:
+    random = np.random.default_rng(index)
+    pose = yaw_transform(0.1 * index, (1000 + 3.0 * index, -500, 0))
+    views: list[CameraView | None] = []
+    for camera in range(6):
+        view = CameraView(
+            image=random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8),
+            intrinsics=np.array([[160.0, 0, size[0] / 2], [0, 160.0, size[1] / 2], [0, 0, 1]]),
+            ego_from_camera=camera_ring()[0, camera].double().numpy(),
+            global_from_ego=pose,
+            stamp_ns=1_500_000_000_000_000_000 + 500_000_000 * index,
+        )
+        views.append(None if camera == missing else view)
+    return CameraRound(
+        views=tuple(views), reference_stamp_ns=1_500_000_000_000_000_000 + 500_000_000 * index, global_from_ego=pose
+    )
+
+
+def make_detector(threshold: float = 0.0) -> Detector:
+    return Detector(small_model(), weights_name="small", device=CPU, score_threshold=threshold, max_detections=50)
+
+
+def test_the_network_image_is_the_scaled_image_without_its_top() -> None:
+    config = ImageConfig(width=96, height=32)
+    image = np.zeros((108, 192, 3), dtype=np.uint8)
+    image[60:62, 100:102] = 255
+    small = resize_and_crop(image, config)
+    assert small.shape == (32, 96, 3)
+    row, column = np.argwhere(small[..., 0] == 255)[0]
+    k = network_intrinsics(np.eye(3), config, 192, 108)
+    # The middle of the white square, pixel (101, 61), falls on the middle of the white cell.
+    assert (k @ [101.0, 61.0, 1.0])[:2] == pytest.approx([column + 0.5, row + 0.5])
+
+
+def test_a_flat_image_is_padded_on_top() -> None:
+    config = ImageConfig(width=96, height=64)
+    image = np.full((30, 96, 3), 200, dtype=np.uint8)
+    small = resize_and_crop(image, config)
+    assert small.shape == (64, 96, 3)
+    assert small[:34].max() == 0
+    assert network_intrinsics(np.eye(3), config, 96, 30)[1, 2] == 34
+
+
+def test_ego_motion_between_exposures_is_accounted_for() -> None:
+    camera_round = make_round()
+    view = camera_round.views[1]
+    assert view is not None
+    later = dataclasses.replace(view, global_from_ego=view.global_from_ego @ yaw_transform(0.0, (0.5, 0, 0)))
+    moved = dataclasses.replace(camera_round, views=(camera_round.views[0], later, *camera_round.views[2:]))
+    channels = [f"cam{i}" for i in range(6)]
+    config = ImageConfig(width=96, height=32)
+    frames = [round_to_frame(r, config, channels, time_s=0, is_first=True, device=CPU) for r in (camera_round, moved)]
+    difference = frames[1].rig.ego_from_camera - frames[0].rig.ego_from_camera
+    assert torch.allclose(difference[0, 1, :3, 3], torch.tensor([0.5, 0, 0]), atol=1e-4)
+    assert torch.all(difference[0, [0, 2, 3, 4, 5]] == 0)
+
+
+def test_steps_equal_the_model_frame_by_frame() -> None:
+    detector = make_detector()
+    model, memory = detector.model, detector.model.start_memory()
+    for index in range(3):
+        objects = detector.step(make_round(index))
+        frame = round_to_frame(
+            make_round(index), model.config.image, detector.channels, time_s=0.5 * index, is_first=index == 0, device=CPU
+        )
+        with torch.no_grad():
+            predictions, memory = model(frame, memory)
+        expected = decode(predictions, 50)
+        assert np.allclose(objects.scores, expected.scores[0].numpy(), atol=1e-6)
+        assert np.allclose(objects.boxes, expected.boxes[0].numpy(), atol=1e-4)
+        assert objects.stamp_ns == make_round(index).reference_stamp_ns
+
+
+def test_reset_and_warm_up_leave_a_fresh_stream() -> None:
+    detector, fresh = make_detector(), make_detector()
+    detector.step(make_round(5))
+    detector.reset()
+    assert np.array_equal(detector.step(make_round(0)).scores, fresh.step(make_round(0)).scores)
+    warm = make_detector()
+    warm.warm_up()
+    assert np.array_equal(warm.step(make_round(0)).scores, make_detector().step(make_round(0)).scores)
+
+
+def test_a_missing_camera_is_masked() -> None:
+    objects = make_detector().step(make_round(0, missing=2))
+    assert len(objects.scores) == 50
+    assert np.all(np.isfinite(objects.boxes))
+    assert not np.allclose(objects.scores, make_detector().step(make_round(0)).scores)
+
+
+def test_the_threshold_cuts() -> None:
+    scores = make_detector().step(make_round(0)).scores
+    cut = float(scores[10])
+    assert len(make_detector(cut).step(make_round(0)).scores) == int((scores >= cut).sum())
+
+
+def test_a_bad_view_is_refused_and_the_stream_goes_on() -> None:
+    detector, other = make_detector(), make_detector()
+    for d in (detector, other):
+        d.step(make_round(0))
+    good = make_round(1)
+    view = good.views[0]
+    assert view is not None
+    bad_k = dataclasses.replace(view, intrinsics=np.full((3, 3), np.nan))
+    bad_pose = dataclasses.replace(view, global_from_ego=np.zeros((4, 4)))
+    bad_image = dataclasses.replace(view, image=np.zeros((0, 10, 3), dtype=np.uint8))
+    for bad, text in ((bad_k, "CAM_FRONT: intrinsics"), (bad_pose, "not a rigid"), (bad_image, "image of shape")):
+        with pytest.raises(UserError, match=text):
+            detector.step(dataclasses.replace(good, views=(bad, *good.views[1:])))
+    with pytest.raises(UserError, match="round of 5 cameras; the detector expects 6"):
+        detector.step(dataclasses.replace(good, views=good.views[1:]))
+    assert np.array_equal(detector.step(good).scores, other.step(good).scores)
+
+
+def test_weights_round_trip_in_half_precision(tmp_path: Path) -> None:
+    model = small_model()
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), model.config, notes={"steps": 7})
+    state, config, notes = read_weights(tmp_path / "w.safetensors")
+    assert (config, notes) == (model.config, {"steps": 7})
+    for name, value in model.state_dict().items():
+        assert torch.allclose(state[name], value.float() if value.is_floating_point() else value, rtol=1e-3, atol=1e-6)
+    loaded = Detector.from_weights(tmp_path / "w.safetensors", device="cpu", score_threshold=0.0)
+    assert len(loaded.step(make_round(0)).scores) > 0
+    assert loaded.weights_name == "w.safetensors"
+
+
+def test_bad_weights_are_one_clear_sentence(tmp_path: Path) -> None:
+    model = small_model()
+    good = tmp_path / "good.safetensors"
+    save_weights(good, model.state_dict(), model.config)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(good.read_bytes()[:1000])
+    foreign = tmp_path / "pickle.safetensors"
+    torch.save(model.state_dict(), foreign)
+    part = tmp_path / "part.safetensors"
+    state = {name: value for name, value in model.state_dict().items() if "classifier" not in name}
+    save_weights(part, state, model.config)
+    cases = [
+        (tmp_path / "none.safetensors", {}, "not found"),
+        (cut, {}, "cannot be read"),
+        (foreign, {}, "cannot be read"),
+        (part, {}, "missing"),
+        (good, {"preset": "r50_704x256"}, "are of preset 'tiny'; expected 'r50_704x256'"),
+        (good, {"device": "warp"}, "device 'warp'"),
+        (good, {"score_threshold": 1.5}, "score_threshold 1.5"),
+    ]
+    for path, arguments, text in cases:
+        with pytest.raises(UserError, match=text):
+            Detector.from_weights(path, **{"device": "cpu", **arguments})
+
+
+def test_weights_with_nan_are_not_written(tmp_path: Path) -> None:
+    model = small_model()
+    state = {**model.state_dict(), "reference_points": torch.full((12, 3), torch.nan)}
+    with pytest.raises(ValueError, match="reference_points holds nan"):
+        save_weights(tmp_path / "w.safetensors", state, model.config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_device_is_there() -> None:
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Matching and detection losses."""
+
+import numpy as np
+import pytest
+import torch
+
+from ftkd_core.boxes import encode_boxes
+from ftkd_core.data.clips import Augmentation, StreamBatch, collate, make_sample
+from ftkd_core.losses.detection import DetectionCriterion, auxiliary_losses, sigmoid_focal_loss
+from ftkd_core.losses.matching import match
+from ftkd_core.models.auxiliary2d import REFERENCE_FOCAL_PX, AuxiliaryMaps, propose
+from ftkd_core.models.stream_petr import Predictions
+from tests.core.helpers import make_clip, small_config
+
+
+def perfect(batch: StreamBatch, extra: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (B, Q, K) and codes (B, Q, 10) that say the truth in reversed order, and then `extra` times nothing."""
+    boxes, labels = batch.targets.boxes.flip(1), batch.targets.labels.flip(1)
+    one_hot = torch.nn.functional.one_hot(labels, 10).float() * batch.targets.mask.flip(1)[..., None]
+    logits = torch.cat([one_hot * 40 - 20, torch.full((len(labels), extra, 10), -20.0)], dim=1)
+    codes = torch.cat([encode_boxes(boxes), torch.zeros(len(labels), extra, 10)], dim=1)
+    return logits, codes
+
+
+@pytest.fixture
+def batch() -> StreamBatch:
+    samples = [make_sample(make_clip(objects=n, seed=n), 0, Augmentation(), True) for n in (5, 3)]
+    return collate(samples)
+
+
+def test_truth_is_matched_to_itself(batch: StreamBatch) -> None:
+    logits, codes = perfect(batch)
+    assigned = match(logits, codes, batch.targets)
+    assert assigned[0].tolist() == [4, 3, 2, 1, 0, -1, -1, -1]
+    assert assigned[1].tolist() == [-1, -1, 2, 1, 0, -1, -1, -1]
+
+
+def test_truth_costs_nothing_and_a_metre_costs_its_weight(batch: StreamBatch) -> None:
+    config = small_config()
+    logits, codes = perfect(batch)
+    criterion = DetectionCriterion(config)
+
+    def terms(codes: torch.Tensor) -> dict[str, torch.Tensor]:
+        return criterion(Predictions(logits[None], codes[None], logits, logits), batch.targets, batch.rig)
+
+    zero = terms(codes)
+    assert float(zero["layer0/box"]) == pytest.approx(0, abs=1e-4)
+    assert float(zero["layer0/class"]) == pytest.approx(0, abs=1e-4)
+    moved = codes.clone()
+    moved[..., 0] += 1.0
+    assert float(terms(moved)["layer0/box"]) == pytest.approx(0.25 * 2.0, rel=1e-3)
+
+
+def test_unknown_velocity_costs_nothing(batch: StreamBatch) -> None:
+    boxes = batch.targets.boxes.clone()
+    boxes[..., 7:] = torch.nan
+    targets = batch.targets._replace(boxes=boxes)
+    logits, codes = perfect(batch)
+    codes = (codes.nan_to_num() + torch.tensor([0.0] * 8 + [9.0, 9.0])).requires_grad_()
+    terms = DetectionCriterion(small_config())(Predictions(logits[None], codes[None], logits, logits), targets, batch.rig)
+    assert float(terms["layer0/box"]) == pytest.approx(0, abs=1e-4)
+    (gradient,) = torch.autograd.grad(terms["layer0/box"], codes)
+    assert torch.isfinite(gradient).all()
+
+
+def test_an_empty_frame_has_finite_losses_and_teaches_silence() -> None:
+    sample = make_sample(make_clip(objects=0), 0, Augmentation(), True)
+    logits = torch.zeros(1, 1, 4, 10, requires_grad=True)
+    codes = torch.zeros(1, 1, 4, 10, requires_grad=True)
+    heat = torch.zeros(1, 6, 10, 4, 12, requires_grad=True)
+    maps = AuxiliaryMaps(heat, torch.zeros(1, 6, 4, 4, 12), torch.zeros(1, 6, 2, 4, 12), torch.zeros(1, 6, 1, 4, 12))
+    predictions = Predictions(logits, codes, logits[0], logits[0], maps)
+    terms = DetectionCriterion(small_config())(predictions, sample.targets, sample.rig)
+    total = torch.stack(list(terms.values())).sum()
+    assert torch.isfinite(total)
+    total.backward()
+    assert torch.all(logits.grad > 0)
+    assert torch.all(heat.grad > 0)
+
+
+def test_a_cost_that_is_not_finite_is_an_error(batch: StreamBatch) -> None:
+    logits, codes = perfect(batch)
+    codes[0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        match(logits, codes, batch.targets)
+
+
+def test_focal_loss_is_weighted_cross_entropy() -> None:
+    logits, targets = torch.tensor([0.3, -1.0]), torch.tensor([1.0, 0.0])
+    p = logits.sigmoid()
+    expected = torch.stack([-0.25 * (1 - p[0]) ** 2 * p[0].log(), -0.75 * p[1] ** 2 * (1 - p[1]).log()])
+    assert torch.allclose(sigmoid_focal_loss(logits, targets), expected, atol=1e-6)
+
+
+def test_proposals_stand_where_the_true_maps_say() -> None:
+    """Maps that hold the ground truth give back the objects' 3-D centres, and cost nothing but the heat's floor."""
+    sample = make_sample(make_clip(objects=6, seed=3), 0, Augmentation(), True)
+    stride, height, width = 8, 4, 12
+    targets = sample.targets
+    maps = AuxiliaryMaps(
+        torch.full((1, 6, 10, height, width), -20.0),
+        torch.zeros(1, 6, 4, height, width),
+        torch.zeros(1, 6, 2, height, width),
+        torch.zeros(1, 6, 1, height, width),
+    )
+    seen: list[int] = []
+    for _, camera, slot in targets.mask_2d.nonzero().tolist():
+        center = targets.centers_2d[0, camera, slot] / stride - 0.5
+        column, row = (round(float(value)) for value in center)
+        if not (0 <= column < width and 0 <= row < height) or slot in seen:
+            continue
+        seen.append(slot)
+        cell = torch.tensor([column, row])
+        box = targets.boxes_2d[0, camera, slot] / stride - 0.5
+        maps.heat[0, camera, targets.labels[0, slot], row, column] = 20.0
+        maps.offset[0, camera, :, row, column] = center - cell
+        maps.edges[0, camera, :, row, column] = torch.cat([cell - box[:2], box[2:] - cell])
+        focal = sample.rig.intrinsics[0, camera, 0, 0]
+        depth = targets.depths[0, camera, slot] * REFERENCE_FOCAL_PX / focal
+        maps.log_depth[0, camera, 0, row, column] = depth.log()
+    assert len(seen) >= 3
+    features = torch.randn(1, 6, 16, height, width)
+    proposals = propose(maps, features, sample.rig, stride, len(seen))
+    distance = torch.cdist(proposals.points_ego[0], targets.boxes[0, seen, :3])
+    assert distance.amin(1).max() < 1e-3
+    assert distance.amin(0).max() < 1e-3
+    only = targets._replace(mask_2d=targets.mask_2d & torch.isin(torch.arange(6), torch.tensor(seen)))
+    terms = auxiliary_losses(maps, only, sample.rig, stride)
+    assert set(terms) == {"auxiliary/heat", "auxiliary/edges", "auxiliary/offset", "auxiliary/depth"}
+    assert all(np.isfinite(float(value)) for value in terms.values())

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The streaming student: causality, reset, streaming, equivariance, masks, and what training adds."""
+
+import numpy as np
+import pytest
+import torch
+
+from ftkd_core.data.clips import Augmentation, make_sample
+from ftkd_core.geometry import yaw_transform
+from ftkd_core.models.denoising import make_denoising
+from ftkd_core.models.stream_petr import Predictions, StreamPETR, decode
+from ftkd_core.presets import preset
+from ftkd_core.runtime.preprocess import normalise
+from ftkd_core.types import Frame
+from tests.core.helpers import drive, make_clip, make_frame, small_config, small_model
+
+BOTH = pytest.mark.parametrize("image_queries", [0, 8])
+
+
+@torch.no_grad()
+def stream(model: StreamPETR, frames: list[Frame]) -> list[Predictions]:
+    memory, results = model.start_memory(1), []
+    for frame in frames:
+        predictions, memory = model(frame, memory)
+        results.append(predictions)
+    return results
+
+
+def assert_same(a: Predictions, b: Predictions, tolerance: float = 1e-4) -> None:
+    assert torch.allclose(a.logits, b.logits, atol=tolerance)
+    assert torch.allclose(a.codes, b.codes, atol=tolerance * 60)
+
+
+@BOTH
+def test_shapes(image_queries: int) -> None:
+    model = small_model(image_queries=image_queries)
+    predictions = stream(model, drive(model.config, 1))[0]
+    queries = 12 + image_queries + 6
+    assert predictions.logits.shape == (2, 1, queries, 10)
+    assert predictions.codes.shape == (2, 1, queries, 10)
+    assert predictions.features.shape == (1, queries, 32)
+    detections = decode(predictions, 20)
+    assert detections.boxes.shape == (1, 20, 9)
+    assert torch.all(detections.scores[:, :-1] >= detections.scores[:, 1:])
+
+
+def test_the_past_matters_and_the_future_does_not() -> None:
+    model = small_model()
+    frames = drive(model.config, 4)
+    alone = stream(model, [frames[2]._replace(is_first=torch.tensor([True]))])[0]
+    results = stream(model, frames)
+    assert not torch.allclose(results[2].logits, alone.logits, atol=1e-3)
+    changed = [*frames[:3], frames[3]._replace(images=frames[3].images * -1)]
+    for index in range(3):
+        assert torch.equal(stream(model, changed)[index].logits, results[index].logits)
+
+
+def test_a_reset_equals_a_fresh_start() -> None:
+    model = small_model()
+    frames = drive(model.config, 3)
+    memory = model.start_memory(1)
+    with torch.no_grad():
+        for frame in drive(model.config, 3, seed=50):
+            _, memory = model(frame, memory)
+        fresh = stream(model, frames)
+        for frame, expected in zip(frames, fresh, strict=True):
+            predictions, memory = model(frame, memory)
+            assert_same(predictions, expected, 1e-6)
+
+
+@BOTH
+def test_moving_the_global_frame_changes_nothing_in_ego(image_queries: int) -> None:
+    model = small_model(image_queries=image_queries)
+    frames = drive(model.config, 4)
+    shift = torch.from_numpy(yaw_transform(2.1, (1500.0, -800.0, 3.0)))
+    moved = [frame._replace(global_from_ego=shift @ frame.global_from_ego) for frame in frames]
+    for a, b in zip(stream(model, frames), stream(model, moved), strict=True):
+        assert_same(a, b)
+
+
+@BOTH
+def test_the_stream_may_start_at_any_time(image_queries: int) -> None:
+    model = small_model(image_queries=image_queries)
+    frames = drive(model.config, 3)
+    later = [frame._replace(time=frame.time + 1e6) for frame in frames]
+    for a, b in zip(stream(model, frames), stream(model, later), strict=True):
+        assert_same(a, b)
+
+
+@BOTH
+def test_camera_order_does_not_matter(image_queries: int) -> None:
+    model = small_model(image_queries=image_queries)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    frames = drive(model.config, 3)
+    shuffled = []
+    for frame in frames:
+        rig = type(frame.rig)(*(value[:, order] for value in frame.rig))
+        shuffled.append(frame._replace(images=frame.images[:, order], rig=rig))
+    for a, b in zip(stream(model, frames), stream(model, shuffled), strict=True):
+        # Image queries come in another order only where two peaks are equally strong.
+        assert_same(a, b)
+
+
+@BOTH
+def test_a_masked_camera_carries_no_weight(image_queries: int) -> None:
+    model = small_model(image_queries=image_queries)
+    frame = make_frame(model.config, 1)
+    mask = torch.tensor([[True, True, False, True, True, True]])
+    frame = frame._replace(rig=frame.rig._replace(mask=mask))
+    other = frame.images.clone()
+    other[:, 2] = 7.0
+    a, b = stream(model, [frame])[0], stream(model, [frame._replace(images=other)])[0]
+    assert_same(a, b, 1e-5)
+    whole = stream(model, [frame._replace(rig=frame.rig._replace(mask=torch.ones_like(mask)))])[0]
+    assert not torch.allclose(a.logits, whole.logits, atol=1e-3)
+
+
+@BOTH
+def test_batching_changes_nothing(image_queries: int) -> None:
+    model = small_model(image_queries=image_queries)
+    first, second = drive(model.config, 3), drive(model.config, 3, seed=20)
+    both = [
+        Frame(
+            torch.cat([a.images, b.images]),
+            type(a.rig)(*(torch.cat(pair) for pair in zip(a.rig, b.rig, strict=True))),
+            torch.cat([a.global_from_ego, b.global_from_ego]),
+            torch.cat([a.time, b.time]),
+            torch.cat([a.is_first, b.is_first]),
+        )
+        for a, b in zip(first, second, strict=True)
+    ]
+    memory = model.start_memory(2)
+    with torch.no_grad():
+        for frame, alone in zip(both, stream(model, second), strict=True):
+            predictions, memory = model(frame, memory)
+            assert torch.allclose(predictions.logits[:, 1:], alone.logits, atol=1e-4)
+
+
+@BOTH
+def test_denoising_queries_never_touch_the_learnt_ones(image_queries: int) -> None:
+    model = small_model(image_queries=image_queries)
+    batch = make_sample(make_clip(), 0, Augmentation(), True)
+    frame = batch.frame(normalise(batch.images, model.config.image))
+    noise = make_denoising(batch.targets, model.config.loss, model.range_m, torch.Generator().manual_seed(0))
+    assert noise is not None
+    with torch.no_grad():
+        plain, _ = model(frame, model.start_memory(1))
+        noised, _ = model(frame, model.start_memory(1), noise)
+    assert noised.denoising_logits.shape[2] == noise.points_ego.shape[1] == 2 * batch.targets.labels.shape[1]
+    assert_same(plain, noised, 1e-5)
+
+
+def test_denoising_groups_do_not_see_each_other() -> None:
+    model = small_model(image_queries=0)
+    batch = make_sample(make_clip(), 0, Augmentation(), True)
+    frame = batch.frame(normalise(batch.images, model.config.image))
+    noise = make_denoising(batch.targets, model.config.loss, model.range_m, torch.Generator().manual_seed(0))
+    assert noise is not None
+    half = noise.points_ego.shape[1] // 2
+    moved = noise.points_ego.clone()
+    moved[:, half:] += 3.0
+    with torch.no_grad():
+        a, _ = model(frame, model.start_memory(1), noise)
+        b, _ = model(frame, model.start_memory(1), noise._replace(points_ego=moved))
+    assert torch.allclose(a.denoising_logits[:, :, :half], b.denoising_logits[:, :, :half], atol=1e-5)
+    assert not torch.allclose(a.denoising_logits[:, :, half:], b.denoising_logits[:, :, half:], atol=1e-3)
+
+
+def test_gradient_reaches_every_parameter() -> None:
+    model = small_model().train()
+    batch = make_sample(make_clip(), 0, Augmentation(), True)
+    frame = batch.frame(normalise(batch.images, model.config.image))
+    predictions, _ = model(frame, model.start_memory(1))
+    auxiliary = sum(value.square().sum() for value in predictions.auxiliary)
+    (predictions.logits.square().sum() + predictions.codes.square().sum() + auxiliary).backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # Kappa reaches the loss through softmax differences alone, but must be reached.
+    assert silent == []
+
+
+def test_the_memory_is_detached_and_of_fixed_shape() -> None:
+    model = small_model().train()
+    memory = model.start_memory(1)
+    shapes = [value.shape for value in memory]
+    for frame in drive(model.config, 3):
+        _, memory = model(frame, memory)
+        assert [value.shape for value in memory] == shapes
+        assert not any(value.requires_grad for value in memory)
+    assert np.allclose(memory.time[0, ::6].numpy(), [1.0, 0.5, 0.0])
+
+
+def test_r50_follows_the_published_shape() -> None:
+    with torch.device("meta"):
+        model = StreamPETR(preset("r50_704x256"))
+    backbone = sum(p.numel() for p in model.backbone.parameters())
+    assert backbone == 23_508_032  # torchvision's resnet50 without its classifier
+    names = set(model.backbone.state_dict())
+    assert {"conv1.weight", "layer1.0.downsample.0.weight", "layer4.2.bn3.running_var"} <= names
+    assert model.config.decoder.num_queries + model.config.decoder.num_propagated == 428
+
+
+def test_sizes_of_small_config_are_used() -> None:
+    assert small_config().decoder.memory_length == 18
