@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image messages -> RGB arrays, by a table of encodings.
 
-Nothing here imports ROS: the functions take anything that has the fields of sensor_msgs/Image or CompressedImage
-(rclpy messages, or messages that `rosbags` deserialised). Every error names the topic and the offending value, because
-"cannot reshape array" says nothing to someone with six cameras.
+Nothing here imports ROS: the functions take anything that has the fields of sensor_msgs/Image or
+CompressedImage (rclpy messages, or messages that `rosbags` deserialised). Every error names the topic and the
+offending value, because "cannot reshape array" says nothing to someone with six cameras.
 """
 
 import re
@@ -19,7 +19,9 @@ from ftkd_core.errors import UserError
 RgbImage = NDArray[np.uint8]
 
 MAX_PIXELS: Final = 64 * 1024 * 1024
-"""Larger images are refused before they are decoded: no camera of a vehicle gives them, a corrupt header does."""
+"""Larger images are refused before they are decoded: no camera of a vehicle gives them, a corrupt header
+does.
+"""
 
 _COLOR_CHANNELS: Final = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "mono": 1}
 _COLOR_TO_RGB: Final = {
@@ -40,14 +42,17 @@ _BAYER_TO_RGB: Final = {
     "gbrg": cv2.COLOR_BayerGBRG2RGB,
     "grbg": cv2.COLOR_BayerGRBG2RGB,
 }
-_SUPPORTED: Final = "rgb8, bgr8, rgba8, bgra8, mono8, their 16-bit forms, yuv422, uyvy, yuv422_yuy2, yuyv or bayer_*"
+_SUPPORTED: Final = (
+    "rgb8, bgr8, rgba8, bgra8, mono8, their 16-bit forms, yuv422, uyvy, yuv422_yuy2, yuyv or bayer_*"
+)
 
 
 def image_to_rgb(message: Any, topic: str) -> RgbImage:
     """RGB pixels (H, W, 3) uint8 of a sensor_msgs/Image or CompressedImage (JPEG or PNG).
 
-    rgb8 gives a view of the message's own bytes; the other encodings one copy. Raises UserError, naming `topic`, for an
-    encoding we don't know, a size, step or length that doesn't fit, and for damaged or truncated compressed data.
+    rgb8 gives a view of the message's own bytes; the other encodings one copy. Raises UserError, naming
+    `topic`, for an encoding we don't know, a size, step or length that doesn't fit, and for damaged or
+    truncated compressed data.
     """
     if hasattr(message, "encoding"):
         return _raw_to_rgb(message, topic)
@@ -59,7 +64,7 @@ def byte_view(data: Any) -> NDArray[np.uint8]:
     return data if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
 
 
-# -- raw ---------------------------------------------------------------------------------------------------------------
+# -- raw -----------------------------------------------------------------------------------------------------
 
 
 def _raw_to_rgb(message: Any, topic: str) -> RgbImage:
@@ -98,7 +103,8 @@ def _pixel_view(message: Any, topic: str, *, channels: int, depth: int) -> RgbIm
         )
     if len(data) < step * (height - 1) + width * channels * sample:
         raise UserError(
-            f"{topic}: image of {width} x {height} with step {step} holds {len(data)} bytes; expected {step * height}"
+            f"{topic}: image of {width} x {height} with step {step} holds {len(data)} bytes; "
+            f"expected {step * height}"
         )
     high_byte = 0 if sample == 1 or message.is_bigendian else 1
     view: RgbImage = np.ndarray(
@@ -116,16 +122,19 @@ def _check_size(topic: str, width: int, height: int) -> None:
         raise UserError(f"{topic}: image size {width} x {height}; expected between 1 and {MAX_PIXELS} pixels")
 
 
-# -- compressed --------------------------------------------------------------------------------------------------------
+# -- compressed ----------------------------------------------------------------------------------------------
 
 
 def decode_compressed(data: Any, topic: str, format_name: str = "") -> RgbImage:
-    """RGB pixels (H, W, 3) uint8 of a JPEG or PNG file in memory; the file's own first bytes decide which it is."""
+    """RGB pixels (H, W, 3) uint8 of a JPEG or PNG file in memory; the file's own first bytes decide which it
+    is.
+    """
     content = byte_view(data)
     size = _jpeg_size(content) if _starts_with(content, b"\xff\xd8") else _png_size(content)
     if "compressedDepth" in format_name or size is _NOT_AN_IMAGE:
         raise UserError(
-            f"{topic}: compressed image of format {format_name!r} and {len(content)} bytes is neither JPEG nor PNG"
+            f"{topic}: compressed image of format {format_name!r} and {len(content)} bytes "
+            "is neither JPEG nor PNG"
         )
     if size is None:
         raise UserError(f"{topic}: compressed image of {len(content)} bytes is truncated or damaged")
@@ -147,8 +156,8 @@ def _starts_with(content: NDArray[np.uint8], prefix: bytes) -> bool:
 def _jpeg_size(content: NDArray[np.uint8]) -> tuple[int, int] | None:
     """(width, height) of a complete JPEG file, None when it is cut off.
 
-    libjpeg fills the missing part of a cut-off picture with grey and only warns, so the end marker is checked here: it
-    must follow the start of the last scan (inside a scan the two bytes cannot occur by chance).
+    libjpeg fills the missing part of a cut-off picture with grey and only warns, so the end marker is checked
+    here: it must follow the start of the last scan (inside a scan the two bytes cannot occur by chance).
     """
     file = content.tobytes()
     last_scan = file.rfind(b"\xff\xda")
@@ -179,7 +188,9 @@ def _png_size(content: NDArray[np.uint8]) -> tuple[int, int] | None:
 
 def encode_jpeg(image: RgbImage, quality: int = 90) -> bytes:
     """JPEG file of an RGB image (H, W, 3) uint8."""
-    done, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    done, content = cv2.imencode(
+        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
+    )
     if not done:
         raise ValueError(f"image of shape {image.shape} cannot be written as JPEG; expected (H, W, 3) uint8")
     return bytes(content)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detections as RViz markers: box edges with a heading line, velocity arrows, labels.
 
-Edges of one class are one LINE_LIST (ten markers instead of hundreds); every kind and class has a namespace of its own,
-`boxes/car`, `velocity/car`, `label/car`, so that RViz can switch each off.
+Edges of one class are one LINE_LIST (ten markers instead of hundreds); every kind and class has a namespace
+of its own, `boxes/car`, `velocity/car`, `label/car`, so that RViz can switch each off.
 """
 
 import math
@@ -18,23 +18,23 @@ from visualization_msgs.msg import Marker, MarkerArray
 from ftkd_core.boxes import box_corners
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.types import ObjectList
+from ftkd_core.visualization import CLASS_COLORS
 from ftkd_ros.messages import box_pose, make_header
 
-CLASS_COLORS: Final[dict[str, tuple[float, float, float]]] = {
-    "car": (1.00, 0.62, 0.00),
-    "truck": (1.00, 0.39, 0.28),
-    "construction_vehicle": (0.91, 0.59, 0.48),
-    "bus": (1.00, 0.27, 0.60),
-    "trailer": (1.00, 0.55, 0.80),
-    "barrier": (0.55, 0.60, 0.68),
-    "motorcycle": (1.00, 0.24, 0.39),
-    "bicycle": (0.86, 0.08, 0.86),
-    "pedestrian": (0.25, 0.45, 1.00),
-    "traffic_cone": (0.30, 0.80, 0.75),
-}
-"""Red, green, blue in 0..1."""
-
-_EDGES: Final = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+_EDGES: Final = (
+    (0, 1),
+    (1, 2),
+    (2, 3),
+    (3, 0),
+    (4, 5),
+    (5, 6),
+    (6, 7),
+    (7, 4),
+    (0, 4),
+    (1, 5),
+    (2, 6),
+    (3, 7),
+)
 _LINE_WIDTH_M: Final = 0.08
 _MIN_SPEED_M_S: Final = 0.5
 _ARROW_SECONDS: Final = 1.0
@@ -45,8 +45,8 @@ def objects_to_markers(
 ) -> MarkerArray:
     """visualization_msgs/MarkerArray of the objects with at least `min_score`, DELETEALL first.
 
-    `lifetime_s` should span two detector cycles, so that boxes neither flicker nor outlive a stopped detector. An arrow
-    shows where the object will be in one second. Boxes that are not finite are left out.
+    `lifetime_s` should span two detector cycles, so that boxes neither flicker nor outlive a stopped
+    detector. An arrow shows where the object will be in one second. Boxes that are not finite are left out.
     """
     header = make_header(objects.stamp_ns, frame_id)
     shown = objects.select((objects.scores >= min_score) & np.isfinite(objects.boxes[:, :7]).all(axis=1))
@@ -63,7 +63,7 @@ def objects_to_markers(
 
 
 def _marker(kind: int, namespace: str, identity: int, class_name: str) -> Marker:
-    red, green, blue = CLASS_COLORS[class_name]
+    red, green, blue = (value / 255 for value in CLASS_COLORS[class_name])
     marker = Marker(ns=f"{namespace}/{class_name}", id=identity, type=kind, action=Marker.ADD)
     marker.color = ColorRGBA(r=red, g=green, b=blue, a=1.0)
     marker.pose.orientation.w = 1.0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays -> ROS messages; the way back (`reading`, `images`, which need no ROS) is offered from here as well."""
+"""Arrays -> ROS messages; the way back (`reading`, `images`, which need no ROS) is offered here as well."""
 
 import array
 from typing import Any
@@ -15,7 +15,13 @@ from vision_msgs.msg import Detection3D, Detection3DArray, LabelInfo, ObjectHypo
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.types import ObjectList
 from ftkd_ros.images import encode_jpeg, image_to_rgb
-from ftkd_ros.reading import VELOCITY_FIELDS, cloud_columns, detections_to_objects, stamp_to_ns, transform_to_matrix
+from ftkd_ros.reading import (
+    VELOCITY_FIELDS,
+    cloud_columns,
+    detections_to_objects,
+    stamp_to_ns,
+    transform_to_matrix,
+)
 
 __all__ = [
     "cloud_columns",
@@ -47,9 +53,11 @@ def make_header(stamp_ns: int, frame_id: str) -> Header:
 
 
 def objects_to_detections(objects: ObjectList, frame_id: str) -> Detection3DArray:
-    """vision_msgs/Detection3DArray: class names as class_id, bbox.size.x the length, one result a detection, id from `ids`.
+    """vision_msgs/Detection3DArray: class names as class_id, bbox.size.x the length, one result a detection,
+    id from `ids`.
 
-    `frame_id` is the frame the boxes are in (base_link). Velocity has no place in it: see `objects_to_velocities`.
+    `frame_id` is the frame the boxes are in (base_link). Velocity has no place in it: see
+    `objects_to_velocities`.
     """
     header = make_header(objects.stamp_ns, frame_id)
     ids = objects.ids or ("",) * len(objects.boxes)
@@ -84,7 +92,8 @@ def box_pose(box: list[float]) -> Pose:
 
 
 def objects_to_velocities(objects: ObjectList, frame_id: str) -> PointCloud2:
-    """sensor_msgs/PointCloud2 with float32 fields x y z vx vy vz; point i belongs to detection i of the same header.
+    """sensor_msgs/PointCloud2 with float32 fields x y z vx vy vz; point i belongs to detection i of the same
+    header.
 
     vz is 0; an unknown velocity is nan, so `is_dense` tells whether all are known.
     """
@@ -92,7 +101,9 @@ def objects_to_velocities(objects: ObjectList, frame_id: str) -> PointCloud2:
     points = np.zeros((count, len(VELOCITY_FIELDS)), dtype="<f4")
     points[:, :3] = objects.boxes[:, :3]
     points[:, 3:5] = objects.boxes[:, 7:9]
-    cloud = PointCloud2(header=make_header(objects.stamp_ns, frame_id), height=1, width=count, is_bigendian=False)
+    cloud = PointCloud2(
+        header=make_header(objects.stamp_ns, frame_id), height=1, width=count, is_bigendian=False
+    )
     cloud.fields = [
         PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
         for index, name in enumerate(VELOCITY_FIELDS)
@@ -107,14 +118,20 @@ def objects_to_velocities(objects: ObjectList, frame_id: str) -> PointCloud2:
 def label_info(frame_id: str, threshold: float, stamp_ns: int = 0) -> LabelInfo:
     """vision_msgs/LabelInfo: our classes by index and the score threshold of the detector."""
     message = LabelInfo(header=make_header(stamp_ns, frame_id), threshold=float(threshold))
-    message.class_map = [VisionClass(class_id=index, class_name=name) for index, name in enumerate(CLASS_NAMES)]
+    message.class_map = [
+        VisionClass(class_id=index, class_name=name) for index, name in enumerate(CLASS_NAMES)
+    ]
     return message
 
 
 def rgb_to_image(image: NDArray[np.uint8], stamp_ns: int, frame_id: str) -> Image:
-    """sensor_msgs/Image of encoding rgb8. The bytes go in as array.array: assigning `bytes` takes rclpy 100 times longer."""
+    """sensor_msgs/Image of encoding rgb8. The bytes go in as array.array: assigning `bytes` takes rclpy 100
+    times longer.
+    """
     height, width = image.shape[:2]
-    message = Image(header=make_header(stamp_ns, frame_id), height=height, width=width, encoding="rgb8", step=3 * width)
+    message = Image(
+        header=make_header(stamp_ns, frame_id), height=height, width=width, encoding="rgb8", step=3 * width
+    )
     message.data = array.array("B", np.ascontiguousarray(image).tobytes())
     return message
 
@@ -122,7 +139,9 @@ def rgb_to_image(image: NDArray[np.uint8], stamp_ns: int, frame_id: str) -> Imag
 def rgb_to_compressed(
     image: NDArray[np.uint8] | bytes, stamp_ns: int, frame_id: str, quality: int = 90
 ) -> CompressedImage:
-    """sensor_msgs/CompressedImage of format jpeg, from pixels (H, W, 3) or from a JPEG file that is passed untouched."""
+    """sensor_msgs/CompressedImage of format jpeg, from pixels (H, W, 3) or from a JPEG file that is passed
+    untouched.
+    """
     content: Any = image if isinstance(image, bytes) else encode_jpeg(image, quality)
     message = CompressedImage(header=make_header(stamp_ns, frame_id), format="jpeg")
     message.data = array.array("B", content)

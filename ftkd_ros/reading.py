@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages -> arrays, for messages of rclpy and of `rosbags` alike (only the fields are looked at; no ROS import)."""
+"""Messages -> arrays, for messages of rclpy and of `rosbags` alike (only the fields are looked at; no ROS
+import).
+"""
 
 from typing import Any, Final
 
@@ -25,17 +27,22 @@ def stamp_to_ns(stamp: Any) -> int:
 
 
 def transform_to_matrix(transform: Any) -> NDArray[np.float64]:
-    """Matrix (4, 4) of a geometry_msgs/Transform or Pose. Raises ValueError where the quaternion is no rotation."""
+    """Matrix (4, 4) of a geometry_msgs/Transform or Pose. Raises ValueError where the quaternion is no
+    rotation.
+    """
     position = transform.translation if hasattr(transform, "translation") else transform.position
     rotation = transform.rotation if hasattr(transform, "rotation") else transform.orientation
-    return make_transform([rotation.w, rotation.x, rotation.y, rotation.z], [position.x, position.y, position.z])
+    return make_transform(
+        [rotation.w, rotation.x, rotation.y, rotation.z], [position.x, position.y, position.z]
+    )
 
 
 def detections_to_objects(detections: Any, velocities: Any | None = None) -> ObjectList:
     """Objects of a vision_msgs/Detection3DArray and, where given, of the velocities PointCloud2 beside it.
 
-    The hypothesis with the best score decides class and score; velocity is nan without `velocities`. Raises UserError
-    for a class name that isn't ours, a detection with no result and a cloud that belongs to another message.
+    The hypothesis with the best score decides class and score; velocity is nan without `velocities`. Raises
+    UserError for a class name that isn't ours, a detection with no result and a cloud that belongs to another
+    message.
     """
     count = len(detections.detections)
     boxes = np.full((count, 9), np.nan)
@@ -61,15 +68,21 @@ def detections_to_objects(detections: Any, velocities: Any | None = None) -> Obj
 
 
 def cloud_columns(cloud: Any, names: tuple[str, ...]) -> NDArray[np.float64]:
-    """Columns (P, len(names)) of float32 fields of a sensor_msgs/PointCloud2, whatever the order of its fields."""
+    """Columns (P, len(names)) of float32 fields of a sensor_msgs/PointCloud2, whatever the order of its
+    fields.
+    """
     offsets = {field.name: int(field.offset) for field in cloud.fields if int(field.datatype) == _FLOAT32}
     missing = [name for name in names if name not in offsets]
     if missing:
-        raise UserError(f"point cloud has no float32 field {missing[0]!r}; it has {', '.join(sorted(offsets))}")
+        raise UserError(
+            f"point cloud has no float32 field {missing[0]!r}; it has {', '.join(sorted(offsets))}"
+        )
     count = int(cloud.width) * int(cloud.height)
     data = byte_view(cloud.data)
     if len(data) < count * int(cloud.point_step):
-        raise UserError(f"point cloud of {count} points x {cloud.point_step} bytes holds only {len(data)} bytes")
+        raise UserError(
+            f"point cloud of {count} points x {cloud.point_step} bytes holds only {len(data)} bytes"
+        )
     order = ">" if cloud.is_bigendian else "<"
     layout = np.dtype(
         {
@@ -86,9 +99,13 @@ def cloud_columns(cloud: Any, names: tuple[str, ...]) -> NDArray[np.float64]:
 def _best_hypothesis(detection: Any, row: int) -> tuple[int, float]:
     if not detection.results:
         raise UserError(f"detection {row} has no result; expected a class name and a score")
-    best = max((result.hypothesis for result in detection.results), key=lambda hypothesis: float(hypothesis.score))
+    best = max(
+        (result.hypothesis for result in detection.results), key=lambda hypothesis: float(hypothesis.score)
+    )
     if best.class_id not in _CLASS_INDEX:
-        raise UserError(f"detection {row} has class {best.class_id!r}; expected one of {', '.join(CLASS_NAMES)}")
+        raise UserError(
+            f"detection {row} has class {best.class_id!r}; expected one of {', '.join(CLASS_NAMES)}"
+        )
     return _CLASS_INDEX[best.class_id], float(best.score)
 
 

@@ -44,7 +44,9 @@ def smooth_image(height: int = 24, width: int = 32) -> NDArray[np.uint8]:
     return np.stack([rows * 8, columns * 6, 200 - rows * 3], axis=-1).astype(np.uint8)
 
 
-def raw_image(encoding: str, pixels: NDArray[np.uint8], *, padding: int = 0, big_endian: bool = False) -> Image:
+def raw_image(
+    encoding: str, pixels: NDArray[np.uint8], *, padding: int = 0, big_endian: bool = False
+) -> Image:
     """Image whose rows are the bytes of `pixels` (H, row bytes) and `padding` bytes that don't belong to it."""
     rows = np.pad(pixels.reshape(pixels.shape[0], -1), ((0, 0), (0, padding)), constant_values=77)
     message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, step=rows.shape[1])
@@ -74,7 +76,11 @@ def test_detection_follows_the_conventions_viewers_rely_on() -> None:
     objects = ObjectList(boxes=boxes, scores=np.array([0.5]), labels=np.array([8]), stamp_ns=1_500_000_002)
     message = messages.objects_to_detections(objects, "base_link")
     detection = message.detections[0]
-    assert (message.header.stamp.sec, message.header.stamp.nanosec, message.header.frame_id) == (1, 500_000_002, "base_link")
+    assert (message.header.stamp.sec, message.header.stamp.nanosec, message.header.frame_id) == (
+        1,
+        500_000_002,
+        "base_link",
+    )
     assert detection.results[0].hypothesis.class_id == "pedestrian"
     assert (detection.bbox.size.x, detection.bbox.size.y, detection.bbox.size.z) == (4.5, 1.9, 1.6)
     assert detection.bbox.center.orientation.z == pytest.approx(np.sqrt(0.5))
@@ -87,14 +93,20 @@ def test_velocity_is_nan_without_the_cloud_and_unknown_velocity_survives_it() ->
     detections = messages.objects_to_detections(objects, "base_link")
     cloud = messages.objects_to_velocities(objects, "base_link")
     assert np.isnan(messages.detections_to_objects(detections).boxes[:, 7:]).all()
-    assert np.isnan(messages.detections_to_objects(detections, cloud).boxes[:, 7:]).all(axis=1).tolist() == [0, 1, 0]
+    assert np.isnan(messages.detections_to_objects(detections, cloud).boxes[:, 7:]).all(axis=1).tolist() == [
+        0,
+        1,
+        0,
+    ]
     assert not cloud.is_dense
 
 
 def test_velocities_of_another_message_are_refused() -> None:
     detections = messages.objects_to_detections(random_objects(0, 3), "base_link")
     with pytest.raises(UserError, match="do not belong to 3 detections"):
-        messages.detections_to_objects(detections, messages.objects_to_velocities(random_objects(1, 3), "base_link"))
+        messages.detections_to_objects(
+            detections, messages.objects_to_velocities(random_objects(1, 3), "base_link")
+        )
 
 
 def test_detection_of_an_unknown_class_or_without_result_is_refused() -> None:

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rounds of cameras: the rhythm of nuScenes, drops, delays, jumps of time. Mostly without ROS."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import message_filters
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from std_msgs.msg import Header
+
+from ftkd_ros.messages import ns_to_stamp
+from ftkd_ros.round_matching import MatchedRound, RoundMatcher
+from ftkd_ros.synchronizer import SurroundMatcher, SurroundSynchronizer
+from ftkd_ros.time_offsets import estimate_offset_ns, estimate_offsets_ns
+
+MS = 1_000_000
+CAMERAS = ("front", "front_right", "front_left", "back", "back_left", "back_right")
+OFFSETS = tuple(int(ms * MS) for ms in (7.6, 15.5, 0.0, 32.7, 42.6, 23.0))
+START = 1_532_402_927 * 1_000_000_000
+
+
+class Arrival(NamedTuple):
+    now_ns: int
+    camera: int
+    stamp_ns: int
+    truth: int  # number of the round it belongs to
+
+
+def nuscenes_rhythm(
+    rounds: int, *, seed: int = 0, drop: float = 0.0, jitter_ms: float = 1.0, delay_ms: float = 20.0
+) -> list[Arrival]:
+    """Images of six cameras as they arrive: 50 and 100 ms in turn, exposure offsets, drops, delays of
+    transport.
+    """
+    random = np.random.default_rng(seed)
+    triggers = START + np.cumsum(np.tile([50, 100], rounds)[:rounds]) * MS
+    arrivals = []
+    for number, trigger in enumerate(triggers.tolist()):
+        for camera, offset in enumerate(OFFSETS):
+            if random.random() < drop:
+                continue
+            stamp = trigger + offset + int(random.uniform(-jitter_ms, jitter_ms) * MS)
+            arrivals.append(Arrival(stamp + int(random.uniform(0, delay_ms) * MS), camera, stamp, number))
+    # Transport keeps the order of one camera's messages.
+    for camera in range(6):
+        times = [arrival.now_ns for arrival in arrivals if arrival.camera == camera]
+        assert times == sorted(times) or delay_ms > 50
+    return sorted(arrivals)
+
+
+def make_matcher(
+    *, offsets: Sequence[int] | None = OFFSETS, slop_ms: float = 20, min_cameras: int = 3
+) -> SurroundMatcher[int]:
+    return SurroundMatcher(
+        CAMERAS, slop_ns=int(slop_ms * MS), deadline_ns=100 * MS, offsets_ns=offsets, min_cameras=min_cameras
+    )
+
+
+def play(
+    matcher: SurroundMatcher[int], arrivals: Sequence[Arrival], poll_ms: int = 10
+) -> list[MatchedRound[int]]:
+    """Feed messages (their payload is the true round number), polling in between as the node's timer does."""
+    rounds: list[MatchedRound[int]] = []
+    clock = arrivals[0].now_ns
+    for arrival in arrivals:
+        while clock + poll_ms * MS < arrival.now_ns and arrival.now_ns - clock < 10_000 * MS:
+            clock += poll_ms * MS
+            rounds += matcher.poll(clock)
+        clock = max(clock, arrival.now_ns)
+        rounds += matcher.add(arrival.camera, arrival.stamp_ns, arrival.truth, arrival.now_ns)
+    return rounds + matcher.poll(clock + 1000 * MS)
+
+
+def truths(matched: MatchedRound[int]) -> set[int]:
+    return {number for number in matched.messages if number is not None}
+
+
+def complete_rounds(arrivals: Sequence[Arrival]) -> set[int]:
+    seen: dict[int, set[int]] = {}
+    for arrival in arrivals:
+        seen.setdefault(arrival.truth, set()).add(arrival.camera)
+    return {number for number, cameras in seen.items() if len(cameras) == 6}
+
+
+@pytest.mark.parametrize("estimated", [False, True])
+@pytest.mark.parametrize("drop", [0.0, 0.02, 0.05])
+def test_nuscenes_rhythm_gives_every_complete_round_and_mixes_none(drop: float, estimated: bool) -> None:
+    arrivals = nuscenes_rhythm(1200, seed=7, drop=drop)
+    matcher = make_matcher(offsets=None if estimated else OFFSETS)
+    rounds = play(matcher, arrivals)
+    assert all(len(truths(matched)) == 1 for matched in rounds)
+    numbers = [truths(matched).pop() for matched in rounds if matched.is_complete]
+    assert sorted(numbers) == sorted(complete_rounds(arrivals))
+    everything = [truths(matched).pop() for matched in rounds]
+    assert everything == sorted(set(everything)), "rounds leave once each, in order of time"
+    assert len(everything) >= 1199
+    assert matcher.counts["late"] == matcher.counts["duplicate"] == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    drop=st.floats(0, 0.3),
+    jitter_ms=st.floats(0, 5),
+    delay_ms=st.floats(0, 45),
+    slop_ms=st.floats(12, 20),
+)
+def test_no_round_is_mixed_or_given_twice(
+    seed: int, drop: float, jitter_ms: float, delay_ms: float, slop_ms: float
+) -> None:
+    arrivals = nuscenes_rhythm(60, seed=seed, drop=drop, jitter_ms=jitter_ms, delay_ms=delay_ms)
+    rounds = play(make_matcher(slop_ms=slop_ms), arrivals)
+    numbers = [truths(matched) for matched in rounds]
+    assert all(len(number) == 1 for number in numbers)
+    flat = [number.pop() for number in numbers]
+    assert flat == sorted(set(flat))
+    assert {n for n, matched in zip(flat, rounds, strict=True) if matched.is_complete} == complete_rounds(
+        arrivals
+    )
+    for number, matched in zip(flat, rounds, strict=True):
+        sent = {a.camera: a.stamp_ns for a in arrivals if a.truth == number}
+        assert dict(enumerate(matched.stamps_ns)) == {camera: sent.get(camera) for camera in range(6)}
+
+
+def test_true_stamps_are_kept_for_geometry() -> None:
+    arrivals = nuscenes_rhythm(3, jitter_ms=0)
+    first = play(make_matcher(), arrivals)[0]
+    assert first.stamps_ns == tuple(START + 50 * MS + offset for offset in OFFSETS)
+
+
+def test_missing_camera_gives_a_masked_round_at_the_deadline_and_not_before() -> None:
+    matcher = make_matcher()
+    for camera in range(5):
+        assert matcher.add(camera, START + OFFSETS[camera], 0, 1000 * MS) == []
+    assert matcher.poll(1099 * MS) == []
+    (partial,) = matcher.poll(1100 * MS)
+    assert partial.messages == (0, 0, 0, 0, 0, None)
+    assert matcher.poll(2000 * MS) == []
+    assert matcher.add(5, START + OFFSETS[5], 0, 1101 * MS) == []
+    assert matcher.counts["late"] == 1
+
+
+def test_a_round_that_cannot_become_complete_does_not_wait() -> None:
+    matcher = make_matcher()
+    for camera in range(5):
+        matcher.add(camera, START + OFFSETS[camera], 0, 1000 * MS)
+    (partial,) = matcher.add(5, START + 50 * MS + OFFSETS[5], 1, 1001 * MS)
+    assert partial.messages[5] is None
+
+
+def test_a_dead_camera_costs_the_deadline_only_five_times() -> None:
+    arrivals = [arrival for arrival in nuscenes_rhythm(40) if arrival.camera != 3]
+    matcher = make_matcher()
+    waits = []
+    for arrival in arrivals:
+        # No polling here: only rounds that leave by themselves are given.
+        rounds = matcher.add(arrival.camera, arrival.stamp_ns, arrival.truth, arrival.now_ns)
+        waits += [matched.messages[4] for matched in rounds if arrival.truth == matched.messages[4]]
+    assert len(waits) >= 34
+
+
+def test_messages_that_cannot_be_used_are_counted_and_do_no_harm() -> None:
+    arrivals = nuscenes_rhythm(40)
+    extra = [
+        Arrival(arrivals[60].now_ns, 1, 0, -1),  # no stamp
+        Arrival(arrivals[61].now_ns, *arrivals[60][1:]),  # twice the same
+        Arrival(arrivals[100].now_ns, 2, arrivals[0].stamp_ns, -1),  # far too late
+        Arrival(arrivals[150].now_ns, 4, START + 10**15, -1),  # clock in the far future, once
+    ]
+    matcher = make_matcher()
+    rounds = play(matcher, sorted([*arrivals, *extra]))
+    assert sum(matched.is_complete for matched in rounds) >= 39
+    assert all(len(truths(matched)) == 1 for matched in rounds)
+    assert not any(matched.after_jump for matched in rounds[1:])
+    counts = matcher.counts
+    assert counts["zero_stamp"] == 1
+    assert counts["duplicate"] + counts["late"] >= 2
+    assert counts["backward_jump"] == 0
+
+
+def test_a_looped_bag_goes_on_at_once_even_where_a_camera_was_silent() -> None:
+    loop = nuscenes_rhythm(30)
+    silent = [a for a in loop if not (a.camera == 2 and a.truth >= 15)]
+    span = 3000 * MS
+    again = [Arrival(a.now_ns + span, a.camera, a.stamp_ns, 100 + a.truth) for a in loop]
+    matcher = make_matcher()
+    rounds = play(matcher, sorted([*silent, *again]))
+    second = [matched for matched in rounds if min(truths(matched)) >= 100]
+    assert [truths(matched) for matched in second] == [{100 + n} for n in range(30)]
+    assert [matched.after_jump for matched in second] == [True] + [False] * 29
+    assert matcher.counts["backward_jump"] == 1
+
+
+def test_the_tail_of_the_old_loop_does_not_disturb_the_new_one() -> None:
+    loop = nuscenes_rhythm(30)
+    again = [
+        Arrival(loop[-1].now_ns + 5 * MS + a.now_ns - loop[0].now_ns, a.camera, a.stamp_ns, 100 + a.truth)
+        for a in loop
+    ]
+    # Camera 4 lags: the end of its old loop arrives after the others have started again.
+    tail = [
+        Arrival(again[4].now_ns + i, *a[1:])
+        for i, a in enumerate(x for x in loop if x.camera == 4 and x.truth > 27)
+    ]
+    head = [a for a in loop if not (a.camera == 4 and a.truth > 27)]
+    matcher = make_matcher()
+    rounds = play(matcher, sorted([*head, *tail, *again]))
+    numbers = [truths(matched) for matched in rounds]
+    assert all(len(number) == 1 for number in numbers)
+    assert sum(matched.is_complete and min(truths(matched)) > 100 for matched in rounds) == 29
+    assert matcher.counts["backward_jump"] == 1
+    assert matcher.counts["stale"] == 2
+
+
+def test_a_camera_with_a_wrong_clock_is_left_out_and_reported() -> None:
+    arrivals = nuscenes_rhythm(60)
+    shifted = [a._replace(stamp_ns=a.stamp_ns + 10**12) if a.camera == 3 else a for a in arrivals]
+    for offsets in (None, OFFSETS):
+        matcher = make_matcher(offsets=offsets)
+        rounds = play(matcher, shifted)
+        assert len(rounds) >= 59
+        assert all(matched.messages[3] is None and len(truths(matched)) == 1 for matched in rounds)
+        if offsets is None:
+            assert matcher.counts["unaligned"] > 0
+            assert "back: its stamps have no common rhythm" in matcher.warnings()[0]
+
+
+def test_a_camera_whose_clock_steps_back_is_late_and_not_a_new_stream() -> None:
+    arrivals = nuscenes_rhythm(60)
+    stepped = [
+        a._replace(stamp_ns=a.stamp_ns - 2000 * MS) if a.camera == 3 and a.truth >= 30 else a
+        for a in arrivals
+    ]
+    matcher = make_matcher()
+    rounds = play(matcher, stepped)
+    assert len(rounds) == 60
+    assert sum(matched.is_complete for matched in rounds) == 30
+    assert matcher.counts["backward_jump"] == 0
+
+
+def test_half_of_the_cameras_cannot_lock_out_the_others_by_stepping_back() -> None:
+    arrivals = nuscenes_rhythm(120)
+    stepped = [
+        a._replace(stamp_ns=a.stamp_ns - 2000 * MS) if a.camera < 2 and a.truth >= 30 else a for a in arrivals
+    ]
+    rounds = play(make_matcher(), stepped)
+    assert truths(rounds[-1]) == {119}
+
+
+def test_a_camera_that_starts_late_joins() -> None:
+    arrivals = [a for a in nuscenes_rhythm(120) if a.camera != 5 or a.truth >= 70]
+    rounds = play(make_matcher(offsets=None), arrivals)
+    assert [truths(matched) for matched in rounds] == [{n} for n in range(120)]
+    assert sum(matched.is_complete for matched in rounds) == 120 - 70 - 5
+
+
+def test_slop_that_is_too_large_is_warned_about() -> None:
+    matcher = make_matcher(slop_ms=30)
+    play(matcher, nuscenes_rhythm(20))
+    (warning,) = matcher.warnings()
+    assert "slop of 30 ms" in warning and "set it to" in warning
+    good = make_matcher(slop_ms=15)
+    play(good, nuscenes_rhythm(20))
+    assert good.warnings() == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    offset_ms=st.floats(0, 43),
+    drop=st.floats(0, 0.15),
+    regular=st.booleans(),
+)
+def test_offset_is_told_from_stamps(seed: int, offset_ms: float, drop: float, regular: bool) -> None:
+    random = np.random.default_rng(seed)
+    triggers = START + np.cumsum([500] * 20 if regular else [50, 100] * 10) * MS
+
+    def stamps(offset: float) -> list[int]:
+        jittered = triggers + np.round((offset + random.uniform(-1, 1, 20)) * MS).astype(np.int64)
+        return [int(stamp) for stamp in jittered if random.random() >= drop]
+
+    estimate = estimate_offset_ns(stamps(0.0), stamps(offset_ms))
+    assert estimate is not None
+    assert abs(estimate - offset_ms * MS) < 2.1 * MS
+
+
+def test_offsets_are_relative_to_the_camera_with_most_stamps() -> None:
+    triggers = [START + k * 100 * MS for k in range(10)]
+    offsets = estimate_offsets_ns(
+        [triggers[:7], [t + 8 * MS for t in triggers], triggers[:2], [t * 3 for t in triggers]]
+    )
+    assert offsets == [-8 * MS, 0, None, None]
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="5 time offsets for 6 cameras"):
+        make_matcher(offsets=OFFSETS[:5])
+    with pytest.raises(ValueError, match="min_cameras 7 of 6"):
+        make_matcher(min_cameras=7)
+    with pytest.raises(ValueError, match="deadline 0 ns"):
+        RoundMatcher(num_cameras=1, slop_ns=0, deadline_ns=0)
+
+
+class Source(message_filters.SimpleFilter):  # type: ignore[misc]
+    def send(self, stamp_ns: int) -> None:
+        message = type("Stamped", (), {"header": Header(stamp=ns_to_stamp(stamp_ns))})()
+        self.signalMessage(message)
+
+
+def test_filter_composes_and_survives_a_callback_that_raises() -> None:
+    sources = [Source() for _ in CAMERAS]
+    errors: list[Exception] = []
+    rounds: list[MatchedRound[object]] = []
+    clock = [0]
+    surround = SurroundSynchronizer(sources, make_matcher(), now_ns=lambda: clock[0], on_error=errors.append)
+
+    def fail_first(matched: MatchedRound[object]) -> None:
+        rounds.append(matched)
+        if len(rounds) == 1:
+            raise RuntimeError("broken callback")
+
+    surround.registerCallback(fail_first)
+    for number in range(2):
+        for source, offset in zip(sources, OFFSETS, strict=True):
+            source.send(START + number * 100 * MS + offset)
+    assert [matched.is_complete for matched in rounds] == [True, True]
+    assert [str(error) for error in errors] == ["broken callback"]
+    for source, offset in zip(sources[:4], OFFSETS[:4], strict=True):
+        source.send(START + 200 * MS + offset)
+    clock[0] = 100 * MS
+    surround.poll()
+    assert [matched.is_complete for matched in rounds] == [True, True, False]
