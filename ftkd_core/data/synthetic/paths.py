@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How things move: paths of lines and arcs, and speeds that change linearly; both integrated exactly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Pose2D(NamedTuple):
+    """x, y in metres, yaw in radians, and the curvature (1/m) of the path there."""
+
+    x: float
+    y: float
+    yaw: float
+    curvature: float
+
+
+@dataclass(frozen=True)
+class Path2D:
+    """Starts at (x, y, yaw); pieces are (length m, curvature 1/m); goes straight on before its start and after its end."""
+
+    x: float
+    y: float
+    yaw: float
+    pieces: tuple[tuple[float, float], ...] = ()
+
+    def at(self, distance: float) -> Pose2D:
+        """Pose at an arc length in metres."""
+        x, y, yaw = self.x, self.y, self.yaw
+        if distance < 0:
+            return Pose2D(x + distance * np.cos(yaw), y + distance * np.sin(yaw), yaw, 0.0)
+        for length, curvature in self.pieces:
+            step = min(distance, length)
+            x, y, yaw = _advance(x, y, yaw, step, curvature)
+            distance -= step
+            if distance <= 0:
+                return Pose2D(x, y, yaw, curvature)
+        return Pose2D(x + distance * np.cos(yaw), y + distance * np.sin(yaw), yaw, 0.0)
+
+
+def _advance(x: float, y: float, yaw: float, length: float, curvature: float) -> tuple[float, float, float]:
+    if curvature == 0.0:
+        return x + length * float(np.cos(yaw)), y + length * float(np.sin(yaw)), yaw
+    turned = yaw + length * curvature
+    radius = 1.0 / curvature
+    x += radius * float(np.sin(turned) - np.sin(yaw))
+    y -= radius * float(np.cos(turned) - np.cos(yaw))
+    return x, y, turned
+
+
+@dataclass(frozen=True)
+class SpeedProfile:
+    """Speed over time: linear between (time s, speed m/s) knots, constant outside; distance 0 at time 0."""
+
+    knots: tuple[tuple[float, float], ...]
+
+    @staticmethod
+    def constant(speed: float) -> "SpeedProfile":
+        """The same speed always."""
+        return SpeedProfile(((0.0, speed),))
+
+    def speed(self, time_s: float) -> float:
+        """Speed in m/s."""
+        times, speeds = zip(*self.knots, strict=True)
+        return float(np.interp(time_s, times, speeds))
+
+    def distance(self, time_s: float) -> float:
+        """Metres travelled since time 0 (negative before it)."""
+        inner = [t for t, _ in self.knots if min(0.0, time_s) < t < max(0.0, time_s)]
+        times = np.array([0.0, *(inner if time_s > 0 else reversed(inner)), time_s])
+        speeds: Sequence[float] = [self.speed(float(t)) for t in times]
+        return float(np.sum(np.diff(times) * (np.asarray(speeds[1:]) + np.asarray(speeds[:-1])) / 2))
+
+
+@dataclass(frozen=True)
+class Motion:
+    """An object on a path: arc length `start` at time 0 and then as the speed profile says."""
+
+    path: Path2D
+    speed: SpeedProfile
+    start: float = 0.0
+
+    def at(self, time_s: float) -> tuple[float, float, float, float]:
+        """x, y, yaw, speed at a time."""
+        pose = self.path.at(self.start + self.speed.distance(time_s))
+        return pose.x, pose.y, pose.yaw, self.speed.speed(time_s)
+
+
+def standing(x: float, y: float, yaw: float) -> Motion:
+    """Motion of what does not move."""
+    return Motion(Path2D(x, y, yaw), SpeedProfile.constant(0.0))
