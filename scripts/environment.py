@@ -93,17 +93,17 @@ def ros_distribution(environment: Mapping[str, str]) -> Path | None:
 
 
 def bring_up_to_date(machine: Machine) -> None:
-    """Run the steps whose key has changed, in order; a step that runs makes all later ones run."""
+    """Run the steps whose key has changed, in order; a new environment needs them all."""
     keys = step_keys(machine)
     if read_stamp(machine) == keys:
         return
     with only_one_at_a_time(machine):
         done = read_stamp(machine)
+        if done.get("environment") != keys["environment"]:
+            done = {}
         steps = [name for name in keys if done.get(name) != keys[name]]
         if not steps:
             return
-        first = list(keys).index(steps[0])
-        steps = list(keys)[first:]
         check_machine(machine, steps)
         progress = Progress(len(steps))
         for step in steps:
@@ -120,7 +120,7 @@ def step_keys(machine: Machine) -> dict[str, str]:
     keys["requirements"] = digest([*machine.requirement_files, machine.root / "requirements" / "devkit.txt"])
     if machine.distribution is None:
         files = sorted(path for path in interfaces.folder(machine.root).rglob("*") if path.is_file())
-        keys["interfaces"] = digest(files)
+        keys["interfaces"] = digest([*files, machine.root / "requirements" / "ros.txt"])
     keys["project"] = digest([machine.root / "setup.py", machine.root / "setup.cfg"])
     return keys
 
