@@ -338,7 +338,8 @@ class DetectorNode(LifecycleNode):
     def _check_cameras(self, channels: Sequence[str]) -> None:
         if len(self.parameters.cameras) > len(channels):
             raise UserError(
-                f"parameter cameras: {len(self.parameters.cameras)} cameras; the weights are for {len(channels)}"
+                f"parameter cameras: {len(self.parameters.cameras)} cameras; "
+                f"the weights are for {len(channels)}"
             )
 
 

@@ -217,7 +217,7 @@ class RoundMatcher(Generic[M]):
         return [matched for waiting in leaving if (matched := self._leave(waiting)) is not None]
 
     def _is_over(self, waiting: _OpenRound[M], now_ns: int) -> bool:
-        """Whether nothing more can or may come: every missing camera is past this round, or its deadline is."""
+        """Whether nothing more can or may come: all missing cameras are past it, or its deadline is."""
         hopeless = all(self._has_passed(camera, waiting.center_ns) for camera in self._missing(waiting))
         return hopeless or now_ns - waiting.opened_ns >= self.deadline_ns
 

@@ -111,7 +111,7 @@ class SurroundMatcher(Generic[M]):
             limit is not None and slop > 1.1 * limit
         ):  # jitter makes the shortest period look shorter than it is
             found.append(
-                f"sync slop of {slop / 1e6:.0f} ms is more than {SLOP_OF_PERIOD} of the shortest camera period "
+                f"sync slop of {slop / 1e6:.0f} ms is more than {SLOP_OF_PERIOD} of the shortest period "
                 f"({min(periods) / 1e6:.0f} ms): rounds may be mixed; set it to {limit / 1e6:.0f} ms or less"
             )
         if self._reference is not None:
@@ -119,8 +119,8 @@ class SurroundMatcher(Generic[M]):
                 name for name, offset in zip(self.cameras, self._offsets_ns, strict=True) if offset is None
             ]
             found += [
-                f"{name}: its stamps have no common rhythm with {self.cameras[self._reference]}; it is left out until "
-                "they do (is its clock synchronised?)"
+                f"{name}: its stamps have no common rhythm with {self.cameras[self._reference]}; "
+                "it is left out until they do (is its clock synchronised?)"
                 for name in out
                 if self.received[name] >= MIN_STAMPS
             ]

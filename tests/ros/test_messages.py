@@ -47,7 +47,7 @@ def smooth_image(height: int = 24, width: int = 32) -> NDArray[np.uint8]:
 def raw_image(
     encoding: str, pixels: NDArray[np.uint8], *, padding: int = 0, big_endian: bool = False
 ) -> Image:
-    """Image whose rows are the bytes of `pixels` (H, row bytes) and `padding` bytes that don't belong to it."""
+    """Image whose rows are the bytes of `pixels` (H, row bytes) and `padding` bytes beside it."""
     rows = np.pad(pixels.reshape(pixels.shape[0], -1), ((0, 0), (0, padding)), constant_values=77)
     message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, step=rows.shape[1])
     message.is_bigendian = int(big_endian)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import message_filters
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from std_msgs.msg import Header
 
@@ -103,7 +103,7 @@ def test_nuscenes_rhythm_gives_every_complete_round_and_mixes_none(drop: float, 
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
-    drop=st.floats(0, 0.3),
+    drop=st.floats(0, 0.2),
     jitter_ms=st.floats(0, 5),
     delay_ms=st.floats(0, 45),
     slop_ms=st.floats(12, 20),
@@ -112,6 +112,9 @@ def test_no_round_is_mixed_or_given_twice(
     seed: int, drop: float, jitter_ms: float, delay_ms: float, slop_ms: float
 ) -> None:
     arrivals = nuscenes_rhythm(60, seed=seed, drop=drop, jitter_ms=jitter_ms, delay_ms=delay_ms)
+    for camera in range(6):
+        seen = [-1, *(a.truth for a in arrivals if a.camera == camera), 60]
+        assume(np.diff(seen).max() <= 5)  # more, and the camera counts as silent: rounds don't wait for it
     rounds = play(make_matcher(slop_ms=slop_ms), arrivals)
     numbers = [truths(matched) for matched in rounds]
     assert all(len(number) == 1 for number in numbers)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inference thread with a fake detector: newest wins, resets have causes, failures are survived and counted."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from ftkd_core.errors import UserError
+from ftkd_core.geometry import yaw_transform
+from ftkd_core.types import CameraRound, ObjectList
+from ftkd_ros.round_building import BuiltRound, reference_stamp_ns
+from ftkd_ros.round_matching import MatchedRound
+from ftkd_ros.worker import DetectionWorker, Mailbox, Outcome, StreamMonitor
+
+MS = 1_000_000
+
+
+class FakeDetector:
+    """Counts calls; waits for `gate` where one is given."""
+
+    def __init__(self, gate: threading.Event | None = None) -> None:
+        self.steps: list[int] = []
+        self.resets = 0
+        self.gate = gate
+        self.entered = threading.Event()
+
+    def step(self, camera_round: CameraRound) -> ObjectList:
+        self.entered.set()
+        if self.gate is not None:
+            assert self.gate.wait(10)
+        self.steps.append(camera_round.reference_stamp_ns)
+        return ObjectList(
+            boxes=np.zeros((0, 9)),
+            scores=np.zeros(0),
+            labels=np.zeros(0, dtype=np.int64),
+            stamp_ns=camera_round.reference_stamp_ns,
+        )
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+def matched(stamp_ns: int, after_jump: bool = False) -> MatchedRound[str]:
+    return MatchedRound(messages=("image",), stamps_ns=(stamp_ns,), after_jump=after_jump)
+
+
+def build(round_: MatchedRound[str]) -> BuiltRound:
+    stamp = round_.stamps_ns[0]
+    assert stamp is not None
+    pose = yaw_transform(0.0, (stamp * 10e-9, 0, 0))  # 10 m/s
+    camera_round = CameraRound(views=(None,), reference_stamp_ns=stamp, global_from_ego=pose)
+    return BuiltRound(camera_round=camera_round, faults={}, stage_ms={"decode": 1.0, "geometry": 0.5})
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "waited ten seconds in vain"
+        time.sleep(0.001)
+
+
+def run_rounds(
+    stamps_ns: list[int], before_each: Callable[[DetectionWorker, int], None] | None = None
+) -> tuple:
+    """(detector, worker, reports) after all rounds were worked on one by one."""
+    detector, reports, done = FakeDetector(), [], []
+    worker = DetectionWorker(detector, build, done.append, reports.append)
+    worker.start()
+    for number, stamp in enumerate(stamps_ns):
+        if before_each is not None:
+            before_each(worker, number)
+        worker.submit(matched(stamp))
+        wait_for(lambda expected=number: len(done) > expected)
+    worker.stop()
+    return detector, worker, reports
+
+
+def test_the_newest_round_wins_and_overwritten_ones_are_counted() -> None:
+    gate = threading.Event()
+    detector = FakeDetector(gate)
+    outcomes: list[Outcome] = []
+    worker = DetectionWorker(detector, build, outcomes.append, pytest.fail)
+    worker.start()
+    worker.submit(matched(1 * MS))
+    assert detector.entered.wait(10)
+    for stamp in (2, 3, 4):
+        worker.submit(matched(stamp * MS))
+    gate.set()
+    wait_for(lambda: len(outcomes) == 2)
+    worker.stop()
+    assert detector.steps == [1 * MS, 4 * MS]
+    summary = worker.snapshot()
+    assert (summary["rounds_in"], summary["rounds_detected"], summary["rounds_dropped"]) == (4, 2, 2)
+    assert detector.resets == 0, "dropped rounds don't wipe the memory"
+
+
+def test_every_round_is_accounted_for_at_shutdown() -> None:
+    gate = threading.Event()
+    detector = FakeDetector(gate)
+    worker = DetectionWorker(detector, build, lambda outcome: None, pytest.fail)
+    worker.start()
+    worker.submit(matched(1 * MS))
+    assert detector.entered.wait(10)
+    worker.submit(matched(2 * MS))
+    threading.Timer(0.05, gate.set).start()
+    worker.stop()
+    worker.submit(matched(3 * MS))
+    summary = worker.snapshot()
+    assert summary["rounds_in"] == 3 == summary["rounds_detected"] + summary["rounds_dropped"]
+
+
+def test_stages_and_latency_are_timed() -> None:
+    _, worker, _ = run_rounds([k * 500 * MS for k in range(1, 6)])
+    summary = worker.snapshot()
+    assert set(summary["stage_ms"]) == {"wait", "decode", "geometry", "detect", "publish"}
+    assert summary["stage_ms"]["decode"] == {"p50": 1.0, "p95": 1.0}
+    assert summary["latency_ms"]["p95"] >= summary["latency_ms"]["p50"] > 0
+
+
+@pytest.mark.parametrize(
+    ("stamps_ms", "causes"),
+    [
+        ([500, 1000, 1500], {}),
+        ([500, 1000, 2500, 3000], {}),  # two key frames dropped
+        ([500, 1000, 4500, 5000], {"gap": 1}),
+        ([5000, 5500, 500, 1000], {"backward_time": 1}),
+    ],
+)
+def test_memory_is_reset_only_where_the_stream_ends(stamps_ms: list[int], causes: dict[str, int]) -> None:
+    detector, worker, _ = run_rounds([stamp * MS for stamp in stamps_ms])
+    assert worker.snapshot()["resets"] == causes
+    assert detector.resets == sum(causes.values())
+
+
+def test_a_reset_that_is_asked_for_happens_once() -> None:
+    def ask(worker: DetectionWorker, number: int) -> None:
+        if number == 2:
+            worker.request_reset("service")
+
+    detector, worker, _ = run_rounds([k * 100 * MS for k in range(1, 6)], ask)
+    assert worker.snapshot()["resets"] == {"service": 1}
+    assert detector.resets == 1
+
+
+def test_a_jump_that_the_synchronizer_saw_survives_an_overwritten_round() -> None:
+    gate = threading.Event()
+    detector = FakeDetector(gate)
+    done: list[Outcome] = []
+    worker = DetectionWorker(detector, build, done.append, pytest.fail)
+    worker.start()
+    worker.submit(matched(100 * MS))
+    assert detector.entered.wait(10)
+    worker.submit(matched(200 * MS, after_jump=True))
+    worker.submit(matched(300 * MS))
+    gate.set()
+    wait_for(lambda: len(done) == 2)
+    worker.stop()
+    assert worker.snapshot()["resets"] == {"backward_time": 1}
+
+
+def test_pose_that_no_vehicle_can_reach_is_a_new_scene() -> None:
+    monitor = StreamMonitor()
+
+    def cause(stamp_s: float, x: float) -> str | None:
+        pose = yaw_transform(0.0, (x, 0, 0))
+        return monitor.cause_of_reset(
+            CameraRound(views=(), reference_stamp_ns=int(stamp_s * 1e9), global_from_ego=pose)
+        )
+
+    assert [cause(1.0, 0), cause(1.5, 20), cause(2.0, 400), cause(2.5, 420)] == [
+        None,
+        None,
+        "pose_jump",
+        None,
+    ]
+
+
+def test_failures_are_reported_counted_and_survived() -> None:
+    calls: list[int] = []
+
+    def fragile(round_: MatchedRound[str]) -> BuiltRound:
+        calls.append(1)
+        if len(calls) == 1:
+            raise UserError("no transform")
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        built = build(round_)
+        return BuiltRound(
+            camera_round=built.camera_round, faults={"cam_front": "torn"}, stage_ms=built.stage_ms
+        )
+
+    reports: list[str] = []
+    done: list[Outcome] = []
+    worker = DetectionWorker(FakeDetector(), fragile, done.append, reports.append)
+    worker.start()
+    for number in range(3):
+        worker.submit(matched((number + 1) * 100 * MS))
+        wait_for(lambda expected=number: len(reports) > expected)
+    wait_for(lambda: len(done) == 1)
+    worker.stop()
+    summary = worker.snapshot()
+    assert reports == [
+        "round dropped: no transform",
+        "round dropped: RuntimeError: out of memory",
+        "camera masked: torn",
+    ]
+    assert summary["dropped"] == {"unusable": 1, "failed": 1, "shutdown": 0}
+    assert summary["camera_faults"] == {"cam_front": 1}
+    assert worker.recent_faults(60) == {"cam_front": "torn"}
+    assert worker.recent_faults(-1) == {}
+
+
+def test_mailbox_gives_none_when_it_is_closed() -> None:
+    box: Mailbox[int] = Mailbox()
+    assert not box.put(1)
+    assert box.put(2)
+    assert box.get() == 2
+    box.put(3)
+    assert box.close() == 1
+    assert box.get() is None
+    assert box.put(4)
+    assert box.close() == 0
+
+
+def test_reference_stamp_follows_its_rule() -> None:
+    full: MatchedRound[str] = MatchedRound(messages=("a", "b", "c"), stamps_ns=(100, 130, 115))
+    assert [reference_stamp_ns(full, rule, anchor=2) for rule in ("latest", "anchor", "mean")] == [
+        130,
+        115,
+        115,
+    ]
+    partial: MatchedRound[str] = MatchedRound(messages=("a", "b", None), stamps_ns=(100, 130, None))
+    assert [reference_stamp_ns(partial, rule, anchor=2) for rule in ("latest", "anchor", "mean")] == [
+        130,
+        130,
+        115,
+    ]
