@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """nuScenes as the rest of the system wants it: rounds of cameras, ground truth in ego, times in nanoseconds.
 
-Everything is read through the official devkit's tables; its boxes, quaternions and microseconds stop here. The same
-functions serve real nuScenes and the synthetic world, which is written in the same format. A *key frame* (nuScenes
-"sample", 2 Hz) has annotations; a *sweep round* is one round of cameras, with or without annotations (12 Hz).
+Everything is read through the official devkit's tables; its boxes, quaternions and microseconds stop here.
+The same functions serve real nuScenes and the synthetic world, which is written in the same format. A *key
+frame* (nuScenes "sample", 2 Hz) has annotations; a *sweep round* is one round of cameras, with or without
+annotations (12 Hz).
 """
 
 import json
@@ -28,22 +29,11 @@ from ftkd_core.types import CameraRound, CameraView, ObjectList
 
 LIDAR_CHANNEL: Final = "LIDAR_TOP"
 TABLE_NAMES: Final[tuple[str, ...]] = (
-    "attribute",
-    "calibrated_sensor",
-    "category",
-    "ego_pose",
-    "instance",
-    "log",
-    "map",
-    "sample",
-    "sample_annotation",
-    "sample_data",
-    "scene",
-    "sensor",
-    "visibility",
-)
-# Rounds follow a spinning lidar and are at least 50 ms apart once each camera's own offset is taken off; the jitter
-# within one is a few milliseconds.
+    "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample",
+    "sample_annotation", "sample_data", "scene", "sensor", "visibility",
+)  # fmt: skip
+# Rounds follow a spinning lidar and are at least 50 ms apart once each camera's own offset is taken off; the
+# jitter within one is a few milliseconds.
 _ROUND_GAP_NS: Final = 25_000_000
 _NAMES_IN_ERRORS: Final = 12
 
@@ -52,8 +42,8 @@ _NAMES_IN_ERRORS: Final = 12
 class CameraRecord:
     """One camera image of the data set, not yet read: where its JPEG lies and the geometry of its exposure.
 
-    intrinsics (3, 3) pixels; ego_from_camera and global_from_ego (4, 4), the latter at stamp_ns, the moment of
-    exposure. sample_token is the key frame it belongs to, or the next one when is_key_frame is False.
+    intrinsics (3, 3) pixels; ego_from_camera and global_from_ego (4, 4), the latter at stamp_ns, the moment
+    of exposure. sample_token is the key frame it belongs to, or the next one when is_key_frame is False.
     """
 
     token: str
@@ -71,7 +61,7 @@ class CameraRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRound:
-    """One round of cameras in time order of the scene; records in the order of the channels asked for, None if missing.
+    """One round of cameras; records in the order of the channels asked for, None where missing.
 
     sample_token names the key frame whose images these are, "" between key frames.
     """
@@ -82,28 +72,38 @@ class SweepRound:
     @property
     def newest(self) -> CameraRecord:
         """The record exposed last."""
-        return max((record for record in self.records if record is not None), key=lambda record: record.stamp_ns)
+        return max(
+            (record for record in self.records if record is not None), key=lambda record: record.stamp_ns
+        )
 
 
 def open_dataset(dataroot: str | Path, version: str) -> NuScenes:
-    """Load the tables of a data set. Raises UserError when the folder, version, a table or a map is missing or damaged."""
+    """Load the tables of a data set. Raises UserError when one, the version or the folder is missing or damaged."""
     root = Path(dataroot).expanduser()
     if not root.is_dir():
-        raise UserError(f"data set folder {str(root)!r} does not exist; give the folder that holds samples/ and {version}/")
+        raise UserError(
+            f"data set folder {str(root)!r} does not exist; name the one that holds samples/ and {version}/"
+        )
     versions = sorted(path.parent.name for path in root.glob("*/sample.json"))
     if version not in versions:
         found = f"has {_listed(versions)}" if versions else "holds no nuScenes version (no */sample.json)"
         raise UserError(f"version {version!r} not found: data set folder {str(root)!r} {found}")
     missing = [name for name in TABLE_NAMES if not (root / version / f"{name}.json").is_file()]
     if missing:
-        raise UserError(f"data set {str(root / version)!r} lacks the tables {_listed(f'{name}.json' for name in missing)}")
+        raise UserError(
+            f"data set {str(root / version)!r} lacks the tables {_listed(f'{name}.json' for name in missing)}"
+        )
     try:
         return NuScenes(version=version, dataroot=str(root), verbose=False)
     except json.JSONDecodeError as error:
-        raise UserError(f"a table of data set {str(root / version)!r} is not valid JSON ({error}); copy it again") from error
+        raise UserError(
+            f"a table of data set {str(root / version)!r} is not valid JSON ({error}); copy it again"
+        ) from error
     except (AssertionError, KeyError, IndexError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"data set {str(root / version)!r} is incomplete or damaged ({reason}); copy it again") from error
+        raise UserError(
+            f"data set {str(root / version)!r} is incomplete or damaged ({reason}); copy it again"
+        ) from error
 
 
 def scene_names(dataset: NuScenes) -> list[str]:
@@ -120,7 +120,8 @@ def split_scenes(dataset: NuScenes, split: str) -> list[str]:
         wanted = set(get_scenes_of_split(split, dataset))
     except (ValueError, AssertionError) as error:
         raise UserError(
-            f"split {split!r} is neither an official nuScenes split nor one of {_listed(_custom_splits(dataset))}, "
+            f"split {split!r} is neither an official nuScenes split nor one of "
+            f"{_listed(_custom_splits(dataset))}, "
             f"the custom splits of data set {dataset.dataroot!r} {dataset.version}"
         ) from error
     names = [name for name in scene_names(dataset) if name in wanted]
@@ -148,7 +149,7 @@ def sample_stamp_ns(dataset: NuScenes, sample_token: str) -> int:
 
 
 def sample_pose(dataset: NuScenes, sample_token: str) -> NDArray[np.float64]:
-    """global_from_ego (4, 4) of a key frame: the ego pose of its LIDAR_TOP. Raises UserError if it has none."""
+    """global_from_ego (4, 4) of a key frame: the ego pose of its LIDAR_TOP. Raises UserError without one."""
     data = _sample_record(dataset, sample_token)["data"]
     if LIDAR_CHANNEL not in data:
         raise UserError(f"sample {sample_token} has no {LIDAR_CHANNEL}, only {_listed(sorted(data))}")
@@ -158,7 +159,7 @@ def sample_pose(dataset: NuScenes, sample_token: str) -> NDArray[np.float64]:
 def camera_round(
     dataset: NuScenes, sample_token: str, channels: Sequence[str] = CAMERA_CHANNELS
 ) -> CameraRound:
-    """The images of a key frame with the lidar stamp and pose as reference; None for a camera the key frame lacks.
+    """The images of a key frame, lidar stamp and pose being the reference; None for a camera it lacks.
 
     Raises UserError for an unknown channel, a key frame with none of the channels and an unreadable image.
     """
@@ -166,7 +167,9 @@ def camera_round(
     data = _sample_record(dataset, sample_token)["data"]
     records = [_camera_record(dataset, data[channel]) if channel in data else None for channel in channels]
     if not any(records):
-        raise UserError(f"sample {sample_token} has none of the cameras {_listed(channels)}, only {_listed(sorted(data))}")
+        raise UserError(
+            f"sample {sample_token} has none of the cameras {_listed(channels)}, only {_listed(sorted(data))}"
+        )
     return CameraRound(
         views=tuple(None if record is None else load_view(record) for record in records),
         reference_stamp_ns=sample_stamp_ns(dataset, sample_token),
@@ -177,8 +180,8 @@ def camera_round(
 def ground_truth(dataset: NuScenes, sample_token: str, *, min_points: int = 0) -> ObjectList:
     """Annotated objects of the ten classes in ego at the key frame's stamp, ids being instance tokens.
 
-    Objects with fewer than `min_points` lidar and radar points are left out; the official metrics use 1. Velocity is
-    the devkit's difference over neighbouring key frames, nan where it knows none.
+    Objects with fewer than `min_points` lidar and radar points are left out; the official metrics use 1.
+    Velocity is the devkit's difference over neighbouring key frames, nan where it knows none.
     """
     sample = _sample_record(dataset, sample_token)
     boxes, labels, ids = [], [], []
@@ -205,20 +208,29 @@ def ground_truth(dataset: NuScenes, sample_token: str, *, min_points: int = 0) -
 def camera_records(
     dataset: NuScenes, scene_name: str, channel: str, *, keyframes_only: bool = False
 ) -> list[CameraRecord]:
-    """All images of one camera in a scene in time order (12 Hz), or those of key frames (2 Hz); empty if it has none."""
+    """All images of one camera in a scene in time order (12 Hz), or those of key frames only (2 Hz)."""
     _check_channels(dataset, [channel])
     rows = _sensor_rows(dataset, scene_name, channel)
-    return [_camera_record(dataset, row["token"]) for row in rows if row["is_key_frame"] or not keyframes_only]
+    return [
+        _camera_record(dataset, row["token"]) for row in rows if row["is_key_frame"] or not keyframes_only
+    ]
 
 
 def sweep_rounds(
-    dataset: NuScenes, scene_name: str, channels: Sequence[str] = CAMERA_CHANNELS, *, keyframes_only: bool = False
+    dataset: NuScenes,
+    scene_name: str,
+    channels: Sequence[str] = CAMERA_CHANNELS,
+    *,
+    keyframes_only: bool = False,
 ) -> list[SweepRound]:
     """The images of a scene grouped in rounds of one exposure per camera, in time order.
 
-    Each camera's usual delay before the key frame stamp is taken off first; what then lies within 25 ms is one round.
+    Each camera's usual delay before the key frame stamp is taken off first; what then lies within 25 ms is
+    one round.
     """
-    records = {name: camera_records(dataset, scene_name, name, keyframes_only=keyframes_only) for name in channels}
+    records = {
+        name: camera_records(dataset, scene_name, name, keyframes_only=keyframes_only) for name in channels
+    }
     aligned: list[tuple[int, CameraRecord]] = []
     for own in records.values():
         delays = [r.stamp_ns - sample_stamp_ns(dataset, r.sample_token) for r in own if r.is_key_frame]
@@ -236,7 +248,7 @@ def sweep_rounds(
 
 
 def load_sweep_round(sweep_round: SweepRound) -> CameraRound:
-    """Read the images of a round; the reference is its newest exposure, as on a vehicle where no lidar gives the time."""
+    """Read the images of a round; its newest exposure is the reference, as on a vehicle without a lidar."""
     newest = sweep_round.newest
     return CameraRound(
         views=tuple(None if record is None else load_view(record) for record in sweep_round.records),
@@ -246,7 +258,7 @@ def load_sweep_round(sweep_round: SweepRound) -> CameraRound:
 
 
 def load_view(record: CameraRecord) -> CameraView:
-    """Read one image as RGB. Raises UserError naming the file if it is missing, damaged or of another size."""
+    """Read one image as RGB. Raises UserError naming the file if missing, damaged or of another size."""
     bgr = cv2.imread(str(record.path), cv2.IMREAD_COLOR) if record.path.is_file() else None
     if bgr is None:
         reason = "cannot be decoded" if record.path.is_file() else "is missing"
@@ -272,7 +284,7 @@ def ego_poses(
     *,
     keyframes_only: bool = False,
 ) -> list[tuple[int, NDArray[np.float64]]]:
-    """(stamp_ns, global_from_ego (4, 4)) at every exposure of the channels, in time order, each stamp once."""
+    """(stamp_ns, global_from_ego (4, 4)) at each exposure of the channels in time order, each stamp once."""
     poses = {}
     for channel in channels:
         for row in _sensor_rows(dataset, scene_name, channel):
@@ -298,7 +310,8 @@ def _scene_record(dataset: NuScenes, scene_name: str) -> dict[str, Any]:
             record: dict[str, Any] = scene
             return record
     raise UserError(
-        f"scene {scene_name!r} not found: data set {dataset.dataroot!r} {dataset.version} has {_listed(scene_names(dataset))}"
+        f"scene {scene_name!r} not found: data set {dataset.dataroot!r} {dataset.version} has "
+        f"{_listed(scene_names(dataset))}"
     )
 
 
@@ -351,7 +364,7 @@ def _sweep_round(group: dict[str, CameraRecord], channels: Sequence[str]) -> Swe
 
 
 def _global_box(dataset: NuScenes, annotation: dict[str, Any]) -> list[float]:
-    """House form of an annotation in global coordinates; nuScenes gives width, length, height and a quaternion."""
+    """House form of an annotation in global; nuScenes gives width, length, height and a quaternion."""
     width, length, height = annotation["size"]
     rotation = make_transform(annotation["rotation"])
     yaw = float(np.arctan2(rotation[1, 0], rotation[0, 0]))
@@ -380,4 +393,8 @@ def _listed(names: Iterable[str]) -> str:
     """Names for an error message, shortened when there are many."""
     listed = list(names)
     shown = ", ".join(listed[:_NAMES_IN_ERRORS])
-    return f"{shown} and {len(listed) - _NAMES_IN_ERRORS} more" if len(listed) > _NAMES_IN_ERRORS else shown or "none"
+    return (
+        f"{shown} and {len(listed) - _NAMES_IN_ERRORS} more"
+        if len(listed) > _NAMES_IN_ERRORS
+        else shown or "none"
+    )

@@ -22,14 +22,16 @@ from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid, is_rigid, transform_points
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SAMPLE_ROOT = Path(os.environ.get("FTKD_NUSCENES_SAMPLE", REPOSITORY.parent / "shared/data/nuscenes_one_sample"))
+SAMPLE_ROOT = Path(
+    os.environ.get("FTKD_NUSCENES_SAMPLE", REPOSITORY.parent / "shared/data/nuscenes_one_sample")
+)
 VERSION = "v1.0-mini"
 SCENE = "scene-0061"
 
 needs_sample = pytest.mark.skipif(
     not (SAMPLE_ROOT / VERSION).is_dir(),
-    reason=f"the real nuScenes key frame is not at {SAMPLE_ROOT} (its licence keeps it out of the repository); "
-    "point FTKD_NUSCENES_SAMPLE at a folder that holds one",
+    reason=f"the real nuScenes key frame is not at {SAMPLE_ROOT} (its licence keeps it out of the "
+    "repository); point FTKD_NUSCENES_SAMPLE at a folder that holds one",
 )
 
 
@@ -78,7 +80,9 @@ def test_missing_camera_is_none_and_order_is_kept(dataset: NuScenes, sample_toke
 @needs_sample
 def test_ground_truth_agrees_with_devkit_boxes(dataset: NuScenes, sample_token: str) -> None:
     objects = access.ground_truth(dataset, sample_token)
-    annotations = [dataset.get("sample_annotation", token) for token in dataset.get("sample", sample_token)["anns"]]
+    annotations = [
+        dataset.get("sample_annotation", token) for token in dataset.get("sample", sample_token)["anns"]
+    ]
     by_instance = {annotation["instance_token"]: annotation for annotation in annotations}
     assert len(objects.boxes) == 68 and len(set(objects.ids)) == 68
     lidar = dataset.get("sample_data", dataset.get("sample", sample_token)["data"]["LIDAR_TOP"])
@@ -100,7 +104,9 @@ def test_ground_truth_agrees_with_devkit_boxes(dataset: NuScenes, sample_token: 
 
 @needs_sample
 def test_min_points_leaves_out_what_the_metrics_ignore(dataset: NuScenes, sample_token: str) -> None:
-    annotations = [dataset.get("sample_annotation", token) for token in dataset.get("sample", sample_token)["anns"]]
+    annotations = [
+        dataset.get("sample_annotation", token) for token in dataset.get("sample", sample_token)["anns"]
+    ]
     hit = [item for item in annotations if item["num_lidar_pts"] + item["num_radar_pts"] > 0]
     assert 0 < len(hit) < len(annotations)
     objects = access.ground_truth(dataset, sample_token, min_points=1)

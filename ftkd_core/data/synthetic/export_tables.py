@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 13 nuScenes tables under construction: rows, tokens and linked lists, nothing about how a scene comes to be.
+"""The 13 nuScenes tables under construction: rows, tokens and linked lists, nothing about scenes.
 
-Tokens are hashes of what a row is called, so that the same scene always gets the same tokens and two data sets that
-hold it can be compared row by row.
+Tokens are hashes of what a row is called, so that the same scene always gets the same tokens and two data
+sets that hold it can be compared row by row.
 """
 
 import hashlib
@@ -73,6 +73,10 @@ _VISIBILITIES: Final[dict[str, tuple[str, str]]] = {
     "3": ("v60-80", "visibility of whole object is between 60 and 80%"),
     "4": ("v80-100", "visibility of whole object is between 80 and 100%"),
 }
+_GROWING_TABLES: Final = (
+    *("instance", "sensor", "calibrated_sensor", "ego_pose", "log"),
+    *("scene", "sample", "map", "sample_data", "sample_annotation"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +114,10 @@ def _fixed_rows() -> dict[str, list[Row]]:
             for name, text in _ATTRIBUTES.items()
         ],
         "visibility": [
-            {"token": token, "level": level, "description": text} for token, (level, text) in _VISIBILITIES.items()
+            {"token": token, "level": level, "description": text}
+            for token, (level, text) in _VISIBILITIES.items()
         ],
-        **{
-            name: []
-            for name in ("instance", "sensor", "calibrated_sensor", "ego_pose", "log", "scene", "sample", "map")
-            + ("sample_data", "sample_annotation")
-        },
+        **{name: [] for name in _GROWING_TABLES},
     }
 
 
@@ -130,7 +131,13 @@ class DatasetTables:
         """A log with a map of its own; returns the log token."""
         token = make_token("log", logfile)
         self.rows["log"].append(
-            {"token": token, "logfile": logfile, "vehicle": vehicle, "date_captured": date, "location": location}
+            {
+                "token": token,
+                "logfile": logfile,
+                "vehicle": vehicle,
+                "date_captured": date,
+                "location": location,
+            }
         )
         self.rows["map"].append(
             {
@@ -149,7 +156,7 @@ class DatasetTables:
         ego_from_sensor: NDArray[np.float64],
         intrinsics: NDArray[np.float64] | None = None,
     ) -> str:
-        """The calibration (4, 4) of a sensor in a log, a camera if it has intrinsics (3, 3); returns its token."""
+        """The calibration (4, 4) of a sensor, a camera if it has intrinsics (3, 3); returns its token."""
         sensor_token = make_token("sensor", channel)
         if all(sensor["token"] != sensor_token for sensor in self.rows["sensor"]):
             modality = "lidar" if intrinsics is None else "camera"
@@ -190,8 +197,9 @@ class DatasetTables:
     def add_sample_data(self, scene_name: str, channel: str, rows: Sequence[Row]) -> None:
         """What one sensor recorded in one scene, in time order.
 
-        A row holds timestamp, sample_token, is_key_frame, calibrated_sensor_token, filename, fileformat, width, height
-        (0 for lidar) and global_from_ego (4, 4), which goes to a row of its own with the same token.
+        A row holds timestamp, sample_token, is_key_frame, calibrated_sensor_token, filename, fileformat,
+        width, height (0 for lidar) and global_from_ego (4, 4), which goes to a row of its own with the same
+        token.
         """
         finished = []
         for row in rows:

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Driving scenes as a data set that the nuScenes devkit loads, draws and scores.
+
+The data set grows in a hidden folder beside its place and gets its name when it is whole, so that a run that
+was stopped leaves nothing that looks finished.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tqdm import tqdm
+
+from ftkd_core.data.synthetic.export_scene import ExportOptions, SceneWriter, key_frame_count, round_times
+from ftkd_core.data.synthetic.export_tables import DatasetTables
+from ftkd_core.data.synthetic.rig import nuscenes_rig
+from ftkd_core.data.synthetic.world import make_scene
+from ftkd_core.errors import UserError
+
+_OFFICIAL_SPLITS: Final = ("train", "val", "test", "mini_train", "mini_val", "train_detect", "train_track")
+_DATA_FOLDERS: Final = ("samples", "sweeps", "maps")
+_LONGEST_SCENE_S: Final = 60.0
+
+
+def run_synth(
+    output: Path,
+    scenes: int,
+    first_seed: int,
+    version: str,
+    split: str,
+    width: int,
+    height: int,
+    duration_s: float,
+) -> Path:
+    """Write `scenes` scenes of consecutive seeds; what `ftkd synth` does. Returns the data set's folder."""
+    if scenes < 1:
+        raise UserError(f"number of scenes {scenes} is not positive; ask for at least 1")
+    seeds = range(first_seed, first_seed + scenes)
+    return write_dataset(
+        output, seeds, version=version, split=split, width=width, height=height, duration_s=duration_s
+    )
+
+
+def write_dataset(
+    dataroot: Path,
+    scene_seeds: Sequence[int],
+    *,
+    version: str,
+    split: str,
+    width: int,
+    height: int,
+    duration_s: float = 20.0,
+    sweeps: bool = True,
+    jpeg_quality: int = 90,
+    progress: bool = True,
+) -> Path:
+    """Render one scene a seed, write them as `version` with the custom split `split`, return the folder.
+
+    Images are width x height pixels at 12 Hz (2 Hz without `sweeps`); the same arguments give the same tokens
+    and annotations. Raises UserError for arguments out of range and a folder that is not absent or empty.
+    """
+    _check_arguments(scene_seeds, version, split, width, height, duration_s, jpeg_quality)
+    final = _free_folder(dataroot)
+    partial = final.with_name(f".{final.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {str(final.parent)!r} ({error.strerror}); name another output folder"
+        ) from error
+    rig = nuscenes_rig(width, height)
+    total = len(scene_seeds) * len(round_times(duration_s, sweeps)) * len(rig.channels)
+    tables = DatasetTables()
+    names = []
+    try:
+        with tqdm(total=total, unit="image", desc=final.name, disable=not progress) as bar:
+            options = ExportOptions(sweeps=sweeps, jpeg_quality=jpeg_quality, on_image=bar.update)
+            for seed in scene_seeds:
+                scene = make_scene(seed, duration_s)
+                SceneWriter(scene, rig, partial, tables, options).write()
+                names.append(scene.name)
+        tables.write(partial / version)
+        (partial / version / "splits.json").write_text(json.dumps({split: names}))
+        os.rename(partial, final)  # replaces an empty folder, fails on any other
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return final
+
+
+def _free_folder(dataroot: Path) -> Path:
+    final = Path(dataroot).expanduser().resolve()
+    if final.exists() and not final.is_dir():
+        raise UserError(f"output {str(final)!r} is a file; name a folder that is absent or empty")
+    if final.is_dir() and any(final.iterdir()):
+        raise UserError(
+            f"output folder {str(final)!r} is not empty; name another or empty it (nothing is overwritten)"
+        )
+    if final.is_mount():
+        raise UserError(f"output folder {str(final)!r} is a mount point; name a folder inside it")
+    return final
+
+
+def _check_arguments(
+    scene_seeds: Sequence[int],
+    version: str,
+    split: str,
+    width: int,
+    height: int,
+    duration_s: float,
+    jpeg_quality: int,
+) -> None:
+    if not scene_seeds or len(set(scene_seeds)) != len(scene_seeds) or min(scene_seeds) < 0:
+        raise UserError(
+            f"scene seeds {list(scene_seeds)[:10]}: expected at least one, each once and not negative"
+        )
+    if not version or Path(version).name != version or version in _DATA_FOLDERS:
+        raise UserError(f"version {version!r} cannot name a folder of tables; try 'v1.0-synth'")
+    if not split or split in _OFFICIAL_SPLITS:
+        raise UserError(
+            f"split {split!r} is not usable: the devkit has its own list for {', '.join(_OFFICIAL_SPLITS)}; "
+            "try 'synth_val'"
+        )
+    if width < 64 or height < 32 or width > 4096 or height > 4096:
+        raise UserError(f"image size {width}x{height} is out of range; expected 64x32 to 4096x4096")
+    if not 0 < duration_s <= _LONGEST_SCENE_S or key_frame_count(duration_s) < 1:
+        raise UserError(f"duration {duration_s} s is out of range; expected 0.5 to {_LONGEST_SCENE_S:g} s")
+    if not 1 <= jpeg_quality <= 100:
+        raise UserError(f"JPEG quality {jpeg_quality} is out of range; expected 1 to 100")
