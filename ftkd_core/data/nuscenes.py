@@ -78,7 +78,7 @@ class SweepRound:
 
 
 def open_dataset(dataroot: str | Path, version: str) -> NuScenes:
-    """Load the tables of a data set. Raises UserError when one, the version or the folder is missing or damaged."""
+    """Load the tables of a data set. Raises UserError where the folder, version or a table is not usable."""
     root = Path(dataroot).expanduser()
     if not root.is_dir():
         raise UserError(
