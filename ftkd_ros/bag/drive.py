@@ -1,37 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recorded drive as a detector sees it, read from a bag without ROS: rounds of cameras, each with its true
-geometry.
+"""A recorded drive as the detector node would see it, read from a bag without ROS.
 
-Grouping, decoding and conversions are the node's own (`round_matching`, `time_offsets`, `images`, `reading`);
-only the middleware is left out, so the result does not depend on how fast the machine is.
+Grouping, decoding, checks and conversions are the node's own (`round_matching`, `time_offsets`,
+`round_building`, `reading`); only the middleware is left out, so the result does not depend on how fast the
+machine is.
 """
 
+import bisect
 import struct
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rosbags.highlevel import AnyReader, AnyReaderError
 from rosbags.interfaces import Connection
 
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import interpolate_rigid
-from ftkd_core.types import CameraRound, CameraView, ObjectList
-from ftkd_ros.images import image_to_rgb
-from ftkd_ros.reading import detections_to_objects, stamp_to_ns, transform_to_matrix
+from ftkd_core.types import CameraRound, ObjectList
+from ftkd_ros.bag.io import BagReader
+from ftkd_ros.calibration import CameraGeometry, read_intrinsics, read_rigid
+from ftkd_ros.reading import detections_to_objects, stamp_to_ns
+from ftkd_ros.round_building import RoundBuilder, reference_stamp_ns
 from ftkd_ros.round_matching import MatchedRound, RoundMatcher
 from ftkd_ros.time_offsets import MIN_STAMPS, estimate_offsets_ns
 
-GLOBAL_FRAME: Final = "map"
-EGO_FRAME: Final = "base_link"
+MAP_FRAME: Final = "map"
+BASE_FRAME: Final = "base_link"
 SLOP_NS: Final = 20_000_000
 _NO_DEADLINE_NS: Final = 1 << 61
+_ROUND_SPAN_NS: Final = 60_000_000
+
+Matrix = NDArray[np.float64]
 
 
 class KeyFrame(NamedTuple):
@@ -41,123 +44,107 @@ class KeyFrame(NamedTuple):
     stamp_ns: int
 
 
-class _CameraMessage(NamedTuple):
+class _Content(NamedTuple):
+    """A serialized image, so that only the rounds that are wanted get decoded."""
+
     connection: Connection
     content: bytes
 
 
 @dataclass(frozen=True)
 class PoseTrack:
-    """Rigid transforms over time: stamps (T,) ascending nanoseconds, matrices (T, 4, 4)."""
+    """Rigid transforms over time: stamps ascending nanoseconds, matrices (4, 4)."""
 
-    stamps_ns: NDArray[np.int64]
-    matrices: NDArray[np.float64]
+    stamps_ns: Sequence[int]
+    matrices: Sequence[Matrix]
 
-    def at(self, stamp_ns: int) -> NDArray[np.float64] | None:
-        """Interpolated transform (4, 4); None before the first and after the last stamp, as tf2 does not
-        extrapolate."""
-        if not len(self.stamps_ns) or not self.stamps_ns[0] <= stamp_ns <= self.stamps_ns[-1]:
+    def at(self, stamp_ns: int) -> Matrix | None:
+        """Interpolated transform; None before the first and after the last stamp, like tf2."""
+        if not self.stamps_ns or not self.stamps_ns[0] <= stamp_ns <= self.stamps_ns[-1]:
             return None
-        after = int(np.searchsorted(self.stamps_ns, stamp_ns))
+        after = bisect.bisect_left(self.stamps_ns, stamp_ns)
         if self.stamps_ns[after] == stamp_ns:
-            exact: NDArray[np.float64] = self.matrices[after].copy()
-            return exact
+            return self.matrices[after]
         before = after - 1
-        fraction = (stamp_ns - self.stamps_ns[before]) / (self.stamps_ns[after] - self.stamps_ns[before])
-        pose: NDArray[np.float64] = interpolate_rigid(
-            self.matrices[before], self.matrices[after], float(fraction)
-        )
-        return pose
+        elapsed, interval = stamp_ns - self.stamps_ns[before], self.stamps_ns[after] - self.stamps_ns[before]
+        return interpolate_rigid(self.matrices[before], self.matrices[after], elapsed / interval)
 
 
-class Bag:
-    """A bag open for reading; errors name the bag and, for a missing topic, the topics it has.
+class BagRig:
+    """Calibration and transforms of a bag, with the methods of `rig.RigReader`; the whole drive is known.
 
-    Context manager. Raises UserError for a bag that does not exist, is damaged or cut off.
+    Understands `map` -> `base_link` on /tf and `base_link` -> camera frames on /tf_static.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.exists():
+    def __init__(self, bag: BagReader, channels: Sequence[str]) -> None:
+        self.cameras = tuple(channel.lower() for channel in channels)
+        self._path = str(bag.path)
+        self._track, self._ego_from_frame = _transforms(bag)
+        self._infos: dict[str, tuple[list[int], list[Any]]] = {}
+        topics = {f"/{camera}/camera_info": camera for camera in self.cameras}
+        for topic, _, message in bag.messages(tuple(topics), optional=True):
+            stamps, infos = self._infos.setdefault(topics[topic], ([], []))
+            stamps.append(stamp_to_ns(message.header.stamp))
+            infos.append(message)
+
+    def global_from_ego(self, stamp_ns: int, wait_until: float = 0.0) -> Matrix:
+        """The vehicle's pose (4, 4). Raises UserError outside the time that /tf covers."""
+        pose = self._track.at(stamp_ns)
+        if pose is None:
             raise UserError(
-                f"bag {str(self.path)!r} does not exist; give the folder that holds metadata.yaml"
+                f"bag {self._path!r} has no transform {MAP_FRAME} -> {BASE_FRAME} at {stamp_ns} ns; "
+                "do the detections belong to another drive?"
             )
-        try:
-            self._reader = AnyReader([self.path])
-            self._reader.open()
-        except (AnyReaderError, OSError, AssertionError, ValueError, KeyError, struct.error) as error:
-            raise UserError(f"bag {str(self.path)!r} cannot be read ({error}); is it complete?") from error
+        return pose
 
-    def __enter__(self) -> "Bag":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._reader.close()
-
-    @property
-    def topics(self) -> dict[str, str]:
-        """Message type by topic."""
-        return {connection.topic: connection.msgtype for connection in self._reader.connections}
-
-    def raw(
-        self, topics: Sequence[str], *, optional: bool = False
-    ) -> Iterator[tuple[Connection, int, bytes]]:
-        """(connection, log time, serialized message) of the topics in log order.
-
-        Raises UserError for a topic that is missing, unless `optional`, and where the bag breaks off.
-        """
-        topic_names = self.topics
-        missing = [topic for topic in topics if topic not in topic_names]
-        if missing and not optional:
+    def geometry(
+        self, camera: str, frame_id: str, stamp_ns: int, image_size: tuple[int, int], wait_until: float = 0.0
+    ) -> CameraGeometry:
+        """Geometry of a camera at an exposure, by the camera_info current then; as `rig.RigReader`."""
+        if camera not in self._infos:
+            raise UserError(f"{camera}: bag {self._path!r} has no topic /{camera}/camera_info")
+        stamps, infos = self._infos[camera]
+        info = infos[max(bisect.bisect_right(stamps, stamp_ns) - 1, 0)]
+        frame = frame_id or info.header.frame_id
+        if frame not in self._ego_from_frame:
             raise UserError(
-                f"bag {str(self.path)!r} has no topic {missing[0]}; "
-                f"it has {', '.join(sorted(topic_names)) or 'none'}"
+                f"{camera}: bag {self._path!r} has no transform {BASE_FRAME} -> {frame} on /tf_static; "
+                f"it has {', '.join(sorted(self._ego_from_frame)) or 'none'}"
             )
-        wanted = [connection for connection in self._reader.connections if connection.topic in topics]
-        if not wanted:
-            return
-        try:
-            yield from self._reader.messages(connections=wanted)
-        except (AnyReaderError, OSError, AssertionError, struct.error) as error:
-            raise UserError(f"bag {str(self.path)!r} breaks off while reading ({error})") from error
-
-    def messages(self, topics: Sequence[str], *, optional: bool = False) -> Iterator[tuple[str, int, Any]]:
-        """(topic, log time, message) of the topics in log order; as `raw`."""
-        for connection, log_time_ns, content in self.raw(topics, optional=optional):
-            yield connection.topic, log_time_ns, self.deserialize(connection, content)
-
-    def deserialize(self, connection: Connection, content: bytes) -> Any:
-        """The message. Raises UserError for one that does not follow its own definition."""
-        try:
-            return self._reader.deserialize(content, connection.msgtype)
-        except (AnyReaderError, struct.error, ValueError, IndexError) as error:
-            raise UserError(
-                f"bag {str(self.path)!r}: a message of {connection.topic} is no valid "
-                f"{connection.msgtype} ({error})"
-            ) from error
+        return CameraGeometry(
+            intrinsics=read_intrinsics(info, camera, image_size),
+            ego_from_camera=self._ego_from_frame[frame],
+            global_from_ego=self.global_from_ego(stamp_ns),
+        )
 
 
 class Drive:
     """The rounds, key frames and ground truth of an input bag.
 
-    channels name the cameras, in the order of the rounds' views; a camera is the topics
-    `/<channel>/image/compressed` (or `/image`) and `/<channel>/camera_info`, lower case. `offsets_ns`, one a
-    camera, None estimates them from the stamps. `counts` says what was not used and why. A camera without any
-    message in the bag stays None in every round.
+    channels name the cameras in the order of the rounds' views; a camera is the topics
+    `/<channel>/image/compressed` (or `/image`) and `/<channel>/camera_info` in lower case. `offsets_ns`, one
+    a camera; None estimates them from all stamps. `faults` counts what could not be used, by reason. Raises
+    UserError for a bag that lacks what is needed.
     """
 
     def __init__(
-        self, bag: Bag, channels: Sequence[str] = CAMERA_CHANNELS, offsets_ns: Sequence[int] | None = None
+        self,
+        bag: BagReader,
+        channels: Sequence[str] = CAMERA_CHANNELS,
+        offsets_ns: Sequence[int] | None = None,
     ) -> None:
         self.bag = bag
         self.channels = tuple(channels)
-        self.counts: Counter[str] = Counter()
-        self._image_topics = _image_topics(bag, self.channels)
-        self.global_from_ego, self._ego_from_frame = _transforms(bag)
-        self._cameras = {self._image_topics[c]: c for c in range(len(self.channels)) if self._image_topics[c]}
-        self._offsets_ns = list(offsets_ns) if offsets_ns is not None else None
+        self.faults: Counter[str] = Counter()
+        self._topics = _image_topics(bag, self.channels)
+        self._camera_of = {topic: camera for camera, topic in enumerate(self._topics)}
+        self.rig = BagRig(bag, self.channels)
+        self._offsets_ns = list(offsets_ns) if offsets_ns is not None else self._estimate_offsets()
+
+    @property
+    def offsets_ns(self) -> tuple[int | None, ...]:
+        """Time offset of each camera, None for one that is missing or follows another clock."""
+        return tuple(self._offsets_ns)
 
     def key_frames(self) -> tuple[KeyFrame, ...]:
         """The annotated moments in order of time. Raises UserError for a bag without /sample_token."""
@@ -173,124 +160,82 @@ class Drive:
         """True objects in ego by stamp; empty for a bag without them."""
         return read_objects(self.bag, "/ground_truth/detections", "/ground_truth/velocities", optional=True)
 
-    def pose_at(self, stamp_ns: int) -> NDArray[np.float64]:
-        """global_from_ego (4, 4). Raises UserError outside the time that /tf covers."""
-        pose = self.global_from_ego.at(stamp_ns)
-        if pose is None:
-            raise UserError(
-                f"bag {str(self.bag.path)!r} has no transform {GLOBAL_FRAME} -> {EGO_FRAME} at "
-                f"{stamp_ns} ns; do the detections belong to another drive?"
-            )
-        return pose
-
     def reference_stamps(self) -> list[int]:
-        """The stamp of each round, in order: that of its newest exposure. Reads no image."""
-        return [_reference_stamp(matched) for matched in self._matched()]
+        """The stamp of each round in order, that of its newest exposure. Decodes no image."""
+        return [reference_stamp_ns(matched, "latest") for matched in self.matched()]
 
-    def rounds(self, only_near_ns: Sequence[int] | None = None) -> Iterator[tuple[CameraRound, bool]]:
-        """(round, whether the stream starts anew) in order of time, images decoded.
+    def rounds(self, near_ns: Sequence[int] | None = None) -> Iterator[tuple[CameraRound, bool]]:
+        """(round, whether time jumped back before it) in order, images decoded; with `near_ns` only those of
+        these moments.
 
-        Reference is the newest exposure, the node's default. With `only_near_ns` just the rounds within 60 ms
-        of one of these stamps. A view that has no camera_info, no transform or no readable image is None and
-        counted.
+        Rounds that cannot be used at all are left out; what was wrong with them or a camera is counted in
+        `faults`.
         """
-        infos = self._camera_infos()
-        for matched in self._matched():
-            reference_ns = _reference_stamp(matched)
-            if only_near_ns is not None and not any(
-                abs(reference_ns - stamp) <= 60_000_000 for stamp in only_near_ns
-            ):
-                continue
-            pose = self.global_from_ego.at(reference_ns)
-            if pose is None:
-                self.counts["round_without_pose"] += 1
-                continue
-            views = tuple(
-                None if message is None or stamp_ns is None else self._view(camera, message, stamp_ns, infos)
-                for camera, (message, stamp_ns) in enumerate(
-                    zip(matched.messages, matched.stamps_ns, strict=True)
-                )
-            )
-            yield (
-                CameraRound(views=views, reference_stamp_ns=reference_ns, global_from_ego=pose),
-                matched.after_jump,
-            )
+        builder = RoundBuilder(self.rig, topics=self._topics, num_views=len(self.channels))
+        try:
+            for matched in self.matched():
+                stamp_ns = reference_stamp_ns(matched, "latest")
+                if near_ns is not None and nearest(near_ns, stamp_ns, _ROUND_SPAN_NS) is None:
+                    continue
+                try:
+                    built = builder.build(self._decoded(matched))
+                except UserError as error:
+                    self.faults[str(error)] += 1
+                    continue
+                self.faults.update(built.faults.values())
+                yield built.camera_round, matched.after_jump
+        finally:
+            builder.close()
 
-    def _matched(self) -> Iterator[MatchedRound[_CameraMessage]]:
-        offsets = self._offsets()
-        matcher: RoundMatcher[_CameraMessage] = RoundMatcher(
-            num_cameras=len(self.channels), slop_ns=SLOP_NS, deadline_ns=_NO_DEADLINE_NS
+    def matched(self) -> Iterator[MatchedRound[Any]]:
+        """Rounds of serialized images, matched as in the node, but without a deadline: nothing is late in a
+        bag."""
+        matcher: RoundMatcher[_Content] = RoundMatcher(
+            num_cameras=len(self.channels),
+            slop_ns=SLOP_NS,
+            deadline_ns=_NO_DEADLINE_NS,
+            min_cameras=max(1, len(self.channels) // 2),
         )
-        for connection, _, content in self.bag.raw(tuple(self._cameras)):
-            camera = self._cameras[connection.topic]
-            offset = offsets[camera]
-            if offset is None:
-                self.counts["unaligned"] += 1
+        for connection, _, content in self.bag.raw(self._topics, optional=True):
+            camera = self._camera_of[connection.topic]
+            offset_ns = self._offsets_ns[camera]
+            if offset_ns is None:
+                self.faults[
+                    f"{connection.topic}: its stamps have no common rhythm with the other cameras"
+                ] += 1
                 continue
-            message = _CameraMessage(connection, content)
-            yield from matcher.add(camera, _header_stamp_ns(content), message, 0, offset)
+            stamp_ns = _header_stamp_ns(content)
+            yield from matcher.add(camera, stamp_ns, _Content(connection, content), 0, offset_ns)
         yield from matcher.poll(_NO_DEADLINE_NS)
 
-    def _offsets(self) -> list[int | None]:
-        """Time offset of each camera, from all stamps of the bag; from the first stamps where there are too
-        few."""
-        if self._offsets_ns is None:
-            stamps: list[list[int]] = [[] for _ in self.channels]
-            for connection, _, content in self.bag.raw(tuple(self._cameras)):
-                stamps[self._cameras[connection.topic]].append(_header_stamp_ns(content))
-            if min(len(own) for own in stamps if own) >= MIN_STAMPS:
-                return estimate_offsets_ns(stamps)
-            first = min(own[0] for own in stamps if own)
-            return [own[0] - first if own else None for own in stamps]
-        return list(self._offsets_ns)
-
-    def _camera_infos(self) -> dict[int, list[tuple[int, Any]]]:
-        """(stamp, camera_info) of each camera in order of time."""
-        topics = {_topic(channel, "camera_info"): camera for camera, channel in enumerate(self.channels)}
-        present = [topic for topic in topics if _topic_camera(topic, self._cameras, topics)]
-        infos: dict[int, list[tuple[int, Any]]] = defaultdict(list)
-        for topic, _, message in self.bag.messages(present):
-            infos[topics[topic]].append((stamp_to_ns(message.header.stamp), message))
-        return infos
-
-    def _view(
-        self, camera: int, message: _CameraMessage, stamp_ns: int, infos: dict[int, list[tuple[int, Any]]]
-    ) -> CameraView | None:
-        channel = self.channels[camera]
-        pose = self.global_from_ego.at(stamp_ns)
-        own = infos.get(camera, [])
-        if pose is None or not own:
-            self.counts[f"{channel}: no {'transform' if own else 'camera_info'}"] += 1
-            return None
-        info = next((info for stamp, info in reversed(own) if stamp <= stamp_ns), own[0][1])
-        frame = info.header.frame_id
-        if frame not in self._ego_from_frame:
-            raise UserError(
-                f"bag {str(self.bag.path)!r} has no transform {EGO_FRAME} -> {frame} on /tf_static, "
-                f"the frame of {channel}; it has {', '.join(sorted(self._ego_from_frame)) or 'none'}"
-            )
-        try:
-            image = image_to_rgb(
-                self.bag.deserialize(message.connection, message.content), message.connection.topic
-            )
-        except UserError:
-            self.counts[f"{channel}: unreadable image"] += 1
-            return None
-        return CameraView(
-            image=image,
-            intrinsics=np.asarray(info.k, dtype=np.float64).reshape(3, 3),
-            ego_from_camera=self._ego_from_frame[frame],
-            global_from_ego=pose,
-            stamp_ns=stamp_ns,
+    def _decoded(self, matched: MatchedRound[Any]) -> MatchedRound[Any]:
+        messages = tuple(
+            None if message is None else self.bag.deserialize(message.connection, message.content)
+            for message in matched.messages
         )
+        return MatchedRound(messages=messages, stamps_ns=matched.stamps_ns, after_jump=matched.after_jump)
+
+    def _estimate_offsets(self) -> list[int | None]:
+        """Time offset of each camera from all its stamps; from the first where there are few."""
+        stamps: list[list[int]] = [[] for _ in self.channels]
+        for connection, _, content in self.bag.raw(self._topics, optional=True):
+            stamps[self._camera_of[connection.topic]].append(_header_stamp_ns(content))
+        present = [own for own in stamps if own]
+        if not present:
+            raise UserError(f"bag {str(self.bag.path)!r} holds no camera image")
+        if min(len(own) for own in present) >= MIN_STAMPS:
+            return estimate_offsets_ns(stamps)
+        first = min(own[0] for own in present)
+        return [own[0] - first if own else None for own in stamps]
 
 
 def read_objects(
-    bag: Bag, detections_topic: str, velocities_topic: str, *, optional: bool = False
+    bag: BagReader, detections_topic: str, velocities_topic: str, *, optional: bool = False
 ) -> dict[int, ObjectList]:
     """Objects of every Detection3DArray on a topic by header stamp, with the velocities of the same stamp.
 
-    Of two messages with one stamp the later counts. Raises UserError for a missing topic unless `optional`.
+    Of two messages with one stamp the later counts. Raises UserError for a missing topic unless `optional`,
+    and for detections in another frame than base_link.
     """
     clouds = {
         stamp_to_ns(cloud.header.stamp): cloud
@@ -298,12 +243,12 @@ def read_objects(
     }
     objects = {}
     for _, _, message in bag.messages([detections_topic], optional=optional):
-        stamp_ns = stamp_to_ns(message.header.stamp)
-        if message.header.frame_id != EGO_FRAME:
+        if message.header.frame_id != BASE_FRAME:
             raise UserError(
                 f"bag {str(bag.path)!r}: {detections_topic} is in frame {message.header.frame_id!r}; "
-                f"expected {EGO_FRAME}"
+                f"expected {BASE_FRAME}"
             )
+        stamp_ns = stamp_to_ns(message.header.stamp)
         objects[stamp_ns] = detections_to_objects(message, clouds.get(stamp_ns))
     return objects
 
@@ -314,52 +259,45 @@ def nearest(stamps_ns: Sequence[int], stamp_ns: int, within_ns: int) -> int | No
     return found if found is not None and abs(found - stamp_ns) <= within_ns else None
 
 
-def _topic(channel: str, name: str) -> str:
-    return f"/{channel.lower()}/{name}"
+def _image_topics(bag: BagReader, channels: Sequence[str]) -> list[str]:
+    """Image topic of each channel, in its compressed form where the bag has none of it.
 
-
-def _topic_camera(topic: str, cameras: dict[str, int], infos: dict[str, int]) -> bool:
-    """Whether the camera of this camera_info topic has images in the bag."""
-    return infos[topic] in cameras.values()
-
-
-def _image_topics(bag: Bag, channels: Sequence[str]) -> list[str]:
-    """Image topic of each channel, "" where the bag has none. Raises UserError where no channel has one."""
+    Raises UserError where the bag has no camera at all.
+    """
     present = bag.topics
-    found = [
-        next((t for t in (_topic(channel, "image/compressed"), _topic(channel, "image")) if t in present), "")
-        for channel in channels
-    ]
-    if not any(found):
+    compressed = [f"/{channel.lower()}/image/compressed" for channel in channels]
+    raw = [f"/{channel.lower()}/image" for channel in channels]
+    found = [b if b in present and a not in present else a for a, b in zip(compressed, raw, strict=True)]
+    if not any(topic in present for topic in found):
         raise UserError(
-            f"bag {str(bag.path)!r} has no camera topic such as {_topic(channels[0], 'image/compressed')}; "
+            f"bag {str(bag.path)!r} has no camera topic such as {compressed[0]}; "
             f"it has {', '.join(sorted(present)) or 'none'}"
         )
     return found
 
 
-def _transforms(bag: Bag) -> tuple[PoseTrack, dict[str, NDArray[np.float64]]]:
-    """The track of global_from_ego and, by frame, ego_from_frame."""
-    poses: dict[int, NDArray[np.float64]] = {}
-    for _, _, message in bag.messages(["/tf"]):
-        for transform in message.transforms:
-            if (transform.header.frame_id, transform.child_frame_id) == (GLOBAL_FRAME, EGO_FRAME):
-                poses[stamp_to_ns(transform.header.stamp)] = transform_to_matrix(transform.transform)
+def _transforms(bag: BagReader) -> tuple[PoseTrack, dict[str, Matrix]]:
+    """The track of map -> base_link and, by frame, ego_from_frame."""
+    poses = {
+        stamp_to_ns(stamped.header.stamp): read_rigid(
+            stamped.transform, f"transform {MAP_FRAME} <- {BASE_FRAME}"
+        )
+        for _, _, message in bag.messages(["/tf"])
+        for stamped in message.transforms
+        if (stamped.header.frame_id, stamped.child_frame_id) == (MAP_FRAME, BASE_FRAME)
+    }
     if not poses:
-        raise UserError(f"bag {str(bag.path)!r} has no transform {GLOBAL_FRAME} -> {EGO_FRAME} on /tf")
+        raise UserError(f"bag {str(bag.path)!r} has no transform {MAP_FRAME} -> {BASE_FRAME} on /tf")
     static = {
-        transform.child_frame_id: transform_to_matrix(transform.transform)
+        stamped.child_frame_id: read_rigid(
+            stamped.transform, f"transform {BASE_FRAME} <- {stamped.child_frame_id}"
+        )
         for _, _, message in bag.messages(["/tf_static"])
-        for transform in message.transforms
-        if transform.header.frame_id == EGO_FRAME
+        for stamped in message.transforms
+        if stamped.header.frame_id == BASE_FRAME
     }
     stamps = sorted(poses)
-    track = PoseTrack(np.array(stamps, dtype=np.int64), np.stack([poses[stamp] for stamp in stamps]))
-    return track, static
-
-
-def _reference_stamp(matched: MatchedRound[Any]) -> int:
-    return max(stamp for stamp in matched.stamps_ns if stamp is not None)
+    return PoseTrack(stamps, [poses[stamp] for stamp in stamps]), static
 
 
 def _header_stamp_ns(content: bytes) -> int:

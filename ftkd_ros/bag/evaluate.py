@@ -6,10 +6,13 @@ the input bag's /tf says where the vehicle was at the stamp of the detections. S
 was really published, whatever wrote the bag.
 """
 
+import contextlib
 import json
+import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,19 +22,19 @@ from ftkd_core.data.nuscenes import open_dataset
 from ftkd_core.errors import UserError
 from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, to_devkit_results
 from ftkd_core.types import ObjectList
-from ftkd_ros.bag.drive import Bag, Drive, KeyFrame, nearest, read_objects
+from ftkd_ros.bag.detect import DETECTIONS_TOPIC, SUMMARY_NAME, VELOCITIES_TOPIC
+from ftkd_ros.bag.drive import Drive, KeyFrame, nearest, read_objects
+from ftkd_ros.bag.io import BagReader
 
 JOIN_WITHIN_NS: Final = 25_000_000
-DETECTIONS_TOPIC: Final = "/detections"
-VELOCITIES_TOPIC: Final = "/detections/velocities"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
     """Detections of a recording, joined to the key frames of the drive.
 
-    objects by stamp; joined: (key frame, stamp of its detections or None); round_stamps_ns: reference stamps
-    of the camera rounds in the input; round_hits: how many of them have detections.
+    objects by stamp; joined: (key frame, stamp of its detections or None); rounds_in: camera rounds in the
+    input bag, rounds_detected: how many of them have detections; offsets_ms: detections after key frame.
     """
 
     objects: Mapping[int, ObjectList]
@@ -58,7 +61,7 @@ class Recording:
         }
 
 
-def read_recording(detections: Bag, drive: Drive) -> Recording:
+def read_recording(detections: BagReader, drive: Drive) -> Recording:
     """Read the detections and join them; a key frame takes the nearest detections within 25 ms.
 
     Raises UserError where a topic is missing, there is no key frame, or no detection belongs to this drive.
@@ -94,41 +97,90 @@ def evaluate_recording(
     dataroot: Path,
     version: str,
     output: Path,
+    summary_file: Path | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Evaluate, write results.json (the devkit's) and metrics.json into `output`, and return the metrics.
 
-    `extra` is added to metrics.json (what ran: device, weights, versions, latency). Every key frame of the
-    input bag is evaluated; one without detections counts as empty.
+    Every key frame of the input bag is evaluated; one without detections counts as empty. `summary_file` is
+    what the detector wrote about itself (default: the one `ftkd detect` leaves in its bag, if any); `extra`
+    is added as it is. Raises UserError for a data set, bag or summary that is missing, damaged or does not
+    belong.
     """
     dataset = open_dataset(dataroot, version)
-    with Bag(detections_path) as detections, Bag(input_path) as source:
+    with BagReader(detections_path) as detections, BagReader(input_path) as source:
         drive = Drive(source)
         recording = read_recording(detections, drive)
+        scenes = scenes_of(dataset, [key_frame.token for key_frame, _ in recording.joined])
         posed = {
-            key_frame.token: PosedObjects(recording.objects[stamp], drive.pose_at(stamp))
+            key_frame.token: PosedObjects(recording.objects[stamp], drive.rig.global_from_ego(stamp))
             for key_frame, stamp in recording.joined
             if stamp is not None
         }
     tokens = [key_frame.token for key_frame, _ in recording.joined]
-    scenes = scenes_of(dataset, tokens)
     results = to_devkit_results(posed, tokens)
     metrics = evaluate(dataset, results, sample_tokens=tokens)
-    missing = len(tokens) - len(posed)
-    if missing:
+    if len(posed) < len(tokens):
         metrics["notes"].append(
-            f"{missing} of {len(tokens)} key frames have no detections; they count as empty."
+            f"{len(tokens) - len(posed)} of {len(tokens)} key frames have no detections; they count as empty."
         )
-    metrics |= recording.summary()
+    metrics |= recording.summary() | detector_summary(detections_path, summary_file)
     metrics |= {
         "data": f"{version}, {', '.join(scenes)}",
-        "created": datetime.now(timezone.utc).isoformat("T", "seconds"),
+        "versions": library_versions(),
+        "created": now_text(),
     }
     metrics |= dict(extra or {})
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results)
     write_json(output / "metrics.json", metrics)
     return metrics
+
+
+def detector_summary(detections_path: Path, summary_file: Path | None) -> dict[str, Any]:
+    """Device, weights, preset and latency as the detector told them; empty where it left no summary.
+
+    The rounds it counted are kept as `detector_rounds`: those of metrics.json are counted in the two bags.
+    """
+    path = summary_file if summary_file is not None else detections_path / SUMMARY_NAME
+    if summary_file is None and not path.is_file():
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        told = {key: summary[key] for key in ("device", "weights", "preset", "latency_ms") if key in summary}
+        stages = {name: values["p50"] for name, values in summary.get("stage_ms", {}).items()}
+        rounds = {key: value for key, value in summary.items() if key.startswith("rounds_")}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"detector summary {str(path)!r} cannot be read ({error}); leave it out") from error
+    return {**told, "stages_ms": stages, "detector_rounds": rounds, "resets": summary.get("resets", {})}
+
+
+def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """What a person wants to read on the terminal."""
+    latency = metrics.get("latency_ms") or {}
+    score = f"mAP {_number(metrics['mAP'])}   NDS {_number(metrics['NDS'])}"
+    counts = ", ".join(f"{name} {metrics[f'rounds_{name}']}" for name in ("in", "detected", "dropped"))
+    present = f"mAP over the classes that have true objects: {_number(metrics['mAP_present'])}"
+    lines = [score, present, f"rounds {counts}"]
+    if latency.get("p50") is not None:
+        lines.append(
+            f"latency p50 {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms on {metrics.get('device')}"
+        )
+    return lines + [f"note: {note}" for note in metrics["notes"]]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what has a say in the numbers."""
+    versions = {"Python": platform.python_version(), "System": platform.platform()}
+    for name in ("torch", "numpy", "nuscenes-devkit", "ros-rclpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def now_text() -> str:
+    """The moment, in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(" ", "seconds")
 
 
 def scenes_of(dataset: Any, sample_tokens: Iterable[str]) -> list[str]:
@@ -149,3 +201,7 @@ def scenes_of(dataset: Any, sample_tokens: Iterable[str]) -> list[str]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON for people and scripts."""
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The deterministic offline runner: bag with cameras -> bag with detections, every round, without ROS.
+
+From the round of N cameras on it runs what the node runs (`round_building`, `StreamMonitor`,
+`Detector.step`); a test holds both to the same detections.
+"""
+
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from tqdm import tqdm
+
+from ftkd_core.types import CameraRound, ObjectList
+from ftkd_ros.bag import message_builders as build
+from ftkd_ros.bag.drive import BASE_FRAME, Drive
+from ftkd_ros.bag.io import BagReader, BagWriter, check_new
+from ftkd_ros.worker import StreamMonitor, percentiles
+
+DETECTIONS_TOPIC: Final = "/detections"
+VELOCITIES_TOPIC: Final = "/detections/velocities"
+SUMMARY_NAME: Final = "detector.json"
+"""Beside the bag's own files: what ran and how long it took, in the form of the node's `summary_file`."""
+
+
+class RoundDetector(Protocol):
+    """What is needed of `ftkd_core.runtime.detector.Detector`."""
+
+    channels: tuple[str, ...]
+    weights_name: str
+    preset: str
+    device: Any
+
+    def warm_up(self) -> None: ...
+
+    def reset(self) -> None: ...
+
+    def step(self, camera_round: CameraRound) -> ObjectList: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionSummary:
+    """What a run did; `faults` counts by reason what could not be used."""
+
+    rounds_in: int
+    rounds_detected: int
+    detections: int
+    resets: dict[str, int]
+    faults: dict[str, int]
+    latency_ms: dict[str, float | None]
+    device: str
+    weights: str
+    preset: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, with the keys of the node's summary."""
+        return {
+            "rounds_in": self.rounds_in,
+            "rounds_detected": self.rounds_detected,
+            "rounds_dropped": self.rounds_in - self.rounds_detected,
+            "resets": self.resets,
+            "faults": self.faults,
+            "latency_ms": self.latency_ms | {"meaning": "detector step, images already decoded"},
+            "device": self.device,
+            "weights": self.weights,
+            "preset": self.preset,
+        }
+
+
+def load_detector(weights: Path | None, device: str, score_threshold: float) -> RoundDetector:
+    """The shipped detector, or that of a weights file; torch is imported here."""
+    from ftkd_core.runtime.detector import Detector
+
+    return Detector.from_weights(weights, device=device, score_threshold=score_threshold)
+
+
+def detect_bag(
+    input_path: Path,
+    output: Path,
+    *,
+    weights: Path | None = None,
+    device: str = "auto",
+    score_threshold: float = 0.05,
+    factory: Callable[[Path | None, str, float], RoundDetector] = load_detector,
+    progress: bool = True,
+) -> DetectionSummary:
+    """Detect every round of a bag and write /detections and /detections/velocities to the new bag `output`.
+
+    Log time is the reference stamp, so that the same input gives the same bag. Raises UserError for input or
+    weights that cannot be used and an output that exists; the bag appears only when it is complete.
+    """
+    with BagReader(input_path) as source:
+        check_new(output)
+        detector = factory(weights, device, score_threshold)
+        drive = Drive(source, detector.channels)
+        detector.warm_up()
+        notes = {"detector_weights": detector.weights_name, "detector_device": str(detector.device)}
+        with BagWriter(output, notes=notes) as bag:
+            bag.add_topic(DETECTIONS_TOPIC, "vision_msgs/msg/Detection3DArray")
+            bag.add_topic(VELOCITIES_TOPIC, "sensor_msgs/msg/PointCloud2")
+            summary = _detect(drive, detector, bag, progress)
+    (output / SUMMARY_NAME).write_text(json.dumps(summary.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _detect(drive: Drive, detector: RoundDetector, bag: BagWriter, progress: bool) -> DetectionSummary:
+    """Step through the drive, write each round's objects, and account for it."""
+    rounds_in = len(drive.reference_stamps())
+    monitor = StreamMonitor()
+    resets: Counter[str] = Counter()
+    milliseconds: deque[float] = deque()
+    detections = 0
+    rounds = tqdm(drive.rounds(), total=rounds_in, desc="detecting", unit="round", disable=not progress)
+    for camera_round, after_jump in rounds:
+        cause = monitor.cause_of_reset(camera_round)
+        if after_jump or cause is not None:
+            resets[cause or "backward_time"] += 1
+            detector.reset()
+        started = time.perf_counter()
+        objects = detector.step(camera_round)
+        milliseconds.append((time.perf_counter() - started) * 1e3)
+        detections += len(objects.boxes)
+        write_objects(bag, objects)
+    return DetectionSummary(
+        rounds_in=rounds_in,
+        rounds_detected=len(milliseconds),
+        detections=detections,
+        resets=dict(resets),
+        faults=dict(drive.faults),
+        latency_ms=percentiles(milliseconds),
+        device=str(detector.device),
+        weights=detector.weights_name,
+        preset=detector.preset,
+    )
+
+
+def write_objects(bag: BagWriter, objects: ObjectList) -> None:
+    """Append the two messages of one round at its stamp."""
+    bag.write(DETECTIONS_TOPIC, objects.stamp_ns, build.detections(objects, BASE_FRAME))
+    bag.write(VELOCITIES_TOPIC, objects.stamp_ns, build.velocities(objects, BASE_FRAME))

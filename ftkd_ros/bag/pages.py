@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bags and metrics.json -> the page and the two pictures."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from ftkd_core.errors import UserError
+from ftkd_core.types import ObjectList
+from ftkd_ros.bag.drive import Drive, nearest
+from ftkd_ros.bag.evaluate import JOIN_WITHIN_NS, Recording, read_recording
+from ftkd_ros.bag.io import BagReader, check_new
+from ftkd_ros.bag.report import ReportFrame, draw_frame, write_pictures, write_report
+
+PAGE_NAME: Final = "report.html"
+_PICTURE_NAMES: Final = ("bev.png", "surround.png")
+_ROUND_WITHIN_NS: Final = 60_000_000
+
+
+def report_results(results: Path, detections_path: Path, input_path: Path, *, max_frames: int = 20) -> Path:
+    """Write report.html, bev.png and surround.png into `results`, beside metrics.json; returns the page.
+
+    Shows at most `max_frames` key frames, spread over the drive. Raises UserError where metrics.json is
+    missing or damaged, the bags do not fit, or a file to write exists.
+    """
+    if max_frames < 1:
+        raise UserError(f"{max_frames} frames to show; expected at least 1")
+    metrics = _read_metrics(results / "metrics.json")
+    for name in (PAGE_NAME, *_PICTURE_NAMES):
+        check_new(results / name)
+    with BagReader(detections_path) as detections, BagReader(input_path) as source:
+        drive = Drive(source)
+        frames = list(report_frames(drive, read_recording(detections, drive), max_frames))
+    write_pictures(results, frames)
+    write_report(results / PAGE_NAME, metrics, frames)
+    return results / PAGE_NAME
+
+
+def report_frames(drive: Drive, recording: Recording, max_frames: int) -> Iterator[ReportFrame]:
+    """Pictures of key frames spread over the drive, in order of time."""
+    chosen = _spread(len(recording.joined), max_frames)
+    wanted = {recording.joined[index][0].stamp_ns: index for index in chosen}
+    truths = drive.ground_truth()
+    start_ns = recording.joined[0][0].stamp_ns
+    for camera_round, _ in drive.rounds(near_ns=sorted(wanted)):
+        stamp_ns = nearest(sorted(wanted), camera_round.reference_stamp_ns, _ROUND_WITHIN_NS)
+        if stamp_ns is None:
+            continue
+        # The first round near a key frame may be the sweep before it; the key frame's own is within the join.
+        if abs(camera_round.reference_stamp_ns - stamp_ns) > JOIN_WITHIN_NS:
+            continue
+        index = wanted.pop(stamp_ns)
+        _, detected_ns = recording.joined[index]
+        objects = _nothing(stamp_ns) if detected_ns is None else recording.objects[detected_ns]
+        found = "no detections" if detected_ns is None else f"{len(objects.boxes)} detections"
+        caption = (
+            f"key frame {index + 1} of {len(recording.joined)}, {(stamp_ns - start_ns) * 1e-9:.1f} s, {found}"
+        )
+        yield draw_frame(camera_round, objects, truths.get(stamp_ns), caption=caption)
+
+
+def _spread(count: int, limit: int) -> Sequence[int]:
+    """At most `limit` of the indices 0 .. count - 1, evenly spread, ends included."""
+    if count <= limit:
+        return range(count)
+    return sorted({int(index) for index in np.linspace(0, count - 1, limit).round()})
+
+
+def _nothing(stamp_ns: int) -> ObjectList:
+    return ObjectList(
+        boxes=np.zeros((0, 9)), scores=np.zeros(0), labels=np.zeros(0, dtype=np.int64), stamp_ns=stamp_ns
+    )
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no file {str(path)!r}; give the folder that `ftkd evaluate` wrote") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read ({error}); run `ftkd evaluate` again") from error
+    if not isinstance(metrics, dict):
+        raise UserError(f"{str(path)!r} holds no metrics; run `ftkd evaluate` again")
+    return metrics
