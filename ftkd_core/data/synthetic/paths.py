@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How things move: paths of lines and arcs, and speeds that change linearly; both integrated exactly."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Pose2D(NamedTuple):
@@ -66,12 +66,22 @@ class SpeedProfile:
         times, speeds = zip(*self.knots, strict=True)
         return float(np.interp(time_s, times, speeds))
 
+    def distances(self, times_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Metres travelled since time 0 (negative before it) at each of the times."""
+        times, speeds = (np.array(column, dtype=np.float64) for column in zip(*self.knots, strict=True))
+        until = np.concatenate([[0.0], np.cumsum(np.diff(times) * (speeds[1:] + speeds[:-1]) / 2)])
+
+        def integral(t: NDArray[np.float64]) -> NDArray[np.float64]:
+            knot = np.clip(np.searchsorted(times, t, side="right") - 1, 0, len(times) - 1)
+            result: NDArray[np.float64] = until[knot] + (t - times[knot]) * (speeds[knot] + np.interp(t, times, speeds)) / 2
+            return result
+
+        travelled: NDArray[np.float64] = integral(np.asarray(times_s)) - integral(np.zeros(1))
+        return travelled
+
     def distance(self, time_s: float) -> float:
         """Metres travelled since time 0 (negative before it)."""
-        inner = [t for t, _ in self.knots if min(0.0, time_s) < t < max(0.0, time_s)]
-        times = np.array([0.0, *(inner if time_s > 0 else reversed(inner)), time_s])
-        speeds: Sequence[float] = [self.speed(float(t)) for t in times]
-        return float(np.sum(np.diff(times) * (np.asarray(speeds[1:]) + np.asarray(speeds[:-1])) / 2))
+        return float(self.distances(np.array([time_s]))[0])
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,15 @@ class Motion:
         """x, y, yaw, speed at a time."""
         pose = self.path.at(self.start + self.speed.distance(time_s))
         return pose.x, pose.y, pose.yaw, self.speed.speed(time_s)
+
+    def track(self, times_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """x, y, yaw (T, 3) at each of the times."""
+        distances = self.start + self.speed.distances(times_s)
+        if not self.path.pieces:
+            x = self.path.x + distances * np.cos(self.path.yaw)
+            y = self.path.y + distances * np.sin(self.path.yaw)
+            return np.stack([x, y, np.full_like(x, self.path.yaw)], axis=-1)
+        return np.array([self.path.at(float(d))[:3] for d in distances])
 
 
 def standing(x: float, y: float, yaw: float) -> Motion:
