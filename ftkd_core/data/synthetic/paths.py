@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How things move: paths of lines and arcs, and speeds that change linearly; both integrated exactly."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,23 +31,23 @@ class Path2D:
         """Pose at an arc length in metres."""
         x, y, yaw = self.x, self.y, self.yaw
         if distance < 0:
-            return Pose2D(x + distance * np.cos(yaw), y + distance * np.sin(yaw), yaw, 0.0)
+            return Pose2D(x + distance * math.cos(yaw), y + distance * math.sin(yaw), yaw, 0.0)
         for length, curvature in self.pieces:
             step = min(distance, length)
             x, y, yaw = _advance(x, y, yaw, step, curvature)
             distance -= step
             if distance <= 0:
                 return Pose2D(x, y, yaw, curvature)
-        return Pose2D(x + distance * np.cos(yaw), y + distance * np.sin(yaw), yaw, 0.0)
+        return Pose2D(x + distance * math.cos(yaw), y + distance * math.sin(yaw), yaw, 0.0)
 
 
 def _advance(x: float, y: float, yaw: float, length: float, curvature: float) -> tuple[float, float, float]:
     if curvature == 0.0:
-        return x + length * float(np.cos(yaw)), y + length * float(np.sin(yaw)), yaw
+        return x + length * math.cos(yaw), y + length * math.sin(yaw), yaw
     turned = yaw + length * curvature
     radius = 1.0 / curvature
-    x += radius * float(np.sin(turned) - np.sin(yaw))
-    y -= radius * float(np.cos(turned) - np.cos(yaw))
+    x += radius * (math.sin(turned) - math.sin(yaw))
+    y -= radius * (math.cos(turned) - math.cos(yaw))
     return x, y, turned
 
 
@@ -63,8 +64,14 @@ class SpeedProfile:
 
     def speed(self, time_s: float) -> float:
         """Speed in m/s."""
-        times, speeds = zip(*self.knots, strict=True)
-        return float(np.interp(time_s, times, speeds))
+        previous_time, previous_speed = self.knots[0]
+        if time_s <= previous_time:
+            return previous_speed
+        for time, speed in self.knots[1:]:
+            if time_s < time:
+                return previous_speed + (speed - previous_speed) * (time_s - previous_time) / (time - previous_time)
+            previous_time, previous_speed = time, speed
+        return previous_speed
 
     def distances(self, times_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """Metres travelled since time 0 (negative before it) at each of the times."""
@@ -80,8 +87,17 @@ class SpeedProfile:
         return travelled
 
     def distance(self, time_s: float) -> float:
-        """Metres travelled since time 0 (negative before it)."""
-        return float(self.distances(np.array([time_s]))[0])
+        """Metres travelled since time 0 (negative before it): the scalar twin of `distances`, without its overhead."""
+        if len(self.knots) == 1:
+            return self.knots[0][1] * time_s
+        low, high = min(0.0, time_s), max(0.0, time_s)
+        times = [low, *(t for t, _ in self.knots if low < t < high), high]
+        speeds = [self.speed(t) for t in times]
+        area = sum(
+            (b - a) * (v + w) / 2
+            for a, b, v, w in zip(times[:-1], times[1:], speeds[:-1], speeds[1:], strict=True)
+        )
+        return area if time_s >= 0 else -area
 
 
 @dataclass(frozen=True)
@@ -94,6 +110,8 @@ class Motion:
 
     def at(self, time_s: float) -> tuple[float, float, float, float]:
         """x, y, yaw, speed at a time."""
+        if self.speed.knots == ((0.0, 0.0),):
+            return self.path.x, self.path.y, self.path.yaw, 0.0
         pose = self.path.at(self.start + self.speed.distance(time_s))
         return pose.x, pose.y, pose.yaw, self.speed.speed(time_s)
 

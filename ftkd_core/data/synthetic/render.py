@@ -45,6 +45,7 @@ class _View(NamedTuple):
     distance: NDArray[np.float32]  # along the ground; very far above the horizon
     elevation: NDArray[np.float32]  # sine of the ray's elevation
     is_ground: NDArray[np.bool_]
+    sky_rows: int  # rows from the top with any sky in them
     bands: tuple[tuple[int, int, int], ...]  # rows from, to, and the mip level that suits them
 
 
@@ -66,8 +67,9 @@ def _view(key: bytes, width: int, height: int) -> _View:
     starts = [0, *(np.flatnonzero(np.diff(level)) + 1).tolist(), height]
     bands = tuple((a, b, int(level[a])) for a, b in zip(starts[:-1], starts[1:], strict=True) if down[a:b].any())
     return _View(
-        x.astype(np.float32), y.astype(np.float32), distance.astype(np.float32), rays[..., 2].astype(np.float32), down, bands
-    )
+        x.astype(np.float32), y.astype(np.float32), distance.astype(np.float32), rays[..., 2].astype(np.float32), down,
+        int((~down.all(axis=1)).nonzero()[0].max(initial=-1)) + 1, bands,
+    )  # fmt: skip
 
 
 class _Bodies(NamedTuple):
@@ -89,7 +91,7 @@ def render_camera(
     intrinsics = rig.intrinsics[camera]
     key = np.concatenate([intrinsics.ravel(), rig.ego_from_camera[camera].ravel()]).tobytes()
     view = _view(key, rig.width, rig.height)
-    image = _paint_ground(scene, view, local_from_ego)
+    image = _paint_ground(scene, view, local_from_ego, _light(key, rig.width, rig.height, scene.fog_per_m, scene.night))
     bodies = _bodies_at(scene, time_s)
     painter = _Painter(image, scene, intrinsics, local_from_camera, yaw)
     visible, total = painter.paint(bodies)
@@ -109,34 +111,50 @@ def _sky_colors(scene: Scene) -> NDArray[np.float32]:
     return _NIGHT_SKY if scene.night else _DAY_SKY
 
 
-def _paint_ground(scene: Scene, view: _View, local_from_ego: NDArray[np.float64]) -> NDArray[np.uint8]:
+@lru_cache(maxsize=32)
+def _light(
+    key: bytes, width: int, height: int, fog_per_m: float, night: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weights (H, W) of the ground's own colour and of the haze before it; the same in every frame of a drive."""
+    view = _view(key, width, height)
+    clear = np.exp(-fog_per_m * view.distance).astype(np.float32)
+    return _brightness_at(night, view.distance, view.x_ego) * clear, 1 - clear
+
+
+def _paint_ground(
+    scene: Scene,
+    view: _View,
+    local_from_ego: NDArray[np.float64],
+    light: tuple[NDArray[np.float32], NDArray[np.float32]],
+) -> NDArray[np.uint8]:
     texture = ground_texture(scene.seed)
     cos, sin = np.float32(local_from_ego[0, 0]), np.float32(local_from_ego[1, 0])
     offset = local_from_ego[:2, 3]
     height, width = view.x_ego.shape
     horizon, zenith = _sky_colors(scene)
-    blend = np.clip(view.elevation * 2.5, 0, 1)[..., None]
+    blend = np.clip(view.elevation[: view.sky_rows] * 2.5, 0, 1)[..., None]
     image = np.empty((height, width, 3), dtype=np.uint8)
-    sky_rows = ~view.is_ground.all(axis=1)
-    image[sky_rows] = (horizon * (1 - blend[sky_rows]) + zenith * blend[sky_rows]).astype(np.uint8)
+    image[: view.sky_rows] = (horizon * (1 - blend) + zenith * blend).astype(np.uint8)
+    haze = np.empty((height, width, 3), dtype=np.uint8)
+    haze[:] = horizon.astype(np.uint8)
     for top, bottom, level in view.bands:
         x, y = view.x_ego[top:bottom], view.y_ego[top:bottom]
         scale = np.float32(1.0 / (METRES_PER_PIXEL * 2**level))
         map_x = (cos * x - sin * y + np.float32(offset[0] - X_RANGE[0])) * scale - np.float32(0.5)
         map_y = (sin * x + cos * y + np.float32(offset[1] - Y_RANGE[0])) * scale - np.float32(0.5)
         band = cv2.remap(texture.levels[level], map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        distance = view.distance[top:bottom]
-        lit = _brightness_at(scene, distance, x, y)
-        clear = np.exp(-scene.fog_per_m * distance).astype(np.float32)
-        shaded = band * (lit * clear)[..., None] + horizon * (1 - clear)[..., None]
-        ground = view.is_ground[top:bottom]
-        image[top:bottom][ground] = shaded[ground].astype(np.uint8)
+        own, hazy = (weights[top:bottom] for weights in light)
+        shaded = cv2.blendLinear(band, haze[top:bottom], own, hazy)
+        mixed = max(0, min(view.sky_rows, bottom) - top)
+        image[top + mixed : bottom] = shaded[mixed:]
+        ground = view.is_ground[top : top + mixed]
+        image[top : top + mixed][ground] = shaded[:mixed][ground]
     return image
 
 
-def _brightness_at(scene: Scene, distance: Floats, x_ego: Floats, y_ego: Floats) -> NDArray[np.float32]:
+def _brightness_at(night: bool, distance: Floats, x_ego: Floats) -> NDArray[np.float32]:
     """Light on the ground or on a body: 1 by day; at night street light, and the ego's headlights ahead."""
-    if not scene.night:
+    if not night:
         return np.ones_like(distance, dtype=np.float32)
     ahead = np.clip(x_ego / np.maximum(distance, 1.0) - 0.55, 0, 1) * 2.2
     beam = 0.9 * ahead * np.exp(-np.asarray(distance) / 30.0)
@@ -239,8 +257,8 @@ class _Painter:
         offset = centers - self.position
         distance = np.linalg.norm(offset, axis=-1)
         if self.scene.night:
-            x, y = np.moveaxis(_turned_vectors(offset, np.full(len(offset), -self.ego_yaw))[:, :2], -1, 0)
-            lit = _brightness_at(self.scene, distance, x, y) * (0.75 + 0.25 * np.clip(normals[:, 2], 0, 1))
+            ahead = _turned_vectors(offset, np.full(len(offset), -self.ego_yaw))[:, 0]
+            lit = _brightness_at(True, distance, ahead) * (0.75 + 0.25 * np.clip(normals[:, 2], 0, 1))
             glow = np.isin(lamps, (Lamp.HEAD, Lamp.TAIL, Lamp.WINDOW))
             lit = np.where(glow, 1.0, lit)
         else:
