@@ -107,7 +107,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.optim.rate(self.step, self.steps) * group["ratio"]
         frame = batch.frame(normalise(batch.images, self.config.image))
-        generator = torch.Generator().manual_seed(hash((self.seed, self.step, self.fabric.global_rank)) % 2**63)
+        drawn = hash((self.seed, self.step, self.fabric.global_rank)) % 2**63
+        torch.manual_seed(drawn)  # dropout
+        generator = torch.Generator().manual_seed(drawn)
         denoising = make_denoising(batch.targets, self.config.loss, self.raw.range_m, generator)
         predictions, self.memory = self.model(frame, self.memory, denoising)
         terms: dict[str, Tensor] = self.criterion(predictions, batch.targets, batch.rig, denoising)
@@ -156,7 +158,6 @@ class Trainer:
             "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "memory": dict(zip(Memory._fields, self.memory, strict=True)),
-            "rng": torch.get_rng_state(),
             "config": json.dumps(to_dict(self.config)),
         }
         partial = self.out / "state.pt.partial"
@@ -176,7 +177,6 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.memory, self.step, self.seconds = memory, state["step"], state["seconds"]
-        torch.set_rng_state(state["rng"].cpu())
 
 
 def _parameter_groups(model: StreamPETR, optim: OptimConfig) -> list[dict[str, Any]]:
