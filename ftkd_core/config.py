@@ -175,8 +175,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"configuration {path} is {value!r}; expected a list")
         return tuple(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 5e-4 as text
+        except ValueError:
+            raise UserError(f"configuration {path} is {value!r}; expected float") from None
     if hint in (int, float, str, bool) and type(value) is not hint:
         raise UserError(f"configuration {path} is {value!r}; expected {hint.__name__}")
     return value
