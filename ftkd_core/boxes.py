@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """3D boxes: the house form, the regression code of StreamPETR, and moves between frames.
 
-House form, (..., 9): `[x, y, z, length, width, height, yaw, vx, vy]`; centre in metres (z is the middle of the box),
-length along the heading, yaw in radians about z (0 = along x), velocity over ground in m/s along the axes of the frame
-the box is expressed in. Code form, (..., 10): `[cx, cy, cz, log w, log l, log h, sin yaw, cos yaw, vx, vy]`.
+House form, (..., 9): `[x, y, z, length, width, height, yaw, vx, vy]`; centre in metres (z is the middle of
+the box), length along the heading, yaw in radians about z (0 = along x), velocity over ground in m/s along
+the axes of the frame the box is expressed in. Code form, (..., 10): `[cx, cy, cz, log w, log l, log h, sin
+yaw, cos yaw, vx, vy]`.
 """
 
 from typing import Any, Final
@@ -22,9 +23,12 @@ _LOG_SIZE_RANGE: Final = (-4.6, 5.0)
 
 
 def encode_boxes(boxes: Tensor) -> Tensor:
-    """Code form (..., 10) of boxes (..., 9). Sizes must be positive. Source: StreamPETR's 10-d code, centres in metres."""
+    """Code form (..., 10) of boxes (..., 9). Sizes must be positive. Source: StreamPETR's 10-d code,
+    centres in metres."""
     x, y, z, length, width, height, yaw, vx, vy = boxes.unbind(-1)
-    return torch.stack([x, y, z, width.log(), length.log(), height.log(), yaw.sin(), yaw.cos(), vx, vy], dim=-1)
+    return torch.stack(
+        [x, y, z, width.log(), length.log(), height.log(), yaw.sin(), yaw.cos(), vx, vy], dim=-1
+    )
 
 
 def decode_boxes(codes: Tensor) -> Tensor:
@@ -52,8 +56,8 @@ def wrap_angle(angle: Tensor) -> Tensor:
 
 
 def box_corners(boxes: NDArray[Any]) -> NDArray[np.float64]:
-    """Corners (M, 8, 3) of boxes (M, 9): the four of the front face first (right-top, left-top, left-bottom, right-bottom
-    seen along the heading), then the same four of the rear face."""
+    """Corners (M, 8, 3) of boxes (M, 9): the four of the front face first (right-top, left-top,
+    left-bottom, right-bottom seen along the heading), then the same four of the rear face."""
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, BOX_DIM)
     signs = np.array(
         [[1, -1, 1], [1, 1, 1], [1, 1, -1], [1, -1, -1], [-1, -1, 1], [-1, 1, 1], [-1, 1, -1], [-1, -1, -1]]
@@ -62,4 +66,5 @@ def box_corners(boxes: NDArray[Any]) -> NDArray[np.float64]:
     cos, sin = np.cos(boxes[:, 6])[:, None], np.sin(boxes[:, 6])[:, None]
     x = cos * local[..., 0] - sin * local[..., 1]
     y = sin * local[..., 0] + cos * local[..., 1]
-    return np.stack([x, y, local[..., 2]], axis=-1) + boxes[:, None, :3]
+    corners: NDArray[np.float64] = np.stack([x, y, local[..., 2]], axis=-1) + boxes[:, None, :3]
+    return corners

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ten nuScenes detection classes: order, attributes, and the evaluation ranges of the official metrics."""
+"""The ten nuScenes detection classes: order, attributes, and the evaluation ranges of the official
+metrics."""
 
 from typing import Final
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration as frozen dataclasses, checked when they are made.
 
-A preset (`presets.py`) is a function that returns a complete `DetectorConfig`; the resolved configuration travels in
-every checkpoint as JSON, so that a checkpoint says what it is.
+A preset (`presets.py`) is a function that returns a complete `DetectorConfig`; the resolved configuration
+travels in every checkpoint as JSON, so that a checkpoint says what it is.
 """
 
 import dataclasses
@@ -25,7 +25,8 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """Network input: the camera image is scaled to `width`, then rows are cut from the top until `height` remain.
+    """Network input: the camera image is scaled to `width`, then rows are cut from the top until `height`
+    remain.
 
     mean and std are per RGB channel in 0..255 (ImageNet's, as StreamPETR's).
     """
@@ -44,10 +45,12 @@ class ImageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """ResNet `depth` with `base_channels` in its first stage (64 is the published network) and the neck's output.
+    """ResNet `depth` with `base_channels` in its first stage (64 is the published network) and the neck's
+    output.
 
-    token_stride: stride in pixels of the one feature level whose cells are the decoder's tokens; auxiliary_stride: of the
-    level the 2-D head reads, the same or finer; neck_channels: the width C of both.
+    token_stride: stride in pixels of the one feature level whose cells are the decoder's tokens;
+    auxiliary_stride: of the level the 2-D head reads, the same or finer; neck_channels: the width C of
+    both.
     """
 
     depth: int = 50
@@ -61,7 +64,7 @@ class BackboneConfig:
         _require(self.token_stride in (8, 16), f"token stride {self.token_stride}: expected 8 or 16")
         _require(
             self.auxiliary_stride in (8, 16) and self.auxiliary_stride <= self.token_stride,
-            f"auxiliary stride {self.auxiliary_stride}: expected 8 or 16, not above token stride {self.token_stride}",
+            f"auxiliary stride {self.auxiliary_stride}: expected 8 or 16, at most {self.token_stride} (the tokens')",
         )
 
 
@@ -69,15 +72,16 @@ class BackboneConfig:
 class DecoderConfig:
     """Queries, memory and the transformer decoder.
 
-    num_queries learnable queries plus num_propagated taken from the memory of memory_length slots; num_depths points
-    along each ray for the position embedding; position_hidden the width of its MLP; position_range_m the half extents
-    x, y, z in metres of the space that is normalised to 0..1.
-    locality: adds to each cross-attention logit a learnt, per-head multiple of cos(angle between the token's ray and the
-    direction to the query's reference point), so that a query looks where it is from the first step on (ours, after
-    spatially modulated co-attention, Gao et al. 2021; StreamPETR has none). content_from_position: a new query's content
-    starts as its position embedding, not as 0 (ours). num_image_queries: that many more queries start at the peaks of the
-    2-D head, lifted to 3-D by its depth, with the content of that cell (after Far3D, Jiang et al. 2024; StreamPETR has
-    none); with them the 2-D head runs at inference too.
+    num_queries learnable queries plus num_propagated taken from the memory of memory_length slots;
+    num_depths points along each ray for the position embedding; position_hidden the width of its MLP;
+    position_range_m the half extents x, y, z in metres of the space that is normalised to 0..1. locality:
+    adds to each cross-attention logit a learnt, per-head multiple of cos(angle between the token's ray and
+    the direction to the query's reference point), so that a query looks where it is from the first step on
+    (ours, after spatially modulated co-attention, Gao et al. 2021; StreamPETR has none).
+    content_from_position: a new query's content starts as its position embedding, not as 0 (ours).
+    num_image_queries: that many more queries start at the peaks of the 2-D head, lifted to 3-D by its
+    depth, with the content of that cell (after Far3D, Jiang et al. 2024; StreamPETR has none); with them
+    the 2-D head runs at inference too.
     """
 
     channels: int = 256
@@ -140,7 +144,10 @@ class DetectorConfig:
     class_names: tuple[str, ...] = CLASS_NAMES
 
     def __post_init__(self) -> None:
-        _require(len(set(self.channels)) == len(self.channels) > 0, f"cameras {self.channels}: expected distinct names")
+        _require(
+            len(set(self.channels)) == len(self.channels) > 0,
+            f"cameras {self.channels}: expected distinct names",
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -149,14 +156,19 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[ConfigT], values: dict[str, Any], path: str = "") -> ConfigT:
-    """Configuration of type `kind` from a nested dict; an unknown key is a UserError that names its path and the nearest."""
+    """Configuration of type `kind` from a nested dict; an unknown key is a UserError that names its path
+    and the nearest."""
     hints = typing.get_type_hints(kind)
     known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     arguments: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
             nearest = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {path}{nearest[0]}?" if nearest else f"; expected one of {', '.join(sorted(known))}"
+            hint = (
+                f"; did you mean {path}{nearest[0]}?"
+                if nearest
+                else f"; expected one of {', '.join(sorted(known))}"
+            )
             raise UserError(f"unknown configuration key {path}{key}{hint}")
         arguments[key] = _convert(hints[key], value, f"{path}{key}")
     return kind(**arguments)
@@ -197,7 +209,9 @@ def override(config: ConfigT, assignments: list[str]) -> ConfigT:
         target = values
         for name in parents:
             if not isinstance(target.get(name), dict):
-                raise UserError(f"unknown configuration key {path}; expected one of {', '.join(sorted(target))}")
+                raise UserError(
+                    f"unknown configuration key {path}; expected one of {', '.join(sorted(target))}"
+                )
             target = target[name]
         target[last] = yaml.safe_load(text)
     return from_dict(type(config), values)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rigid transforms: one place per convention.
 
-A transform is a (..., 4, 4) array named `dst_from_src`; transforms are composed so that the inner names cancel
-(`global_from_camera = global_from_ego @ ego_from_camera`). Quaternions are (w, x, y, z), as nuScenes and pyquaternion
-write them. Ego is base_link (x forward, y left, z up, REP-103); camera is optical (z forward, x right, y down).
-The first two functions work on torch tensors and numpy arrays alike; the rest are numpy, for the edges of the system.
+A transform is a (..., 4, 4) array named `dst_from_src`; transforms are composed so that the inner names
+cancel (`global_from_camera = global_from_ego @ ego_from_camera`). Quaternions are (w, x, y, z), as nuScenes
+and pyquaternion write them. Ego is base_link (x forward, y left, z up, REP-103); camera is optical (z
+forward, x right, y down). The first two functions work on torch tensors and numpy arrays alike; the rest
+are numpy, for the edges of the system.
 """
 
 from typing import Any, TypeVar
@@ -19,7 +20,8 @@ ArrayT = TypeVar("ArrayT", NDArray[Any], Tensor)
 
 
 def invert_rigid(dst_from_src: ArrayT) -> ArrayT:
-    """Inverse (..., 4, 4) of a rigid transform by transposition; exact and cheap, unlike a general inverse."""
+    """Inverse (..., 4, 4) of a rigid transform by transposition; exact and cheap, unlike a general
+    inverse."""
     rotation = dst_from_src[..., :3, :3].swapaxes(-1, -2)
     inverse: ArrayT = dst_from_src.clone() if isinstance(dst_from_src, Tensor) else dst_from_src.copy()
     inverse[..., :3, :3] = rotation
@@ -40,14 +42,17 @@ def yaw_of(dst_from_src: Tensor) -> Tensor:
 
 
 def quaternion_to_rotation(quaternion: ArrayLike) -> Array:
-    """Rotation matrices (..., 3, 3) float64 of quaternions (..., 4) given as (w, x, y, z); they are normalised first.
+    """Rotation matrices (..., 3, 3) float64 of quaternions (..., 4) given as (w, x, y, z); they are
+    normalised first.
 
     Raises ValueError for a quaternion that is not finite or has (almost) no length.
     """
     q = np.asarray(quaternion, dtype=np.float64)
     norm = np.linalg.norm(q, axis=-1, keepdims=True)
     if not np.all(np.isfinite(norm)) or np.any(norm < 1e-8):
-        raise ValueError(f"quaternion {q.tolist()} is not a rotation; expected four finite numbers of non-zero length")
+        raise ValueError(
+            f"quaternion {q.tolist()} is not a rotation; expected four finite numbers of non-zero length"
+        )
     w, x, y, z = np.moveaxis(q / norm, -1, 0)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -61,7 +66,7 @@ def rotation_to_quaternion(rotation: ArrayLike) -> Array:
     """Unit quaternion (4,) as (w, x, y, z), w >= 0, of one rotation matrix (3, 3)."""
     r = np.asarray(rotation, dtype=np.float64)
     m00, m01, m02, m10, m11, m12, m20, m21, m22 = r.reshape(9)
-    # The eigenvector of the largest eigenvalue of this symmetric matrix is stable for every angle (Bar-Itzhack 2000).
+    # The eigenvector of this symmetric matrix's largest eigenvalue is stable at every angle (Bar-Itzhack).
     k = np.array(
         [
             [m00 - m11 - m22, m10 + m01, m20 + m02, m21 - m12],
@@ -76,7 +81,8 @@ def rotation_to_quaternion(rotation: ArrayLike) -> Array:
 
 
 def make_transform(rotation: ArrayLike | None = None, translation: ArrayLike | None = None) -> Array:
-    """Float64 (4, 4) transform from a rotation (3, 3) or quaternion (4,) and a translation (3,); either may be None."""
+    """Float64 (4, 4) transform from a rotation (3, 3) or quaternion (4,) and a translation (3,); either may
+    be None."""
     matrix = np.eye(4)
     if rotation is not None:
         r = np.asarray(rotation, dtype=np.float64)
@@ -105,7 +111,8 @@ def is_rigid(matrix: Array, tolerance: float = 1e-3) -> bool:
 
 
 def interpolate_rigid(first: Array, second: Array, fraction: float) -> Array:
-    """Pose (4, 4) between two poses: linear translation and spherical-linear rotation; `fraction` may lie outside 0..1."""
+    """Pose (4, 4) between two poses: linear translation and spherical-linear rotation; `fraction` may lie
+    outside 0..1."""
     a, b = rotation_to_quaternion(first[:3, :3]), rotation_to_quaternion(second[:3, :3])
     cosine = float(a @ b)
     if cosine < 0:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Complete configurations by name. Each function's docstring says what it is for and where its numbers come from."""
+"""Complete configurations by name. Each function's docstring says what it is for and where its numbers come
+from."""
 
 from collections.abc import Callable
 from typing import Final
@@ -17,7 +18,9 @@ def tiny() -> DetectorConfig:
     return DetectorConfig(
         preset="tiny",
         image=ImageConfig(width=352, height=128),
-        backbone=BackboneConfig(depth=18, base_channels=32, token_stride=16, auxiliary_stride=8, neck_channels=96),
+        backbone=BackboneConfig(
+            depth=18, base_channels=32, token_stride=16, auxiliary_stride=8, neck_channels=96
+        ),
         decoder=DecoderConfig(
             channels=128,
             num_layers=3,
@@ -38,7 +41,8 @@ def tiny() -> DetectorConfig:
 
 
 def r50_704x256() -> DetectorConfig:
-    """StreamPETR R50, 704x256, 300 + 128 queries, memory 512 (exiawsh/StreamPETR, stream_petr_r50_flash_704_bs2_seq_428q)."""
+    """StreamPETR R50, 704x256, 300 + 128 queries, memory 512 (exiawsh/StreamPETR,
+    stream_petr_r50_flash_704_bs2_seq_428q)."""
     return DetectorConfig(preset="r50_704x256")
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What flows through the system.
 
-NamedTuples of tensors (inside the network: safe for `torch.compile` and CUDA graphs) and frozen dataclasses of numpy
-arrays (at the edges: images as they arrive, detections as they leave).
+NamedTuples of tensors (inside the network: safe for `torch.compile` and CUDA graphs) and frozen dataclasses
+of numpy arrays (at the edges: images as they arrive, detections as they leave).
 
 Symbols: B batch, N cameras, H/W image size, Q queries, G ground-truth slots, M boxes.
 """
@@ -17,10 +17,11 @@ from torch import Tensor
 
 
 class CameraRig(NamedTuple):
-    """Geometry of N cameras in pixels of the network input, ego motion between exposures already accounted for.
+    """Geometry of N cameras in pixels of the network input, ego motion between exposures already accounted
+    for.
 
-    intrinsics (B, N, 3, 3); ego_from_camera (B, N, 4, 4), ego being the vehicle at the *reference* stamp and camera the
-    optical frame at its own exposure; mask (B, N) bool, False where a camera is missing.
+    intrinsics (B, N, 3, 3); ego_from_camera (B, N, 4, 4), ego being the vehicle at the *reference* stamp
+    and camera the optical frame at its own exposure; mask (B, N) bool, False where a camera is missing.
     """
 
     intrinsics: Tensor
@@ -31,8 +32,9 @@ class CameraRig(NamedTuple):
 class Frame(NamedTuple):
     """One round of cameras as the network sees it.
 
-    images (B, N, 3, H, W) normalised; rig; global_from_ego (B, 4, 4) float64 at the reference stamp; time (B,) float64
-    seconds relative to the stream; is_first (B,) bool, True where a stream starts and its memory must be reset.
+    images (B, N, 3, H, W) normalised; rig; global_from_ego (B, 4, 4) float64 at the reference stamp; time
+    (B,) float64 seconds relative to the stream; is_first (B,) bool, True where a stream starts and its
+    memory must be reset.
     """
 
     images: Tensor
@@ -45,10 +47,11 @@ class Frame(NamedTuple):
 class Targets(NamedTuple):
     """Ground truth of one frame, padded to G slots.
 
-    boxes (B, G, 9) house form in ego at the reference stamp (velocity may be nan where unknown); labels (B, G) int64;
-    mask (B, G) bool, True for real objects. The 2-D part, for the training-only auxiliary head, is per camera:
-    boxes_2d (B, N, G, 4) `[x1, y1, x2, y2]` network pixels clipped to the image, centers_2d (B, N, G, 2) projected
-    3-D centre, depths (B, N, G) metres along the optical axis, mask_2d (B, N, G) bool, True where object g is seen.
+    boxes (B, G, 9) house form in ego at the reference stamp (velocity may be nan where unknown); labels (B,
+    G) int64; mask (B, G) bool, True for real objects. The 2-D part, for the training-only auxiliary head,
+    is per camera: boxes_2d (B, N, G, 4) `[x1, y1, x2, y2]` network pixels clipped to the image, centers_2d
+    (B, N, G, 2) projected 3-D centre, depths (B, N, G) metres along the optical axis, mask_2d (B, N, G)
+    bool, True where object g is seen.
     """
 
     boxes: Tensor
@@ -61,7 +64,8 @@ class Targets(NamedTuple):
 
 
 def pad_targets(targets: Targets, slots: int) -> Targets:
-    """The same targets with G = slots; padding is masked, its boxes have unit sizes so that their logarithms stay finite."""
+    """The same targets with G = slots; padding is masked, its boxes have unit sizes so that their
+    logarithms stay finite."""
     padded = {}
     for name, value in zip(Targets._fields, targets, strict=True):
         axis = 1 if name in ("boxes", "labels", "mask") else 2
@@ -72,7 +76,8 @@ def pad_targets(targets: Targets, slots: int) -> Targets:
 
 
 class Detections(NamedTuple):
-    """Decoded answer of the network, best first: boxes (B, Q, 9) in ego, scores (B, Q) in 0..1, labels (B, Q) int64."""
+    """Decoded answer of the network, best first: boxes (B, Q, 9) in ego, scores (B, Q) in 0..1, labels (B,
+    Q) int64."""
 
     boxes: Tensor
     scores: Tensor
@@ -83,8 +88,8 @@ class Detections(NamedTuple):
 class CameraView:
     """One camera image with its geometry, as it arrived.
 
-    image (H, W, 3) uint8 RGB; intrinsics (3, 3) pixels of that image; ego_from_camera (4, 4), the extrinsic calibration;
-    global_from_ego (4, 4), the vehicle at the moment of exposure; stamp_ns, that moment.
+    image (H, W, 3) uint8 RGB; intrinsics (3, 3) pixels of that image; ego_from_camera (4, 4), the extrinsic
+    calibration; global_from_ego (4, 4), the vehicle at the moment of exposure; stamp_ns, that moment.
     """
 
     image: NDArray[np.uint8]
@@ -96,9 +101,11 @@ class CameraView:
 
 @dataclass(frozen=True, kw_only=True)
 class CameraRound:
-    """One round of N cameras in the order of `classes.CAMERA_CHANNELS` (or of the node's parameter); None where missing.
+    """One round of N cameras in the order of `classes.CAMERA_CHANNELS` (or of the node's parameter); None
+    where missing.
 
-    reference_stamp_ns and global_from_ego (4, 4) say for which moment, and where, the detections shall be given.
+    reference_stamp_ns and global_from_ego (4, 4) say for which moment, and where, the detections shall be
+    given.
     """
 
     views: tuple[CameraView | None, ...]
@@ -110,8 +117,8 @@ class CameraRound:
 class ObjectList:
     """Boxes at one moment: what a detector gives and what ground truth is.
 
-    boxes (M, 9) float64 house form in ego (base_link) at stamp_ns; scores (M,) (1 for ground truth); labels (M,) int64
-    index into CLASS_NAMES; ids, one string an object ("" where unknown).
+    boxes (M, 9) float64 house form in ego (base_link) at stamp_ns; scores (M,) (1 for ground truth); labels
+    (M,) int64 index into CLASS_NAMES; ids, one string an object ("" where unknown).
     """
 
     boxes: NDArray[np.float64]

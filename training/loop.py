@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: Lightning Fabric carries devices, processes and precision; this carries the streaming state.
+"""The training loop: Lightning Fabric carries devices, processes and precision; this carries the streaming
+state.
 
-Everything a step draws at random is a function of (seed, step, rank), so a run that was killed goes on bit for bit
-where its last checkpoint was written.
+Everything a step draws at random is a function of (seed, step, rank), so a run that was killed goes on bit
+for bit where its last checkpoint was written.
 """
 
 import copy
@@ -33,8 +34,9 @@ from ftkd_core.weights import save_weights
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay to final_ratio * lr; gradients clipped to clip_norm; the backbone
-    learns at backbone_ratio * lr (1 from scratch); ema is the decay of the averaged weights (0: none)."""
+    """AdamW with linear warm-up and cosine decay to final_ratio * lr; gradients clipped to clip_norm; the
+    backbone learns at backbone_ratio * lr (1 from scratch); ema is the decay of the averaged weights (0:
+    none)."""
 
     lr: float = 4e-4
     weight_decay: float = 0.01
@@ -53,16 +55,27 @@ class OptimConfig:
 
 
 class Trainer:
-    """Owns model, averaged weights, optimiser and the streams' memory; `run` goes from the last checkpoint to the end."""
+    """Owns model, averaged weights, optimiser and the streams' memory; `run` goes from the last checkpoint
+    to the end."""
 
     def __init__(
-        self, fabric: Fabric, model: StreamPETR, optim: OptimConfig, out: Path, *, steps: int, seed: int, streams: int
+        self,
+        fabric: Fabric,
+        model: StreamPETR,
+        optim: OptimConfig,
+        out: Path,
+        *,
+        steps: int,
+        seed: int,
+        streams: int,
     ) -> None:
         self.fabric, self.out, self.optim, self.steps, self.seed = fabric, out, optim, steps, seed
         self.config: DetectorConfig = model.config
         self.average = copy.deepcopy(model).eval().requires_grad_(False) if optim.ema else None
         self.criterion = fabric.to_device(DetectionCriterion(model.config))
-        optimizer = torch.optim.AdamW(_parameter_groups(model, optim), lr=optim.lr, weight_decay=optim.weight_decay)
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model, optim), lr=optim.lr, weight_decay=optim.weight_decay
+        )
         self.raw = model
         self.model, self.optimizer = fabric.setup(model, optimizer)
         if self.average is not None:
@@ -82,7 +95,9 @@ class Trainer:
             pin_memory=self.fabric.device.type == "cuda",
         )
         writer = SummaryWriter(self.out / "tensorboard") if self.fabric.is_global_zero else None
-        progress = tqdm(loader, initial=self.step, total=self.steps, desc="train", disable=writer is None, smoothing=0.05)
+        progress = tqdm(
+            loader, initial=self.step, total=self.steps, desc="train", disable=writer is None, smoothing=0.05
+        )
         self.model.train()
         began = time.monotonic()
         for batch in progress:
@@ -103,7 +118,8 @@ class Trainer:
             writer.close()
 
     def train_step(self, batch: StreamBatch) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimiser step on one frame of every stream. Errors: FloatingPointError where a term is not finite."""
+        """One optimiser step on one frame of every stream. Errors: FloatingPointError where a term is not
+        finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.optim.rate(self.step, self.steps) * group["ratio"]
         frame = batch.frame(normalise(batch.images, self.config.image))
@@ -116,7 +132,9 @@ class Trainer:
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             bad = ", ".join(name for name, value in terms.items() if not torch.isfinite(value))
-            raise FloatingPointError(f"step {self.step}: loss term {bad} is not finite; the last checkpoint is kept")
+            raise FloatingPointError(
+                f"step {self.step}: loss term {bad} is not finite; the last checkpoint is kept"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.optim.clip_norm)
@@ -130,7 +148,9 @@ class Trainer:
         if self.average is None:
             return
         decay = min(self.optim.ema, (1 + self.step) / (10 + self.step))
-        for mean, value in zip(self.average.state_dict().values(), self.raw.state_dict().values(), strict=True):
+        for mean, value in zip(
+            self.average.state_dict().values(), self.raw.state_dict().values(), strict=True
+        ):
             if mean.is_floating_point():
                 mean.lerp_(value, 1 - decay)
             else:
@@ -165,13 +185,16 @@ class Trainer:
         partial.replace(self.out / "state.pt")
 
     def resume(self, path: Path) -> None:
-        """Go on from a `state.pt`. UserError where it belongs to another configuration or number of streams."""
+        """Go on from a `state.pt`. UserError where it belongs to another configuration or number of
+        streams."""
         state = torch.load(path, map_location=self.fabric.device, weights_only=True)
         if json.loads(state["config"]) != json.loads(json.dumps(to_dict(self.config))):
-            raise UserError(f"{str(path)!r} was trained with another configuration; give another --out or the same settings")
+            raise UserError(f"{str(path)!r} was trained with another configuration; give another --out")
         memory = Memory(**state["memory"])
         if memory.time.shape != self.memory.time.shape:
-            raise UserError(f"{str(path)!r} has {len(memory.time)} streams; this run has {len(self.memory.time)}")
+            raise UserError(
+                f"{str(path)!r} has {len(memory.time)} streams; this run has {len(self.memory.time)}"
+            )
         self.raw.load_state_dict(state["model"])
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
@@ -180,7 +203,8 @@ class Trainer:
 
 
 def _parameter_groups(model: StreamPETR, optim: OptimConfig) -> list[dict[str, Any]]:
-    """Backbone and rest, each with and without weight decay (norms, biases and learnt points are not decayed)."""
+    """Backbone and rest, each with and without weight decay (norms, biases and learnt points are not
+    decayed)."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         key = (name.startswith("backbone."), parameter.ndim > 1 and name != "reference_points")

@@ -4,8 +4,8 @@
     python -m training.train --preset tiny --out runs/tiny --steps 20000
     torchrun --nproc-per-node 8 -m training.train --preset tiny --out runs/tiny --steps 20000
 
-Stop it at any time; the same command goes on from the last checkpoint. Any setting of the preset or of the run can be
-overridden: `--set optim.lr=2e-4 --set model.decoder.num_layers=4`.
+Stop it at any time; the same command goes on from the last checkpoint. Any setting of the preset or of the
+run can be overridden: `--set optim.lr=2e-4 --set model.decoder.num_layers=4`.
 """
 
 import argparse
@@ -30,8 +30,9 @@ from training.loop import OptimConfig, Trainer
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Training scenes are seeds first_seed .. first_seed + scenes - 1, rendered once into `cache`; segments of `segment`
-    key frames are trained on as one stream. Held-out scenes of the project start at seed 900000."""
+    """Training scenes are seeds first_seed .. first_seed + scenes - 1, rendered once into `cache`; segments
+    of `segment` key frames are trained on as one stream. Held-out scenes of the project start at seed
+    900000."""
 
     scenes: int = 200
     first_seed: int = 0
@@ -44,7 +45,8 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One run: the model's configuration and everything around it; `streams` is the batch size of each process."""
+    """One run: the model's configuration and everything around it; `streams` is the batch size of each
+    process."""
 
     model: DetectorConfig
     steps: int = 20000
@@ -59,26 +61,45 @@ class TrainConfig:
 def make_parser() -> argparse.ArgumentParser:
     """Command line of `python -m training.train`."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m training.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--preset", default="tiny", help=f"model configuration: {', '.join(sorted(PRESETS))}")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and TensorBoard; resumed if it holds a run")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for checkpoints and TensorBoard; resumed if it holds a run",
+    )
     parser.add_argument("--steps", type=int, help="optimiser steps of the whole run (default 20000)")
     parser.add_argument("--streams", type=int, help="scenes trained on side by side, per process (default 4)")
     parser.add_argument("--seed", type=int, help="seed of weights, order and augmentation (default 0)")
     parser.add_argument("--init", type=Path, help="start from the weights of this .safetensors file")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--devices", default="1", help="processes on this machine, when not started by torchrun")
-    parser.add_argument("--precision", default="auto", help="auto (bf16 on a GPU, else 32 bit), 32-true or bf16-mixed")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of this process (0: PyTorch's choice)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any setting")
+    parser.add_argument(
+        "--devices", default="1", help="processes on this machine, when not started by torchrun"
+    )
+    parser.add_argument(
+        "--precision", default="auto", help="auto (bf16 on a GPU, else 32 bit), 32-true or bf16-mixed"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads of this process (0: PyTorch's choice)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override any setting"
+    )
     return parser
 
 
 def resolve(arguments: argparse.Namespace) -> TrainConfig:
     """The run's configuration from the command line."""
     config = TrainConfig(model=preset(arguments.preset))
-    named = [f"{name}={getattr(arguments, name)}" for name in ("steps", "streams", "seed") if getattr(arguments, name) is not None]
+    named = [
+        f"{name}={getattr(arguments, name)}"
+        for name in ("steps", "streams", "seed")
+        if getattr(arguments, name) is not None
+    ]
     return override(config, named + arguments.set)
 
 
@@ -90,7 +111,9 @@ def make_fabric(arguments: argparse.Namespace) -> Fabric:
         precision = "bf16-mixed" if on_gpu else "32-true"
     devices = os.environ.get("LOCAL_WORLD_SIZE") or arguments.devices
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
-    return Fabric(accelerator=arguments.accelerator, devices=devices, num_nodes=max(nodes, 1), precision=precision)
+    return Fabric(
+        accelerator=arguments.accelerator, devices=devices, num_nodes=max(nodes, 1), precision=precision
+    )
 
 
 def run(config: TrainConfig, fabric: Fabric, out: Path, init: Path | None) -> Path:
@@ -102,7 +125,9 @@ def run(config: TrainConfig, fabric: Fabric, out: Path, init: Path | None) -> Pa
         load_into(model, state, str(init))
     out.mkdir(parents=True, exist_ok=True)
     data = config.data
-    clips = SyntheticClips(data.first_seed, config.model.image, Path(data.cache), data.duration_s, data.version)
+    clips = SyntheticClips(
+        data.first_seed, config.model.image, Path(data.cache), data.duration_s, data.version
+    )
     if fabric.is_global_zero:
         clips.render_all(data.scenes)
     fabric.barrier()

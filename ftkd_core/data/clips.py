@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sequences of frames for training: what a clip is, how it is drawn, augmented and batched.
 
-A clip is one scene's key frames at network resolution. `StreamDataset` cuts clips into segments and serves, step by
-step, one frame of each of B parallel streams; what it serves is a function of (seed, step) alone, so a run that was
-killed resumes exactly and a worker process needs no state. Symbols: T frames, N cameras, H/W network size, M objects,
-G object slots, B streams.
+A clip is one scene's key frames at network resolution. `StreamDataset` cuts clips into segments and serves,
+step by step, one frame of each of B parallel streams; what it serves is a function of (seed, step) alone,
+so a run that was killed resumes exactly and a worker process needs no state. Symbols: T frames, N cameras,
+H/W network size, M objects, G object slots, B streams.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,9 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipObjects:
-    """Ground truth of one frame: boxes (M, 9) in ego at the key time, labels (M,), visible (M,) fraction of the object
-    that any camera sees, num_points (M,) lidar returns (the devkit scores objects with at least one)."""
+    """Ground truth of one frame: boxes (M, 9) in ego at the key time, labels (M,), visible (M,) fraction of
+    the object that any camera sees, num_points (M,) lidar returns (the devkit scores objects with at least
+    one)."""
 
     boxes: Array
     labels: Array
@@ -38,8 +39,9 @@ class ClipObjects:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """images (T, N, H, W, 3) uint8; intrinsics (N, 3, 3) in network pixels; ego_from_camera (T, N, 4, 4), ego at the key
-    time, camera at its exposure; global_from_ego (T, 4, 4); times (T,) seconds; objects, one entry a frame."""
+    """images (T, N, H, W, 3) uint8; intrinsics (N, 3, 3) in network pixels; ego_from_camera (T, N, 4, 4),
+    ego at the key time, camera at its exposure; global_from_ego (T, 4, 4); times (T,) seconds; objects, one
+    entry a frame."""
 
     name: str
     images: NDArray[np.uint8]
@@ -52,8 +54,9 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Per segment, the same for all its frames: mirror with probability flip, turn about z by up to rotation radians,
-    colours by up to `colour` (brightness, contrast, each channel); per frame one camera missing with camera_dropout."""
+    """Per segment, the same for all its frames: mirror with probability flip, turn about z by up to
+    rotation radians, colours by up to `colour` (brightness, contrast, each channel); per frame one camera
+    missing with camera_dropout."""
 
     flip: float = 0.5
     rotation: float = 0.3925
@@ -77,10 +80,11 @@ class StreamBatch(NamedTuple):
 
 
 class StreamDataset(Dataset[StreamBatch]):
-    """Item `step` is the batch of that step: frame `step mod segment` of B streams, each in a segment of its own.
+    """Item `step` is the batch of that step: frame `step mod segment` of B streams, each in a segment of
+    its own.
 
-    load(index) gives clip `index` of num_clips and is cached for the streams in flight. Streams are staggered so that
-    not all start at the same step; in a distributed run each rank takes its own streams.
+    load(index) gives clip `index` of num_clips and is cached for the streams in flight. Streams are
+    staggered so that not all start at the same step; in a distributed run each rank takes its own streams.
     """
 
     def __init__(
@@ -95,7 +99,9 @@ class StreamDataset(Dataset[StreamBatch]):
         first_stream: int = 0,
     ) -> None:
         if num_clips < 1 or num_streams < 1 or segment < 1:
-            raise ValueError(f"{num_clips} clips, {num_streams} streams, segment {segment}: expected at least 1 of each")
+            raise ValueError(
+                f"{num_clips} clips, {num_streams} streams, segment {segment}: expected at least 1 of each"
+            )
         self._load = lru_cache(maxsize=2 * num_streams)(load)
         self.num_clips = num_clips
         self.streams = range(first_stream, first_stream + num_streams)
@@ -123,7 +129,8 @@ class StreamDataset(Dataset[StreamBatch]):
 
 
 class Augmentation(NamedTuple):
-    """mirror: images and world left-right; angle (radians): the ego frame turned about z; gain and offset (3,) a colour."""
+    """mirror: images and world left-right; angle (radians): the ego frame turned about z; gain and offset
+    (3,) a colour."""
 
     mirror: bool = False
     angle: float = 0.0
@@ -132,17 +139,23 @@ class Augmentation(NamedTuple):
 
 
 def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Augmentation:
-    """One augmentation; the same draws are made whatever the config, so that streams stay aligned across configs."""
+    """One augmentation; the same draws are made whatever the config, so that streams stay aligned across
+    configs."""
     mirror, angle = random.random() < config.flip, random.uniform(-1, 1) * config.rotation
     gains = (1 + random.uniform(-1, 1) * config.colour) * (1 + random.uniform(-0.5, 0.5, 3) * config.colour)
     red, green, blue = (float(gain) for gain in gains)
-    return Augmentation(mirror, float(angle), (red, green, blue), float(random.uniform(-64, 64) * config.colour))
+    return Augmentation(
+        mirror, float(angle), (red, green, blue), float(random.uniform(-64, 64) * config.colour)
+    )
 
 
-def make_sample(clip: Clip, index: int, change: Augmentation, first: bool, dropped_camera: int = -1) -> StreamBatch:
+def make_sample(
+    clip: Clip, index: int, change: Augmentation, first: bool, dropped_camera: int = -1
+) -> StreamBatch:
     """Frame `index` of the clip as a batch of one stream, augmented.
 
-    The turned and mirrored world is a world in its own right: images, extrinsics, poses and boxes change together.
+    The turned and mirrored world is a world in its own right: images, extrinsics, poses and boxes change
+    together.
     """
     mirror = np.diag([1.0, -1.0 if change.mirror else 1.0, 1.0, 1.0])
     new_from_ego = yaw_transform(change.angle) @ mirror
@@ -160,7 +173,9 @@ def make_sample(clip: Clip, index: int, change: Augmentation, first: bool, dropp
         images = images * present[:, None, None, None].astype(np.uint8)
     objects = clip.objects[index]
     boxes = augment_boxes(objects.boxes, new_from_ego, change)
-    targets = make_targets(boxes, objects, intrinsics, ego_from_camera, present, (images.shape[1], images.shape[2]))
+    targets = make_targets(
+        boxes, objects, intrinsics, ego_from_camera, present, (images.shape[1], images.shape[2])
+    )
     rig = CameraRig(
         torch.from_numpy(intrinsics).float()[None],
         torch.from_numpy(ego_from_camera).float()[None],
@@ -189,7 +204,9 @@ def _recolour(images: NDArray[np.uint8], change: Augmentation) -> NDArray[np.uin
     if change.gain == (1.0, 1.0, 1.0) and change.offset == 0.0:
         return images
     levels = np.arange(256, dtype=np.float32)
-    table = np.stack([np.clip(levels * gain + change.offset, 0, 255) for gain in change.gain], axis=-1).astype(np.uint8)
+    table = np.stack(
+        [np.clip(levels * gain + change.offset, 0, 255) for gain in change.gain], axis=-1
+    ).astype(np.uint8)
     return np.stack([table[:, channel][images[..., channel]] for channel in range(3)], axis=-1)
 
 
@@ -205,8 +222,8 @@ def make_targets(
 ) -> Targets:
     """Targets of one frame: objects with a lidar return, in range, and seen by a camera that is there.
 
-    boxes (M, 9) in ego; image_size (height, width). In 2-D an object counts where its centre projects in front of the
-    camera, its clipped box has an area, and at least min_visible of it can be seen at all.
+    boxes (M, 9) in ego; image_size (height, width). In 2-D an object counts where its centre projects in
+    front of the camera, its clipped box has an area, and at least min_visible of it can be seen at all.
     """
     keep = (objects.num_points > 0) & (np.abs(boxes[:, :2]).max(axis=1, initial=0.0) < range_m)
     boxes_2d, centers, depths = project_boxes(boxes, intrinsics, ego_from_camera, image_size)
@@ -229,13 +246,17 @@ def make_targets(
 def project_boxes(
     boxes: Array, intrinsics: Array, ego_from_camera: Array, image_size: tuple[int, int]
 ) -> tuple[Array, Array, Array]:
-    """Boxes (M, 9) in N cameras: clipped 2-D boxes (N, M, 4) x1 y1 x2 y2, centres (N, M, 2) in pixels, depths (N, M).
+    """Boxes (M, 9) in N cameras: clipped 2-D boxes (N, M, 4) x1 y1 x2 y2, centres (N, M, 2) in pixels,
+    depths (N, M).
 
-    Corners behind a camera are brought to 10 cm in front of it, which keeps boxes beside the camera one-sided.
+    Corners behind a camera are brought to 10 cm in front of it, which keeps boxes beside the camera
+    one-sided.
     """
     points = np.concatenate([box_corners(boxes), boxes[:, None, :3].astype(np.float64)], axis=1)  # (M, 9, 3)
     camera_from_ego = invert_rigid(ego_from_camera)
-    local = transform_points(camera_from_ego, np.broadcast_to(points.reshape(1, -1, 3), (len(intrinsics), points.size // 3, 3)))
+    local = transform_points(
+        camera_from_ego, np.broadcast_to(points.reshape(1, -1, 3), (len(intrinsics), points.size // 3, 3))
+    )
     depth = local[..., 2:]
     pixels = local[..., :2] / np.maximum(depth, 0.1) * intrinsics[:, None, (0, 1), (0, 1)]
     pixels = (pixels + intrinsics[:, None, :2, 2]).reshape(len(intrinsics), -1, 9, 2)
@@ -253,6 +274,7 @@ def collate(samples: list[StreamBatch]) -> StreamBatch:
     targets = Targets(*(torch.cat([getattr(t, name) for t in padded]) for name in Targets._fields))
     rig = CameraRig(*(torch.cat([getattr(s.rig, name) for s in samples]) for name in CameraRig._fields))
     images, poses, times, firsts = (
-        torch.cat([getattr(s, name) for s in samples]) for name in ("images", "global_from_ego", "time", "is_first")
+        torch.cat([getattr(s, name) for s in samples])
+        for name in ("images", "global_from_ego", "time", "is_first")
     )
     return StreamBatch(images, rig, poses, times, firsts, targets)

@@ -99,7 +99,9 @@ def load_clip(folder: Path) -> Clip:
     images = np.load(folder / "images.npy", mmap_mode="r")
     with np.load(folder / "frames.npz") as frames:
         splits = np.cumsum(frames["counts"])[:-1]
-        columns = {name: np.split(frames[name], splits) for name in ("boxes", "labels", "visible", "num_points")}
+        columns = {
+            name: np.split(frames[name], splits) for name in ("boxes", "labels", "visible", "num_points")
+        }
         objects = tuple(
             ClipObjects(**{name: values[index] for name, values in columns.items()})
             for index in range(len(frames["counts"]))
@@ -125,9 +127,12 @@ def world_version() -> str:
 
 
 class SyntheticClips:
-    """Clips of consecutive seeds, rendered when first asked for; picklable, so that worker processes render."""
+    """Clips of consecutive seeds, rendered when first asked for; picklable, so that worker processes
+    render."""
 
-    def __init__(self, first_seed: int, image: ImageConfig, cache: Path, duration_s: float = 20.0, version: str = "") -> None:
+    def __init__(
+        self, first_seed: int, image: ImageConfig, cache: Path, duration_s: float = 20.0, version: str = ""
+    ) -> None:
         self.first_seed = first_seed
         self.image = image
         self.duration_s = duration_s
@@ -144,5 +149,3 @@ class SyntheticClips:
         """Render the first `count` clips that are missing, with a progress bar."""
         for index in progress(range(count), desc="render scenes", unit="scene"):
             self(index)
-
-

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detection losses: what every decoder layer, the denoising queries and the 2-D head answer for.
 
-Criteria return a dict of *weighted* terms; their sum is the loss. Source: StreamPETR (method.md section 4) for the 3-D
-part; the dense 2-D part is ours (auxiliary2d.py). Symbols: B batch, N cameras, Q queries, G slots, K classes, Y layers.
+Criteria return a dict of *weighted* terms; their sum is the loss. Source: StreamPETR (method.md section 4)
+for the 3-D part; the dense 2-D part is ours (auxiliary2d.py). Symbols: B batch, N cameras, Q queries, G
+slots, K classes, Y layers.
 """
 
 import torch
@@ -29,6 +30,8 @@ def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gam
 class DetectionCriterion(nn.Module):
     """`terms = criterion(predictions, targets, rig, denoising)`: a dict of weighted scalars."""
 
+    code_weights: Tensor
+
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
         self.config = config
@@ -54,7 +57,10 @@ class DetectionCriterion(nn.Module):
             assert predictions.denoising_codes is not None
             assigned = torch.where(denoising.positive, denoising.target, -1)
             for layer in layers:
-                logits, codes = predictions.denoising_logits[layer].float(), predictions.denoising_codes[layer].float()
+                logits, codes = (
+                    predictions.denoising_logits[layer].float(),
+                    predictions.denoising_codes[layer].float(),
+                )
                 name = f"denoising{layer}"
                 terms |= self._layer(name, logits, codes, assigned, targets, denoising.real, loss.denoising)
         if predictions.auxiliary is not None:
@@ -73,7 +79,8 @@ class DetectionCriterion(nn.Module):
         real: Tensor | None,
         weight: float,
     ) -> dict[str, Tensor]:
-        """Classification and box terms of one layer: logits (B, Q, K), codes (B, Q, 10), assigned (B, Q), real (B, Q)."""
+        """Classification and box terms of one layer: logits (B, Q, K), codes (B, Q, 10), assigned (B, Q),
+        real (B, Q)."""
         positive = assigned >= 0
         count = positive.sum().clamp(min=1)
         index = assigned.clamp(min=0)
@@ -83,7 +90,7 @@ class DetectionCriterion(nn.Module):
         if real is not None:
             classification = classification * real[..., None]
         goal = encode_boxes(targets.boxes.float().gather(1, index[..., None].expand(-1, -1, 9)))
-        known = torch.isfinite(goal) & positive[..., None]                        # velocity may be unknown
+        known = torch.isfinite(goal) & positive[..., None]  # velocity may be unknown
         difference = (codes - torch.where(known, goal, codes.detach())).abs() * self.code_weights
         loss = self.config.loss
         return {
@@ -93,21 +100,23 @@ class DetectionCriterion(nn.Module):
 
 
 def auxiliary_losses(maps: AuxiliaryMaps, targets: Targets, rig: CameraRig, stride: int) -> dict[str, Tensor]:
-    """Terms of the 2-D head: penalty-reduced focal loss on the heat map (CenterNet), L1 at the centres' cells.
+    """Terms of the 2-D head: penalty-reduced focal loss on the heat map (CenterNet), L1 at the centres'
+    cells.
 
-    An object counts in a camera where `targets.mask_2d` says so and its projected 3-D centre lies in the image.
+    An object counts in a camera where `targets.mask_2d` says so and its projected 3-D centre lies in the
+    image.
     """
     height, width = maps.heat.shape[-2:]
-    cells = targets.centers_2d / stride - 0.5                                      # (B, N, G, 2) in cell centres
+    cells = targets.centers_2d / stride - 0.5  # (B, N, G, 2) in cell centres
     column, row = cells[..., 0].round().long(), cells[..., 1].round().long()
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    batch, camera, slot = (targets.mask_2d & inside).nonzero(as_tuple=True)        # (P,) objects seen
+    batch, camera, slot = (targets.mask_2d & inside).nonzero(as_tuple=True)  # (P,) objects seen
     count = max(len(batch), 1)
     heat = _heat_targets(maps.heat, targets, (batch, camera, slot), cells, stride)
     terms = {"auxiliary/heat": _heat_loss(maps.heat.float(), heat) / count}
 
     column, row = column[batch, camera, slot], row[batch, camera, slot]
-    center = cells[batch, camera, slot]                                            # (P, 2)
+    center = cells[batch, camera, slot]  # (P, 2)
     box = targets.boxes_2d[batch, camera, slot] / stride - 0.5
     cell = torch.stack([column, row], dim=-1).to(center.dtype)
     edges_goal = torch.cat([cell - box[:, :2], box[:, 2:] - cell], dim=-1)
@@ -125,16 +134,20 @@ def auxiliary_losses(maps: AuxiliaryMaps, targets: Targets, rig: CameraRig, stri
 def _heat_targets(
     heat: Tensor, targets: Targets, seen: tuple[Tensor, Tensor, Tensor], cells: Tensor, stride: int
 ) -> Tensor:
-    """Heat map (B, N, K, H, W): 1 at each centre's cell, a Gaussian as wide as a sixth of the box around it."""
+    """Heat map (B, N, K, H, W): 1 at each centre's cell, a Gaussian as wide as a sixth of the box around
+    it."""
     batch, camera, slot = seen
     batches, cameras, classes, height, width = heat.shape
     size = (targets.boxes_2d[batch, camera, slot, 2:] - targets.boxes_2d[batch, camera, slot, :2]) / stride
-    sigma = (size / 6).clamp(min=0.4)                                              # (P, 2) in cells
+    sigma = (size / 6).clamp(min=0.4)  # (P, 2) in cells
     center = cells[batch, camera, slot].round()
-    x = torch.arange(width, device=heat.device)[None] - center[:, :1]              # (P, W)
-    y = torch.arange(height, device=heat.device)[None] - center[:, 1:]             # (P, H)
-    bumps = torch.exp(-(y**2) / (2 * sigma[:, 1:] ** 2))[:, :, None] * torch.exp(-(x**2) / (2 * sigma[:, :1] ** 2))[:, None]
-    plane = (batch * cameras + camera) * classes + targets.labels[batch, slot]     # (P,)
+    x = torch.arange(width, device=heat.device)[None] - center[:, :1]  # (P, W)
+    y = torch.arange(height, device=heat.device)[None] - center[:, 1:]  # (P, H)
+    bumps = (
+        torch.exp(-(y**2) / (2 * sigma[:, 1:] ** 2))[:, :, None]
+        * torch.exp(-(x**2) / (2 * sigma[:, :1] ** 2))[:, None]
+    )
+    plane = (batch * cameras + camera) * classes + targets.labels[batch, slot]  # (P,)
     goal = torch.zeros(batches * cameras * classes, height * width, device=heat.device)
     goal.scatter_reduce_(0, plane[:, None].expand(-1, height * width), bumps.flatten(1).float(), "amax")
     return goal.view(batches, cameras, classes, height, width)

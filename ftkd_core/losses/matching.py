@@ -26,9 +26,11 @@ def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
 def match(
     logits: Tensor, codes: Tensor, targets: Targets, classification: float = 2.0, box_l1: float = 0.25
 ) -> Tensor:
-    """Index (B, Q) int64 of the object each query answers for, -1 for background; logits (B, Q, K), codes (B, Q, 10).
+    """Index (B, Q) int64 of the object each query answers for, -1 for background; logits (B, Q, K), codes
+    (B, Q, 10).
 
-    The Hungarian algorithm runs on the CPU over the real objects only. Errors: ValueError where a cost is not finite.
+    The Hungarian algorithm runs on the CPU over the real objects only. Errors: ValueError where a cost is
+    not finite.
     """
     batch, queries, _ = logits.shape
     assigned = torch.full((batch, queries), -1, dtype=torch.long)

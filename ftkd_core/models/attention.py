@@ -16,8 +16,8 @@ from ftkd_core.models.position import TokenGeometry
 class HybridAttention(nn.Module):
     """Queries attend to themselves and the memory; positions are added to queries and keys, not to values.
 
-    queries, query_position (B, Q, C); keys, key_position (B, K, C), the queries first; mask (Q, K) bool, True where a
-    query may look, or None. Returns (B, Q, C).
+    queries, query_position (B, Q, C); keys, key_position (B, K, C), the queries first; mask (Q, K) bool,
+    True where a query may look, or None. Returns (B, Q, C).
     """
 
     def __init__(self, channels: int, num_heads: int) -> None:
@@ -32,8 +32,8 @@ class HybridAttention(nn.Module):
     def forward(
         self, queries: Tensor, query_position: Tensor, keys: Tensor, key_position: Tensor, mask: Tensor | None
     ) -> Tensor:
-        q = split_heads(self.query(queries + query_position), self.num_heads)      # (B, A, Q, E)
-        k = split_heads(self.key(keys + key_position), self.num_heads)             # (B, A, K, E)
+        q = split_heads(self.query(queries + query_position), self.num_heads)  # (B, A, Q, E)
+        k = split_heads(self.key(keys + key_position), self.num_heads)  # (B, A, K, E)
         v = split_heads(self.value(keys), self.num_heads)
         attended: Tensor = self.output(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
         return attended
@@ -42,10 +42,11 @@ class HybridAttention(nn.Module):
 class TokenAttention(nn.Module):
     """Queries attend to image tokens; tokens of a masked camera carry no weight.
 
-    Both the mask and the optional locality term are inner products, so they ride as extra columns on queries and keys
-    and the fused attention kernels need no dense mask: one column is 1 . (-penalty) for masked tokens, and with
-    `locality` every camera n adds three: kappa * direction(query -> from camera n) . ray(token of camera n), that is
-    kappa * cos(angle), with a kappa a head learns (ours; see DecoderConfig.locality).
+    Both the mask and the optional locality term are inner products, so they ride as extra columns on
+    queries and keys and the fused attention kernels need no dense mask: one column is 1 . (-penalty) for
+    masked tokens, and with `locality` every camera n adds three: kappa * direction(query -> from camera n)
+    . ray(token of camera n), that is kappa * cos(angle), with a kappa a head learns (ours; see
+    DecoderConfig.locality).
     """
 
     _MASK_PENALTY = 1e4
@@ -75,18 +76,18 @@ class TokenAttention(nn.Module):
         reference_points_ego: Tensor,
     ) -> Tensor:
         """queries (B, Q, C), tokens (B, L, C), reference_points_ego (B, Q, 3) metres -> (B, Q, C)."""
-        q = split_heads(self.query(queries + query_position), self.num_heads)      # (B, A, Q, E)
-        k = split_heads(self.key(tokens + token_position), self.num_heads)         # (B, A, L, E)
+        q = split_heads(self.query(queries + query_position), self.num_heads)  # (B, A, Q, E)
+        k = split_heads(self.key(tokens + token_position), self.num_heads)  # (B, A, L, E)
         v = split_heads(self.value(tokens), self.num_heads)
         width = q.shape[-1]
-        q, k = q / math.sqrt(width), k
+        q = q / math.sqrt(width)
         penalty = torch.where(geometry.mask, 0.0, -self._MASK_PENALTY).to(k.dtype)
         extra_q = [q.new_ones(*q.shape[:-1], 1)]
         extra_k = [penalty[:, None, :, None].expand(-1, self.num_heads, -1, -1)]
         if self.log_kappa is not None:
             directions, rays = locality_features(geometry, reference_points_ego)
             kappa = self.log_kappa.exp()[:, None, None]
-            extra_q.append((kappa * directions[:, None]).to(q.dtype))              # (B, A, Q, 3N)
+            extra_q.append((kappa * directions[:, None]).to(q.dtype))  # (B, A, Q, 3N)
             extra_k.append(rays[:, None].expand(-1, self.num_heads, -1, -1).to(k.dtype))
         q, k = torch.cat([q, *extra_q], dim=-1), torch.cat([k, *extra_k], dim=-1)
         padding = q.shape[-1] - width
@@ -96,12 +97,13 @@ class TokenAttention(nn.Module):
 
 
 def locality_features(geometry: TokenGeometry, points_ego: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors whose inner product is the cosine between a token's ray and the direction from its camera to a point.
+    """Vectors whose inner product is the cosine between a token's ray and the direction from its camera to
+    a point.
 
-    Returns (B, Q, 3N) directions from each camera centre to the points (B, Q, 3), and (B, L, 3N) rays placed in the
-    columns of their own camera, zero elsewhere.
+    Returns (B, Q, 3N) directions from each camera centre to the points (B, Q, 3), and (B, L, 3N) rays
+    placed in the columns of their own camera, zero elsewhere.
     """
-    directions = points_ego[:, :, None] - geometry.camera_centers[:, None]         # (B, Q, N, 3)
+    directions = points_ego[:, :, None] - geometry.camera_centers[:, None]  # (B, Q, N, 3)
     directions = F.normalize(directions, dim=-1).flatten(2)
     batch, length, _ = geometry.rays.shape
     cameras = geometry.camera_centers.shape[1]
@@ -112,7 +114,7 @@ def locality_features(geometry: TokenGeometry, points_ego: Tensor) -> tuple[Tens
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """(B, Q, C) -> (B, A, Q, E)."""
-    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], num_heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Denoising queries: noised ground truth that a training decoder must put right (DN-DETR; StreamPETR code, section 4).
+"""Denoising queries: noised ground truth that a training decoder must put right (DN-DETR; StreamPETR code,
+section 4).
 
 Symbols: B batch, G ground-truth slots, R denoising queries = groups * G, Q matching queries, M memory keys.
 """
@@ -14,8 +15,9 @@ from ftkd_core.types import Targets
 
 
 class DenoisingQueries(NamedTuple):
-    """points_ego (B, R, 3) noised centres, metres; target (B, R) index of the ground truth; positive (B, R) bool, True
-    where the noise is small enough that the box shall be recovered; real (B, R) bool, False for padding; groups."""
+    """points_ego (B, R, 3) noised centres, metres; target (B, R) index of the ground truth; positive (B, R)
+    bool, True where the noise is small enough that the box shall be recovered; real (B, R) bool, False for
+    padding; groups."""
 
     points_ego: Tensor
     target: Tensor
@@ -29,15 +31,15 @@ def make_denoising(
 ) -> DenoisingQueries | None:
     """Noised copies of the ground truth, or None where there is none (or groups is 0).
 
-    Each centre moves by up to half its size times the noise scale, in each axis; a move longer than `denoising_split`
-    (in those units) makes a negative, to be classified as background.
+    Each centre moves by up to half its size times the noise scale, in each axis; a move longer than
+    `denoising_split` (in those units) makes a negative, to be classified as background.
     """
     batch, slots = targets.labels.shape
     groups = loss.denoising_groups
     if slots == 0 or groups == 0:
         return None
     device = targets.boxes.device
-    repeated = targets.boxes.repeat(1, groups, 1)                                  # (B, R, 9)
+    repeated = targets.boxes.repeat(1, groups, 1)  # (B, R, 9)
     noise = torch.rand(batch, groups * slots, 3, generator=generator).to(device) * 2 - 1
     points = repeated[..., :3] + noise * repeated[..., 3:6] / 2 * loss.denoising_noise
     points = points.clamp(-range_m, range_m)
@@ -48,7 +50,8 @@ def make_denoising(
 
 
 def attention_mask(denoising: DenoisingQueries, num_queries: int, num_memory: int) -> Tensor:
-    """Who may look at whom, (R + Q, R + Q + M) bool: a group sees itself and everything learnt; nothing learnt sees a group."""
+    """Who may look at whom, (R + Q, R + Q + M) bool: a group sees itself and everything learnt; nothing
+    learnt sees a group."""
     count = denoising.points_ego.shape[1]
     group = torch.arange(count, device=denoising.points_ego.device) // (count // denoising.groups)
     allowed = torch.ones(

@@ -15,8 +15,9 @@ from ftkd_core.types import Frame
 
 
 class Memory(NamedTuple):
-    """Newest first: embedding (B, M, C); centers_global (B, M, 3) float64 metres; velocity_global (B, M, 2) m/s;
-    time (B, M) float64 seconds of the stream; global_from_ego (B, M, 4, 4) float64, the vehicle when it was stored."""
+    """Newest first: embedding (B, M, C); centers_global (B, M, 3) float64 metres; velocity_global (B, M, 2)
+    m/s; time (B, M) float64 seconds of the stream; global_from_ego (B, M, 4, 4) float64, the vehicle when
+    it was stored."""
 
     embedding: Tensor
     centers_global: Tensor
@@ -26,8 +27,9 @@ class Memory(NamedTuple):
 
 
 class LocalMemory(NamedTuple):
-    """The memory as the current frame sees it: embedding (B, M, C); centers_ego (B, M, 3) metres; velocity_ego (B, M, 2);
-    age (B, M) seconds; ego_from_past (B, M, 4, 4) the past vehicle frame in the current one. All float32."""
+    """The memory as the current frame sees it: embedding (B, M, C); centers_ego (B, M, 3) metres;
+    velocity_ego (B, M, 2); age (B, M) seconds; ego_from_past (B, M, 4, 4) the past vehicle frame in the
+    current one. All float32."""
 
     embedding: Tensor
     centers_ego: Tensor
@@ -51,8 +53,8 @@ def empty_memory(batch: int, length: int, channels: int, device: torch.device | 
 def recall(memory: Memory, frame: Frame, pseudo_centers: Tensor) -> LocalMemory:
     """The memory moved into the current ego frame; where a stream starts, the trained first state instead.
 
-    pseudo_centers (P, 3) metres in ego fill the first P slots of that state; its other slots are zeros at the origin,
-    with a pose of zeros, as upstream trains them.
+    pseudo_centers (P, 3) metres in ego fill the first P slots of that state; its other slots are zeros at
+    the origin, with a pose of zeros, as upstream trains them.
     """
     ego_from_global = invert_rigid(frame.global_from_ego)
     centers = transform_points(ego_from_global, memory.centers_global).float()
@@ -85,10 +87,10 @@ def memorise(
 ) -> Memory:
     """The memory after this frame: the num_kept best queries in front, the oldest slots dropped; detached.
 
-    features (B, Q, C), codes (B, Q, 10) in ego, scores (B, Q) of the last layer. Where the stream started with this
-    frame, the older slots are the first state's (`local`), not those of another stream.
+    features (B, Q, C), codes (B, Q, 10) in ego, scores (B, Q) of the last layer. Where the stream started
+    with this frame, the older slots are the first state's (`local`), not those of another stream.
     """
-    best = scores.detach().topk(num_kept, dim=1).indices[..., None]                # (B, P, 1)
+    best = scores.detach().topk(num_kept, dim=1).indices[..., None]  # (B, P, 1)
     kept_features = features.detach().gather(1, best.expand(-1, -1, features.shape[-1]))
     kept_codes = codes.detach().float().gather(1, best.expand(-1, -1, codes.shape[-1]))
     pose = frame.global_from_ego

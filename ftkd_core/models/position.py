@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things are, as vectors: sinusoidal codes, the 3-D position embedding of image tokens, motion-aware layer norm.
+"""Where things are, as vectors: sinusoidal codes, the 3-D position embedding of image tokens, motion-aware
+layer norm.
 
-Source: StreamPETR code (method.md section 4), re-implemented. Symbols: B batch, N cameras, H/W feature size, D depth
-bins, C channels, L = N*H*W tokens, Q queries.
+Source: StreamPETR code (method.md section 4), re-implemented. Symbols: B batch, N cameras, H/W feature
+size, D depth bins, C channels, L = N*H*W tokens, Q queries.
 """
 
 import math
@@ -16,13 +17,15 @@ from ftkd_core.types import CameraRig
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logit of x, with x and 1 - x clamped at eps (upstream's clamps: separately, so that 0 and 1 stay finite)."""
+    """Logit of x, with x and 1 - x clamped at eps (upstream's clamps: separately, so that 0 and 1 stay
+    finite)."""
     x = x.clamp(0.0, 1.0)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
 def sinusoidal(values: Tensor, num_features: int, temperature: float = 10000.0) -> Tensor:
-    """Codes (..., num_features) of scalars (...): sine and cosine of 2 pi x at geometric frequencies, interleaved."""
+    """Codes (..., num_features) of scalars (...): sine and cosine of 2 pi x at geometric frequencies,
+    interleaved."""
     index = torch.arange(num_features, dtype=torch.float32, device=values.device)
     frequency = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / num_features)
     angles = values[..., None] * (2 * math.pi) / frequency
@@ -37,7 +40,7 @@ def sinusoidal_position(points: Tensor, num_features: int) -> Tensor:
 def frequency_encoding(values: Tensor, num_frequencies: int = 6) -> Tensor:
     """Codes (..., 2 * num_frequencies * K) of values (..., K): sin and cos of x, 2x, 4x ... (as in NeRF)."""
     scales = 2.0 ** torch.arange(num_frequencies, dtype=torch.float32, device=values.device)
-    angles = values[..., None, :] * scales[:, None]                              # (..., F, K)
+    angles = values[..., None, :] * scales[:, None]  # (..., F, K)
     return torch.stack([angles.sin(), angles.cos()], dim=-2).flatten(-3)
 
 
@@ -66,8 +69,9 @@ class ConditionalLayerNorm(nn.Module):
 class TokenGeometry(NamedTuple):
     """Geometry of the image tokens; depends on the rig only and can be kept while the rig stays.
 
-    frustum (B, L, 3 D) points along each ray, normalised and through inverse sigmoid; cone (B, L, 8) condition of the
-    spatial alignment; rays (B, L, 3) unit directions in ego; camera_centers (B, N, 3) in ego, metres; mask (B, L) bool.
+    frustum (B, L, 3 D) points along each ray, normalised and through inverse sigmoid; cone (B, L, 8)
+    condition of the spatial alignment; rays (B, L, 3) unit directions in ego; camera_centers (B, N, 3) in
+    ego, metres; mask (B, L) bool.
     """
 
     frustum: Tensor
@@ -86,25 +90,29 @@ def depth_bins(count: int, nearest: float, farthest: float) -> Tensor:
 def token_geometry(
     rig: CameraRig, feature_size: tuple[int, int], stride: int, num_depths: int, range_m: Tensor
 ) -> TokenGeometry:
-    """Geometry of the tokens of N feature maps of (H, W) cells of `stride` pixels; range_m (3,) half extents in metres."""
+    """Geometry of the tokens of N feature maps of (H, W) cells of `stride` pixels; range_m (3,) half
+    extents in metres."""
     height, width = feature_size
     device = rig.intrinsics.device
     batch, cameras = rig.mask.shape
-    # Cell centres; upstream samples at index * stride, half a cell up-left, with the same effect after training.
+    # Cell centres; upstream samples at index * stride, half a cell up-left: the same once trained.
     u = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
     v = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * stride
     intrinsics = rig.intrinsics.float()
-    focal = intrinsics[..., (0, 1), (0, 1)]                                       # (B, N, 2)
-    x = (u - intrinsics[..., 0, 2, None]) / focal[..., 0, None]                   # (B, N, W)
-    y = (v - intrinsics[..., 1, 2, None]) / focal[..., 1, None]                   # (B, N, H)
+    focal = intrinsics[..., (0, 1), (0, 1)]  # (B, N, 2)
+    x = (u - intrinsics[..., 0, 2, None]) / focal[..., 0, None]  # (B, N, W)
+    y = (v - intrinsics[..., 1, 2, None]) / focal[..., 1, None]  # (B, N, H)
     shape = (batch, cameras, height, width)
     directions = torch.stack(
-        [x[:, :, None, :].expand(shape), y[:, :, :, None].expand(shape), torch.ones(shape, device=device)], dim=-1
-    )                                                                            # (B, N, H, W, 3) at depth 1
+        [x[:, :, None, :].expand(shape), y[:, :, :, None].expand(shape), torch.ones(shape, device=device)],
+        dim=-1,
+    )  # (B, N, H, W, 3) at depth 1
     depths = depth_bins(num_depths, 1.0, float(range_m[0])).to(device)
-    points = (directions[..., None, :] * depths[:, None]).flatten(2, 4)           # (B, N, HWD, 3) in camera
+    points = (directions[..., None, :] * depths[:, None]).flatten(2, 4)  # (B, N, HWD, 3) in camera
     points = transform_points(rig.ego_from_camera.float(), points)
-    normalised = inverse_sigmoid((points / range_m + 1) / 2).view(batch, cameras * height * width, num_depths * 3)
+    normalised = inverse_sigmoid((points / range_m + 1) / 2).view(
+        batch, cameras * height * width, num_depths * 3
+    )
     rays = directions.flatten(2, 3) @ rig.ego_from_camera[..., :3, :3].float().mT
     rays = nn.functional.normalize(rays, dim=-1).flatten(1, 2)
     focal_tokens = (focal / 1000.0)[:, :, None].expand(-1, -1, height * width, -1).flatten(1, 2)
@@ -115,18 +123,25 @@ def token_geometry(
 
 
 class PositionEmbedding(nn.Module):
-    """Tokens (B, L, C) and their geometry -> tokens aligned to their cameras, and their position embedding (B, L, C).
+    """Tokens (B, L, C) and their geometry -> tokens aligned to their cameras, and their position embedding
+    (B, L, C).
 
-    The embedding is gated by the token (SE layer), the token normalised under the condition of its ray ("spatial
-    alignment"); upstream order: alignment first, then the gate.
+    The embedding is gated by the token (SE layer), the token normalised under the condition of its ray
+    ("spatial alignment"); upstream order: alignment first, then the gate.
     """
 
     def __init__(self, channels: int, num_depths: int, hidden: int) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(num_depths * 3, hidden), nn.ReLU(), nn.Linear(hidden, channels))
-        self.token_mlp = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels))
+        self.encoder = nn.Sequential(
+            nn.Linear(num_depths * 3, hidden), nn.ReLU(), nn.Linear(hidden, channels)
+        )
+        self.token_mlp = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels)
+        )
         self.alignment = ConditionalLayerNorm(channels, 8)
-        self.gate = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.Sigmoid()
+        )
 
     def forward(self, tokens: Tensor, geometry: TokenGeometry) -> tuple[Tensor, Tensor]:
         tokens = self.alignment(self.token_mlp(tokens), geometry.cone)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """StreamPETR: the streaming student. Read it top-down: frame in, detections and memory out.
 
-Source: exiawsh/StreamPETR (Apache-2.0) as described in method.md section 4, re-implemented; marked differences are ours.
-Symbols: B batch, N cameras, L image tokens, Q queries (learnt + from the image + propagated), I from the image,
-P propagated, M memory slots, R denoising queries, C channels, K classes, Y decoder layers.
+Source: exiawsh/StreamPETR (Apache-2.0) as described in method.md section 4, re-implemented; marked
+differences are ours. Symbols: B batch, N cameras, L image tokens, Q queries (learnt + from the image +
+propagated), I from the image, P propagated, M memory slots, R denoising queries, C channels, K classes, Y
+decoder layers.
 """
 
 from typing import NamedTuple
@@ -35,9 +36,9 @@ _MOTION_DIM = 180  # 15 numbers (vx, vy, age, 12 of the pose) at 6 frequencies, 
 
 
 class Predictions(NamedTuple):
-    """logits (Y, B, Q, K) and codes (Y, B, Q, 10) in ego metres of every decoder layer, last layer last; features
-    (B, Q, C) of the last layer; image_features (B, N, C, H, W) at the token stride; the 2-D head's maps where it ran; for
-    training the denoising part of logits and codes, (Y, B, R, .), else None."""
+    """logits (Y, B, Q, K) and codes (Y, B, Q, 10) in ego metres of every decoder layer, last layer last;
+    features (B, Q, C) of the last layer; image_features (B, N, C, H, W) at the token stride; the 2-D head's
+    maps where it ran; for training the denoising part of logits and codes, (Y, B, R, .), else None."""
 
     logits: Tensor
     codes: Tensor
@@ -64,7 +65,7 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, queries: Tensor, context: "DecoderContext") -> Tensor:
-        keys = torch.cat([queries, context.memory], dim=1)                       # (B, Q+M-P, C)
+        keys = torch.cat([queries, context.memory], dim=1)  # (B, Q+M-P, C)
         key_position = torch.cat([context.query_position, context.memory_position], dim=1)
         attended = self.self_attention(queries, context.query_position, keys, key_position, context.mask)
         queries = self.norm_self(queries + self.dropout(attended))
@@ -78,8 +79,9 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderContext(NamedTuple):
-    """What every decoder layer sees: query_position (B, Q, C), reference_points_ego (B, Q, 3), memory and its position
-    (B, M-P, C), tokens and their position (B, L, C), geometry, mask of the self-attention or None."""
+    """What every decoder layer sees: query_position (B, Q, C), reference_points_ego (B, Q, 3), memory and
+    its position (B, M-P, C), tokens and their position (B, L, C), geometry, mask of the self-attention or
+    None."""
 
     query_position: Tensor
     reference_points_ego: Tensor
@@ -92,7 +94,11 @@ class DecoderContext(NamedTuple):
 
 
 class StreamPETR(nn.Module):
-    """`predictions, memory = model(frame, memory)`; see `decode` for boxes. Holds parameters only, never a frame's state."""
+    """`predictions, memory = model(frame, memory)`; see `decode` for boxes. Holds parameters only, never a
+    frame's state."""
+
+    pseudo_points: Tensor
+    range_m: Tensor
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -118,7 +124,9 @@ class StreamPETR(nn.Module):
         self.output_norm = nn.LayerNorm(channels)
         self.classifier = _branch(channels, len(config.class_names), normed=True)
         self.regressor = _branch(channels, CODE_DIM, normed=False)
-        nn.init.constant_(self.classifier[-1].bias, -4.6)  # focal loss prior of 0.01
+        final = self.classifier[-1]
+        assert isinstance(final, nn.Linear)
+        nn.init.constant_(final.bias, -4.6)  # focal loss prior of 0.01
         self.auxiliary = AuxiliaryHead(config.backbone.neck_channels, len(config.class_names))
         if decoder.num_image_queries:
             self.proposal_content = nn.Linear(config.backbone.neck_channels, channels)
@@ -152,7 +160,8 @@ class StreamPETR(nn.Module):
         return predictions, after
 
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, N, 3, H, W) -> feature maps (B, N, C, H/stride, W/stride) for the tokens and for the 2-D head."""
+        """Images (B, N, 3, H, W) -> feature maps (B, N, C, H/stride, W/stride) for the tokens and for the
+        2-D head."""
         maps = self.neck(self.backbone(images.flatten(0, 1)))
         return maps[-1].unflatten(0, images.shape[:2]), maps[0].unflatten(0, images.shape[:2])
 
@@ -212,7 +221,8 @@ class StreamPETR(nn.Module):
         return context, torch.cat([content, past_content[:, :kept]], dim=1)
 
     def embed(self, points_ego: Tensor, motion: Tensor, content: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Position (B, Q, C) and content (B, Q, C) of queries or memory at points_ego, under motion (B, Q, 15)."""
+        """Position (B, Q, C) and content (B, Q, C) of queries or memory at points_ego, under motion (B, Q,
+        15)."""
         channels = self.config.decoder.channels
         normalised = (points_ego / self.range_m + 1) / 2
         position = self.query_embedding(sinusoidal_position(normalised, channels // 2))
@@ -242,7 +252,7 @@ class StreamPETR(nn.Module):
 
 def decode(predictions: Predictions, max_detections: int = 300) -> Detections:
     """The best boxes of the last layer, over queries and classes, best first (upstream's NMS-free coder)."""
-    scores = predictions.logits[-1].float().sigmoid()                              # (B, Q, K)
+    scores = predictions.logits[-1].float().sigmoid()  # (B, Q, K)
     classes = scores.shape[-1]
     top, index = scores.flatten(1).topk(min(max_detections, scores[0].numel()), dim=1)
     query = (index // classes)[..., None].expand(-1, -1, CODE_DIM)
@@ -265,8 +275,8 @@ def _branch(channels: int, outputs: int, *, normed: bool) -> nn.Sequential:
 
 
 def _initial_points(count: int, decoder: DecoderConfig) -> Tensor:
-    """Reference points (count, 3) in 0..1. Uniform (upstream), or with `locality` spread over the ground where objects
-    can be seen: denser near the vehicle, 0 to 2 m high (ours)."""
+    """Reference points (count, 3) in 0..1. Uniform (upstream), or with `locality` spread over the ground
+    where objects can be seen: denser near the vehicle, 0 to 2 m high (ours)."""
     if not decoder.locality:
         return torch.rand(count, 3)
     radius = 52.0 * torch.rand(count) ** 0.7

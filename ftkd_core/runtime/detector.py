@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector as a node or an offline runner uses it: a round of cameras in, objects out, memory kept inside."""
+"""The detector as a node or an offline runner uses it: a round of cameras in, objects out, memory kept
+inside."""
 
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from ftkd_core.weights import SHIPPED, load_into, read_weights
 
 
 class Detector:
-    """`objects = detector.step(camera_round)`; `reset()` starts a new stream. Not thread-safe: one thread steps it."""
+    """`objects = detector.step(camera_round)`; `reset()` starts a new stream. Not thread-safe: one thread
+    steps it."""
 
     def __init__(
         self,
@@ -54,7 +56,8 @@ class Detector:
     ) -> "Detector":
         """A detector from a weights file (None: the shipped one).
 
-        UserError where the file is missing, damaged or of another preset than asked for, or the device is not there.
+        UserError where the file is missing, damaged or of another preset than asked for, or the device is
+        not there.
         """
         path = SHIPPED if weights is None or str(weights) == "" else Path(weights)
         state, config, _ = read_weights(path)
@@ -92,8 +95,8 @@ class Detector:
     def step(self, camera_round: CameraRound) -> ObjectList:
         """Objects in ego at the reference stamp, best first, scores at or above the threshold.
 
-        A camera that is None is masked. Errors: UserError for images or calibration that cannot be used; the stream's
-        memory is untouched then.
+        A camera that is None is masked. Errors: UserError for images or calibration that cannot be used;
+        the stream's memory is untouched then.
         """
         is_first = self._start_ns is None
         start_ns = camera_round.reference_stamp_ns if self._start_ns is None else self._start_ns

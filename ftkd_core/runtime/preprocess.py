@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From camera images as they arrive to the network's input: scale, crop, normalise; and the intrinsics that follow.
+"""From camera images as they arrive to the network's input: scale, crop, normalise; and the intrinsics that
+follow.
 
 Symbols: N cameras, H/W network size.
 """
@@ -20,12 +21,14 @@ from ftkd_core.types import CameraRig, CameraRound, CameraView, Frame
 
 
 def crop_top(image: ImageConfig, width: int, height: int) -> int:
-    """Rows cut from the top once a width x height camera image is scaled to the network's width (may be negative: padding)."""
+    """Rows cut from the top once a width x height camera image is scaled to the network's width (may be
+    negative: padding)."""
     return round(height * image.width / width) - image.height
 
 
 def resize_and_crop(image: NDArray[np.uint8], config: ImageConfig) -> NDArray[np.uint8]:
-    """Camera image (h, w, 3) uint8 -> network image (H, W, 3) uint8: area-averaged when it shrinks, top rows cut.
+    """Camera image (h, w, 3) uint8 -> network image (H, W, 3) uint8: area-averaged when it shrinks, top
+    rows cut.
 
     An image too flat for the crop is padded with black on top. The filter is the one of training.
     """
@@ -40,7 +43,9 @@ def resize_and_crop(image: NDArray[np.uint8], config: ImageConfig) -> NDArray[np
     return image[cut:]
 
 
-def network_intrinsics(intrinsics: NDArray[Any], config: ImageConfig, width: int, height: int) -> NDArray[np.float64]:
+def network_intrinsics(
+    intrinsics: NDArray[Any], config: ImageConfig, width: int, height: int
+) -> NDArray[np.float64]:
     """Intrinsics (3, 3) of the network image of a width x height camera image; pixel centres lie at .5."""
     result = np.array(intrinsics, dtype=np.float64)
     scaled_height = round(height * config.width / width)
@@ -59,12 +64,24 @@ def normalise(images: Tensor, config: ImageConfig) -> Tensor:
 
 def check_view(view: CameraView, channel: str) -> None:
     """UserError where an image or its calibration cannot be used; names the camera and the value."""
-    if view.image.ndim != 3 or view.image.shape[2] != 3 or view.image.dtype != np.uint8 or 0 in view.image.shape:
-        raise UserError(f"{channel}: image of shape {view.image.shape} {view.image.dtype}; expected (h, w, 3) uint8")
+    if (
+        view.image.ndim != 3
+        or view.image.shape[2] != 3
+        or view.image.dtype != np.uint8
+        or 0 in view.image.shape
+    ):
+        raise UserError(
+            f"{channel}: image of shape {view.image.shape} {view.image.dtype}; expected (h, w, 3) uint8"
+        )
     k = view.intrinsics
     if k.shape != (3, 3) or not np.all(np.isfinite(k)) or k[0, 0] <= 0 or k[1, 1] <= 0:
-        raise UserError(f"{channel}: intrinsics {k.tolist()}; expected a finite 3x3 matrix with positive focal lengths")
-    for name, matrix in (("ego_from_camera", view.ego_from_camera), ("global_from_ego", view.global_from_ego)):
+        raise UserError(
+            f"{channel}: intrinsics {k.tolist()}; expected a finite 3x3 matrix with positive focal lengths"
+        )
+    for name, matrix in (
+        ("ego_from_camera", view.ego_from_camera),
+        ("global_from_ego", view.global_from_ego),
+    ):
         if not is_rigid(matrix):
             raise UserError(f"{channel}: {name} is not a rigid transform: {matrix.tolist()}")
 
@@ -79,9 +96,11 @@ def stack_images(views: Sequence[CameraView | None], config: ImageConfig) -> NDA
 
 
 def round_rig(camera_round: CameraRound, config: ImageConfig, channels: Sequence[str]) -> CameraRig:
-    """Rig (batch of 1) of a round: each camera from its own exposure, through the global frame, into ego at the reference.
+    """Rig (batch of 1) of a round: each camera from its own exposure, through the global frame, into ego at
+    the reference.
 
-    Missing cameras get a harmless forward view and mask False. Errors: UserError for wrong counts or calibration.
+    Missing cameras get a harmless forward view and mask False. Errors: UserError for wrong counts or
+    calibration.
     """
     if len(camera_round.views) != len(channels):
         raise UserError(f"round of {len(camera_round.views)} cameras; the detector expects {len(channels)}")

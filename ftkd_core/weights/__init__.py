@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights on disk: safetensors whose metadata holds the resolved configuration, so that a file says what it is.
+"""Weights on disk: safetensors whose metadata holds the resolved configuration, so that a file says what it
+is.
 
-Nothing is ever unpickled. Floating-point tensors may be stored in half precision; they are read back as float32.
+Nothing is ever unpickled. Floating-point tensors may be stored in half precision; they are read back as
+float32.
 """
 
 import json
@@ -22,7 +24,12 @@ SHIPPED: Final = Path(__file__).parent / "tiny_synthetic.safetensors"
 
 
 def save_weights(
-    path: Path, state: dict[str, Tensor], config: DetectorConfig, *, half: bool = True, notes: dict[str, Any] | None = None
+    path: Path,
+    state: dict[str, Tensor],
+    config: DetectorConfig,
+    *,
+    half: bool = True,
+    notes: dict[str, Any] | None = None,
 ) -> None:
     """Write a model's state with its configuration; `half` stores floating-point tensors as float16.
 
@@ -34,7 +41,9 @@ def save_weights(
         if half and stored.is_floating_point():
             stored = stored.half()
         if stored.is_floating_point() and not torch.isfinite(stored).all():
-            raise ValueError(f"tensor {name} holds nan or inf, or does not fit half precision; nothing was written")
+            raise ValueError(
+                f"tensor {name} holds nan or inf, or does not fit half precision; nothing was written"
+            )
         tensors[name] = stored.contiguous().clone()
     metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "notes": json.dumps(notes or {})}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,31 +53,43 @@ def save_weights(
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], DetectorConfig, dict[str, Any]]:
-    """State (float32), configuration and notes of a weights file; UserError for anything that is not one of ours."""
+    """State (float32), configuration and notes of a weights file; UserError for anything that is not one of
+    ours."""
     if not path.is_file():
         raise UserError(f"weights {str(path)!r} not found; give a .safetensors file written by training")
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"weights {str(path)!r} cannot be read ({error}); expected an undamaged safetensors file") from None
-    if metadata.get("format") != FORMAT:
         raise UserError(
-            f"weights {str(path)!r} have format {metadata.get('format')!r}; expected {FORMAT!r}, as training writes it"
-        )
+            f"weights {str(path)!r} cannot be read ({error}); expected an undamaged safetensors file"
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise UserError(f"weights {str(path)!r} have format {metadata.get('format')!r}; expected {FORMAT!r}")
     config = from_dict(DetectorConfig, json.loads(metadata["config"]))
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     return state, config, json.loads(metadata.get("notes", "{}"))
 
 
 def load_into(model: torch.nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Load a state into a model; UserError lists missing, unknown and mis-shaped tensors instead of guessing."""
+    """Load a state into a model; UserError lists missing, unknown and mis-shaped tensors instead of
+    guessing."""
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
     unknown = sorted(state.keys() - own.keys())
-    shapes = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own.keys() & state.keys() if state[k].shape != own[k].shape]
+    shapes = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in own.keys() & state.keys()
+        if state[k].shape != own[k].shape
+    ]
     if missing or unknown or shapes:
-        parts = [f"{len(v)} {what} ({', '.join(v[:3])})" for what, v in (("missing", missing), ("unknown", unknown), ("of another shape", sorted(shapes))) if v]
-        raise UserError(f"weights {origin!r} do not fit the model: {'; '.join(parts)}; they belong to another preset or version")
+        parts = [
+            f"{len(v)} {what} ({', '.join(v[:3])})"
+            for what, v in (("missing", missing), ("unknown", unknown), ("of another shape", sorted(shapes)))
+            if v
+        ]
+        raise UserError(
+            f"weights {origin!r} do not fit: {'; '.join(parts)}; they belong to another preset or version"
+        )
     model.load_state_dict(state)

@@ -58,7 +58,12 @@ def camera_ring(count: int = 6) -> torch.Tensor:
 
 
 def make_frame(
-    config: DetectorConfig, seed: int, *, time: float = 0.0, first: bool = True, pose: np.ndarray | None = None
+    config: DetectorConfig,
+    seed: int,
+    *,
+    time: float = 0.0,
+    first: bool = True,
+    pose: np.ndarray | None = None,
 ) -> Frame:
     """A seeded frame of random images seen by a ring of cameras."""
     width, height = config.image.width, config.image.height
@@ -66,14 +71,20 @@ def make_frame(
     k = torch.tensor([[80.0, 0, width / 2], [0, 80.0, height / 2], [0, 0, 1]]).expand(1, 6, 3, 3)
     rig = CameraRig(k.clone(), camera_ring(), torch.ones(1, 6, dtype=torch.bool))
     global_from_ego = torch.from_numpy(np.eye(4) if pose is None else pose)[None]
-    return Frame(images, rig, global_from_ego, torch.tensor([time], dtype=torch.float64), torch.tensor([first]))
+    return Frame(
+        images, rig, global_from_ego, torch.tensor([time], dtype=torch.float64), torch.tensor([first])
+    )
 
 
 def drive(config: DetectorConfig, count: int = 4, seed: int = 0) -> list[Frame]:
     """A short drive: forward and turning, 2 Hz."""
     return [
         make_frame(
-            config, seed + index, time=0.5 * index, first=index == 0, pose=yaw_transform(0.1 * index, (3.0 * index, 0, 0))
+            config,
+            seed + index,
+            time=0.5 * index,
+            first=index == 0,
+            pose=yaw_transform(0.1 * index, (3.0 * index, 0, 0)),
         )
         for index in range(count)
     ]

@@ -1,20 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training clips: augmentation is geometry, and what a step serves depends on seed and step alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftkd_core.data.clips import AugmentConfig, Augmentation, StreamDataset, draw_augmentation, make_sample, project_boxes
+from ftkd_core.data.clips import (
+    Augmentation,
+    AugmentConfig,
+    StreamDataset,
+    draw_augmentation,
+    make_sample,
+    project_boxes,
+)
 from ftkd_core.geometry import is_rigid
 from tests.core.helpers import NO_AUGMENTATION, make_clip
 
 CLIPS = [make_clip(frames=8, objects=5, seed=seed) for seed in range(3)]
 
 
-def dataset(seed: int = 0, streams: int = 3, augment: AugmentConfig = NO_AUGMENTATION, first: int = 0) -> StreamDataset:
+def dataset(
+    seed: int = 0, streams: int = 3, augment: AugmentConfig = NO_AUGMENTATION, first: int = 0
+) -> StreamDataset:
     return StreamDataset(
         CLIPS.__getitem__, 3, num_streams=streams, segment=4, augment=augment, seed=seed, first_stream=first
     )
@@ -70,7 +81,7 @@ def test_streams_are_continuous_within_a_segment_and_reset_between() -> None:
     data = dataset(streams=1)
     served = [data[step] for step in range(12)]
     assert [bool(batch.is_first[0]) for batch in served] == [index % 4 == 0 for index in range(12)]
-    for before, after in zip(served, served[1:], strict=False):
+    for before, after in itertools.pairwise(served):
         if not after.is_first[0]:
             assert float(after.time[0] - before.time[0]) == pytest.approx(0.5)
 

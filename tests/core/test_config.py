@@ -26,7 +26,10 @@ def test_override_changes_one_value_and_keeps_the_rest() -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("decoder.num_layer=2", "unknown configuration key decoder.num_layer; did you mean decoder.num_layers"),
+        (
+            "decoder.num_layer=2",
+            "unknown configuration key decoder.num_layer; did you mean decoder.num_layers",
+        ),
         ("decodr.num_layers=2", "unknown configuration key decodr"),
         ("decoder.num_layers=two", "decoder.num_layers is 'two'; expected int"),
         ("decoder.num_heads=3", "channels 128: expected a multiple of num_heads 3"),

@@ -35,12 +35,16 @@ def make_round(index: int = 0, size: tuple[int, int] = (192, 108), missing: int 
         )
         views.append(None if camera == missing else view)
     return CameraRound(
-        views=tuple(views), reference_stamp_ns=1_500_000_000_000_000_000 + 500_000_000 * index, global_from_ego=pose
+        views=tuple(views),
+        reference_stamp_ns=1_500_000_000_000_000_000 + 500_000_000 * index,
+        global_from_ego=pose,
     )
 
 
 def make_detector(threshold: float = 0.0) -> Detector:
-    return Detector(small_model(), weights_name="small", device=CPU, score_threshold=threshold, max_detections=50)
+    return Detector(
+        small_model(), weights_name="small", device=CPU, score_threshold=threshold, max_detections=50
+    )
 
 
 def test_the_network_image_is_the_scaled_image_without_its_top() -> None:
@@ -72,7 +76,10 @@ def test_ego_motion_between_exposures_is_accounted_for() -> None:
     moved = dataclasses.replace(camera_round, views=(camera_round.views[0], later, *camera_round.views[2:]))
     channels = [f"cam{i}" for i in range(6)]
     config = ImageConfig(width=96, height=32)
-    frames = [round_to_frame(r, config, channels, time_s=0, is_first=True, device=CPU) for r in (camera_round, moved)]
+    frames = [
+        round_to_frame(r, config, channels, time_s=0, is_first=True, device=CPU)
+        for r in (camera_round, moved)
+    ]
     difference = frames[1].rig.ego_from_camera - frames[0].rig.ego_from_camera
     assert torch.allclose(difference[0, 1, :3, 3], torch.tensor([0.5, 0, 0]), atol=1e-4)
     assert torch.all(difference[0, [0, 2, 3, 4, 5]] == 0)
@@ -84,7 +91,12 @@ def test_steps_equal_the_model_frame_by_frame() -> None:
     for index in range(3):
         objects = detector.step(make_round(index))
         frame = round_to_frame(
-            make_round(index), model.config.image, detector.channels, time_s=0.5 * index, is_first=index == 0, device=CPU
+            make_round(index),
+            model.config.image,
+            detector.channels,
+            time_s=0.5 * index,
+            is_first=index == 0,
+            device=CPU,
         )
         with torch.no_grad():
             predictions, memory = model(frame, memory)
@@ -127,7 +139,11 @@ def test_a_bad_view_is_refused_and_the_stream_goes_on() -> None:
     bad_k = dataclasses.replace(view, intrinsics=np.full((3, 3), np.nan))
     bad_pose = dataclasses.replace(view, global_from_ego=np.zeros((4, 4)))
     bad_image = dataclasses.replace(view, image=np.zeros((0, 10, 3), dtype=np.uint8))
-    for bad, text in ((bad_k, "CAM_FRONT: intrinsics"), (bad_pose, "not a rigid"), (bad_image, "image of shape")):
+    for bad, text in (
+        (bad_k, "CAM_FRONT: intrinsics"),
+        (bad_pose, "not a rigid"),
+        (bad_image, "image of shape"),
+    ):
         with pytest.raises(UserError, match=text):
             detector.step(dataclasses.replace(good, views=(bad, *good.views[1:])))
     with pytest.raises(UserError, match="round of 5 cameras; the detector expects 6"):
@@ -141,7 +157,9 @@ def test_weights_round_trip_in_half_precision(tmp_path: Path) -> None:
     state, config, notes = read_weights(tmp_path / "w.safetensors")
     assert (config, notes) == (model.config, {"steps": 7})
     for name, value in model.state_dict().items():
-        assert torch.allclose(state[name], value.float() if value.is_floating_point() else value, rtol=1e-3, atol=1e-6)
+        assert torch.allclose(
+            state[name], value.float() if value.is_floating_point() else value, rtol=1e-3, atol=1e-6
+        )
     loaded = Detector.from_weights(tmp_path / "w.safetensors", device="cpu", score_threshold=0.0)
     assert len(loaded.step(make_round(0)).scores) > 0
     assert loaded.weights_name == "w.safetensors"

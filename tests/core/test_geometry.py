@@ -65,7 +65,9 @@ def test_points_move_with_the_frame() -> None:
     assert np.allclose(ahead, [[10.0, 5.0, 1.0]])
 
 
-@pytest.mark.parametrize("matrix", [np.full((4, 4), np.nan), np.diag([1.0, 1.0, -1.0, 1.0]), np.eye(4) * 2, np.eye(3)])
+@pytest.mark.parametrize(
+    "matrix", [np.full((4, 4), np.nan), np.diag([1.0, 1.0, -1.0, 1.0]), np.eye(4) * 2, np.eye(3)]
+)
 def test_what_is_not_rigid(matrix: np.ndarray) -> None:
     assert not is_rigid(matrix)
 

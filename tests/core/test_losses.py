@@ -15,7 +15,8 @@ from tests.core.helpers import make_clip, small_config
 
 
 def perfect(batch: StreamBatch, extra: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, Q, K) and codes (B, Q, 10) that say the truth in reversed order, and then `extra` times nothing."""
+    """Logits (B, Q, K) and codes (B, Q, 10) that say the truth in reversed order, and then `extra` times
+    nothing."""
     boxes, labels = batch.targets.boxes.flip(1), batch.targets.labels.flip(1)
     one_hot = torch.nn.functional.one_hot(labels, 10).float() * batch.targets.mask.flip(1)[..., None]
     logits = torch.cat([one_hot * 40 - 20, torch.full((len(labels), extra, 10), -20.0)], dim=1)
@@ -58,7 +59,9 @@ def test_unknown_velocity_costs_nothing(batch: StreamBatch) -> None:
     targets = batch.targets._replace(boxes=boxes)
     logits, codes = perfect(batch)
     codes = (codes.nan_to_num() + torch.tensor([0.0] * 8 + [9.0, 9.0])).requires_grad_()
-    terms = DetectionCriterion(small_config())(Predictions(logits[None], codes[None], logits, logits), targets, batch.rig)
+    terms = DetectionCriterion(small_config())(
+        Predictions(logits[None], codes[None], logits, logits), targets, batch.rig
+    )
     assert float(terms["layer0/box"]) == pytest.approx(0, abs=1e-4)
     (gradient,) = torch.autograd.grad(terms["layer0/box"], codes)
     assert torch.isfinite(gradient).all()
@@ -69,7 +72,9 @@ def test_an_empty_frame_has_finite_losses_and_teaches_silence() -> None:
     logits = torch.zeros(1, 1, 4, 10, requires_grad=True)
     codes = torch.zeros(1, 1, 4, 10, requires_grad=True)
     heat = torch.zeros(1, 6, 10, 4, 12, requires_grad=True)
-    maps = AuxiliaryMaps(heat, torch.zeros(1, 6, 4, 4, 12), torch.zeros(1, 6, 2, 4, 12), torch.zeros(1, 6, 1, 4, 12))
+    maps = AuxiliaryMaps(
+        heat, torch.zeros(1, 6, 4, 4, 12), torch.zeros(1, 6, 2, 4, 12), torch.zeros(1, 6, 1, 4, 12)
+    )
     predictions = Predictions(logits, codes, logits[0], logits[0], maps)
     terms = DetectionCriterion(small_config())(predictions, sample.targets, sample.rig)
     total = torch.stack(list(terms.values())).sum()
@@ -94,7 +99,8 @@ def test_focal_loss_is_weighted_cross_entropy() -> None:
 
 
 def test_proposals_stand_where_the_true_maps_say() -> None:
-    """Maps that hold the ground truth give back the objects' 3-D centres, and cost nothing but the heat's floor."""
+    """Maps that hold the ground truth give back the objects' 3-D centres, and cost nothing but the heat's
+    floor."""
     sample = make_sample(make_clip(objects=6, seed=3), 0, Augmentation(), True)
     stride, height, width = 8, 4, 12
     targets = sample.targets

@@ -100,7 +100,9 @@ def test_the_command_line_resolves_every_setting() -> None:
     assert (config.steps, config.optim.lr, config.model.decoder.num_layers) == (7, 0.002, 2)
 
 
-def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--out", str(tmp_path), "--preset", "huge"]) == 2
     assert "unknown preset 'huge'" in capsys.readouterr().err
     assert main(["--out", str(tmp_path), "--set", "optim.rate=1"]) == 2

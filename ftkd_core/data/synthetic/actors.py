@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ten classes look like and how large they are: bodies of convex parts, each class with a look of its own.
+"""What the ten classes look like and how large they are: bodies of convex parts, each class with a look of
+its own.
 
-Sizes are nuScenes' class means (length, width, height in metres) with about ten percent of spread. A body fills its
-box: the box is the tight cuboid around it. Front and rear differ, so that a heading can be seen.
+Sizes are nuScenes' class means (length, width, height in metres) with about ten percent of spread. A body
+fills its box: the box is the tight cuboid around it. Front and rear differ, so that a heading can be seen.
 """
 
 from collections.abc import Callable
@@ -32,10 +33,12 @@ _METAL: Final[Color] = (120, 122, 126)
 _HEAD: Final[Color] = (250, 248, 225)
 _TAIL: Final[Color] = (205, 20, 22)
 _CAR_COLORS: Final[tuple[Color, ...]] = (
-    (200, 30, 34), (28, 66, 160), (225, 227, 230), (40, 42, 46), (150, 155, 160), (30, 110, 70), (230, 190, 40), (95, 40, 110),
+    (200, 30, 34), (28, 66, 160), (225, 227, 230), (40, 42, 46), (150, 155, 160), (30, 110, 70), (230, 190, 40),
+    (95, 40, 110),
 )  # fmt: skip
 _CLOTHES: Final[tuple[Color, ...]] = (
-    (190, 40, 50), (40, 80, 180), (235, 235, 230), (45, 45, 50), (60, 140, 70), (230, 150, 40), (150, 60, 140),
+    (190, 40, 50), (40, 80, 180), (235, 235, 230), (45, 45, 50), (60, 140, 70), (230, 150, 40),
+    (150, 60, 140),
 )  # fmt: skip
 _SKIN: Final[Color] = (215, 170, 140)
 
@@ -49,8 +52,11 @@ def sample_size(name: str, random: np.random.Generator, *, rider: bool = False) 
     return length, width, _RIDER_HEIGHT * float(spread[2]) if rider else height
 
 
-def build_body(name: str, size: tuple[float, float, float], random: np.random.Generator, *, rider: bool = False) -> Mesh:
-    """The body of an object of a class, in its own frame: x forward, origin on the ground below its middle."""
+def build_body(
+    name: str, size: tuple[float, float, float], random: np.random.Generator, *, rider: bool = False
+) -> Mesh:
+    """The body of an object of a class, in its own frame: x forward, origin on the ground below its
+    middle."""
     if name in ("motorcycle", "bicycle"):
         return Mesh(_cycle(size, random, rider, heavy=name == "motorcycle"))
     builders: dict[str, Callable[[tuple[float, float, float], np.random.Generator], Part | Cut]] = {
@@ -121,9 +127,17 @@ def _truck(size: tuple[float, float, float], random: np.random.Generator) -> Par
     for left, right in ((0.03, 0.22), (0.78, 0.97)):
         cab.decal("front", left, right, 0.2, 0.32, _HEAD, Lamp.HEAD)
     _wheels(cab, (cut + 0.14 * length,), 0.17 * height)
-    cargo = block((-half, cut), (-side, side), (0.12 * height, height), _pick(((235, 235, 232), (225, 222, 210), (120, 160, 200), (190, 60, 50)), random), bottom=True)
+    cargo = block(
+        (-half, cut),
+        (-side, side),
+        (0.12 * height, height),
+        _pick(((235, 235, 232), (225, 222, 210), (120, 160, 200), (190, 60, 50)), random),
+        bottom=True,
+    )
     cargo.decal("rear", 0.48, 0.52, 0.05, 0.95, _METAL)
-    cargo.decal("left", 0.15, 0.85, 0.4, 0.6, _pick(_CLOTHES, random)).decal("right", 0.15, 0.85, 0.4, 0.6, _pick(_CLOTHES, random))
+    cargo.decal("left", 0.15, 0.85, 0.4, 0.6, _pick(_CLOTHES, random)).decal(
+        "right", 0.15, 0.85, 0.4, 0.6, _pick(_CLOTHES, random)
+    )
     for left, right in ((0.02, 0.18), (0.82, 0.98)):
         cargo.decal("rear", left, right, 0.02, 0.1, _TAIL, Lamp.TAIL)
     floor = block((-half, cut), (-0.9 * side, 0.9 * side), (0.0, 0.12 * height), (40, 40, 42))
@@ -147,8 +161,20 @@ def _construction_vehicle(size: tuple[float, float, float], random: np.random.Ge
     cabin = block((-0.22 * length, 0.0), (-0.1 * side, 0.9 * side), (0.62 * height, height), yellow)
     for name in ("front", "left", "right", "rear"):
         cabin.decal(name, 0.1, 0.9, 0.15, 0.85, _GLASS)
-    arm = block((0.0, 0.38 * length), (-0.28 * side, 0.1 * side), (track_top, 0.8 * height), yellow, top_x=(0.1 * length, 0.32 * length))
-    bucket = block((0.38 * length, half), (-0.7 * side, 0.7 * side), (0.0, 0.4 * height), (90, 86, 80), top_x=(0.38 * length, 0.46 * length))
+    arm = block(
+        (0.0, 0.38 * length),
+        (-0.28 * side, 0.1 * side),
+        (track_top, 0.8 * height),
+        yellow,
+        top_x=(0.1 * length, 0.32 * length),
+    )
+    bucket = block(
+        (0.38 * length, half),
+        (-0.7 * side, 0.7 * side),
+        (0.0, 0.4 * height),
+        (90, 86, 80),
+        top_x=(0.38 * length, 0.46 * length),
+    )
     rear = stack(body, cabin, axis=2, at=(0.62 * height,))
     upper = stack(rear, arm, axis=0, at=(0.0,))
     return stack(stack(tracks, upper, axis=2, at=(track_top,)), bucket, axis=0, at=(0.38 * length,))
@@ -163,7 +189,9 @@ def _bus(size: tuple[float, float, float], random: np.random.Generator) -> Part 
         body.decal(name, 0.0, 1.0, 0.0, 0.1, _TYRE)
         for index in range(8):
             body.decal(name, 0.03 + 0.118 * index, 0.13 + 0.118 * index, 0.45, 0.82, _GLASS, Lamp.WINDOW)
-    body.decal("front", 0.04, 0.96, 0.35, 0.85, _GLASS).decal("front", 0.2, 0.8, 0.88, 0.97, (250, 180, 40), Lamp.WINDOW)
+    body.decal("front", 0.04, 0.96, 0.35, 0.85, _GLASS).decal(
+        "front", 0.2, 0.8, 0.88, 0.97, (250, 180, 40), Lamp.WINDOW
+    )
     body.decal("rear", 0.15, 0.85, 0.55, 0.82, (62, 70, 80))
     _lamps(body, low=0.12, high=0.22)
     return _wheels(body, (-0.28 * length, 0.32 * length), 0.15 * height)
@@ -173,7 +201,13 @@ def _trailer(size: tuple[float, float, float], random: np.random.Generator) -> P
     length, width, height = size
     half, side = length / 2, width / 2
     bed = 0.3 * height
-    box = block((-half, half), (-side, side), (bed, height), _pick(((170, 175, 185), (90, 120, 160), (165, 90, 60)), random), bottom=True)
+    box = block(
+        (-half, half),
+        (-side, side),
+        (bed, height),
+        _pick(((170, 175, 185), (90, 120, 160), (165, 90, 60)), random),
+        bottom=True,
+    )
     for name in ("left", "right"):
         for index in range(9):
             box.decal(name, 0.05 + 0.105 * index, 0.07 + 0.105 * index, 0.03, 0.97, (100, 102, 108))
@@ -203,12 +237,30 @@ def _pedestrian(size: tuple[float, float, float], random: np.random.Generator) -
     length, width, height = size
     half, side = length / 2, width / 2
     legs_top, shoulders = 0.47 * height, 0.84 * height
-    legs = block((-half, half), (-0.6 * side, 0.6 * side), (0.0, legs_top), _pick(((40, 44, 60), (60, 50, 42), (80, 84, 92)), random), top_x=(-0.45 * half, 0.45 * half))
+    legs = block(
+        (-half, half),
+        (-0.6 * side, 0.6 * side),
+        (0.0, legs_top),
+        _pick(((40, 44, 60), (60, 50, 42), (80, 84, 92)), random),
+        top_x=(-0.45 * half, 0.45 * half),
+    )
     color = _pick(_CLOTHES, random)
-    torso = block((-0.5 * half, 0.5 * half), (-side, side), (legs_top, shoulders), color, top_y=(-0.85 * side, 0.85 * side))
+    torso = block(
+        (-0.5 * half, 0.5 * half),
+        (-side, side),
+        (legs_top, shoulders),
+        color,
+        top_y=(-0.85 * side, 0.85 * side),
+    )
     if random.random() < 0.4:
         torso.decal("rear", 0.2, 0.8, 0.2, 0.9, (50, 60, 60))  # a rucksack
-    head = block((-0.35 * half, 0.35 * half), (-0.32 * side, 0.32 * side), (shoulders, height), _SKIN, top_color=(50, 38, 30))
+    head = block(
+        (-0.35 * half, 0.35 * half),
+        (-0.32 * side, 0.32 * side),
+        (shoulders, height),
+        _SKIN,
+        top_color=(50, 38, 30),
+    )
     head.decal("rear", 0.0, 1.0, 0.3, 1.0, (50, 38, 30))
     return stack(legs, torso, head, axis=2, at=(legs_top, shoulders))
 
@@ -221,11 +273,20 @@ def _cone(size: tuple[float, float, float], random: np.random.Generator) -> Part
     parts: list[Part | Cut] = [base]
     for low, high, color in tiers:
         widths = (radius * (1.08 - low), radius * (1.08 - high))
-        parts.append(column(widths, (low * height, high * height), (float(color[0]), float(color[1]), float(color[2])), sides=6))
+        parts.append(
+            column(
+                widths,
+                (low * height, high * height),
+                (float(color[0]), float(color[1]), float(color[2])),
+                sides=6,
+            )
+        )
     return stack(*parts, axis=2, at=tuple(low * height for low, _, _ in tiers))
 
 
-def _cycle(size: tuple[float, float, float], random: np.random.Generator, rider: bool, *, heavy: bool) -> Part | Cut:
+def _cycle(
+    size: tuple[float, float, float], random: np.random.Generator, rider: bool, *, heavy: bool
+) -> Part | Cut:
     length, width, height = size
     half, side = length / 2, width / 2
     machine_top = 0.55 * height if rider else 0.8 * height
@@ -239,12 +300,25 @@ def _cycle(size: tuple[float, float, float], random: np.random.Generator, rider:
     for x in (-half + radius, half - radius):
         machine.disc(x, radius, radius, _TYRE)
         machine.disc(x, radius, 0.62 * radius, (150, 150, 152) if heavy else (170, 172, 175))
-    machine.decal("front", 0.1, 0.9, 0.6, 0.9, _HEAD, Lamp.HEAD).decal("rear", 0.1, 0.9, 0.6, 0.85, _TAIL, Lamp.TAIL)
+    machine.decal("front", 0.1, 0.9, 0.6, 0.9, _HEAD, Lamp.HEAD).decal(
+        "rear", 0.1, 0.9, 0.6, 0.85, _TAIL, Lamp.TAIL
+    )
     bar_low, bar_high = machine_top, height
     if not rider:
         bar = block((0.25 * half, 0.45 * half), (-side, side), (bar_low, bar_high), _METAL)
         return stack(machine, bar, axis=2, at=(machine_top,))
     torso_top = 0.84 * height
-    torso = block((-0.4 * half, 0.3 * half), (-side, side), (machine_top, torso_top), _pick(_CLOTHES, random), top_y=(-0.8 * side, 0.8 * side))
-    head = block((-0.05 * half, 0.3 * half), (-0.38 * side, 0.38 * side), (torso_top, height), (40, 40, 44) if heavy else _SKIN)
+    torso = block(
+        (-0.4 * half, 0.3 * half),
+        (-side, side),
+        (machine_top, torso_top),
+        _pick(_CLOTHES, random),
+        top_y=(-0.8 * side, 0.8 * side),
+    )
+    head = block(
+        (-0.05 * half, 0.3 * half),
+        (-0.38 * side, 0.38 * side),
+        (torso_top, height),
+        (40, 40, 44) if heavy else _SKIN,
+    )
     return stack(machine, torso, head, axis=2, at=(machine_top, torso_top))

@@ -14,7 +14,8 @@ from ftkd_core.data.synthetic.world import ActorStates, Scene
 
 class SceneFrame(NamedTuple):
     """images (N, H, W, 3) uint8; global_from_ego_at_exposure (N, 4, 4) and exposure_s (N,) of each camera;
-    global_from_ego (4, 4) and actors at the key time; visible_fraction (M,) over all cameras; lidar_points (M,)."""
+    global_from_ego (4, 4) and actors at the key time; visible_fraction (M,) over all cameras; lidar_points
+    (M,)."""
 
     images: NDArray[np.uint8]
     global_from_ego_at_exposure: NDArray[np.float64]
@@ -26,7 +27,8 @@ class SceneFrame(NamedTuple):
 
 
 def render_frame(scene: Scene, key_time_s: float, rig: SurroundRig) -> SceneFrame:
-    """The key frame stamped key_time_s, the end of its lidar sweep; each camera is exposed at its offset before it."""
+    """The key frame stamped key_time_s, the end of its lidar sweep; each camera is exposed at its offset
+    before it."""
     exposure = key_time_s - LIDAR_OFFSET_S + rig.exposure_offsets_s
     renderings = [render_camera(scene, float(time), rig, camera) for camera, time in enumerate(exposure)]
     visible = np.sum([rendering.visible_pixels for rendering in renderings], axis=0)

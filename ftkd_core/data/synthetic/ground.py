@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ground seen from above: asphalt, lane markings, sidewalks, grass and paving, as a texture with mip levels."""
+"""The ground seen from above: asphalt, lane markings, sidewalks, grass and paving, as a texture with mip
+levels."""
 
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -23,7 +24,8 @@ _GRASS: Final = (92, 118, 66)
 
 
 class GroundTexture(NamedTuple):
-    """levels: RGB images, each half the size of the one before; column 0 is X_RANGE[0], row 0 is Y_RANGE[0]."""
+    """levels: RGB images, each half the size of the one before; column 0 is X_RANGE[0], row 0 is
+    Y_RANGE[0]."""
 
     levels: tuple[NDArray[np.uint8], ...]
 
@@ -65,7 +67,11 @@ def _strip(image: NDArray[np.uint8], x: tuple[float, float], y: tuple[float, flo
 
 def _markings(image: NDArray[np.uint8]) -> None:
     """Double centre lines, dashed lane lines, stop lines and zebra crossings; none within a crossing."""
-    edges = [X_RANGE[0], *(v for c in CROSSINGS_X for v in (c - ROAD_HALF - 5, c + ROAD_HALF + 5)), X_RANGE[1]]
+    edges = [
+        X_RANGE[0],
+        *(v for c in CROSSINGS_X for v in (c - ROAD_HALF - 5, c + ROAD_HALF + 5)),
+        X_RANGE[1],
+    ]
     for start, end in zip(edges[::2], edges[1::2], strict=True):
         for offset in (-0.2, 0.2):
             _strip(image, (start, end), (offset - 0.1, offset + 0.1), (215, 190, 90))
@@ -81,4 +87,9 @@ def _markings(image: NDArray[np.uint8]) -> None:
             _strip(image, (crossing - 0.1, crossing + 0.1), (start, end), (215, 190, 90))
             for lane in (-LANE_WIDTH, LANE_WIDTH):
                 for y in np.arange(start, end - 3, 9.0):
-                    _strip(image, (crossing + lane - 0.1, crossing + lane + 0.1), (float(y), float(y) + 3), _MARKING)
+                    _strip(
+                        image,
+                        (crossing + lane - 0.1, crossing + lane + 0.1),
+                        (float(y), float(y) + 3),
+                        _MARKING,
+                    )

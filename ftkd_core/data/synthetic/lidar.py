@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A simple 32-beam sweep: every beam against the ground and the boxes in its way; buildings and vehicles occlude.
+"""A simple 32-beam sweep: every beam against the ground and the boxes in its way; buildings and vehicles
+occlude.
 
 The vehicle is taken as standing during the sweep. Symbols: R beams, A azimuth steps, M actors, P points.
 """
@@ -19,7 +20,8 @@ _RANGE_M: Final = 70.0
 
 
 def simulate_sweep(scene: Scene, time_s: float) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Points (P, 5) x, y, z in LIDAR_TOP, intensity, ring; and for each the row of the actor it lies on, or -1."""
+    """Points (P, 5) x, y, z in LIDAR_TOP, intensity, ring; and for each the row of the actor it lies on, or
+    -1."""
     ranges, hits = _range_image(scene, time_s)
     ring, column = np.nonzero(np.isfinite(ranges))
     directions = _directions()[ring, column]
@@ -108,7 +110,8 @@ def _cast(
     lift = size[2] / 2 - EGO_FROM_LIDAR[2, 3]
     origin = np.array([-(cos * center[0] + sin * center[1]), sin * center[0] - cos * center[1], -lift])
     local = np.stack(
-        [cos * rays[..., 0] + sin * rays[..., 1], -sin * rays[..., 0] + cos * rays[..., 1], rays[..., 2]], axis=-1
+        [cos * rays[..., 0] + sin * rays[..., 1], -sin * rays[..., 0] + cos * rays[..., 1], rays[..., 2]],
+        axis=-1,
     )
     safe = np.where(np.abs(local) < 1e-9, 1e-9, local)
     near, far = (-size / 2 - origin) / safe, (size / 2 - origin) / safe

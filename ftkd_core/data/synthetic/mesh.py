@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Solid bodies made of convex parts, and the order in which their faces must be painted.
 
-A body stands in its own frame: x forward, y left, z up, origin on the ground below its middle. Its parts are leaves of
-a tree of axis-aligned cuts, so that the cuts a camera lies on tell the exact back-to-front order. Faces of one part
-never hide each other once those turned away are dropped; decals (windows, lamps, stripes) follow the face they lie on.
+A body stands in its own frame: x forward, y left, z up, origin on the ground below its middle. Its parts
+are leaves of a tree of axis-aligned cuts, so that the cuts a camera lies on tell the exact back-to-front
+order. Faces of one part never hide each other once those turned away are dropped; decals (windows, lamps,
+stripes) follow the face they lie on.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -40,23 +42,35 @@ class Face(NamedTuple):
 
 @dataclass
 class Part:
-    """A convex solid: side faces by name ("front", "rear", "left", "right", "top", "bottom" of a block) and decals."""
+    """A convex solid: side faces by name ("front", "rear", "left", "right", "top", "bottom" of a block) and
+    decals."""
 
     faces: list[Face]
     sides: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def decal(
-        self, side: str, left: float, right: float, low: float, high: float, color: Color, lamp: Lamp = Lamp.NONE
+        self,
+        side: str,
+        left: float,
+        right: float,
+        low: float,
+        high: float,
+        color: Color,
+        lamp: Lamp = Lamp.NONE,
     ) -> "Part":
-        """Paint a patch on a side; its edges are fractions (0..1) of the side as seen from outside; returns the part."""
+        """Paint a patch on a side; its edges are fractions (0..1) of the side as seen from outside; returns
+        the part."""
         corners = self.sides[side]
         fractions = ((left, low), (right, low), (right, high), (left, high))
         points = tuple(_point(_bilinear(corners, u, v)) for u, v in fractions)
         self.faces.append(Face(points, color, lamp))
         return self
 
-    def disc(self, x: float, z: float, radius: float, color: Color, sides: Sequence[str] = ("left", "right")) -> "Part":
-        """Paint a wheel: an octagon at (x, z) in the plane of the upright left and right sides; returns the part."""
+    def disc(
+        self, x: float, z: float, radius: float, color: Color, sides: Sequence[str] = ("left", "right")
+    ) -> "Part":
+        """Paint a wheel: an octagon at (x, z) in the plane of the upright left and right sides; returns the
+        part."""
         angles = np.arange(8) * np.pi / 4 + np.pi / 8
         reach = radius / np.cos(np.pi / 8)
         for side in sides:
@@ -76,7 +90,8 @@ class Cut(NamedTuple):
 
 
 def stack(*parts: "Part | Cut", axis: int, at: Sequence[float]) -> "Part | Cut":
-    """Parts in ascending order along an axis, cut from each other at the given values (one fewer than parts)."""
+    """Parts in ascending order along an axis, cut from each other at the given values (one fewer than
+    parts)."""
     tree = parts[-1]
     for part, value in zip(reversed(parts[:-1]), reversed(at), strict=True):
         tree = Cut(axis, value, part, tree)
@@ -114,14 +129,17 @@ def block(
     return Part(faces, {name: np.array(points) for name, points in sides.items()})
 
 
-def column(radii: tuple[float, float], z: tuple[float, float], color: Color, *, sides: int = 8, bottom: bool = False) -> Part:
+def column(
+    radii: tuple[float, float], z: tuple[float, float], color: Color, *, sides: int = 8, bottom: bool = False
+) -> Part:
     """An upright regular prism or cone stump about the z axis with the given radii at its bottom and top."""
     angles = (np.arange(sides) + 0.5) * 2 * np.pi / sides
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     low = [_point((*(radii[0] * p), z[0])) for p in ring]
     high = [_point((*(radii[1] * p), z[1])) for p in ring]
     faces = [
-        Face((low[i], low[(i + 1) % sides], high[(i + 1) % sides], high[i]), color, Lamp.NONE) for i in range(sides)
+        Face((low[i], low[(i + 1) % sides], high[(i + 1) % sides], high[i]), color, Lamp.NONE)
+        for i in range(sides)
     ]
     faces.append(Face(tuple(high), color, Lamp.NONE))
     if bottom:
@@ -144,8 +162,8 @@ def slab(profile: Sequence[tuple[float, float]], y: tuple[float, float], color: 
 class Mesh:
     """All faces of a body as arrays, and their painting order for any camera.
 
-    points (F, 8, 3) float32, short faces padded with their last point; counts (F,); normals (F, 3); centers (F, 3);
-    colors (F, 3) float32 0..255; lamps (F,).
+    points (F, 8, 3) float32, short faces padded with their last point; counts (F,); normals (F, 3); centers
+    (F, 3); colors (F, 3) float32 0..255; lamps (F,).
     """
 
     def __init__(self, tree: "Part | Cut") -> None:
@@ -154,17 +172,19 @@ class Mesh:
         self._tree = self._number(tree, parts)
         faces = [face for part in parts for face in part.faces]
         bounds = np.cumsum([0, *(len(part.faces) for part in parts)])
-        self._ranges = [np.arange(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._ranges = [np.arange(a, b) for a, b in itertools.pairwise(bounds)]
         self._orders: dict[int, NDArray[np.int64]] = {}
         padded = [face.points + (face.points[-1],) * (MAX_FACE_POINTS - len(face.points)) for face in faces]
         self.points: NDArray[np.float32] = np.array(padded, dtype=np.float32)
         self.counts = np.array([len(face.points) for face in faces], dtype=np.int64)
         first = self.points[:, 0]
         normals = np.cross(self.points[:, 1] - first, self.points[:, 2] - first)
-        self.normals: NDArray[np.float32] = normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
-        self.centers: NDArray[np.float32] = np.stack(
-            [np.mean(face.points, axis=0) for face in faces]
-        ).astype(np.float32)
+        self.normals: NDArray[np.float32] = normals / np.maximum(
+            np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9
+        )
+        self.centers: NDArray[np.float32] = np.stack([np.mean(face.points, axis=0) for face in faces]).astype(
+            np.float32
+        )
         self.colors: NDArray[np.float32] = np.array([face.color for face in faces], dtype=np.float32)
         self.lamps = np.array([face.lamp for face in faces], dtype=np.int64)
 
@@ -175,7 +195,9 @@ class Mesh:
             key |= (camera[axis] > value) << bit
         order = self._orders.get(key)
         if order is None:
-            order = self._orders[key] = np.concatenate([self._ranges[part] for part in self._walk(self._tree, key)])
+            order = self._orders[key] = np.concatenate(
+                [self._ranges[part] for part in self._walk(self._tree, key)]
+            )
         return order
 
     def _number(self, tree: "Part | Cut", parts: list[Part]) -> Any:
@@ -202,6 +224,9 @@ def _point(values: Sequence[float] | NDArray[np.float64]) -> Point:
 
 def _bilinear(corners: NDArray[np.float64], u: float, v: float) -> NDArray[np.float64]:
     point: NDArray[np.float64] = (
-        corners[0] * (1 - u) * (1 - v) + corners[1] * u * (1 - v) + corners[2] * u * v + corners[3] * (1 - u) * v
+        corners[0] * (1 - u) * (1 - v)
+        + corners[1] * u * (1 - v)
+        + corners[2] * u * v
+        + corners[3] * (1 - u) * v
     )
     return point

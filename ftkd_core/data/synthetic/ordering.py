@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 
 
 def footprints(poses: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Corners (B, 4, 2), counter-clockwise, of footprints with poses (B, 3) x, y, yaw and sizes (B, 2) length, width."""
+    """Corners (B, 4, 2), counter-clockwise, of footprints with poses (B, 3) x, y, yaw and sizes (B, 2)
+    length, width."""
     signs = np.array([[1, -1], [1, 1], [-1, 1], [-1, -1]]) / 2
     local = signs * sizes[:, None]
     cos, sin = np.cos(poses[:, 2])[:, None], np.sin(poses[:, 2])[:, None]
@@ -15,26 +16,28 @@ def footprints(poses: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArra
     return np.stack([x, y], axis=-1)
 
 
-def painting_order(corners: NDArray[np.float64], camera: NDArray[np.float64], tolerance: float = 0.02) -> list[int]:
+def painting_order(
+    corners: NDArray[np.float64], camera: NDArray[np.float64], tolerance: float = 0.02
+) -> list[int]:
     """Indices of bodies, back to front, for footprints (B, 4, 2) and a camera position (2,).
 
-    Where an edge line of one body has another wholly on its far side, the body on the camera's side of that line can
-    hide the other and never the reverse. Where no such line exists (footprints overlap) or the relation runs in a
-    circle, the farther centre is painted first.
+    Where an edge line of one body has another wholly on its far side, the body on the camera's side of that
+    line can hide the other and never the reverse. Where no such line exists (footprints overlap) or the
+    relation runs in a circle, the farther centre is painted first.
     """
     count = len(corners)
     edges = np.roll(corners, -1, axis=1) - corners
-    normals = np.stack([edges[..., 1], -edges[..., 0]], axis=-1)                   # (B, 4, 2) outwards
+    normals = np.stack([edges[..., 1], -edges[..., 0]], axis=-1)  # (B, 4, 2) outwards
     normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
-    offsets = (normals * corners).sum(-1)                                          # (B, 4)
+    offsets = (normals * corners).sum(-1)  # (B, 4)
     reach = np.einsum("bed,ckd->beck", normals, corners) - offsets[..., None, None]
-    separates = (reach >= -tolerance).all(-1)                                      # (B, 4, B) edge of b: all of c beyond
-    outside = (normals @ camera - offsets) > 0                                     # (B, 4)
-    in_front = (separates & outside[..., None]).any(1)                             # [b, c]: c is before b
-    behind = (separates & ~outside[..., None]).any(1)                              # [b, c]: c is behind b
-    hides = in_front | behind.T                                                    # [b, c]: c may hide b
+    separates = (reach >= -tolerance).all(-1)  # (B, 4, B) edge of b: all of c beyond
+    outside = (normals @ camera - offsets) > 0  # (B, 4)
+    in_front = (separates & outside[..., None]).any(1)  # [b, c]: c is before b
+    behind = (separates & ~outside[..., None]).any(1)  # [b, c]: c is behind b
+    hides = in_front | behind.T  # [b, c]: c may hide b
     distance = np.linalg.norm(corners.mean(1) - camera, axis=-1)
-    # Both are possible only if one edge of each separates, on contradicting sides: then neither hides the other.
+    # Both at once means that lines on contradicting sides separate them: then neither hides the other.
     hides &= ~hides.T
     waiting_for = hides.T.sum(1)  # bodies that must be painted before each
     order: list[int] = []

@@ -20,7 +20,8 @@ class Pose2D(NamedTuple):
 
 @dataclass(frozen=True)
 class Path2D:
-    """Starts at (x, y, yaw); pieces are (length m, curvature 1/m); goes straight on before its start and after its end."""
+    """Starts at (x, y, yaw); pieces are (length m, curvature 1/m); goes straight on before its start and
+    after its end."""
 
     x: float
     y: float
@@ -69,7 +70,9 @@ class SpeedProfile:
             return previous_speed
         for time, speed in self.knots[1:]:
             if time_s < time:
-                return previous_speed + (speed - previous_speed) * (time_s - previous_time) / (time - previous_time)
+                return previous_speed + (speed - previous_speed) * (time_s - previous_time) / (
+                    time - previous_time
+                )
             previous_time, previous_speed = time, speed
         return previous_speed
 
@@ -80,14 +83,17 @@ class SpeedProfile:
 
         def integral(t: NDArray[np.float64]) -> NDArray[np.float64]:
             knot = np.clip(np.searchsorted(times, t, side="right") - 1, 0, len(times) - 1)
-            result: NDArray[np.float64] = until[knot] + (t - times[knot]) * (speeds[knot] + np.interp(t, times, speeds)) / 2
+            result: NDArray[np.float64] = (
+                until[knot] + (t - times[knot]) * (speeds[knot] + np.interp(t, times, speeds)) / 2
+            )
             return result
 
         travelled: NDArray[np.float64] = integral(np.asarray(times_s)) - integral(np.zeros(1))
         return travelled
 
     def distance(self, time_s: float) -> float:
-        """Metres travelled since time 0 (negative before it): the scalar twin of `distances`, without its overhead."""
+        """Metres travelled since time 0 (negative before it): the scalar twin of `distances`, without its
+        overhead."""
         if len(self.knots) == 1:
             return self.knots[0][1] * time_s
         low, high = min(0.0, time_s), max(0.0, time_s)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera images of a scene: ground by ray and plane, bodies by a painter whose order is exact, light, fog and noise.
+"""Camera images of a scene: ground by ray and plane, bodies by a painter whose order is exact, light, fog
+and noise.
 
 Symbols: B bodies, F faces, P = 8 points a face, H/W image size.
 """
 
+import itertools
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -29,8 +31,8 @@ Floats = NDArray[np.floating[Any]]
 
 
 class Rendering(NamedTuple):
-    """image (H, W, 3) uint8 RGB; per actor, as `Scene.actors_at` orders them, (M,) pixels of its silhouette that are seen
-    and pixels it would cover with nothing in front of it."""
+    """image (H, W, 3) uint8 RGB; per actor, as `Scene.actors_at` orders them, (M,) pixels of its silhouette
+    that are seen and pixels it would cover with nothing in front of it."""
 
     image: NDArray[np.uint8]
     visible_pixels: NDArray[np.float64]
@@ -38,7 +40,8 @@ class Rendering(NamedTuple):
 
 
 class _View(NamedTuple):
-    """What a mounted camera sees of a flat world; constant while the rig is. Arrays are (H, W) unless said otherwise."""
+    """What a mounted camera sees of a flat world; constant while the rig is. Arrays are (H, W) unless said
+    otherwise."""
 
     x_ego: NDArray[np.float32]  # where the pixel's ray meets the ground, metres
     y_ego: NDArray[np.float32]
@@ -54,26 +57,32 @@ def _view(key: bytes, width: int, height: int) -> _View:
     numbers = np.frombuffer(key, dtype=np.float64)
     intrinsics, ego_from_camera = numbers[:9].reshape(3, 3), numbers[9:].reshape(4, 4)
     u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    rays = np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(intrinsics).T @ ego_from_camera[:3, :3].T
+    rays = (
+        np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(intrinsics).T @ ego_from_camera[:3, :3].T
+    )
     rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
     down = rays[..., 2] < -2e-3
     scale = np.where(down, ego_from_camera[2, 3] / np.maximum(-rays[..., 2], 2e-3), 0.0)
     x = ego_from_camera[0, 3] + scale * rays[..., 0]
     y = ego_from_camera[1, 3] + scale * rays[..., 1]
     distance = np.where(down, scale, 1e4)
-    # One pixel covers distance / focal metres across and more along the view: take the geometric mean of both.
+    # A pixel covers distance / focal metres across and more along the view: take their geometric mean.
     footprint = distance / intrinsics[0, 0] / np.sqrt(np.maximum(-rays[..., 2], 2e-3))
-    level = np.clip(np.round(np.log2(np.maximum(footprint.mean(axis=1), 1e-6) / METRES_PER_PIXEL)), 0, NUM_LEVELS - 1)
+    level = np.clip(
+        np.round(np.log2(np.maximum(footprint.mean(axis=1), 1e-6) / METRES_PER_PIXEL)), 0, NUM_LEVELS - 1
+    )
     starts = [0, *(np.flatnonzero(np.diff(level)) + 1).tolist(), height]
-    bands = tuple((a, b, int(level[a])) for a, b in zip(starts[:-1], starts[1:], strict=True) if down[a:b].any())
+    bands = tuple((a, b, int(level[a])) for a, b in itertools.pairwise(starts) if down[a:b].any())
     return _View(
-        x.astype(np.float32), y.astype(np.float32), distance.astype(np.float32), rays[..., 2].astype(np.float32), down,
+        x.astype(np.float32), y.astype(np.float32), distance.astype(np.float32), rays[..., 2].astype(np.float32),
+        down,
         int((~down.all(axis=1)).nonzero()[0].max(initial=-1)) + 1, bands,
     )  # fmt: skip
 
 
 class _Bodies(NamedTuple):
-    """Everything solid at one moment, actors first: meshes, poses (B, 3) x y yaw, sizes (B, 3), number of actors."""
+    """Everything solid at one moment, actors first: meshes, poses (B, 3) x y yaw, sizes (B, 3), number of
+    actors."""
 
     meshes: list[Mesh]
     poses: NDArray[np.float64]
@@ -84,18 +93,23 @@ class _Bodies(NamedTuple):
 def render_camera(
     scene: Scene, time_s: float, rig: SurroundRig, camera: int, noise_seed: int | None = None
 ) -> Rendering:
-    """The image of one camera at a scene time. Deterministic: noise comes from scene, camera and time unless seeded."""
+    """The image of one camera at a scene time. Deterministic: noise comes from scene, camera and time
+    unless seeded."""
     x, y, yaw, _ = scene.ego.at(time_s)
     local_from_ego = yaw_transform(yaw, (x, y, 0.0))
     local_from_camera = local_from_ego @ rig.ego_from_camera[camera]
     intrinsics = rig.intrinsics[camera]
     key = np.concatenate([intrinsics.ravel(), rig.ego_from_camera[camera].ravel()]).tobytes()
     view = _view(key, rig.width, rig.height)
-    image = _paint_ground(scene, view, local_from_ego, _light(key, rig.width, rig.height, scene.fog_per_m, scene.night))
+    image = _paint_ground(
+        scene, view, local_from_ego, _light(key, rig.width, rig.height, scene.fog_per_m, scene.night)
+    )
     bodies = _bodies_at(scene, time_s)
     painter = _Painter(image, scene, intrinsics, local_from_camera, yaw)
     visible, total = painter.paint(bodies)
-    seed = noise_seed if noise_seed is not None else hash((scene.seed, camera, round(time_s * 1e6))) & 0x7FFFFFFF
+    seed = (
+        noise_seed if noise_seed is not None else hash((scene.seed, camera, round(time_s * 1e6))) & 0x7FFFFFFF
+    )
     _add_noise(image, seed, scene.night)
     return Rendering(image, visible, total)
 
@@ -115,7 +129,8 @@ def _sky_colors(scene: Scene) -> NDArray[np.float32]:
 def _light(
     key: bytes, width: int, height: int, fog_per_m: float, night: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weights (H, W) of the ground's own colour and of the haze before it; the same in every frame of a drive."""
+    """Weights (H, W) of the ground's own colour and of the haze before it; the same in every frame of a
+    drive."""
     view = _view(key, width, height)
     clear = np.exp(-fog_per_m * view.distance).astype(np.float32)
     return _brightness_at(night, view.distance, view.x_ego) * clear, 1 - clear
@@ -142,7 +157,9 @@ def _paint_ground(
         scale = np.float32(1.0 / (METRES_PER_PIXEL * 2**level))
         map_x = (cos * x - sin * y + np.float32(offset[0] - X_RANGE[0])) * scale - np.float32(0.5)
         map_y = (sin * x + cos * y + np.float32(offset[1] - Y_RANGE[0])) * scale - np.float32(0.5)
-        band = cv2.remap(texture.levels[level], map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        band = cv2.remap(
+            texture.levels[level], map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
         own, hazy = (weights[top:bottom] for weights in light)
         shaded = cv2.blendLinear(band, haze[top:bottom], own, hazy)
         mixed = max(0, min(view.sky_rows, bottom) - top)
@@ -158,7 +175,7 @@ def _brightness_at(night: bool, distance: Floats, x_ego: Floats) -> NDArray[np.f
         return np.ones_like(distance, dtype=np.float32)
     ahead = np.clip(x_ego / np.maximum(distance, 1.0) - 0.55, 0, 1) * 2.2
     beam = 0.9 * ahead * np.exp(-np.asarray(distance) / 30.0)
-    return (0.32 + beam).astype(np.float32)
+    return np.asarray(0.32 + beam, dtype=np.float32)
 
 
 class _Painter:
@@ -167,7 +184,12 @@ class _Painter:
     _ID_SCALE: Final = 0.5
 
     def __init__(
-        self, image: NDArray[np.uint8], scene: Scene, intrinsics: NDArray[np.float64], local_from_camera: NDArray[np.float64], ego_yaw: float
+        self,
+        image: NDArray[np.uint8],
+        scene: Scene,
+        intrinsics: NDArray[np.float64],
+        local_from_camera: NDArray[np.float64],
+        ego_yaw: float,
     ) -> None:
         self.ego_yaw = ego_yaw
         self.image = image
@@ -177,7 +199,9 @@ class _Painter:
         self.camera_from_local = invert_rigid(local_from_camera)
         height, width = image.shape[:2]
         self.size = (width, height)
-        self.ids = np.zeros((max(1, round(height * self._ID_SCALE)), max(1, round(width * self._ID_SCALE))), dtype=np.int16)
+        self.ids = np.zeros(
+            (max(1, round(height * self._ID_SCALE)), max(1, round(width * self._ID_SCALE))), dtype=np.int16
+        )
 
     def paint(self, bodies: _Bodies) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Draw all that is in view; visible and total silhouette pixels (M,) of the actors."""
@@ -208,7 +232,9 @@ class _Painter:
 
     def _project(self, points: Floats) -> NDArray[np.float64]:
         """Points (..., 3) in the camera frame with z > 0 -> pixels (..., 2)."""
-        pixels: NDArray[np.float64] = points[..., :2] / points[..., 2:] * self.k[(0, 1), (0, 1)] + self.k[:2, 2]
+        pixels: NDArray[np.float64] = (
+            points[..., :2] / points[..., 2:] * self.k[(0, 1), (0, 1)] + self.k[:2, 2]
+        )
         return pixels
 
     def _shadows(self, bodies: _Bodies, actors: NDArray[np.int64]) -> None:
@@ -232,12 +258,18 @@ class _Painter:
         cameras = self._camera_in_bodies(bodies.poses[order])
         picks = [mesh.painting_order(camera) for mesh, camera in zip(meshes, cameras, strict=True)]
         owner = np.repeat(np.arange(len(order)), [len(pick) for pick in picks])
-        points = np.concatenate([mesh.points[pick] for mesh, pick in zip(meshes, picks, strict=True)]).astype(np.float64)
-        normals = np.concatenate([mesh.normals[pick] for mesh, pick in zip(meshes, picks, strict=True)]).astype(np.float64)
+        points = np.concatenate([mesh.points[pick] for mesh, pick in zip(meshes, picks, strict=True)]).astype(
+            np.float64
+        )
+        normals = np.concatenate(
+            [mesh.normals[pick] for mesh, pick in zip(meshes, picks, strict=True)]
+        ).astype(np.float64)
         facing = ((cameras[owner] - points[:, 0]) * normals).sum(-1) > 0
         owner, points, normals = owner[facing], points[facing], normals[facing]
         counts, lamps, colors = (
-            np.concatenate([getattr(mesh, name)[pick] for mesh, pick in zip(meshes, picks, strict=True)])[facing]
+            np.concatenate([getattr(mesh, name)[pick] for mesh, pick in zip(meshes, picks, strict=True)])[
+                facing
+            ]
             for name in ("counts", "lamps", "colors")
         )
         poses = bodies.poses[order][owner]
@@ -251,7 +283,11 @@ class _Painter:
         return _turned_vectors(relative, -poses[:, 2])
 
     def _shade(
-        self, colors: Floats, lamps: NDArray[np.int64], normals: NDArray[np.float64], centers: NDArray[np.float64]
+        self,
+        colors: Floats,
+        lamps: NDArray[np.int64],
+        normals: NDArray[np.float64],
+        centers: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         """Face colours (F, 3) under the scene's light, with fog."""
         offset = centers - self.position
@@ -303,13 +339,18 @@ class _Painter:
         """Mark the hull of a body on the id map; 0 for what is not an actor."""
         hull = cv2.convexHull(points.astype(np.float32))[:, 0]
         width, height = self.size
-        if hull[:, 0].max() < 0 or hull[:, 0].min() > width or hull[:, 1].max() < 0 or hull[:, 1].min() > height:
+        if (
+            hull[:, 0].max() < 0
+            or hull[:, 0].min() > width
+            or hull[:, 1].max() < 0
+            or hull[:, 1].min() > height
+        ):
             return
         if body < num_actors:
             frame = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float32)
             total[body] = cv2.intersectConvexConvex(hull, frame)[0]
         fixed = np.round((hull * self._ID_SCALE - 0.5) * (1 << _SHIFT)).astype(np.int32)
-        cv2.fillConvexPoly(self.ids, fixed, body + 1 if body < num_actors else 0, cv2.LINE_8, _SHIFT)
+        cv2.fillConvexPoly(self.ids, fixed, [body + 1 if body < num_actors else 0], cv2.LINE_8, _SHIFT)
 
     def _fill(self, pixels: NDArray[np.float64], color: Floats) -> None:
         fixed = np.round((np.clip(pixels, -2e4, 2e4) - 0.5) * (1 << _SHIFT)).astype(np.int32)
@@ -333,14 +374,17 @@ def _turned(points: NDArray[np.float64], poses: NDArray[np.float64]) -> NDArray[
 
 
 def _clip_near(polygon: Floats) -> NDArray[np.float64]:
-    """The part of a polygon (P, 3) in the camera frame with z >= the near plane; (0, 3) where nothing is left."""
+    """The part of a polygon (P, 3) in the camera frame with z >= the near plane; (0, 3) where nothing is
+    left."""
     result: list[NDArray[np.float64]] = []
     for current, following in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
         inside, next_inside = current[2] >= _NEAR_M, following[2] >= _NEAR_M
         if inside:
             result.append(current)
         if inside != next_inside:
-            result.append(current + (following - current) * (_NEAR_M - current[2]) / (following[2] - current[2]))
+            result.append(
+                current + (following - current) * (_NEAR_M - current[2]) / (following[2] - current[2])
+            )
     return np.array(result).reshape(-1, 3)
 
 
@@ -360,4 +404,6 @@ def _add_noise(image: NDArray[np.uint8], seed: int, night: bool) -> None:
     row = int(random.integers(bank.shape[0] - height + 1))
     column = int(random.integers(bank.shape[1] - width + 1))
     gain = 1.6 if night else 1.0
-    cv2.addWeighted(image, 1.0, bank[row : row + height, column : column + width], gain, -128.0 * gain, dst=image)
+    cv2.addWeighted(
+        image, 1.0, bank[row : row + height, column : column + width], gain, -128.0 * gain, dst=image
+    )

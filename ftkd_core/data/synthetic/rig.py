@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The surround rig of the synthetic vehicle: six cameras and a lidar, with nuScenes-like rounded calibration.
 
-Pixels are areas: pixel column i covers [i, i + 1) of the image plane, so scaling an image scales its intrinsics exactly.
+Pixels are areas: pixel column i covers [i, i + 1) of the image plane, so scaling an image scales its
+intrinsics exactly.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +28,8 @@ _FULL_HEIGHT: Final = 900
 
 @dataclass(frozen=True, kw_only=True)
 class _Mount:
-    """One camera at 1600x900: position in ego (m), yaw and downward pitch (degrees), focal length, centre (px), exposure."""
+    """One camera at 1600x900: position in ego (m), yaw and downward pitch (degrees), focal length, centre
+    (px), exposure."""
 
     position: tuple[float, float, float]
     yaw_deg: float
@@ -39,22 +41,52 @@ class _Mount:
 
 _MOUNTS: Final[dict[str, _Mount]] = {
     "CAM_FRONT": _Mount(
-        position=(1.70, 0.02, 1.51), yaw_deg=0.3, pitch_deg=0.0, focal=1266.0, center=(816.0, 491.0), exposure_s=0.0076
+        position=(1.70, 0.02, 1.51),
+        yaw_deg=0.3,
+        pitch_deg=0.0,
+        focal=1266.0,
+        center=(816.0, 491.0),
+        exposure_s=0.0076,
     ),
     "CAM_FRONT_RIGHT": _Mount(
-        position=(1.55, -0.49, 1.50), yaw_deg=-56.4, pitch_deg=0.4, focal=1261.0, center=(808.0, 495.0), exposure_s=0.0155
+        position=(1.55, -0.49, 1.50),
+        yaw_deg=-56.4,
+        pitch_deg=0.4,
+        focal=1261.0,
+        center=(808.0, 495.0),
+        exposure_s=0.0155,
     ),
     "CAM_FRONT_LEFT": _Mount(
-        position=(1.52, 0.49, 1.51), yaw_deg=55.0, pitch_deg=0.2, focal=1273.0, center=(827.0, 480.0), exposure_s=0.0
+        position=(1.52, 0.49, 1.51),
+        yaw_deg=55.0,
+        pitch_deg=0.2,
+        focal=1273.0,
+        center=(827.0, 480.0),
+        exposure_s=0.0,
     ),
     "CAM_BACK": _Mount(
-        position=(0.03, 0.00, 1.58), yaw_deg=179.9, pitch_deg=0.8, focal=809.0, center=(829.0, 482.0), exposure_s=0.0327
+        position=(0.03, 0.00, 1.58),
+        yaw_deg=179.9,
+        pitch_deg=0.8,
+        focal=809.0,
+        center=(829.0, 482.0),
+        exposure_s=0.0327,
     ),
     "CAM_BACK_LEFT": _Mount(
-        position=(1.04, 0.48, 1.59), yaw_deg=108.5, pitch_deg=0.1, focal=1257.0, center=(792.0, 493.0), exposure_s=0.0426
+        position=(1.04, 0.48, 1.59),
+        yaw_deg=108.5,
+        pitch_deg=0.1,
+        focal=1257.0,
+        center=(792.0, 493.0),
+        exposure_s=0.0426,
     ),
     "CAM_BACK_RIGHT": _Mount(
-        position=(1.01, -0.48, 1.56), yaw_deg=-110.6, pitch_deg=0.9, focal=1260.0, center=(807.0, 501.0), exposure_s=0.0230
+        position=(1.01, -0.48, 1.56),
+        yaw_deg=-110.6,
+        pitch_deg=0.9,
+        focal=1260.0,
+        center=(807.0, 501.0),
+        exposure_s=0.0230,
     ),
 }
 
@@ -63,8 +95,8 @@ _MOUNTS: Final[dict[str, _Mount]] = {
 class SurroundRig:
     """N calibrated cameras of one image size.
 
-    channels, one name a camera; width, height in pixels; intrinsics (N, 3, 3); ego_from_camera (N, 4, 4), camera being
-    the optical frame; exposure_offsets_s (N,), seconds after the sweep start.
+    channels, one name a camera; width, height in pixels; intrinsics (N, 3, 3); ego_from_camera (N, 4, 4),
+    camera being the optical frame; exposure_offsets_s (N,), seconds after the sweep start.
     """
 
     channels: tuple[str, ...]
@@ -93,7 +125,8 @@ class SurroundRig:
 
 
 def nuscenes_rig(width: int = _FULL_WIDTH, height: int = _FULL_HEIGHT) -> SurroundRig:
-    """The six cameras of a nuScenes-like vehicle in the order of `CAMERA_CHANNELS`, images scaled to width x height."""
+    """The six cameras of a nuScenes-like vehicle in the order of `CAMERA_CHANNELS`, images scaled to width
+    x height."""
     mounts = [_MOUNTS[channel] for channel in CAMERA_CHANNELS]
     full = SurroundRig(
         channels=CAMERA_CHANNELS,

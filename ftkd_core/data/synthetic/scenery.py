@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What stands around and is not annotated: buildings, walls, trees, hedges and lamp posts. They occlude."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ def make_scenery(
     fixtures: list[Fixture] = []
     edges = [crossings_x[0] - 70.0, *crossings_x, crossings_x[-1] + 70.0]
     setback = road_half + sidewalk
-    for left, right in zip(edges[:-1], edges[1:], strict=True):
+    for left, right in itertools.pairwise(edges):
         start = left + (setback if left in crossings_x else 0.0)
         end = right - (setback if right in crossings_x else 0.0)
         for side in (-1.0, 1.0):
@@ -38,9 +39,15 @@ def make_scenery(
 
 
 def _main_row(
-    fixtures: list[Fixture], random: np.random.Generator, start: float, end: float, side: float, setback: float
+    fixtures: list[Fixture],
+    random: np.random.Generator,
+    start: float,
+    end: float,
+    side: float,
+    setback: float,
 ) -> None:
-    """Buildings, walls and hedges along the main road between two crossings; the far ends carry the corner houses."""
+    """Buildings, walls and hedges along the main road between two crossings; the far ends carry the corner
+    houses."""
     x = start
     while x < end - 6:
         length = float(min(random.uniform(9, 24), end - x))
@@ -50,7 +57,9 @@ def _main_row(
         if kind < 0.62:
             fixtures.append(_building(random, x + length / 2, side * (near + depth / 2), length - 0.5, depth))
         elif kind < 0.78:
-            fixtures.append(_low(random, x + length / 2, side * near, length - 0.6, 0.5, hedge=random.random() < 0.6))
+            fixtures.append(
+                _low(random, x + length / 2, side * near, length - 0.6, 0.5, hedge=random.random() < 0.6)
+            )
         _trees(fixtures, random, x, length, side, setback)
         x += length + float(random.uniform(0, 7))
 
@@ -63,7 +72,12 @@ def _trees(
 
 
 def _side_row(
-    fixtures: list[Fixture], random: np.random.Generator, edge: float, flank: float, side: float, setback: float
+    fixtures: list[Fixture],
+    random: np.random.Generator,
+    edge: float,
+    flank: float,
+    side: float,
+    setback: float,
 ) -> None:
     """Buildings along a crossing road, behind the rows of the main road."""
     y = setback + 26.0
@@ -78,10 +92,19 @@ def _side_row(
 
 def _building(random: np.random.Generator, x: float, y: float, length: float, width: float) -> Fixture:
     height = float(random.uniform(5, 16))
-    walls: tuple[Color, ...] = ((165, 120, 95), (190, 180, 160), (140, 140, 145), (200, 195, 190), (120, 95, 85), (175, 160, 120))
+    walls: tuple[Color, ...] = (
+        (165, 120, 95),
+        (190, 180, 160),
+        (140, 140, 145),
+        (200, 195, 190),
+        (120, 95, 85),
+        (175, 160, 120),
+    )
     base = np.asarray(walls[int(random.integers(len(walls)))]) * random.uniform(0.8, 1.1)
     color = (float(base[0]), float(base[1]), float(base[2]))
-    body = block((-length / 2, length / 2), (-width / 2, width / 2), (0.0, height), color, top_color=(95, 92, 90))
+    body = block(
+        (-length / 2, length / 2), (-width / 2, width / 2), (0.0, height), color, top_color=(95, 92, 90)
+    )
     floors = max(1, int(height // 3.2))
     for name, extent in (("front", width), ("rear", width), ("left", length), ("right", length)):
         columns = max(1, int(extent // 3.5))
@@ -94,7 +117,9 @@ def _building(random: np.random.Generator, x: float, y: float, length: float, wi
     return Fixture(size=(length, width, height), pose=(x, y, 0.0), body=Mesh(body))
 
 
-def _low(random: np.random.Generator, x: float, y: float, length: float, width: float, *, hedge: bool) -> Fixture:
+def _low(
+    random: np.random.Generator, x: float, y: float, length: float, width: float, *, hedge: bool
+) -> Fixture:
     height = float(random.uniform(0.9, 2.0))
     color: Color = (58, 92, 48) if hedge else (150, 142, 132)
     body = block((-length / 2, length / 2), (-width / 2, width / 2), (0.0, height), color)

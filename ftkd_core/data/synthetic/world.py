@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stretch of town with traffic, deterministic by seed: roads, scenery, the ten classes, and a vehicle driving through.
+"""A stretch of town with traffic, deterministic by seed: roads, scenery, the ten classes, and a vehicle
+driving through.
 
-Everything is laid out in a local frame (metres, z = 0 is the ground; the main road runs along x) that lies anywhere in
-the global frame. Scene time 0 is the start of the first lidar sweep. Actors are placed one by one and kept only if
-their footprint meets no other's at any time, so that nothing drives through anything.
+Everything is laid out in a local frame (metres, z = 0 is the ground; the main road runs along x) that lies
+anywhere in the global frame. Scene time 0 is the start of the first lidar sweep. Actors are placed one by
+one and kept only if their footprint meets no other's at any time, so that nothing drives through anything.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,8 @@ _CHECK_STEP_S: Final = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """Mean numbers of objects along the drive; `spread_m` is how far from the ego's path they are put at most."""
+    """Mean numbers of objects along the drive; `spread_m` is how far from the ego's path they are put at
+    most."""
 
     cars: int = 16
     trucks: int = 4
@@ -45,8 +47,8 @@ class WorldConfig:
 
 
 class ActorStates(NamedTuple):
-    """All actors at one time: instance (M,) int64, labels (M,) int64 index of CLASS_NAMES, boxes_global (M, 9) float64
-    house form, attributes (nuScenes names, "" for none)."""
+    """All actors at one time: instance (M,) int64, labels (M,) int64 index of CLASS_NAMES, boxes_global (M,
+    9) float64 house form, attributes (nuScenes names, "" for none)."""
 
     instance: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -56,7 +58,8 @@ class ActorStates(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
-    """One object: class name, size (length, width, height), how it moves, what it looks like, whether someone rides it."""
+    """One object: class name, size (length, width, height), how it moves, what it looks like, whether
+    someone rides it."""
 
     name: str
     size: tuple[float, float, float]
@@ -78,8 +81,8 @@ class Actor:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One drive. global_from_local (4, 4); ego motion; actors and fixtures (what is not annotated) in the local frame;
-    light: night, sun direction (3,), sky and fog colours and fog density are `look`."""
+    """One drive. global_from_local (4, 4); ego motion; actors and fixtures (what is not annotated) in the
+    local frame; light: night, sun direction (3,), sky and fog colours and fog density are `look`."""
 
     seed: int
     name: str
@@ -106,7 +109,9 @@ class Scene:
         for actor in self.actors:
             x, y, yaw, speed = actor.motion.at(time_s)
             length, width, height = actor.size
-            rows.append([x, y, height / 2, length, width, height, yaw, speed * np.cos(yaw), speed * np.sin(yaw)])
+            rows.append(
+                [x, y, height / 2, length, width, height, yaw, speed * np.cos(yaw), speed * np.sin(yaw)]
+            )
         return np.array(rows, dtype=np.float64).reshape(-1, 9)
 
     def actors_at(self, time_s: float) -> ActorStates:
@@ -149,7 +154,9 @@ def make_scene(seed: int, duration_s: float = 20.0, config: WorldConfig | None =
         global_from_local=yaw_transform(float(heading), origin),
         ego=ego,
         actors=tuple(placer.actors),
-        fixtures=tuple(f for f in make_scenery(random, CROSSINGS_X, ROAD_HALF, SIDEWALK) if placer.free_for(f)),
+        fixtures=tuple(
+            f for f in make_scenery(random, CROSSINGS_X, ROAD_HALF, SIDEWALK) if placer.free_for(f)
+        ),
     )
 
 
@@ -171,7 +178,12 @@ def _ego_motion(random: np.random.Generator, duration_s: float) -> tuple[Motion,
         arrive = max(1.0, (entry - start_x - 12) / cruise)
         slow = 2 * 12 / (cruise + corner)
         through = radius * np.pi / 2 / corner
-        knots += [(arrive, cruise), (arrive + slow, corner), (arrive + slow + through, corner), (arrive + slow + through + 3, cruise)]
+        knots += [
+            (arrive, cruise),
+            (arrive + slow, corner),
+            (arrive + slow + through, corner),
+            (arrive + slow + through + 3, cruise),
+        ]
     elif random.random() < 0.5:
         stop = float(random.uniform(0.2, 0.5)) * duration_s
         low = float(random.choice([0.0, 3.0]))
@@ -180,7 +192,8 @@ def _ego_motion(random: np.random.Generator, duration_s: float) -> tuple[Motion,
 
 
 class _Placer:
-    """Places actors so that no two footprints, and none and the ego's, ever meet; draws until one fits, or gives up."""
+    """Places actors so that no two footprints, and none and the ego's, ever meet; draws until one fits, or
+    gives up."""
 
     def __init__(self, random: np.random.Generator, ego: Motion, duration_s: float) -> None:
         self.random = random
@@ -238,7 +251,8 @@ class _Placer:
         return self.clear(self._cover(track, length, width, 0.0))
 
     def near_ego(self, spread: float) -> tuple[float, float]:
-        """A point at most `spread` metres (root mean square about half) from a random point of the ego's path."""
+        """A point at most `spread` metres (root mean square about half) from a random point of the ego's
+        path."""
         index = int(self.random.integers(len(self.times)))
         x, y = self.ego_track[index, :2]
         distance, angle = spread * self.random.random() ** 0.5, self.random.uniform(-np.pi, np.pi)
@@ -248,10 +262,14 @@ class _Placer:
 def fill_scene(placer: _Placer, config: WorldConfig) -> None:
     """Put all actors into a scene; the rarest and largest first, so that they find room."""
     counts = [
-        ("bus", config.buses, 0.7), ("trailer", config.trailers, 0.2), ("construction_vehicle", config.construction_vehicles, 0.3),
-        ("truck", config.trucks, 0.6), ("motorcycle", config.motorcycles, 0.6), ("bicycle", config.bicycles, 0.5),
+        ("bus", config.buses, 0.7),
+        ("trailer", config.trailers, 0.2),
+        ("construction_vehicle", config.construction_vehicles, 0.3),
+        ("truck", config.trucks, 0.6),
+        ("motorcycle", config.motorcycles, 0.6),
+        ("bicycle", config.bicycles, 0.5),
         ("car", config.cars, 0.55),
-    ]  # fmt: skip
+    ]
     random = placer.random
     for _ in range(config.barrier_rows):
         _barrier_row(placer, config.spread_m * 0.5)
@@ -339,7 +357,7 @@ def _cone(placer: _Placer, spread: float) -> bool:
 
 def _pedestrian(placer: _Placer, spread: float) -> bool:
     random = placer.random
-    x, y = placer.near_ego(spread)
+    x, _y = placer.near_ego(spread)
     kind = random.random()
     side = float(random.choice([-1.0, 1.0])) * (ROAD_HALF + float(random.uniform(0.5, SIDEWALK - 0.3)))
     heading = float(random.choice([0.0, np.pi])) + float(random.normal(0, 0.05))
