@@ -64,7 +64,7 @@ class BackboneConfig:
         _require(self.token_stride in (8, 16), f"token stride {self.token_stride}: expected 8 or 16")
         _require(
             self.auxiliary_stride in (8, 16) and self.auxiliary_stride <= self.token_stride,
-            f"auxiliary stride {self.auxiliary_stride}: expected 8 or 16, at most {self.token_stride} (the tokens')",
+            f"auxiliary stride {self.auxiliary_stride}: expected 8 or 16, up to {self.token_stride}",
         )
 
 
