@@ -74,7 +74,8 @@ def _view(key: bytes, width: int, height: int) -> _View:
     starts = [0, *(np.flatnonzero(np.diff(level)) + 1).tolist(), height]
     bands = tuple((a, b, int(level[a])) for a, b in itertools.pairwise(starts) if down[a:b].any())
     return _View(
-        *(array.astype(np.float32) for array in (x, y, distance, rays[..., 2])),
+        x.astype(np.float32), y.astype(np.float32),
+        distance.astype(np.float32), rays[..., 2].astype(np.float32),
         down,
         int((~down.all(axis=1)).nonzero()[0].max(initial=-1)) + 1, bands,
     )  # fmt: skip
