@@ -94,8 +94,8 @@ class BagReader:
             self._reader.open()
         except _READ_ERRORS as error:
             raise UserError(
-                f"bag {str(self.path)!r} cannot be read ({_reason(error)}); it is damaged or its recording was "
-                f"cut off: {_RECOVERY}"
+                f"bag {str(self.path)!r} cannot be read ({_reason(error)}); it is damaged or its "
+                f"recording was cut off: {_RECOVERY}"
             ) from error
 
     def __enter__(self) -> "BagReader":
@@ -104,6 +104,10 @@ class BagReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; nothing can be read afterwards."""
         self._reader.close()
 
     @property

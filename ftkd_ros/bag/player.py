@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bag -> topics: a ROS 2 node that plays a bag and loses nothing.
+
+The serialized messages go out unchanged, each at its log time, with the durability they were recorded with,
+and always reliable. /clock runs along. A thread reads ahead, so that the disk does not disturb the timing.
+"""
+
+import queue
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rosbags.interfaces import Connection
+from rosgraph_msgs.msg import Clock
+
+from ftkd_core.errors import UserError
+from ftkd_ros.bag.io import BagReader, is_latched, offered_qos
+from ftkd_ros.bag.node_running import (
+    message_class,
+    number_parameter,
+    queue_depth,
+    run_node,
+    text_parameter,
+    texts_parameter,
+)
+
+# A subscriber that stalls for a second must find everything still there: cameras and poses come at 12 and 92
+# Hz.
+_LEAST_DEPTH: Final = 100
+_READ_AHEAD: Final = 128
+# Both sides of a DDS match learn of it at slightly different times.
+_SETTLE_S: Final = 0.2
+_ACKNOWLEDGE_S: Final = 5.0
+_TIMINGS_KEPT: Final = 100_000
+
+Message = tuple[Connection, int, bytes]
+
+
+class PlayerNode(Node):
+    """Plays the bag of parameter `bag`; see the parameters' descriptions. Raises UserError for bad ones."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("player", **options)
+        bag = text_parameter(self, "bag", "the bag to play: the folder that holds metadata.yaml")
+        self._rate = number_parameter(self, "rate", 1.0, "speed, 1 is real time", 1e-3)
+        self._clock_hz = number_parameter(self, "clock_hz", 100.0, "rate of /clock, 0: no /clock", 0.0)
+        self._start_delay_s = number_parameter(self, "start_delay_s", 0.0, "wait before the start", 0.0)
+        self._wait_timeout_s = number_parameter(
+            self, "wait_timeout_s", 60.0, "longest wait for subscribers", 0.0
+        )
+        self._awaited = _awaited(
+            texts_parameter(
+                self,
+                "wait_for_subscribers",
+                "topics that must have a subscriber before the start, or NAME=COUNT for several",
+            )
+        )
+        looping = ParameterDescriptor(description="start again at the end, with a jump back of /clock")
+        self._loop = bool(self.declare_parameter("loop", False, looping).value)
+        self._bag = BagReader(bag)
+        self._outputs = self._make_publishers()
+        self._clock = self.create_publisher(Clock, "/clock", 10) if self._clock_hz else None
+        self._published = 0
+        self._lateness_s: deque[float] = deque(maxlen=_TIMINGS_KEPT)
+
+    def play(self, stop: threading.Event) -> str:
+        """Play until the end, or until `stop`; returns a sentence about it. Raises UserError where the bag
+        breaks off and when awaited subscribers do not come."""
+        self._wait_for_subscribers(stop)
+        stop.wait(self._start_delay_s)
+        started = time.monotonic()
+        while not stop.is_set():
+            self._play_once(stop)
+            if not self._loop:
+                break
+        for publisher in self._outputs.values():
+            publisher.wait_for_all_acked(Duration(seconds=0 if stop.is_set() else _ACKNOWLEDGE_S))
+        elapsed = time.monotonic() - started
+        return f"played {self._published} messages of {self._bag.path} in {elapsed:.1f} s{self._timing()}"
+
+    def _make_publishers(self) -> dict[str, Any]:
+        publishers = {}
+        for connection in self._bag.connections:
+            kind = message_class(connection.msgtype)
+            if kind is None:
+                self.get_logger().warning(
+                    f"not playing {connection.topic}: its type {connection.msgtype} is not installed"
+                )
+                continue
+            publishers[connection.topic] = self.create_publisher(kind, connection.topic, _profile(connection))
+        unknown = [topic for topic in self._awaited if topic not in publishers]
+        if unknown:
+            raise UserError(
+                f"parameter wait_for_subscribers names {unknown[0]}, which the bag does not play; "
+                f"it plays {', '.join(sorted(publishers)) or 'nothing'}"
+            )
+        return publishers
+
+    def _wait_for_subscribers(self, stop: threading.Event) -> None:
+        deadline = time.monotonic() + self._wait_timeout_s
+        while missing := self._missing_subscribers():
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"no subscriber after {self._wait_timeout_s:g} s on {', '.join(missing)}; "
+                    "is the node running on this ROS_DOMAIN_ID?"
+                )
+            if stop.wait(0.02):
+                return
+        if self._awaited:
+            stop.wait(_SETTLE_S)
+
+    def _missing_subscribers(self) -> list[str]:
+        return [
+            topic
+            for topic, count in self._awaited.items()
+            if self._outputs[topic].get_subscription_count() < count
+        ]
+
+    def _play_once(self, stop: threading.Event) -> None:
+        self._tell_time(self._bag.start_ns)
+        with _ReadAhead(self._bag, [*self._outputs]) as messages:
+            pace = _Pace(
+                self._bag.start_ns, self._rate, 1 / self._clock_hz if self._clock_hz else float("inf")
+            )
+            for connection, log_time_ns, content in messages:
+                if not self._wait_until(log_time_ns, pace, stop):
+                    return
+                self._outputs[connection.topic].publish(content)
+                self._lateness_s.append(time.monotonic() - pace.due(log_time_ns))
+                self._published += 1
+        self._tell_time(self._bag.end_ns)
+
+    def _wait_until(self, log_time_ns: int, pace: "_Pace", stop: threading.Event) -> bool:
+        """Sleep until a message is due, with ticks of /clock on the way; False when told to stop."""
+        due = pace.due(log_time_ns)
+        while True:
+            now = time.monotonic()
+            if now >= pace.next_tick:
+                # Where the machine cannot follow, the clock waits for the messages.
+                self._tell_time(min(pace.bag_time(now), log_time_ns))
+                pace.tick(now)
+            wake = min(due, pace.next_tick)
+            if now >= due:
+                return not stop.is_set()
+            if stop.wait(max(0.0, wake - now)):
+                return False
+
+    def _tell_time(self, bag_time_ns: int) -> None:
+        if self._clock is not None:
+            message = Clock()
+            message.clock.sec, message.clock.nanosec = divmod(bag_time_ns, 1_000_000_000)
+            self._clock.publish(message)
+
+    def _timing(self) -> str:
+        if not self._lateness_s:
+            return ""
+        typical, high = np.percentile(self._lateness_s, [50, 99]) * 1e3
+        return f"; published {typical:.2f} ms after their time (median), {high:.2f} ms (99 %)"
+
+    def destroy_node(self) -> None:
+        """Close the bag with the node."""
+        self._bag.close()
+        super().destroy_node()
+
+
+class _Pace:
+    """Bag time against the monotonic clock, and when /clock is due next; seconds, the bag's in
+    nanoseconds."""
+
+    def __init__(self, start_ns: int, rate: float, tick_s: float) -> None:
+        self._start_ns = start_ns
+        self._rate = rate
+        self._tick_s = tick_s
+        self._started = time.monotonic()
+        self.next_tick = self._started + tick_s
+
+    def due(self, log_time_ns: int) -> float:
+        """When a message is to be published."""
+        return self._started + (log_time_ns - self._start_ns) / 1e9 / self._rate
+
+    def bag_time(self, now: float) -> int:
+        """The bag's time at a moment."""
+        return self._start_ns + int((now - self._started) * self._rate * 1e9)
+
+    def tick(self, now: float) -> None:
+        """Count a tick; ticks that were missed are not made up for."""
+        self.next_tick = max(self.next_tick + self._tick_s, now)
+
+
+class _ReadAhead:
+    """Iterates over messages that a thread reads ahead; an error of the thread is raised to the reader in its
+    turn."""
+
+    def __init__(self, bag: BagReader, topics: Sequence[str]) -> None:
+        self._queue: queue.Queue[Message | Exception | None] = queue.Queue(_READ_AHEAD)
+        self._given_up = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(bag, topics), name="read ahead", daemon=True)
+
+    def __enter__(self) -> Iterator[Message]:
+        self._thread.start()
+        while self._queue.empty():  # opening a chunk takes longer than the first messages are apart
+            self._given_up.wait(0.001)
+        return self._messages()
+
+    def __exit__(self, *_: object) -> None:
+        self._given_up.set()
+        while self._thread.is_alive():  # it may be waiting for room
+            try:
+                self._queue.get(timeout=0.01)
+            except queue.Empty:
+                continue
+
+    def _messages(self) -> Iterator[Message]:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def _read(self, bag: BagReader, topics: Sequence[str]) -> None:
+        try:
+            for message in bag.raw(topics):
+                if self._given_up.is_set():
+                    return
+                self._queue.put(message)
+            self._queue.put(None)
+        except Exception as error:  # whoever reads shall see it, instead of waiting for ever
+            self._queue.put(error)
+
+
+def _awaited(texts: Sequence[str]) -> dict[str, int]:
+    """Subscribers to wait for by topic, from "NAME" or "NAME=COUNT"."""
+    awaited = {}
+    for text in texts:
+        topic, equals, count = text.partition("=")
+        if equals and not (count.isdigit() and int(count) > 0):
+            raise UserError(f"parameter wait_for_subscribers has {text!r}; expected NAME or NAME=COUNT")
+        awaited[topic] = int(count) if equals else 1
+    return awaited
+
+
+def _profile(connection: Connection) -> QoSProfile:
+    latched = is_latched(connection)
+    depth = max((profile.depth for profile in offered_qos(connection)), default=0)
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=max(depth, 1) if latched else max(depth, queue_depth(connection.msgtype)),
+        reliability=ReliabilityPolicy.RELIABLE,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`ros2 run ftkd_ros player --ros-args -p bag:=FOLDER`; exit code 2 and one sentence for bad input."""
+    return run_node(PlayerNode, PlayerNode.play, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

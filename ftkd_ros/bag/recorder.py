@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Topics -> bag: a ROS 2 node that records serialized messages to MCAP until it is told to stop.
+
+Each topic is subscribed to as soon as a publisher of it is seen, with what that publisher offers. Every
+second what has come is put on disk as a complete chunk, so that a killed recorder leaves all but the last
+second.
+"""
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+
+from ftkd_core.errors import UserError
+from ftkd_ros.bag.io import BagWriter
+from ftkd_ros.bag.node_running import (
+    message_class,
+    number_parameter,
+    queue_depth,
+    run_node,
+    text_parameter,
+    texts_parameter,
+)
+
+_LOOK_S: Final = 0.05
+_FLUSH_S: Final = 1.0
+# After the signal to stop, messages under way are still taken: until none comes for a while.
+_QUIET_S: Final = 0.2
+_LONGEST_DRAIN_S: Final = 2.0
+_WHAT_IS_LEFT: Final = (
+    "the .mcap file holds what came before: `mcap recover` it, then `ros2 bag reindex` the folder"
+)
+
+
+class RecorderNode(Node):
+    """Records the topics of parameter `topics` into the new bag `output`; raises UserError for bad
+    parameters."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("recorder", **options)
+        output = text_parameter(self, "output", "the new folder of the bag")
+        topics = texts_parameter(self, "topics", "the topics to record")
+        if not topics:
+            raise UserError("parameter topics is empty; name what to record, such as topics:=[/detections]")
+        self._topics = [self.resolve_topic_name(topic) for topic in topics]
+        least_mb = number_parameter(self, "min_free_mb", 64.0, "stop when the disk has less room", 0.0)
+        self._least_bytes = int(least_mb * 1e6)
+        self._output = Path(output)
+        self._check_room()
+        self._lock = threading.Lock()  # the executor's thread stores, the main thread announces and flushes
+        self._bag = BagWriter(self._output, whole=False)
+        self._open = True
+        self._broken: UserError | None = None
+        self._subscribed: dict[str, tuple[Any, QoSProfile]] = {}
+        self._refused: set[str] = set()
+        self._last_arrival = time.monotonic()
+
+    def record(self, stop: threading.Event) -> str:
+        """Record until `stop`; returns a sentence about it. Raises UserError when the disk is full."""
+        self.get_logger().info(f"recording to {self._bag.output}")
+        next_flush = time.monotonic() + _FLUSH_S
+        full: UserError | None = None
+        while full is None and self._broken is None and not stop.wait(_LOOK_S):
+            self._look_for_publishers()
+            if time.monotonic() >= next_flush:
+                full = self._flush()
+                next_flush = time.monotonic() + _FLUSH_S
+        self._drain()
+        sentence = self._finish()
+        if full is not None:
+            raise UserError(f"{full}; {sentence}")
+        return sentence
+
+    def _look_for_publishers(self) -> None:
+        for topic in self._topics:
+            offers = self.get_publishers_info_by_topic(topic)
+            if not offers or topic in self._refused:
+                continue
+            profile = _fitting(offers)
+            subscribed = self._subscribed.get(topic)
+            if subscribed is None:
+                self._subscribe(topic, offers[0].topic_type, profile)
+            elif not _accepts(subscribed[1], profile):
+                self.get_logger().warning(f"a new publisher of {topic} offers less; subscribing again")
+                self.destroy_subscription(subscribed[0])
+                self._subscribe(topic, offers[0].topic_type, profile)
+
+    def _subscribe(self, topic: str, msgtype: str, profile: QoSProfile) -> None:
+        kind = message_class(msgtype)
+        try:
+            if kind is None:
+                raise UserError(f"its type {msgtype} is not installed")
+            self._announce(topic, msgtype, profile)
+        except UserError as error:
+            self._refused.add(topic)
+            self.get_logger().error(f"not recording {topic}: {error}")
+            return
+        subscription = self.create_subscription(kind, topic, partial(self._store, topic), profile, raw=True)
+        self._subscribed[topic] = (subscription, profile)
+        self.get_logger().info(f"recording {topic}")
+
+    def _announce(self, topic: str, msgtype: str, profile: QoSProfile) -> None:
+        if topic in self._subscribed:
+            return
+        with self._lock:
+            self._bag.add_topic(
+                topic,
+                msgtype,
+                depth=10,
+                latched=profile.durability is DurabilityPolicy.TRANSIENT_LOCAL,
+                reliable=profile.reliability is ReliabilityPolicy.RELIABLE,
+            )
+
+    def _store(self, topic: str, content: bytes) -> None:
+        """Called in the executor's thread for each message; never raises, as that would end the thread."""
+        self._last_arrival = time.monotonic()
+        with self._lock:
+            if not self._open or self._broken is not None:
+                return
+            try:
+                self._bag.write_raw(topic, time.time_ns(), content)
+            except UserError as error:
+                self._broken = error
+
+    def _flush(self) -> UserError | None:
+        """Put what has come on disk; the reason to stop if there is little room left."""
+        with self._lock:
+            if self._broken is not None:
+                return None
+            try:
+                self._bag.flush()
+            except UserError as error:
+                self._broken = error
+                return None
+        try:
+            self._check_room()
+        except UserError as error:
+            return error
+        return None
+
+    def _check_room(self) -> None:
+        existing = next(place for place in (self._output, *self._output.absolute().parents) if place.exists())
+        free = shutil.disk_usage(existing).free
+        if free < self._least_bytes:
+            raise UserError(
+                f"the disk of {str(self._output)!r} has {free / 1e6:.0f} MB left, less than min_free_mb "
+                f"{self._least_bytes / 1e6:g}; make room"
+            )
+
+    def _drain(self) -> None:
+        """Wait until nothing more arrives."""
+        deadline = time.monotonic() + _LONGEST_DRAIN_S
+        while time.monotonic() < min(deadline, self._last_arrival + _QUIET_S):
+            time.sleep(_LOOK_S)
+
+    def _finish(self) -> str:
+        with self._lock:
+            self._open = False
+            if self._broken is not None:
+                self._bag.abandon()
+                raise UserError(f"{self._broken}; {_WHAT_IS_LEFT}")
+            self._bag.close()
+        for topic in self._topics:
+            if not self._bag.counts[topic]:
+                self.get_logger().warning(f"nothing was recorded on {topic}")
+        return f"recorded {self._bag.counts.total()} messages to {self._bag.output}"
+
+    def destroy_node(self) -> None:
+        """Let go of the bag with the node."""
+        with self._lock:
+            if self._open:
+                self._open = False
+                self._bag.abandon()
+        super().destroy_node()
+
+
+def _fitting(offers: Sequence[Any]) -> QoSProfile:
+    """The most that all publishers offer: a subscription that asks for more gets nothing from them."""
+    reliable = all(offer.qos_profile.reliability is not ReliabilityPolicy.BEST_EFFORT for offer in offers)
+    latched = all(offer.qos_profile.durability is DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_LAST,
+        depth=queue_depth(offers[0].topic_type),
+        reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
+    )
+
+
+def _accepts(asked: QoSProfile, offered: QoSProfile) -> bool:
+    """Whether a subscription that asks for one profile gets messages from publishers that offer the other."""
+    wants_reliable = asked.reliability is ReliabilityPolicy.RELIABLE
+    wants_latched = asked.durability is DurabilityPolicy.TRANSIENT_LOCAL
+    return not (
+        (wants_reliable and offered.reliability is ReliabilityPolicy.BEST_EFFORT)
+        or (wants_latched and offered.durability is DurabilityPolicy.VOLATILE)
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`ros2 run ftkd_ros recorder --ros-args -p output:=FOLDER -p topics:=[...]`; exit code 2 for bad
+    input."""
+    return run_node(RecorderNode, RecorderNode.record, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
