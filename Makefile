@@ -45,7 +45,7 @@ test: setup
 	ROS_DOMAIN_ID=$(TEST_DOMAIN) $(BIN)/python -m pytest $(ARGS)
 
 bench: setup
-	ROS_DOMAIN_ID=$(DEMO_DOMAIN) $(BIN)/python -m ftkd_ros.cli bench $(ARGS)
+	ROS_DOMAIN_ID=$(DEMO_DOMAIN) $(BIN)/python -m benchmarks.run $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
