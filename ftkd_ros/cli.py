@@ -83,7 +83,7 @@ def _add_synth(commands: "Commands") -> None:
     parser.add_argument(
         "--first-seed",
         type=int,
-        default=9_000_000,
+        default=900_000,
         metavar="SEED",
         help="of the first scene (default %(default)s)",
     )

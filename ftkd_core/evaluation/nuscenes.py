@@ -69,8 +69,8 @@ def to_devkit_results(detections: Mapping[str, PosedObjects], sample_tokens: Ite
     """The devkit's results dictionary: an entry for each of `sample_tokens`, empty for one without any.
 
     Boxes go to the global frame with sizes (w, l, h), the best 500 a sample, attributes by the rule of
-    `classes.attribute_for`; an unknown velocity counts as standing. Raises ValueError for boxes that are not
-    finite or have no size, and for detections of a sample that is not in `sample_tokens`.
+    `classes.attribute_for`; an unknown velocity counts as standing. Raises UserError for boxes that are not
+    finite or have no size, ValueError for detections of a sample that is not in `sample_tokens`.
     """
     results: dict[str, list[dict[str, Any]]] = {token: [] for token in sample_tokens}
     for token, posed in detections.items():
@@ -167,7 +167,7 @@ def _sample_results(token: str, posed: PosedObjects) -> list[dict[str, Any]]:
     )
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
-        raise ValueError(
+        raise UserError(
             f"detection {boxes[first].tolist()} with score {objects.scores[first]} at {objects.stamp_ns} ns; "
             "expected finite numbers and sizes above 0"
         )

@@ -27,6 +27,10 @@ from ftkd_ros.bag.drive import Drive, KeyFrame, nearest, read_objects
 from ftkd_ros.bag.io import BagReader
 
 JOIN_WITHIN_NS: Final = 25_000_000
+_SMALL_MODEL_ON_REAL_DATA: Final = (
+    "These are real camera images, and the weights were trained on synthetic scenes only: the small model finds "
+    "nothing sensible here. What counts is that real data runs through every stage."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +129,11 @@ def evaluate_recording(
             f"{len(tokens) - len(posed)} of {len(tokens)} key frames have no detections; they count as empty."
         )
     metrics |= recording.summary() | detector_summary(detections_path, summary_file)
+    synthetic = is_synthetic(dataset, scenes)
+    if not synthetic and "synthetic" in str(metrics["weights"]):
+        metrics["notes"].insert(0, _SMALL_MODEL_ON_REAL_DATA)
     metrics |= {
-        "data": f"{version}, {', '.join(scenes)}",
+        "data": f"{'synthetic' if synthetic else 'nuScenes'} {version}, {', '.join(scenes)}",
         "versions": library_versions(),
         "created": now_text(),
     }
@@ -138,13 +145,14 @@ def evaluate_recording(
 
 
 def detector_summary(detections_path: Path, summary_file: Path | None) -> dict[str, Any]:
-    """Device, weights, preset and latency as the detector told them; empty where it left no summary.
+    """Device, weights, preset and latency as the detector told them; None where it left no summary.
 
     The rounds it counted are kept as `detector_rounds`: those of metrics.json are counted in the two bags.
     """
     path = summary_file if summary_file is not None else detections_path / SUMMARY_NAME
+    unknown = {"device": None, "weights": None, "latency_ms": {"p50": None, "p95": None}}
     if summary_file is None and not path.is_file():
-        return {}
+        return unknown
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         told = {key: summary[key] for key in ("device", "weights", "preset", "latency_ms") if key in summary}
@@ -152,7 +160,13 @@ def detector_summary(detections_path: Path, summary_file: Path | None) -> dict[s
         rounds = {key: value for key, value in summary.items() if key.startswith("rounds_")}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"detector summary {str(path)!r} cannot be read ({error}); leave it out") from error
-    return {**told, "stages_ms": stages, "detector_rounds": rounds, "resets": summary.get("resets", {})}
+    return {
+        **unknown,
+        **told,
+        "stages_ms": stages,
+        "detector_rounds": rounds,
+        "resets": summary.get("resets", {}),
+    }
 
 
 def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
@@ -196,6 +210,12 @@ def scenes_of(dataset: Any, sample_tokens: Iterable[str]) -> list[str]:
             ) from error
         names[str(dataset.get("scene", sample["scene_token"])["name"])] = None
     return list(names)
+
+
+def is_synthetic(dataset: Any, scenes: Iterable[str]) -> bool:
+    """Whether the scenes were rendered: the synthetic world names its vehicle so."""
+    logs = {scene["name"]: dataset.get("log", scene["log_token"]) for scene in dataset.scene}
+    return all(logs[name]["vehicle"] == "synthetic" for name in scenes)
 
 
 def write_json(path: Path, value: Any) -> None:
