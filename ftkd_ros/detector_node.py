@@ -18,6 +18,7 @@ import message_filters
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.context import Context
 from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
@@ -26,14 +27,14 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
-from tf2_ros import Buffer, TransformListener
+from tf2_ros import TransformListener
 
 from ftkd_core.errors import UserError
 from ftkd_ros.diagnostics import CameraWatch, build_diagnostics
 from ftkd_ros.parameters import DetectorParameters, declare_parameters
 from ftkd_ros.publishing import ResultPublishers
 from ftkd_ros.reading import stamp_to_ns
-from ftkd_ros.rig import RigReader
+from ftkd_ros.rig import RewindingBuffer, RigReader
 from ftkd_ros.round_building import RoundBuilder
 from ftkd_ros.round_matching import MatchedRound
 from ftkd_ros.synchronizer import SurroundMatcher, SurroundSynchronizer
@@ -42,6 +43,7 @@ from ftkd_ros.worker import DetectionWorker, Outcome, StreamMonitor
 DetectorFactory = Callable[[DetectorParameters], Any]
 
 _POLL_S: Final = 0.01
+_SPIN_S: Final = 0.2
 _DIAGNOSTICS_S: Final = 1.0
 _REPEAT_S: Final = 5.0
 
@@ -97,7 +99,7 @@ class DetectorNode(LifecycleNode):
             self.failure = str(error)
             self.get_logger().error(self.failure)
             return TransitionCallbackReturn.FAILURE
-        self._buffer = Buffer(cache_time=Duration(seconds=parameters.tf_cache_s), node=self)
+        self._buffer = RewindingBuffer(cache_time=Duration(seconds=parameters.tf_cache_s), node=self)
         self._listener = TransformListener(self._buffer, self)
         self._rig = RigReader(
             parameters.cameras, self._buffer, base_frame=parameters.base_frame, map_frame=parameters.map_frame
@@ -271,10 +273,6 @@ class DetectorNode(LifecycleNode):
         self._watch.seen(camera, time.monotonic())
 
     def _on_round(self, matched: MatchedRound[Any]) -> None:
-        if matched.after_jump:
-            # Old transforms would answer for the same stamps of another drive, and newer ones be refused as
-            # too old.
-            self._buffer.clear()
         if self._worker is not None:
             self._worker.submit(matched)
 
@@ -343,18 +341,30 @@ class DetectorNode(LifecycleNode):
             )
 
 
-def make_executor() -> Executor:
+def make_executor(context: Context) -> Executor:
     """The executor with the least work a message: EventsExecutor where rclpy has it."""
     try:
         from rclpy.experimental import EventsExecutor
     except ImportError:
-        return SingleThreadedExecutor()
-    return EventsExecutor()
+        return SingleThreadedExecutor(context=context)
+    return EventsExecutor(context=context)
+
+
+def spin(executor: Executor, context: Context) -> None:
+    """Run callbacks until the context is shut down, by a signal or by us.
+
+    Not `executor.spin()`: that of the EventsExecutor in the Kilted wheels runs nothing and ignores signals.
+    """
+    try:
+        while context.ok():
+            executor.spin_once(timeout_sec=_SPIN_S)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return  # the two ways rclpy tells that a signal has asked us to end
 
 
 def run_node(node: DetectorNode) -> int:
     """Spin until SIGINT or SIGTERM (exit code 0); 2 where an autostarting node could not be configured."""
-    executor = make_executor()
+    executor = make_executor(node.context)
     executor.add_node(node)
     try:
         if node.parameters.autostart:
@@ -362,9 +372,7 @@ def run_node(node: DetectorNode) -> int:
             if node.failure is not None:
                 return 2
             node.trigger_activate()
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass  # the two ways rclpy tells that a signal has asked us to end
+        spin(executor, node.context)
     finally:
         node.close()
         executor.shutdown()

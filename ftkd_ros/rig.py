@@ -17,8 +17,32 @@ from tf2_ros import Buffer, TransformException
 from ftkd_core.errors import UserError
 from ftkd_ros.calibration import CameraGeometry, read_intrinsics, read_rigid
 from ftkd_ros.reading import stamp_to_ns
+from ftkd_ros.round_matching import JUMP_NS
 
 _POLL_S: Final = 0.002
+
+
+class RewindingBuffer(Buffer):
+    """A tf buffer that starts anew when a frame's stamps jump back, as those of a looped bag do.
+
+    Plain tf2 refuses such transforms as too old (once the jump is longer than its cache), or mixes them with those
+    of the drive before. Only C++ listeners clear by themselves. Static transforms stay.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._newest_ns: dict[str, int] = {}
+
+    def set_transform(self, transform: Any, authority: str) -> None:
+        """Store a transform; the first one of a new stream clears the old."""
+        stamp_ns = stamp_to_ns(transform.header.stamp)
+        newest_ns = self._newest_ns.get(transform.child_frame_id, stamp_ns)
+        if stamp_ns < newest_ns - JUMP_NS:
+            self.clear()
+            self._newest_ns.clear()
+            newest_ns = stamp_ns
+        self._newest_ns[transform.child_frame_id] = max(newest_ns, stamp_ns)
+        super().set_transform(transform, authority)
 
 
 class RigReader:

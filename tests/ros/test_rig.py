@@ -14,7 +14,7 @@ from tf2_ros import Buffer
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import rotation_to_quaternion, yaw_transform
 from ftkd_ros.messages import make_header
-from ftkd_ros.rig import RigReader
+from ftkd_ros.rig import RewindingBuffer, RigReader
 
 SECOND = 1_000_000_000
 SIZE = (64, 48)
@@ -50,6 +50,22 @@ def rig() -> RigReader:
     reader = RigReader(["cam_front"], buffer, base_frame="base_link", map_frame="map")
     reader.add_camera_info(camera_info(), "cam_front")
     return reader
+
+
+def test_a_looped_stream_of_transforms_starts_anew() -> None:
+    buffer = RewindingBuffer()
+    buffer.set_transform_static(transform("base_link", "cam_front", 0, yaw_transform(0.0, (1.5, 0, 0))), "test")
+    for start in (100.0, 0.0):
+        for second in (1000, 1001):
+            pose = yaw_transform(0.0, (start + second, 0, 0))
+            buffer.set_transform(transform("map", "base_link", round(second + start) * SECOND, pose), "test")
+    rig = RigReader(["cam_front"], buffer, base_frame="base_link", map_frame="map")
+    rig.add_camera_info(camera_info(), "cam_front")
+    found = rig.geometry("cam_front", "cam_front", 1000 * SECOND, SIZE, soon())
+    assert found.global_from_ego[0, 3] == 1000.0
+    assert found.ego_from_camera[0, 3] == 1.5
+    with pytest.raises(UserError):
+        rig.global_from_ego(1100 * SECOND, soon(0.01))
 
 
 def soon(seconds: float = 0.05) -> float:

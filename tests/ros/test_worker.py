@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inference thread with a fake detector: newest wins, resets have causes, failures are survived and counted."""
+"""The inference thread with a fake detector: newest wins, resets have causes, failures are survived."""
 
 import threading
 import time
