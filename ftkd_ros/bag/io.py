@@ -47,6 +47,8 @@ _READ_ERRORS: Final = (
     KeyError,
     TypeError,
     IndexError,
+    OverflowError,
+    MemoryError,
     struct.error,
 )
 

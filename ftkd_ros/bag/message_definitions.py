@@ -6,6 +6,7 @@ ones (a test compares). Types of other packages are read from an installed ROS, 
 """
 
 import os
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -58,9 +59,10 @@ def ensure_known(msgtype: str) -> None:
 def _definition_text(msgtype: str) -> str:
     """The .msg file of a type below the share folder of an installed package."""
     package, _, name = msgtype.partition("/msg/")
-    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
+    # ROS as wheels lies in the environment of the interpreter, and no variable says so.
+    for prefix in (*filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)), sys.prefix):
         path = Path(prefix, "share", package, "msg", f"{name}.msg")
-        if prefix and path.is_file():
+        if path.is_file():
             return path.read_text(encoding="utf-8")
     raise UserError(
         f"message type {msgtype!r} is unknown; source the ROS workspace that has the package {package!r}"

@@ -45,7 +45,8 @@ def ego_pose(stamp_us: int) -> NDArray[np.float64]:
 
 
 def write_drive(root: Path, *, sweeps: int = 13, image_bytes: int = 0, seed: int = 0) -> Path:
-    """Write the data set of `sweeps` rounds below `root` and return it; images are padded to `image_bytes`."""
+    """Write the data set of `sweeps` rounds below `root` and return it; images are filled up to
+    `image_bytes`."""
     tables: dict[str, list[dict[str, Any]]] = {
         name: [] for name in ("scene", "sample", "sample_data", "ego_pose", "sensor", "calibrated_sensor")
     }
@@ -78,10 +79,12 @@ def _add_sensor(tables: dict[str, list[dict[str, Any]]], channel: str, index: in
     camera = channel != "LIDAR_TOP"
     to_optical = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
     pose = yaw_transform(index * np.pi / 3, (1.5, 0.1 * index, 1.6)) @ make_transform(to_optical)
-    tables["sensor"].append({"token": channel, "channel": channel, "modality": "camera" if camera else "lidar"})
+    tables["sensor"].append(
+        {"token": channel, "channel": channel, "modality": "camera" if camera else "lidar"}
+    )
     tables["calibrated_sensor"].append(
         {"token": f"cs-{channel}", "sensor_token": channel, **_pose_fields(pose),
-         "camera_intrinsic": [[50.0 + index, 0.0, 32.0], [0.0, 51.0, 18.0], [0.0, 0.0, 1.0]] if camera else []}
+         "camera_intrinsic": [[50.0 + index, 0, 32.0], [0, 51.0, 18.0], [0, 0, 1.0]] if camera else []}
     )  # fmt: skip
 
 
@@ -104,8 +107,12 @@ def _add_data(
             content = cv2.imencode(".jpg", pixels)[1].tobytes()
             # What follows the end-of-image mark is no part of the picture.
             (root / name).write_bytes(content + noise.bytes(max(0, image_bytes - len(content))))
-        next_key = min(-(-sweep // SWEEPS_PER_KEY) * SWEEPS_PER_KEY, (sweeps - 1) // SWEEPS_PER_KEY * SWEEPS_PER_KEY)
-        tables["ego_pose"].append({"token": f"p-{token}", "timestamp": stamp, **_pose_fields(ego_pose(stamp))})
+        next_key = min(
+            -(-sweep // SWEEPS_PER_KEY) * SWEEPS_PER_KEY, (sweeps - 1) // SWEEPS_PER_KEY * SWEEPS_PER_KEY
+        )
+        tables["ego_pose"].append(
+            {"token": f"p-{token}", "timestamp": stamp, **_pose_fields(ego_pose(stamp))}
+        )
         tables["sample_data"].append(
             {"token": token, "sample_token": f"sample{next_key}", "ego_pose_token": f"p-{token}",
              "calibrated_sensor_token": f"cs-{channel}", "is_key_frame": sweep % SWEEPS_PER_KEY == 0,
@@ -126,8 +133,8 @@ def _add_car(tables: dict[str, list[dict[str, Any]]], samples: list[str]) -> Non
         seconds = number * SWEEPS_PER_KEY * SWEEP_US / 1e6
         pose = make_transform(None, (620 + CAR_SPEED_M_S * seconds, 1604, 1.0))
         rows.append(
-            {"token": token, "sample_token": samples[number], "instance_token": "car1", "visibility_token": "4",
-             "attribute_tokens": ["moving"], **_pose_fields(pose), "size": [1.9, 4.5, 1.6],
+            {"token": token, "sample_token": samples[number], "instance_token": "car1",
+             "visibility_token": "4", "attribute_tokens": ["moving"], **_pose_fields(pose), "size": [1.9, 4.5, 1.6],
              "num_lidar_pts": 9, "num_radar_pts": 0, **_links(tokens, number)}
         )  # fmt: skip
     tables["sample_annotation"] = rows
