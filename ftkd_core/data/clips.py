@@ -182,7 +182,7 @@ def make_sample(
         torch.from_numpy(present)[None],
     )
     return StreamBatch(
-        torch.from_numpy(np.ascontiguousarray(images))[None],
+        torch.from_numpy(np.array(images))[None],
         rig,
         torch.from_numpy(global_from_ego)[None],
         torch.tensor([clip.times[index]], dtype=torch.float64),
