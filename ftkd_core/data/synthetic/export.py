@@ -23,7 +23,10 @@ from ftkd_core.errors import UserError
 
 _OFFICIAL_SPLITS: Final = ("train", "val", "test", "mini_train", "mini_val", "train_detect", "train_track")
 _DATA_FOLDERS: Final = ("samples", "sweeps", "maps")
-_LONGEST_SCENE_S: Final = 60.0
+# The roads end where a longer drive would get to.
+_LONGEST_SCENE_S: Final = 30.0
+# Each seed has a minute of its own on the clock; beyond this one ROS stamps (32-bit seconds) would overflow.
+_LARGEST_SEED: Final = 9_100_000
 
 
 def run_synth(
@@ -114,9 +117,11 @@ def _check_arguments(
     duration_s: float,
     jpeg_quality: int,
 ) -> None:
-    if not scene_seeds or len(set(scene_seeds)) != len(scene_seeds) or min(scene_seeds) < 0:
+    if not scene_seeds or len(set(scene_seeds)) != len(scene_seeds):
+        raise UserError(f"scene seeds {list(scene_seeds)[:10]}: expected at least one, each only once")
+    if min(scene_seeds) < 0 or max(scene_seeds) > _LARGEST_SEED:
         raise UserError(
-            f"scene seeds {list(scene_seeds)[:10]}: expected at least one, each once and not negative"
+            f"scene seeds {min(scene_seeds)} to {max(scene_seeds)}: expected 0 to {_LARGEST_SEED}"
         )
     if not version or Path(version).name != version or version in _DATA_FOLDERS:
         raise UserError(f"version {version!r} cannot name a folder of tables; try 'v1.0-synth'")

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ftkd_core.data.synthetic.export_map import global_from_world, write_map
+from ftkd_core.data.synthetic.export_map import write_map
 from ftkd_core.data.synthetic.export_tables import Annotation, DatasetTables, Row
 from ftkd_core.data.synthetic.lidar import simulate_sweep
 from ftkd_core.data.synthetic.render import render_camera
@@ -78,7 +78,6 @@ class SceneWriter:
         self.tables = tables
         self.options = options
         self.logfile = f"synthetic-{scene.seed:07d}"
-        self.global_from_world = global_from_world(scene)
         self.key_frames_us = [
             self._stamp_us(index * KEY_FRAME_PERIOD_S + LIDAR_OFFSET_S)
             for index in range(key_frame_count(scene.duration_s))
@@ -152,8 +151,6 @@ class SceneWriter:
         actors = self.scene.actors_at(time_s)
         points = np.bincount(hits[hits >= 0], minlength=len(actors.instance))
         distances = np.linalg.norm(actors.boxes_global[:, :2] - self.scene.ego_pose(time_s)[:2, 3], axis=1)
-        boxes_global = actors.boxes_global.copy()
-        boxes_global[:, :3] += self.global_from_world[:3, 3]
         annotations = []
         for row in np.flatnonzero(distances <= _ANNOTATION_RANGE_M):
             instance = int(actors.instance[row])
@@ -164,7 +161,7 @@ class SceneWriter:
                     instance=instance,
                     label=int(actors.labels[row]),
                     attribute=actors.attributes[row],
-                    box_global=boxes_global[row],
+                    box_global=actors.boxes_global[row],
                     visible_fraction=visible / total if total > 0 else 0.0,
                     lidar_points=int(points[row]),
                 )
@@ -183,7 +180,7 @@ class SceneWriter:
             "calibrated_sensor_token": calibration,
             "fileformat": fileformat,
             "filename": f"{folder}/{channel}/{self.logfile}__{channel}__{stamp_us}.{suffix}",
-            "global_from_ego": self.global_from_world @ self.scene.ego_pose(self._time_s(stamp_us)),
+            "global_from_ego": self.scene.ego_pose(self._time_s(stamp_us)),
         }
 
     def _write_image(self, path: Path, image: NDArray[np.uint8]) -> None:
