@@ -41,7 +41,7 @@ def run_node(
     """
     stop = threading.Event()
     try:
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        _start_ros(arguments)
         with _stopping_on_signals(stop):
             node = make()
             with spinning(node):
@@ -94,6 +94,14 @@ def queue_depth(msgtype: str) -> int:
     """Messages to keep for a reader that stalls: ten seconds of any topic, or of what is large a hundred
     messages."""
     return _LARGE_DEPTH if msgtype in _LARGE_TYPES else _DEPTH
+
+
+def _start_ros(arguments: Sequence[str] | None) -> None:
+    try:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # what rclpy raises for arguments it cannot parse
+        reason = " ".join(str(error).split())
+        raise UserError(f"ROS could not start: {reason}; give parameters as -p NAME:=VALUE") from error
 
 
 @contextmanager

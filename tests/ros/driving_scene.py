@@ -134,7 +134,8 @@ def _add_car(tables: dict[str, list[dict[str, Any]]], samples: list[str]) -> Non
         pose = make_transform(None, (620 + CAR_SPEED_M_S * seconds, 1604, 1.0))
         rows.append(
             {"token": token, "sample_token": samples[number], "instance_token": "car1",
-             "visibility_token": "4", "attribute_tokens": ["moving"], **_pose_fields(pose), "size": [1.9, 4.5, 1.6],
+             "visibility_token": "4", "attribute_tokens": ["moving"], **_pose_fields(pose),
+             "size": [1.9, 4.5, 1.6],
              "num_lidar_pts": 9, "num_radar_pts": 0, **_links(tokens, number)}
         )  # fmt: skip
     tables["sample_annotation"] = rows

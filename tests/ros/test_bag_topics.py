@@ -270,6 +270,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     for arguments in (
         ["--ros-args", "-p", f"bag:={cut}"],
         ["--ros-args", "-p", "bag:=/nowhere"],
+        ["--ros-args", "-p", "bag"],
         [],
     ):
         assert player.main(arguments) == 2
