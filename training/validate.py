@@ -2,7 +2,7 @@
 """Official metrics of a weights file on a nuScenes data set, frame by frame through the detector.
 
     ftkd synth --output build/held_out --scenes 8 --first-seed 900000 --split held_out
-    python -m training.validate --dataroot build/held_out --split held_out --weights runs/tiny/weights.safetensors
+    python -m training.validate --dataroot build/held_out --weights runs/tiny/weights.safetensors
 
 Key frames are streamed scene by scene (2 Hz), as in training. Prints a table and writes metrics.json.
 """
@@ -36,14 +36,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", type=Path, help="weights file (default: the shipped one)")
     parser.add_argument("--dataroot", type=Path, required=True, help="folder of a nuScenes data set")
     parser.add_argument("--version", default="v1.0-synth", help="its version folder (default v1.0-synth)")
-    parser.add_argument("--split", required=True, help="split to score: the devkit's or one of splits.json")
+    parser.add_argument(
+        "--split", default="held_out", help="split to score: the devkit's or one of splits.json"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--output", type=Path, help="write metrics as JSON to this file")
     return parser
 
 
 def validate(detector: Detector, dataroot: Path, version: str, split: str) -> dict[str, Any]:
-    """Metrics of a detector on a split, with the median time of a step in milliseconds (images decoded before)."""
+    """Metrics of a detector on a split, and the median milliseconds of a step (images decoded before)."""
     dataset = open_dataset(dataroot, version)
     tokens = sample_tokens_of(dataset, split=split)
     detections: dict[str, PosedObjects] = {}
