@@ -8,7 +8,9 @@ ResultPublishers sends. The executor's thread only moves messages.
 """
 
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,13 +20,12 @@ import message_filters
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType, JumpThreshold
-from rclpy.context import Context
 from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
-from rclpy.executors import Executor, ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_srvs.srv import Trigger
 from tf2_ros import TransformListener
@@ -37,13 +38,13 @@ from ftkd_ros.reading import stamp_to_ns
 from ftkd_ros.rig import RewindingBuffer, RigReader
 from ftkd_ros.round_building import RoundBuilder
 from ftkd_ros.round_matching import MatchedRound
+from ftkd_ros.spinning import make_executor, spin
 from ftkd_ros.synchronizer import SurroundMatcher, SurroundSynchronizer
 from ftkd_ros.worker import DetectionWorker, Outcome, StreamMonitor
 
 DetectorFactory = Callable[[DetectorParameters], Any]
 
 _POLL_S: Final = 0.01
-_SPIN_S: Final = 0.2
 _DIAGNOSTICS_S: Final = 1.0
 _REPEAT_S: Final = 5.0
 
@@ -302,8 +303,7 @@ class DetectorNode(LifecycleNode):
         )
 
     def _publish(self, outcome: Outcome) -> None:
-        if self.context.ok():
-            self._results.publish(outcome.objects, outcome.camera_round)
+        self._results.publish(outcome.objects, outcome.camera_round)
 
     def _publish_diagnostics(self) -> None:
         if self._worker is None:
@@ -341,29 +341,8 @@ class DetectorNode(LifecycleNode):
             )
 
 
-def make_executor(context: Context) -> Executor:
-    """The executor with the least work a message: EventsExecutor where rclpy has it."""
-    try:
-        from rclpy.experimental import EventsExecutor
-    except ImportError:
-        return SingleThreadedExecutor(context=context)
-    return EventsExecutor(context=context)
-
-
-def spin(executor: Executor, context: Context) -> None:
-    """Run callbacks until the context is shut down, by a signal or by us.
-
-    Not `executor.spin()`: that of the EventsExecutor in the Kilted wheels runs nothing and ignores signals.
-    """
-    try:
-        while context.ok():
-            executor.spin_once(timeout_sec=_SPIN_S)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        return  # the two ways rclpy tells that a signal has asked us to end
-
-
-def run_node(node: DetectorNode) -> int:
-    """Spin until SIGINT or SIGTERM (exit code 0); 2 where an autostarting node could not be configured."""
+def run_node(node: DetectorNode, stop: threading.Event) -> int:
+    """Work until `stop` is set (exit code 0); 2 where an autostarting node cannot be configured."""
     executor = make_executor(node.context)
     executor.add_node(node)
     try:
@@ -372,7 +351,7 @@ def run_node(node: DetectorNode) -> int:
             if node.failure is not None:
                 return 2
             node.trigger_activate()
-        spin(executor, node.context)
+        spin(executor, node.context, stop)
     finally:
         node.close()
         executor.shutdown()
@@ -381,10 +360,16 @@ def run_node(node: DetectorNode) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`ros2 run ftkd_ros detector`; exit code 2 and one sentence for a bad parameter."""
-    rclpy.init(args=arguments)
+    """`ros2 run ftkd_ros detector`: exit code 0 after SIGINT or SIGTERM, 2 and a sentence for a bad parameter.
+
+    The signals are ours: rclpy's handlers would shut the context down under a round that is being published.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        return run_node(DetectorNode())
+        return run_node(DetectorNode(), stop)
     except (UserError, ParameterException) as error:
         print(f"detector: {error}", file=sys.stderr)
         return 2

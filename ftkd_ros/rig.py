@@ -25,8 +25,8 @@ _POLL_S: Final = 0.002
 class RewindingBuffer(Buffer):
     """A tf buffer that starts anew when a frame's stamps jump back, as those of a looped bag do.
 
-    Plain tf2 refuses such transforms as too old (once the jump is longer than its cache), or mixes them with those
-    of the drive before. Only C++ listeners clear by themselves. Static transforms stay.
+    Plain tf2 refuses such transforms as too old (once the jump is longer than its cache), or mixes them with
+    those of the drive before. Only C++ listeners clear by themselves. Static transforms stay.
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:

@@ -54,7 +54,9 @@ def rig() -> RigReader:
 
 def test_a_looped_stream_of_transforms_starts_anew() -> None:
     buffer = RewindingBuffer()
-    buffer.set_transform_static(transform("base_link", "cam_front", 0, yaw_transform(0.0, (1.5, 0, 0))), "test")
+    buffer.set_transform_static(
+        transform("base_link", "cam_front", 0, yaw_transform(0.0, (1.5, 0, 0))), "test"
+    )
     for start in (100.0, 0.0):
         for second in (1000, 1001):
             pose = yaw_transform(0.0, (start + second, 0, 0))

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector node over real DDS on loopback, with a fake detector; a bench of cameras on the other side."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import CAMERAS, OFFSETS_S, SPEED, START, Bench, Running, send_and_receive
+from std_srvs.srv import Trigger
+
+from ftkd_ros.messages import detections_to_objects, image_to_rgb, stamp_to_ns
+
+pytestmark = pytest.mark.ros
+
+LAST_OFFSET_NS = round(max(OFFSETS_S) * 1e9)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.close()
+
+
+@pytest.fixture(scope="module")
+def running(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    running = Running(
+        qos_reliability="reliable",
+        camera_time_offsets_s=list(OFFSETS_S),
+        sync_deadline_s=0.4,
+        memory_max_gap_s=500.0,
+        summary_file=str(tmp_path_factory.mktemp("node") / "summary.json"),
+    )
+    bench.wait_until(bench.is_connected)
+    yield running
+    running.close()
+    summary = json.loads(Path(running.node.parameters.summary_file).read_text())
+    assert summary["rounds_in"] == summary["rounds_detected"] + summary["rounds_dropped"] >= 5
+    assert summary["partial_rounds"] == 1
+    assert summary["latency_ms"]["p95"] >= summary["latency_ms"]["p50"] > 0
+    assert {"decode", "geometry", "detect", "publish"} <= set(summary["stage_ms"])
+    assert (summary["device"], summary["weights"]) == ("cpu", "fake.safetensors")
+
+
+def test_six_cameras_give_detections_at_the_reference_stamp(bench: Bench, running: Running) -> None:
+    trigger = send_and_receive(bench, red=200)
+    message = bench.received["/detections"][-1]
+    bench.wait_until(lambda: bool(bench.received["/detections/velocities"]))
+    objects = detections_to_objects(message, bench.received["/detections/velocities"][-1])
+    assert message.header.frame_id == "base_link"
+    assert objects.stamp_ns == trigger + LAST_OFFSET_NS
+    assert objects.boxes[0, 0] == 6
+    assert objects.boxes[0, 1] == pytest.approx(200, abs=3)
+    np.testing.assert_allclose(objects.boxes[0, 7:], [5.0, 0.0])
+    assert running.detector.warmed_up
+
+
+def test_every_view_has_the_pose_of_its_own_exposure(bench: Bench, running: Running) -> None:
+    trigger = send_and_receive(bench)
+    camera_round = running.detector.rounds[-1]
+    for view, offset in zip(camera_round.views, OFFSETS_S, strict=True):
+        assert view is not None
+        assert view.stamp_ns == trigger + round(offset * 1e9)
+        np.testing.assert_allclose(view.global_from_ego[0, 3], SPEED * view.stamp_ns * 1e-9, atol=1e-6)
+        np.testing.assert_allclose(view.ego_from_camera[:3, 3], [1.5, 0, 0])
+    np.testing.assert_allclose(
+        camera_round.global_from_ego[0, 3], SPEED * camera_round.reference_stamp_ns * 1e-9, atol=1e-6
+    )
+
+
+def test_markers_pictures_and_labels_are_published(bench: Bench, running: Running) -> None:
+    send_and_receive(bench)
+    topics = ("/detections/markers", "/detections/bird_eye", "/detections/surround", "/detections/label_info")
+    bench.wait_until(lambda: all(bench.received[topic] for topic in topics))
+    assert bench.received["/detections/label_info"][0].class_map[0].class_name == "car"
+    assert any(marker.ns == "boxes/car" for marker in bench.received["/detections/markers"][-1].markers)
+    for topic in ("/detections/bird_eye", "/detections/surround"):
+        picture = image_to_rgb(bench.received[topic][-1], topic)
+        assert picture.shape[2] == 3 and picture.std() > 0
+
+
+def test_a_torn_jpeg_masks_its_camera_and_the_node_stays_up(bench: Bench, running: Running) -> None:
+    send_and_receive(bench, torn=("cam_back",))
+    assert detections_to_objects(bench.received["/detections"][-1]).boxes[0, 0] == 5
+    assert running.detector.rounds[-1].views[CAMERAS.index("cam_back")] is None
+    faults = running.node.summary()["camera_faults"]
+    assert faults == {"cam_back": 1}
+    send_and_receive(bench)
+    assert detections_to_objects(bench.received["/detections"][-1]).boxes[0, 0] == 6
+
+
+def test_a_missing_camera_gives_a_masked_round_after_the_deadline(bench: Bench, running: Running) -> None:
+    started = time.monotonic()
+    trigger = send_and_receive(bench, without=("cam_back_left",))
+    assert time.monotonic() - started >= 0.3
+    objects = detections_to_objects(bench.received["/detections"][-1])
+    assert objects.boxes[0, 0] == 5
+    assert objects.stamp_ns == trigger + round(0.0327 * 1e9)
+
+
+def test_reset_service_forgets_the_stream_once(bench: Bench, running: Running) -> None:
+    send_and_receive(bench)
+    before = running.detector.resets
+    client = bench.node.create_client(Trigger, "/detector/reset")
+    bench.wait_until(client.service_is_ready)
+    future = client.call_async(Trigger.Request())
+    bench.wait_until(future.done)
+    assert future.result().success
+    send_and_receive(bench)
+    send_and_receive(bench)
+    assert running.detector.resets == before + 1
+    assert running.node.summary()["resets"]["service"] == 1
+
+
+def test_diagnostics_tell_rates_drops_and_latency(bench: Bench, running: Running) -> None:
+    send_and_receive(bench)
+    bench.received["/diagnostics"].clear()
+    bench.wait_until(lambda: bool(bench.received["/diagnostics"]))
+    statuses = {status.name: status for status in bench.received["/diagnostics"][-1].status}
+    assert {f"detector: camera {camera}" for camera in CAMERAS} < set(statuses)
+    rounds = {value.key: value.value for value in statuses["detector: rounds"].values}
+    assert int(rounds["rounds_detected"]) == running.node.summary()["rounds_detected"] > 0
+    latency = {value.key: value.value for value in statuses["detector: latency"].values}
+    assert float(latency["latency_ms.p50"]) > 0
+
+
+def test_stream_that_starts_again_is_detected_and_resets_the_memory(bench: Bench, running: Running) -> None:
+    # Last of this module's node: the stamps of the others must go on rising.
+    for trigger in (START + 600 * 10**9, START - 100 * 10**9, START - 99 * 10**9):
+        already = len(bench.received["/detections"])
+        bench.send_round(trigger)
+        bench.wait_until(lambda count=already: len(bench.received["/detections"]) > count)
+        newest = stamp_to_ns(bench.received["/detections"][-1].header.stamp)
+        assert newest == trigger + LAST_OFFSET_NS
+    assert running.node.summary()["resets"]["backward_time"] == 1
