@@ -37,7 +37,7 @@ from ftkd_ros.publishing import ResultPublishers
 from ftkd_ros.reading import stamp_to_ns
 from ftkd_ros.rig import RewindingBuffer, RigReader
 from ftkd_ros.round_building import RoundBuilder
-from ftkd_ros.round_matching import MatchedRound
+from ftkd_ros.round_matching import JUMP_NS, MatchedRound
 from ftkd_ros.spinning import make_executor, spin
 from ftkd_ros.synchronizer import SurroundMatcher, SurroundSynchronizer
 from ftkd_ros.worker import DetectionWorker, Outcome, StreamMonitor
@@ -200,7 +200,7 @@ class DetectorNode(LifecycleNode):
         if self._is_surround:
             self._poll_timer = self.create_timer(_POLL_S, self._synchronizer.poll, clock=self._steady)
         threshold = JumpThreshold(
-            min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=True
+            min_forward=None, min_backward=Duration(nanoseconds=-JUMP_NS), on_clock_change=False
         )
         self._jump_handle = self.get_clock().create_jump_callback(
             threshold, post_callback=self._on_clock_jump
@@ -360,7 +360,7 @@ def run_node(node: DetectorNode, stop: threading.Event) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`ros2 run ftkd_ros detector`: exit code 0 after SIGINT or SIGTERM, 2 and a sentence for a bad parameter.
+    """`ros2 run ftkd_ros detector`: exit code 0 after SIGINT or SIGTERM, 2 and a sentence for bad parameters.
 
     The signals are ours: rclpy's handlers would shut the context down under a round that is being published.
     """
