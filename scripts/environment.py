@@ -224,8 +224,15 @@ def install_project(machine: Machine, progress: Progress) -> None:
     )  # fmt: skip
     if result.returncode:
         last_words = " ".join(result.stderr.strip().splitlines()[-1:])
-        source = machine.distribution or machine.venv
-        raise SetUpError(f"the ROS packages in {source} do not load under {machine.python}: {last_words}")
+        if machine.distribution:
+            raise SetUpError(
+                f"the ROS distribution in {machine.distribution} does not load under Python "
+                f"{sys.version_info[0]}.{sys.version_info[1]} ({last_words}); name its own Python with PYTHON=..., "
+                "and see that vision_msgs and tf2_msgs are installed (rosdep install)."
+            )
+        raise SetUpError(
+            f"the ROS packages in {machine.venv} do not load ({last_words}); run `make clean setup`."
+        )
 
 
 def site_packages(machine: Machine) -> Path:
