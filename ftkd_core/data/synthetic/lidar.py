@@ -5,6 +5,7 @@ occlude.
 The vehicle is taken as standing during the sweep. Symbols: R beams, A azimuth steps, M actors, P points.
 """
 
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -40,12 +41,18 @@ def lidar_hits(scene: Scene, time_s: float) -> NDArray[np.int64]:
     return np.bincount(hits[hits >= 0], minlength=len(scene.actors))
 
 
+@lru_cache(maxsize=1)
+def _azimuths() -> NDArray[np.float64]:
+    """Angles (A,) of the azimuth steps in the ego frame; they start behind the vehicle."""
+    return -np.pi + (np.arange(_AZIMUTHS) + 0.5) * 2 * np.pi / _AZIMUTHS
+
+
+@lru_cache(maxsize=1)
 def _directions() -> NDArray[np.float64]:
-    """Unit vectors (R, A, 3) of the beams in the ego frame; azimuth steps start behind the vehicle."""
-    azimuth = -np.pi + (np.arange(_AZIMUTHS) + 0.5) * 2 * np.pi / _AZIMUTHS
+    """Unit vectors (R, A, 3) of the beams in the ego frame."""
     cos = np.cos(_ELEVATIONS)[:, None]
     z = np.broadcast_to(np.sin(_ELEVATIONS)[:, None], (len(_ELEVATIONS), _AZIMUTHS))
-    return np.stack([cos * np.cos(azimuth), cos * np.sin(azimuth), z], axis=-1)
+    return np.stack([cos * np.cos(_azimuths()), cos * np.sin(_azimuths()), z], axis=-1)
 
 
 def _range_image(scene: Scene, time_s: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -62,14 +69,13 @@ def _range_image(scene: Scene, time_s: float) -> tuple[NDArray[np.float64], NDAr
     ground = np.where(down, height / np.maximum(-np.sin(_ELEVATIONS), 1e-6), np.inf)
     ranges = np.repeat(np.where(ground <= _RANGE_M, ground, np.inf)[:, None], _AZIMUTHS, axis=1)
     hits = np.full(ranges.shape, -1, dtype=np.int64)
-    directions = _directions()
     for row in range(len(solid)):
         size = solid[row, 3:6]
         window = _window(centers[row], headings[row], size)
         if window is None:
             continue
         actor = row if row < len(boxes) else -1
-        _cast(directions, window, centers[row], float(headings[row]), size, actor, ranges, hits)
+        _cast(window, centers[row], float(headings[row]), size, actor, ranges, hits)
     return ranges, hits
 
 
@@ -95,7 +101,6 @@ def _window(
 
 
 def _cast(
-    directions: NDArray[np.float64],
     window: NDArray[np.int64],
     center: NDArray[np.float64],
     heading: float,
@@ -104,19 +109,40 @@ def _cast(
     ranges: NDArray[np.float64],
     hits: NDArray[np.int64],
 ) -> None:
-    """Slab test of the window's beams against one box standing on the ground; keeps what is nearer."""
-    rays = directions[:, window]
+    """Slab test of the window's beams against one box standing on the ground; keeps what is nearer.
+
+    The upright sides are met at the same distance along the ground by all beams of an azimuth step, so that only
+    floor and roof need a test beam by beam, and only beams that can reach between floor and roof are tested at all.
+    """
+    enter, leave = _along_ground(window, center, heading, size)
+    crossed = (enter <= leave) & (leave > 0)
+    window, enter, leave = window[crossed], np.maximum(enter[crossed], 0.0), leave[crossed]
+    if not len(window):
+        return
+    low, high = -EGO_FROM_LIDAR[2, 3], size[2] - EGO_FROM_LIDAR[2, 3]
+    nearest, farthest = max(float(enter.min()), 1e-3), float(leave.max())
+    first = np.searchsorted(_ELEVATIONS, np.arctan2(low, nearest) - 1e-6)
+    last = np.searchsorted(_ELEVATIONS, np.arctan2(high, nearest if high > 0 else farthest) + 1e-6)
+    cos, sin = np.cos(_ELEVATIONS[first:last, None]), np.sin(_ELEVATIONS[first:last, None])
+    floor, roof = low / sin, high / sin
+    entry = np.maximum(enter / cos, np.minimum(floor, roof))
+    departure = np.minimum(leave / cos, np.maximum(floor, roof))
+    part = np.ix_(np.arange(first, last), window)
+    current = ranges[part]
+    met = (entry <= departure) & (entry > 0.3) & (entry < current) & (entry <= _RANGE_M)
+    ranges[part] = np.where(met, entry, current)
+    hits[part] = np.where(met, actor, hits[part])
+
+
+def _along_ground(
+    window: NDArray[np.int64], center: NDArray[np.float64], heading: float, size: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Metres along the ground (W,) at which the window's azimuth steps enter and leave the footprint's slabs."""
+    turned = _azimuths()[window] - heading
+    along = np.stack([np.cos(turned), np.sin(turned)])
+    along = np.where(np.abs(along) < 1e-9, 1e-9, along)
     cos, sin = np.cos(heading), np.sin(heading)
-    lift = size[2] / 2 - EGO_FROM_LIDAR[2, 3]
-    origin = np.array([-(cos * center[0] + sin * center[1]), sin * center[0] - cos * center[1], -lift])
-    local = np.stack(
-        [cos * rays[..., 0] + sin * rays[..., 1], -sin * rays[..., 0] + cos * rays[..., 1], rays[..., 2]],
-        axis=-1,
-    )
-    safe = np.where(np.abs(local) < 1e-9, 1e-9, local)
-    near, far = (-size / 2 - origin) / safe, (size / 2 - origin) / safe
-    entry, leave = np.minimum(near, far).max(-1), np.maximum(near, far).min(-1)
-    current = ranges[:, window]
-    met = (entry <= leave) & (entry > 0.3) & (entry < current) & (entry <= _RANGE_M)
-    ranges[:, window] = np.where(met, entry, current)
-    hits[:, window] = np.where(met, actor, hits[:, window])
+    origin = np.array([[-(cos * center[0] + sin * center[1])], [sin * center[0] - cos * center[1]]])
+    half = size[:2, None] / 2
+    near, far = (-half - origin) / along, (half - origin) / along
+    return np.minimum(near, far).max(axis=0), np.maximum(near, far).min(axis=0)

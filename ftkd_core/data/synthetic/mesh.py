@@ -61,9 +61,8 @@ class Part:
         """Paint a patch on a side; its edges are fractions (0..1) of the side as seen from outside; returns
         the part."""
         corners = self.sides[side]
-        fractions = ((left, low), (right, low), (right, high), (left, high))
-        points = tuple(_point(_bilinear(corners, u, v)) for u, v in fractions)
-        self.faces.append(Face(points, color, lamp))
+        u, v = np.array([[left, right, right, left], [low, low, high, high]])[..., None]
+        self.faces.append(Face(_points(_bilinear(corners, u, v)), color, lamp))
         return self
 
     def disc(
@@ -162,8 +161,8 @@ def slab(profile: Sequence[tuple[float, float]], y: tuple[float, float], color: 
 class Mesh:
     """All faces of a body as arrays, and their painting order for any camera.
 
-    points (F, 8, 3) float32, short faces padded with their last point; counts (F,); normals (F, 3); centers
-    (F, 3); colors (F, 3) float32 0..255; lamps (F,).
+    points (F, 8, 3) float32, short faces padded with their last point; counts (F,); normals (F, 3); colors
+    (F, 3) float32 0..255; lamps (F,).
     """
 
     def __init__(self, tree: "Part | Cut") -> None:
@@ -181,9 +180,6 @@ class Mesh:
         normals = np.cross(self.points[:, 1] - first, self.points[:, 2] - first)
         self.normals: NDArray[np.float32] = normals / np.maximum(
             np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9
-        )
-        self.centers: NDArray[np.float32] = np.stack([np.mean(face.points, axis=0) for face in faces]).astype(
-            np.float32
         )
         self.colors: NDArray[np.float32] = np.array([face.color for face in faces], dtype=np.float32)
         self.lamps = np.array([face.lamp for face in faces], dtype=np.int64)
@@ -222,11 +218,18 @@ def _point(values: Sequence[float] | NDArray[np.float64]) -> Point:
     return x, y, z
 
 
-def _bilinear(corners: NDArray[np.float64], u: float, v: float) -> NDArray[np.float64]:
-    point: NDArray[np.float64] = (
+def _points(rows: NDArray[np.float64]) -> tuple[Point, ...]:
+    return tuple((x, y, z) for x, y, z in rows.tolist())
+
+
+def _bilinear(
+    corners: NDArray[np.float64], u: NDArray[np.float64], v: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Points (P, 3) at fractions u, v (P, 1) of a quadrilateral (4, 3)."""
+    points: NDArray[np.float64] = (
         corners[0] * (1 - u) * (1 - v)
         + corners[1] * u * (1 - v)
         + corners[2] * u * v
         + corners[3] * (1 - u) * v
     )
-    return point
+    return points

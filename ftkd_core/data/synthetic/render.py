@@ -103,7 +103,7 @@ def render_camera(
     key = np.concatenate([intrinsics.ravel(), rig.ego_from_camera[camera].ravel()]).tobytes()
     view = _view(key, rig.width, rig.height)
     image = _paint_ground(
-        scene, view, local_from_ego, _light(key, rig.width, rig.height, scene.fog_per_m, scene.night)
+        scene, view, local_from_ego, _backdrop(key, rig.width, rig.height, scene.fog_per_m, scene.night)
     )
     bodies = _bodies_at(scene, time_s)
     painter = _Painter(image, scene, intrinsics, local_from_camera, yaw)
@@ -126,33 +126,39 @@ def _sky_colors(scene: Scene) -> NDArray[np.float32]:
     return _NIGHT_SKY if scene.night else _DAY_SKY
 
 
+class _Backdrop(NamedTuple):
+    """What of the ground and sky is the same in every frame of a drive: the image of the sky, that of haze, and the
+    weights (H, W) of the ground's own colour and of the haze before it."""
+
+    sky: NDArray[np.uint8]
+    haze: NDArray[np.uint8]
+    own: NDArray[np.float32]
+    hazy: NDArray[np.float32]
+
+
 @lru_cache(maxsize=32)
-def _light(
-    key: bytes, width: int, height: int, fog_per_m: float, night: bool
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weights (H, W) of the ground's own colour and of the haze before it; the same in every frame of a
-    drive."""
+def _backdrop(key: bytes, width: int, height: int, fog_per_m: float, night: bool) -> _Backdrop:
     view = _view(key, width, height)
+    horizon, zenith = _NIGHT_SKY if night else _DAY_SKY
+    haze = np.empty((height, width, 3), dtype=np.uint8)
+    haze[:] = horizon.astype(np.uint8)
+    sky = haze.copy()
+    blend = np.clip(view.elevation[: view.sky_rows] * 2.5, 0, 1)[..., None]
+    sky[: view.sky_rows] = (horizon * (1 - blend) + zenith * blend).astype(np.uint8)
     clear = np.exp(-fog_per_m * view.distance).astype(np.float32)
-    return _brightness_at(night, view.distance, view.x_ego) * clear, 1 - clear
+    return _Backdrop(sky, haze, _brightness_at(night, view.distance, view.x_ego) * clear, 1 - clear)
 
 
 def _paint_ground(
     scene: Scene,
     view: _View,
     local_from_ego: NDArray[np.float64],
-    light: tuple[NDArray[np.float32], NDArray[np.float32]],
+    backdrop: _Backdrop,
 ) -> NDArray[np.uint8]:
     texture = ground_texture(scene.seed)
     cos, sin = np.float32(local_from_ego[0, 0]), np.float32(local_from_ego[1, 0])
     offset = local_from_ego[:2, 3]
-    height, width = view.x_ego.shape
-    horizon, zenith = _sky_colors(scene)
-    blend = np.clip(view.elevation[: view.sky_rows] * 2.5, 0, 1)[..., None]
-    image = np.empty((height, width, 3), dtype=np.uint8)
-    image[: view.sky_rows] = (horizon * (1 - blend) + zenith * blend).astype(np.uint8)
-    haze = np.empty((height, width, 3), dtype=np.uint8)
-    haze[:] = horizon.astype(np.uint8)
+    image = backdrop.sky.copy()
     for top, bottom, level in view.bands:
         x, y = view.x_ego[top:bottom], view.y_ego[top:bottom]
         scale = np.float32(1.0 / (METRES_PER_PIXEL * 2**level))
@@ -161,8 +167,8 @@ def _paint_ground(
         band = cv2.remap(
             texture.levels[level], map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        own, hazy = (weights[top:bottom] for weights in light)
-        shaded = cv2.blendLinear(band, haze[top:bottom], own, hazy)
+        own, hazy = backdrop.own[top:bottom], backdrop.hazy[top:bottom]
+        shaded = cv2.blendLinear(band, backdrop.haze[top:bottom], own, hazy)
         mixed = max(0, min(view.sky_rows, bottom) - top)
         image[top + mixed : bottom] = shaded[mixed:]
         ground = view.is_ground[top : top + mixed]
@@ -208,10 +214,10 @@ class _Painter:
         """Draw all that is in view; visible and total silhouette pixels (M,) of the actors."""
         total = np.zeros(bodies.actors)
         chosen = self._in_view(bodies)
-        corners = footprints(bodies.poses[chosen], bodies.sizes[chosen, :2])
-        order = chosen[painting_order(corners, self.position[:2])] if len(chosen) else chosen
-        self._shadows(bodies, order[order < bodies.actors])
-        if len(order):
+        if len(chosen):
+            corners = footprints(bodies.poses[chosen], bodies.sizes[chosen, :2])
+            order = chosen[painting_order(corners, self.position[:2])]
+            self._shadows(bodies, order[order < bodies.actors])
             self._faces(bodies, order, total)
         counts = np.bincount(self.ids.ravel(), minlength=bodies.actors + 1)[1 : bodies.actors + 1]
         scale = self._ID_SCALE**2
@@ -220,6 +226,8 @@ class _Painter:
 
     def _in_view(self, bodies: _Bodies) -> NDArray[np.int64]:
         """Bodies whose bounding circle reaches into the view, within drawing range."""
+        if not len(bodies.meshes):
+            return np.zeros(0, dtype=np.int64)
         centers = np.concatenate([bodies.poses[:, :2], bodies.sizes[:, 2:] / 2], axis=1)
         local = centers @ self.camera_from_local[:3, :3].T + self.camera_from_local[:3, 3]
         radius = np.linalg.norm(bodies.sizes, axis=1) / 2 + 1.5
@@ -247,11 +255,16 @@ class _Painter:
         local = flat @ self.camera_from_local[:3, :3].T + self.camera_from_local[:3, 3]
         dark = 12.0 if self.scene.night else 46.0
         horizon = _sky_colors(self.scene)[0]
-        for polygon in local:
+        clear = np.exp(-self.scene.fog_per_m * np.linalg.norm(local.mean(1), axis=-1))[:, None]
+        colors = dark * clear + horizon * (1 - clear)
+        whole = (local[..., 2] >= _NEAR_M).all(axis=1)
+        pixels = self._project(np.where(whole[:, None, None], local, 1.0))
+        for polygon, corners_px, color, is_whole in zip(local, pixels, colors, whole.tolist(), strict=True):
+            if is_whole:
+                self._fill(corners_px, color)
+                continue
             clipped = _clip_near(polygon)
             if len(clipped) >= 3:
-                clear = float(np.exp(-self.scene.fog_per_m * np.linalg.norm(polygon.mean(0))))
-                color = dark * clear + horizon * (1 - clear)
                 self._fill(self._project(clipped), color)
 
     def _faces(self, bodies: _Bodies, order: NDArray[np.int64], total: NDArray[np.float64]) -> None:
@@ -259,20 +272,26 @@ class _Painter:
         cameras = self._camera_in_bodies(bodies.poses[order])
         picks = [mesh.painting_order(camera) for mesh, camera in zip(meshes, cameras, strict=True)]
         owner = np.repeat(np.arange(len(order)), [len(pick) for pick in picks])
-        points = np.concatenate([mesh.points[pick] for mesh, pick in zip(meshes, picks, strict=True)]).astype(
-            np.float64
+        firsts, normals = (
+            np.concatenate(arrays).astype(np.float64)
+            for arrays in (
+                [mesh.points[pick, 0] for mesh, pick in zip(meshes, picks, strict=True)],
+                [mesh.normals[pick] for mesh, pick in zip(meshes, picks, strict=True)],
+            )
         )
-        normals = np.concatenate(
-            [mesh.normals[pick] for mesh, pick in zip(meshes, picks, strict=True)]
-        ).astype(np.float64)
-        facing = ((cameras[owner] - points[:, 0]) * normals).sum(-1) > 0
-        owner, points, normals = owner[facing], points[facing], normals[facing]
-        counts, lamps, colors = (
-            np.concatenate([getattr(mesh, name)[pick] for mesh, pick in zip(meshes, picks, strict=True)])[
-                facing
-            ]
-            for name in ("counts", "lamps", "colors")
+        facing = ((cameras[owner] - firsts) * normals).sum(-1) > 0
+        seen = [
+            pick[part]
+            for pick, part in zip(
+                picks, np.split(facing, np.cumsum([len(p) for p in picks])[:-1]), strict=True
+            )
+        ]
+        owner, normals = owner[facing], normals[facing]
+        points, counts, lamps, colors = (
+            np.concatenate([getattr(mesh, name)[pick] for mesh, pick in zip(meshes, seen, strict=True)])
+            for name in ("points", "counts", "lamps", "colors")
         )
+        points = points.astype(np.float64)
         poses = bodies.poses[order][owner]
         world = _turned(points, poses)
         local = world @ self.camera_from_local[:3, :3].T + self.camera_from_local[:3, 3]
@@ -317,22 +336,30 @@ class _Painter:
         ahead = (local[..., 2] > _NEAR_M).sum(1)
         pixels = self._project(np.where(local[..., 2:] > _NEAR_M, local, 1.0))
         fixed = np.round((pixels - 0.5) * (1 << _SHIFT)).astype(np.int32)
-        bounds = np.searchsorted(owner, np.arange(len(order) + 1))
-        palette = colors.astype(int).tolist()
+        bounds = np.searchsorted(owner, np.arange(len(order) + 1)).tolist()
+        whole = ahead == local.shape[1]
+        # Faces whose bounding box (with a rim for smoothed edges) misses the image need no drawing.
+        low, high = pixels.min(axis=1), pixels.max(axis=1)
+        drawn = (whole & (high > -2).all(axis=1) & (low < np.array(self.size) + 2).all(axis=1)).tolist()
+        cut = ((ahead > 0) & ~whole).tolist()
+        palette, sides = colors.astype(int).tolist(), counts.tolist()
         for number, body in enumerate(order.tolist()):
-            outline: list[NDArray[np.float64]] = []
-            for face in range(int(bounds[number]), int(bounds[number + 1])):
-                if ahead[face] == 8:
-                    polygon = fixed[face, : counts[face]]
+            start, stop = bounds[number], bounds[number + 1]
+            clipped: list[NDArray[np.float64]] = []
+            for face in range(start, stop):
+                if drawn[face]:
+                    polygon = fixed[face, : sides[face]]
                     cv2.fillConvexPoly(self.image, polygon, palette[face], cv2.LINE_AA, _SHIFT)
-                    outline.append(pixels[face, : counts[face]])
-                elif ahead[face]:
-                    clipped = _clip_near(local[face, : counts[face]])
-                    if len(clipped) >= 3:
-                        outline.append(self._project(clipped))
-                        self._fill(outline[-1], colors[face])
-            if outline:
-                self._silhouette(np.concatenate(outline), body, num_actors, total)
+                elif cut[face]:
+                    left = _clip_near(local[face, : sides[face]])
+                    if len(left) >= 3:
+                        clipped.append(self._project(left))
+                        self._fill(clipped[-1], colors[face])
+            outline = pixels[start:stop][whole[start:stop]].reshape(-1, 2)
+            if clipped:
+                outline = np.concatenate([outline, *clipped])
+            if len(outline):
+                self._silhouette(outline, body, num_actors, total)
 
     def _silhouette(
         self, points: NDArray[np.float64], body: int, num_actors: int, total: NDArray[np.float64]
@@ -340,12 +367,8 @@ class _Painter:
         """Mark the hull of a body on the id map; 0 for what is not an actor."""
         hull = cv2.convexHull(points.astype(np.float32))[:, 0]
         width, height = self.size
-        if (
-            hull[:, 0].max() < 0
-            or hull[:, 0].min() > width
-            or hull[:, 1].max() < 0
-            or hull[:, 1].min() > height
-        ):
+        (left, top), (right, bottom) = hull.min(axis=0).tolist(), hull.max(axis=0).tolist()
+        if right < 0 or left > width or bottom < 0 or top > height:
             return
         if body < num_actors:
             frame = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float32)

@@ -204,7 +204,9 @@ class _Placer:
         ego_track[:, 0] += 1.3 * np.cos(ego_track[:, 2])
         ego_track[:, 1] += 1.3 * np.sin(ego_track[:, 2])
         self.ego_track = ego_track
-        self._discs = [self._cover(ego_track, 5.2, 2.2, 0.4)]
+        self._discs: list[NDArray[np.float64]] = []
+        self._heads = np.zeros((64, len(self.times), 2))  # the first disc of each, grown when full
+        self._keep(self._cover(ego_track, 5.2, 2.2, 0.4))
 
     @staticmethod
     def _cover(track: NDArray[np.float64], length: float, width: float, margin: float) -> NDArray[np.float64]:
@@ -223,17 +225,23 @@ class _Placer:
         discs = self._cover(motion.track(self.times), size[0], size[1], margin)
         if not self.clear(discs):
             return False
-        self._discs.append(discs)
+        self._keep(discs)
         body = build_body(name, size, self.random, rider=rider)
         self.actors.append(Actor(name=name, size=size, motion=motion, body=body, rider=rider))
         return True
 
+    def _keep(self, discs: NDArray[np.float64]) -> None:
+        count = len(self._discs)
+        if count == len(self._heads):
+            self._heads = np.concatenate([self._heads, np.zeros_like(self._heads)])
+        self._heads[count] = discs[:, 0, :2]
+        self._discs.append(discs)
+
     def clear(self, discs: NDArray[np.float64]) -> bool:
         """Whether discs (T or 1, D, 3) meet nothing that has been placed, at any time."""
-        for other in self._discs:
-            across = discs[:, None, 0, :2] - other[:, None, 0, :2]
-            if np.min(np.abs(across).max(axis=-1)) > 20.0:
-                continue
+        across = np.abs(discs[:, 0, :2] - self._heads[: len(self._discs)])  # (others, T, 2)
+        for index in np.flatnonzero(across.max(axis=-1).min(axis=-1) <= 20.0):
+            other = self._discs[index]
             gap = np.linalg.norm(discs[:, :, None, :2] - other[:, None, :, :2], axis=-1)
             if np.any(gap < discs[:, :, None, 2] + other[:, None, :, 2]):
                 return False
