@@ -31,7 +31,6 @@ setup(
     install_requires=[
         "setuptools",
         "numpy",
-        "omegaconf",
         "pyyaml",
         "safetensors",
         "scipy",

@@ -227,8 +227,8 @@ def install_project(machine: Machine, progress: Progress) -> None:
         if machine.distribution:
             raise SetUpError(
                 f"the ROS distribution in {machine.distribution} does not load under Python "
-                f"{sys.version_info[0]}.{sys.version_info[1]} ({last_words}); name its own Python with PYTHON=..., "
-                "and see that vision_msgs and tf2_msgs are installed (rosdep install)."
+                f"{sys.version_info[0]}.{sys.version_info[1]} ({last_words}); name its own Python with "
+                "PYTHON=..., and see that vision_msgs and tf2_msgs are installed (rosdep install)."
             )
         raise SetUpError(
             f"the ROS packages in {machine.venv} do not load ({last_words}); run `make clean setup`."

@@ -2,6 +2,7 @@
 """Who may import whom: training and ftkd_ros build on ftkd_core, which knows neither them nor ROS."""
 
 import ast
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,13 @@ def test_the_devkit_is_read_in_few_places() -> None:
 def test_nothing_names_the_stand_ins_folder() -> None:
     for path in sources(*PACKAGES, "tests"):
         assert "pip_ros" not in top_levels(path), f"{path.relative_to(ROOT)} imports pip_ros by name"
+
+
+def test_every_ros_package_that_is_imported_is_a_dependency() -> None:
+    manifest = ElementTree.parse(ROOT / "package.xml").getroot()
+    declared = {element.text for kind in ("depend", "exec_depend") for element in manifest.findall(kind)}
+    for path in sources("ftkd_ros", "launch"):
+        missing = {name for name in top_levels(path) if is_ros(name)} - declared
+        assert not missing, (
+            f"{path.relative_to(ROOT)} imports {sorted(missing)}, which package.xml does not list"
+        )
