@@ -107,6 +107,4 @@ def test_every_ros_package_that_is_imported_is_a_dependency() -> None:
     declared = {element.text for kind in ("depend", "exec_depend") for element in manifest.findall(kind)}
     for path in sources("ftkd_ros", "launch"):
         missing = {name for name in top_levels(path) if is_ros(name)} - declared
-        assert not missing, (
-            f"{path.relative_to(ROOT)} imports {sorted(missing)}, which package.xml does not list"
-        )
+        assert not missing, f"{path.relative_to(ROOT)} imports {sorted(missing)}, not in package.xml"
