@@ -207,6 +207,12 @@ def _add_evaluate(commands: "Commands") -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="new folder for the results"
     )
+    parser.add_argument(
+        "--summary",
+        type=Path,
+        metavar="FILE",
+        help="the detector node's summary_file: device, weights, latency",
+    )
 
 
 def _run_evaluate(options: argparse.Namespace) -> int:

@@ -28,8 +28,8 @@ from ftkd_ros.bag.io import BagReader
 
 JOIN_WITHIN_NS: Final = 25_000_000
 _SMALL_MODEL_ON_REAL_DATA: Final = (
-    "These are real camera images, and the weights were trained on synthetic scenes only: the small model finds "
-    "nothing sensible here. What counts is that real data runs through every stage."
+    "These are real camera images, and the weights were trained on synthetic scenes only: the small model "
+    "finds nothing sensible here. What counts is that real data runs through every stage."
 )
 
 
