@@ -374,6 +374,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"detector: {error}", file=sys.stderr)
         return 2
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # the work is done: an impatient second signal changes nothing
         rclpy.try_shutdown()
 
 
