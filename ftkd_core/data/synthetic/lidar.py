@@ -60,89 +60,81 @@ def _range_image(scene: Scene, time_s: float) -> tuple[NDArray[np.float64], NDAr
     x, y, yaw, _ = scene.ego.at(time_s)
     ego_from_local = invert_rigid(yaw_transform(yaw, (x, y, 0.0)))
     boxes = scene.actor_boxes_local(time_s)
-    solid = np.concatenate([boxes[:, [0, 1, 6, 3, 4, 5]], _fixture_rows(scene)])
+    solid = np.concatenate([boxes[:, [0, 1, 6, 3, 4, 5]], scene.fixture_solids])
     centers = np.column_stack([solid[:, :2], np.zeros(len(solid))])
     centers = centers @ ego_from_local[:3, :3].T + ego_from_local[:3, 3] - EGO_FROM_LIDAR[:3, 3]
-    headings = solid[:, 2] - yaw
-    height = EGO_FROM_LIDAR[2, 3]
-    down = np.sin(_ELEVATIONS) < 0
-    ground = np.where(down, height / np.maximum(-np.sin(_ELEVATIONS), 1e-6), np.inf)
+    sines = np.sin(_ELEVATIONS)
+    ground = np.where(sines < 0, EGO_FROM_LIDAR[2, 3] / np.maximum(-sines, 1e-6), np.inf)
     ranges = np.repeat(np.where(ground <= _RANGE_M, ground, np.inf)[:, None], _AZIMUTHS, axis=1)
     hits = np.full(ranges.shape, -1, dtype=np.int64)
-    for row in range(len(solid)):
-        size = solid[row, 3:6]
-        window = _window(centers[row], headings[row], size)
-        if window is None:
-            continue
-        actor = row if row < len(boxes) else -1
-        _cast(window, centers[row], float(headings[row]), size, actor, ranges, hits)
+    box, column = _pairs(centers, solid[:, 3:5])
+    enter, leave = _along_ground(centers[box], solid[box, 2] - yaw, solid[box, 3:5], column)
+    crossed = (enter <= leave) & (leave > 0)
+    _cast(box[crossed], column[crossed], enter[crossed], leave[crossed], solid[:, 5], ranges, hits)
+    hits[hits >= len(boxes)] = -1
     return ranges, hits
 
 
-def _fixture_rows(scene: Scene) -> NDArray[np.float64]:
-    rows = [[*fixture.pose, *fixture.size] for fixture in scene.fixtures]
-    return np.array(rows, dtype=np.float64).reshape(-1, 6)
-
-
-def _window(
-    center: NDArray[np.float64], heading: float, size: NDArray[np.float64]
-) -> NDArray[np.int64] | None:
-    """Azimuth steps that can meet a box; None beyond range."""
-    radius = float(np.hypot(size[0], size[1])) / 2
-    distance = float(np.hypot(center[0], center[1]))
-    if distance - radius > _RANGE_M:
-        return None
-    if distance <= radius:
-        return np.arange(_AZIMUTHS)
-    half = np.arcsin(min(1.0, radius / distance))
-    middle = np.arctan2(center[1], center[0])
-    first, last = (int(np.floor((middle + s * half + np.pi) / (2 * np.pi) * _AZIMUTHS)) for s in (-1, 1))
-    return np.arange(first, last + 1) % _AZIMUTHS
-
-
-def _cast(
-    window: NDArray[np.int64],
-    center: NDArray[np.float64],
-    heading: float,
-    size: NDArray[np.float64],
-    actor: int,
-    ranges: NDArray[np.float64],
-    hits: NDArray[np.int64],
-) -> None:
-    """Slab test of the window's beams against one box standing on the ground; keeps what is nearer.
-
-    The upright sides are met at the same distance along the ground by all beams of an azimuth step, so that only
-    floor and roof need a test beam by beam, and only beams that can reach between floor and roof are tested at all.
-    """
-    enter, leave = _along_ground(window, center, heading, size)
-    crossed = (enter <= leave) & (leave > 0)
-    window, enter, leave = window[crossed], np.maximum(enter[crossed], 0.0), leave[crossed]
-    if not len(window):
-        return
-    low, high = -EGO_FROM_LIDAR[2, 3], size[2] - EGO_FROM_LIDAR[2, 3]
-    nearest, farthest = max(float(enter.min()), 1e-3), float(leave.max())
-    first = np.searchsorted(_ELEVATIONS, np.arctan2(low, nearest) - 1e-6)
-    last = np.searchsorted(_ELEVATIONS, np.arctan2(high, nearest if high > 0 else farthest) + 1e-6)
-    cos, sin = np.cos(_ELEVATIONS[first:last, None]), np.sin(_ELEVATIONS[first:last, None])
-    floor, roof = low / sin, high / sin
-    entry = np.maximum(enter / cos, np.minimum(floor, roof))
-    departure = np.minimum(leave / cos, np.maximum(floor, roof))
-    part = np.ix_(np.arange(first, last), window)
-    current = ranges[part]
-    met = (entry <= departure) & (entry > 0.3) & (entry < current) & (entry <= _RANGE_M)
-    ranges[part] = np.where(met, entry, current)
-    hits[part] = np.where(met, actor, hits[part])
+def _pairs(
+    centers: NDArray[np.float64], sizes: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Boxes and azimuth steps (W,) that can meet, box by box; boxes beyond range are left out."""
+    radius = np.hypot(sizes[:, 0], sizes[:, 1]) / 2
+    distance = np.hypot(centers[:, 0], centers[:, 1])
+    around = distance <= radius
+    half = np.where(around, np.pi, np.arcsin(np.minimum(1.0, radius / np.maximum(distance, 1e-9))))
+    middle = np.arctan2(centers[:, 1], centers[:, 0])
+    first, last = (
+        np.floor((middle + side * half + np.pi) / (2 * np.pi) * _AZIMUTHS).astype(np.int64)
+        for side in (-1, 1)
+    )
+    counts = np.where(distance - radius > _RANGE_M, 0, np.minimum(last - first + 1, _AZIMUTHS))
+    box = np.repeat(np.arange(len(centers)), counts)
+    within = np.arange(len(box)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return box, (first[box] + within) % _AZIMUTHS
 
 
 def _along_ground(
-    window: NDArray[np.int64], center: NDArray[np.float64], heading: float, size: NDArray[np.float64]
+    centers: NDArray[np.float64],
+    headings: NDArray[np.float64],
+    sizes: NDArray[np.float64],
+    column: NDArray[np.int64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Metres along the ground (W,) at which the window's azimuth steps enter and leave the footprint's slabs."""
-    turned = _azimuths()[window] - heading
+    """Metres along the ground (W,) at which an azimuth step enters and leaves the sides of a box; beside it,
+    the entry lies beyond the exit."""
+    turned = _azimuths()[column] - headings
     along = np.stack([np.cos(turned), np.sin(turned)])
     along = np.where(np.abs(along) < 1e-9, 1e-9, along)
-    cos, sin = np.cos(heading), np.sin(heading)
-    origin = np.array([[-(cos * center[0] + sin * center[1])], [sin * center[0] - cos * center[1]]])
-    half = size[:2, None] / 2
-    near, far = (-half - origin) / along, (half - origin) / along
+    cos, sin = np.cos(headings), np.sin(headings)
+    origin = np.stack(
+        [-(cos * centers[:, 0] + sin * centers[:, 1]), sin * centers[:, 0] - cos * centers[:, 1]]
+    )
+    near, far = (-sizes.T / 2 - origin) / along, (sizes.T / 2 - origin) / along
     return np.minimum(near, far).max(axis=0), np.maximum(near, far).min(axis=0)
+
+
+def _cast(
+    box: NDArray[np.int64],
+    column: NDArray[np.int64],
+    enter: NDArray[np.float64],
+    leave: NDArray[np.float64],
+    heights: NDArray[np.float64],
+    ranges: NDArray[np.float64],
+    hits: NDArray[np.int64],
+) -> None:
+    """Slab test of all beams of the azimuth steps against the boxes they cross; keeps the nearest of each.
+
+    The upright sides are met at the same distance along the ground by all beams of an azimuth step, so that
+    only floor and roof need a test beam by beam.
+    """
+    cos, sin = np.cos(_ELEVATIONS)[:, None], np.sin(_ELEVATIONS)[:, None]
+    floor, roof = -EGO_FROM_LIDAR[2, 3] / sin, (heights - EGO_FROM_LIDAR[2, 3])[box] / sin  # (R, W)
+    entry = np.maximum(enter / cos, np.minimum(floor, roof))
+    departure = np.minimum(leave / cos, np.maximum(floor, roof))
+    met = (entry <= departure) & (entry > 0.3) & (entry < ranges[:, column]) & (entry <= _RANGE_M)
+    beam, pair = np.nonzero(met)
+    rays, distances = beam * _AZIMUTHS + column[pair], entry[beam, pair]
+    flat_ranges, flat_hits = ranges.reshape(-1), hits.reshape(-1)
+    np.minimum.at(flat_ranges, rays, distances)
+    nearest = distances == flat_ranges[rays]
+    flat_hits[rays[nearest][::-1]] = box[pair[nearest]][::-1]

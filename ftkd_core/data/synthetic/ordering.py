@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which body hides which: an exact back-to-front order of upright bodies with disjoint convex footprints."""
 
+import heapq
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,14 +41,35 @@ def painting_order(
     distance = np.linalg.norm(corners.mean(1) - camera, axis=-1)
     # Both at once means that lines on contradicting sides separate them: then neither hides the other.
     hides &= ~hides.T
-    waiting_for = hides.T.sum(1)  # bodies that must be painted before each
+    rank = np.empty(count, dtype=np.int64)
+    farthest_first = np.argsort(-distance, kind="stable")
+    rank[farthest_first] = np.arange(count)
+    return _sorted_by_need(hides, rank.tolist(), farthest_first.tolist())
+
+
+def _sorted_by_need(hides: NDArray[np.bool_], rank: list[int], by_rank: list[int]) -> list[int]:
+    """All bodies, each after those it may hide (hides[b, c]: c may hide b), the lowest rank first among the
+    ready; where all wait for each other, the lowest rank of all."""
+    waiting_for = hides.sum(axis=0).tolist()
+    followers: list[list[int]] = [[] for _ in by_rank]
+    for before, after in zip(*(index.tolist() for index in np.nonzero(hides)), strict=True):
+        followers[before].append(after)
+    ready = [rank[body] for body, need in enumerate(waiting_for) if need == 0]
+    heapq.heapify(ready)
     order: list[int] = []
-    left = np.ones(count, dtype=bool)
-    for _ in range(count):
-        ready = np.flatnonzero(left & (waiting_for == 0))
-        candidates = ready if len(ready) else np.flatnonzero(left)
-        chosen = int(candidates[np.argmax(distance[candidates])])
+    done = [False] * len(by_rank)
+    lowest_left = 0
+    while len(order) < len(by_rank):
+        if ready:
+            chosen = by_rank[heapq.heappop(ready)]
+        else:
+            while done[by_rank[lowest_left]]:
+                lowest_left += 1
+            chosen = by_rank[lowest_left]
+        done[chosen] = True
         order.append(chosen)
-        left[chosen] = False
-        waiting_for = waiting_for - hides[chosen]
+        for body in followers[chosen]:
+            waiting_for[body] -= 1
+            if waiting_for[body] == 0 and not done[body]:
+                heapq.heappush(ready, rank[body])
     return order

@@ -114,9 +114,14 @@ class Motion:
     speed: SpeedProfile
     start: float = 0.0
 
+    @property
+    def stands(self) -> bool:
+        """Whether it never moves."""
+        return self.speed.knots == ((0.0, 0.0),)
+
     def at(self, time_s: float) -> tuple[float, float, float, float]:
         """x, y, yaw, speed at a time."""
-        if self.speed.knots == ((0.0, 0.0),):
+        if self.stands:
             return self.path.x, self.path.y, self.path.yaw, 0.0
         pose = self.path.at(self.start + self.speed.distance(time_s))
         return pose.x, pose.y, pose.yaw, self.speed.speed(time_s)

@@ -116,10 +116,10 @@ def render_camera(
 
 
 def _bodies_at(scene: Scene, time_s: float) -> _Bodies:
-    poses = [actor.motion.at(time_s)[:3] for actor in scene.actors] + [f.pose for f in scene.fixtures]
-    sizes = [actor.size for actor in scene.actors] + [f.size for f in scene.fixtures]
-    meshes = [actor.body for actor in scene.actors] + [f.body for f in scene.fixtures]
-    return _Bodies(meshes, np.array(poses), np.array(sizes), len(scene.actors))
+    meshes = [actor.body for actor in scene.actors] + [fixture.body for fixture in scene.fixtures]
+    poses = np.concatenate([scene.actor_poses_local(time_s), scene.fixture_solids[:, :3]])
+    sizes = np.concatenate([scene.actor_sizes, scene.fixture_solids[:, 3:]])
+    return _Bodies(meshes, poses, sizes, len(scene.actors))
 
 
 def _sky_colors(scene: Scene) -> NDArray[np.float32]:
@@ -127,8 +127,8 @@ def _sky_colors(scene: Scene) -> NDArray[np.float32]:
 
 
 class _Backdrop(NamedTuple):
-    """What of the ground and sky is the same in every frame of a drive: the image of the sky, that of haze, and the
-    weights (H, W) of the ground's own colour and of the haze before it."""
+    """What of ground and sky is the same in every frame of a drive: the image of the sky, that of haze, and
+    the weights (H, W) of the ground's own colour and of the haze before it."""
 
     sky: NDArray[np.uint8]
     haze: NDArray[np.uint8]
@@ -206,6 +206,7 @@ class _Painter:
         self.camera_from_local = invert_rigid(local_from_camera)
         height, width = image.shape[:2]
         self.size = (width, height)
+        self.frame = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float32)
         self.ids = np.zeros(
             (max(1, round(height * self._ID_SCALE)), max(1, round(width * self._ID_SCALE))), dtype=np.int16
         )
@@ -371,14 +372,14 @@ class _Painter:
         if right < 0 or left > width or bottom < 0 or top > height:
             return
         if body < num_actors:
-            frame = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=np.float32)
-            total[body] = cv2.intersectConvexConvex(hull, frame)[0]
-        fixed = np.round((hull * self._ID_SCALE - 0.5) * (1 << _SHIFT)).astype(np.int32)
+            total[body] = cv2.intersectConvexConvex(hull, self.frame)[0]
+        fixed = np.rint((hull * self._ID_SCALE - 0.5) * (1 << _SHIFT)).astype(np.int32)
         cv2.fillConvexPoly(self.ids, fixed, [body + 1 if body < num_actors else 0], cv2.LINE_8, _SHIFT)
 
     def _fill(self, pixels: NDArray[np.float64], color: Floats) -> None:
-        fixed = np.round((np.clip(pixels, -2e4, 2e4) - 0.5) * (1 << _SHIFT)).astype(np.int32)
-        cv2.fillConvexPoly(self.image, fixed, [float(c) for c in color], cv2.LINE_AA, _SHIFT)
+        inner = np.minimum(np.maximum(pixels, -2e4), 2e4)
+        fixed = np.rint((inner - 0.5) * (1 << _SHIFT)).astype(np.int32)
+        cv2.fillConvexPoly(self.image, fixed, color.tolist(), cv2.LINE_AA, _SHIFT)
 
 
 def _turned_vectors(vectors: NDArray[np.float64], yaw: NDArray[np.float64]) -> NDArray[np.float64]:

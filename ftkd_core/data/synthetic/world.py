@@ -9,6 +9,7 @@ one and kept only if their footprint meets no other's at any time, so that nothi
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -103,16 +104,40 @@ class Scene:
         pose: NDArray[np.float64] = self.global_from_local @ yaw_transform(yaw, (x, y, 0.0))
         return pose
 
+    @cached_property
+    def actor_sizes(self) -> NDArray[np.float64]:
+        """Length, width, height (M, 3) of all actors."""
+        return np.array([actor.size for actor in self.actors], dtype=np.float64).reshape(-1, 3)
+
+    @cached_property
+    def fixture_solids(self) -> NDArray[np.float64]:
+        """x, y, yaw, length, width, height (K, 6) of all fixtures in the local frame."""
+        return np.array([[*f.pose, *f.size] for f in self.fixtures], dtype=np.float64).reshape(-1, 6)
+
+    @cached_property
+    def _at_rest(self) -> tuple[NDArray[np.float64], list[int]]:
+        """x, y, yaw, speed (M, 4) of all actors at time 0, and the rows of those that ever move."""
+        rows = np.array([actor.motion.at(0.0) for actor in self.actors], dtype=np.float64).reshape(-1, 4)
+        return rows, [row for row, actor in enumerate(self.actors) if not actor.motion.stands]
+
+    def _motions_local(self, time_s: float) -> NDArray[np.float64]:
+        """x, y, yaw, speed (M, 4) of all actors in the local frame."""
+        at_rest, moving = self._at_rest
+        rows = at_rest.copy()
+        for row in moving:
+            rows[row] = self.actors[row].motion.at(time_s)
+        return rows
+
+    def actor_poses_local(self, time_s: float) -> NDArray[np.float64]:
+        """x, y, yaw (M, 3) of all actors in the local frame."""
+        return self._motions_local(time_s)[:, :3]
+
     def actor_boxes_local(self, time_s: float) -> NDArray[np.float64]:
         """Boxes (M, 9) of all actors in the local frame."""
-        rows = []
-        for actor in self.actors:
-            x, y, yaw, speed = actor.motion.at(time_s)
-            length, width, height = actor.size
-            rows.append(
-                [x, y, height / 2, length, width, height, yaw, speed * np.cos(yaw), speed * np.sin(yaw)]
-            )
-        return np.array(rows, dtype=np.float64).reshape(-1, 9)
+        x, y, yaw, speed = self._motions_local(time_s).T
+        length, width, height = self.actor_sizes.T
+        velocity = (speed * np.cos(yaw), speed * np.sin(yaw))
+        return np.stack([x, y, height / 2, length, width, height, yaw, *velocity], axis=-1)
 
     def actors_at(self, time_s: float) -> ActorStates:
         """All actors at a scene time, in the global frame; rows keep their order over time."""
