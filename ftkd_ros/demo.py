@@ -96,6 +96,8 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     _say("")
     for line in summary_lines(metrics):
         _say(line)
+    if metrics["rounds_dropped"]:
+        _say(f"hint: this machine was slower than the cameras; --rate {options.rate / 2:g} plays slower")
     _say(f"done in {time.monotonic() - started:.0f} s; open {page.resolve()}")
     return metrics
 

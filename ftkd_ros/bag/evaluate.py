@@ -128,6 +128,12 @@ def evaluate_recording(
         metrics["notes"].append(
             f"{len(tokens) - len(posed)} of {len(tokens)} key frames have no detections; they count as empty."
         )
+    dropped = recording.rounds_in - recording.rounds_detected
+    if dropped:
+        metrics["notes"].append(
+            f"{dropped} of {recording.rounds_in} rounds were not detected: the detector was slower than "
+            "the cameras, or the recording covers a part of the drive."
+        )
     metrics |= recording.summary() | detector_summary(detections_path, summary_file)
     synthetic = is_synthetic(dataset, scenes)
     if not synthetic and "synthetic" in str(metrics["weights"]):
