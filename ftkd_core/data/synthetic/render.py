@@ -162,8 +162,15 @@ def _paint_ground(
     for top, bottom, level in view.bands:
         x, y = view.x_ego[top:bottom], view.y_ego[top:bottom]
         scale = np.float32(1.0 / (METRES_PER_PIXEL * 2**level))
-        map_x = (cos * x - sin * y + np.float32(offset[0] - X_RANGE[0])) * scale - np.float32(0.5)
-        map_y = (sin * x + cos * y + np.float32(offset[1] - Y_RANGE[0])) * scale - np.float32(0.5)
+        map_x, map_y = cos * x, sin * x
+        for coordinate, across, start in (
+            (map_x, -sin, offset[0] - X_RANGE[0]),
+            (map_y, cos, offset[1] - Y_RANGE[0]),
+        ):
+            coordinate += across * y
+            coordinate += np.float32(start)
+            coordinate *= scale
+            coordinate -= np.float32(0.5)
         band = cv2.remap(
             texture.levels[level], map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
@@ -344,6 +351,7 @@ class _Painter:
         drawn = (whole & (high > -2).all(axis=1) & (low < np.array(self.size) + 2).all(axis=1)).tolist()
         cut = ((ahead > 0) & ~whole).tolist()
         palette, sides = colors.astype(int).tolist(), counts.tolist()
+        any_actor = False
         for number, body in enumerate(order.tolist()):
             start, stop = bounds[number], bounds[number + 1]
             clipped: list[NDArray[np.float64]] = []
@@ -356,6 +364,9 @@ class _Painter:
                     if len(left) >= 3:
                         clipped.append(self._project(left))
                         self._fill(clipped[-1], colors[face])
+            any_actor = any_actor or body < num_actors
+            if not any_actor:
+                continue  # the map of actors is still empty: a fixture hides nothing on it
             outline = pixels[start:stop][whole[start:stop]].reshape(-1, 2)
             if clipped:
                 outline = np.concatenate([outline, *clipped])
