@@ -87,6 +87,9 @@ class ProcessGroup:
         log_folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "ProcessGroup":
+        # Started in the background of a script, this process ignores Ctrl-C, and its children would inherit that.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return self
 
     def __exit__(
