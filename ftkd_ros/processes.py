@@ -87,7 +87,7 @@ class ProcessGroup:
         log_folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "ProcessGroup":
-        # Started in the background of a script, this process ignores Ctrl-C, and its children would inherit that.
+        # Started in the background of a script, this process ignores Ctrl-C; its children would inherit it.
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return self

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thread a process: the models of the tests are tiny, and threads that wait for each other only slow them down."""
+"""One thread a process: the models of the tests are tiny, and threads that wait only slow them down."""
 
 import os
 

@@ -36,9 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", type=Path, help="weights file (default: the shipped one)")
     parser.add_argument("--dataroot", type=Path, required=True, help="folder of a nuScenes data set")
     parser.add_argument("--version", default="v1.0-synth", help="its version folder (default v1.0-synth)")
-    parser.add_argument(
-        "--split", default="held_out", help="split to score, the devkit's or a custom one"
-    )
+    parser.add_argument("--split", default="held_out", help="split to score, the devkit's or a custom one")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--output", type=Path, help="write metrics as JSON to this file")
     return parser

@@ -32,7 +32,7 @@ Sets = list[tuple[Any, ...]]
 class Stamped:
     """A message with a header, told apart by identity."""
 
-    stamp: int                # nanoseconds
+    stamp: int  # nanoseconds
     source: int = 0
     header: Header = field(init=False)
 
@@ -161,7 +161,7 @@ def test_exact_synchronizer_wants_equal_nanoseconds() -> None:
 
 def test_full_queue_drops_its_smallest_stamp() -> None:
     sources, received = exact(2, queue_size=2)
-    for stamp in (10, 30, 20):              # 10 leaves when the third arrives
+    for stamp in (10, 30, 20):  # 10 leaves when the third arrives
         sources[0].signalMessage(Stamped(stamp))
     for stamp in (10, 20, 30):
         sources[1].signalMessage(Stamped(stamp))

@@ -120,7 +120,7 @@ def test_a_coroutine_returns_the_transform_it_awaited(full: bool) -> None:
 
 
 def test_writers_and_readers_of_several_threads_do_not_disturb_each_other() -> None:
-    buffer = Buffer()       # keeps all 3 s: what can be transformed once can be transformed ever after
+    buffer = Buffer()  # keeps all 3 s: what can be transformed once can be transformed ever after
     failures: list[BaseException] = []
 
     def write(child: str) -> None:

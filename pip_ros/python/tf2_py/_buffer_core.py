@@ -39,8 +39,8 @@ class BufferCore:
         given = cache_time is not None
         self._cache_time = _nanoseconds(cache_time, "cache_time") if given else DEFAULT_CACHE_TIME
         self._lock = threading.RLock()
-        self._frames: dict[str, TimeCache | StaticCache] = {}       # by child
-        self._names: dict[str, None] = {}       # every frame ever named, in the order of appearance
+        self._frames: dict[str, TimeCache | StaticCache] = {}  # by child
+        self._names: dict[str, None] = {}  # every frame ever named, in the order of appearance
         self._authorities: dict[str, str] = {}
 
     # What comes in

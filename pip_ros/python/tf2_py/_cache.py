@@ -58,7 +58,7 @@ class TimeCache:
 
     def __init__(self, cache_time: int) -> None:
         self._cache_time = cache_time
-        self._stamps: list[int] = []    # ascending; equal stamps in the order of their insertion
+        self._stamps: list[int] = []  # ascending; equal stamps in the order of their insertion
         self._samples: list[Sample] = []
 
     def insert(self, sample: Sample) -> bool:
