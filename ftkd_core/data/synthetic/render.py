@@ -132,6 +132,7 @@ class _Backdrop(NamedTuple):
 
     sky: NDArray[np.uint8]
     haze: NDArray[np.uint8]
+    lit: NDArray[np.float32] | None  # (H, W, 3) light on the ground, None by day
     own: NDArray[np.float32]
     hazy: NDArray[np.float32]
 
@@ -146,7 +147,9 @@ def _backdrop(key: bytes, width: int, height: int, fog_per_m: float, night: bool
     blend = np.clip(view.elevation[: view.sky_rows] * 2.5, 0, 1)[..., None]
     sky[: view.sky_rows] = (horizon * (1 - blend) + zenith * blend).astype(np.uint8)
     clear = np.exp(-fog_per_m * view.distance).astype(np.float32)
-    return _Backdrop(sky, haze, _brightness_at(night, view.distance, view.x_ego) * clear, 1 - clear)
+    light = _brightness_at(night, view.distance, view.x_ego)
+    lit = np.repeat(light[..., None], 3, axis=-1) if night else None
+    return _Backdrop(sky, haze, lit, clear, 1 - clear)
 
 
 def _paint_ground(
@@ -174,6 +177,8 @@ def _paint_ground(
         band = cv2.remap(
             texture.levels[level], map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
+        if backdrop.lit is not None:  # blendLinear keeps brightness: weights alone cannot darken
+            band = cv2.multiply(band, backdrop.lit[top:bottom], dtype=cv2.CV_8U)
         own, hazy = backdrop.own[top:bottom], backdrop.hazy[top:bottom]
         shaded = cv2.blendLinear(band, backdrop.haze[top:bottom], own, hazy)
         mixed = max(0, min(view.sky_rows, bottom) - top)
