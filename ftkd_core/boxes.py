@@ -18,6 +18,12 @@ from ftkd_core.geometry import yaw_of
 
 BOX_DIM: Final = 9
 CODE_DIM: Final = 10
+BOX_EDGES: Final = (
+    *((0, 1), (1, 2), (2, 3), (3, 0)),
+    *((4, 5), (5, 6), (6, 7), (7, 4)),
+    *((0, 4), (1, 5), (2, 6), (3, 7)),
+)
+"""Pairs of corners, numbered as in `box_corners`, that an edge joins: front face, rear face, between."""
 # Networks can answer any logarithm; sizes outside 1 cm .. 150 m are never right and would overflow float16.
 _LOG_SIZE_RANGE: Final = (-4.6, 5.0)
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ftkd_core.boxes import box_corners
+from ftkd_core.boxes import BOX_EDGES, box_corners
 from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
 from ftkd_core.geometry import invert_rigid, transform_points
 from ftkd_core.types import CameraRound, CameraView, ObjectList
@@ -46,21 +46,6 @@ _NEAR_PLANE_M: Final = 0.2
 _FONT: Final = cv2.FONT_HERSHEY_SIMPLEX
 _SUBPIXEL_BITS: Final = 4
 _LABEL_MIN_EXTENT_PX: Final = 14
-# Corner order of `box_corners`: 0-3 front face, 4-7 rear face.
-_BOX_EDGES: Final = (
-    (0, 1),
-    (1, 2),
-    (2, 3),
-    (3, 0),
-    (4, 5),
-    (5, 6),
-    (6, 7),
-    (7, 4),
-    (0, 4),
-    (1, 5),
-    (2, 6),
-    (3, 7),
-)
 
 
 def class_color(label: int) -> Color:
@@ -228,7 +213,7 @@ def _project_edges(
 ) -> list[tuple[NDArray[Any], NDArray[Any]]]:
     """Pixel segments of the parts of the 12 edges that lie before the near plane and inside the image."""
     segments = []
-    for first, second in _BOX_EDGES:
+    for first, second in BOX_EDGES:
         clipped = _clip_near(corners_camera[first], corners_camera[second])
         if clipped is None:
             continue

@@ -15,26 +15,12 @@ from rclpy.duration import Duration
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
-from ftkd_core.boxes import box_corners
+from ftkd_core.boxes import BOX_EDGES, box_corners
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.types import ObjectList
 from ftkd_core.visualization import CLASS_COLORS
 from ftkd_ros.messages import box_pose, make_header
 
-_EDGES: Final = (
-    (0, 1),
-    (1, 2),
-    (2, 3),
-    (3, 0),
-    (4, 5),
-    (5, 6),
-    (6, 7),
-    (7, 4),
-    (0, 4),
-    (1, 5),
-    (2, 6),
-    (3, 7),
-)
 _LINE_WIDTH_M: Final = 0.08
 _MIN_SPEED_M_S: Final = 0.5
 _ARROW_SECONDS: Final = 1.0
@@ -76,7 +62,7 @@ def _edges(objects: ObjectList, class_name: str) -> Marker:
     for corners in box_corners(objects.boxes):
         front_bottom = (corners[2] + corners[3]) / 2
         bottom = (corners[2] + corners[3] + corners[6] + corners[7]) / 4
-        segments = [(corners[a], corners[b]) for a, b in _EDGES] + [(bottom, front_bottom)]
+        segments = [(corners[a], corners[b]) for a, b in BOX_EDGES] + [(bottom, front_bottom)]
         marker.points += [_point(end) for segment in segments for end in segment]
     return marker
 
