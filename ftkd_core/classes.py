@@ -18,6 +18,12 @@ CLASS_NAMES: Final[tuple[str, ...]] = (
 )
 """Class order of our checkpoints (the order StreamPETR and SparseBEV train with)."""
 
+SYMMETRIC: Final = ("barrier",)
+"""Classes that look the same from behind: the devkit scores their heading up to half a turn."""
+
+HEADINGLESS: Final = ("traffic_cone",)
+"""Classes whose heading the devkit does not score."""
+
 CLASS_RANGES: Final[dict[str, float]] = {
     "car": 50.0,
     "truck": 50.0,

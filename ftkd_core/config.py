@@ -81,7 +81,10 @@ class DecoderConfig:
     content_from_position: a new query's content starts as its position embedding, not as 0 (ours).
     num_image_queries: that many more queries start at the peaks of the 2-D head, lifted to 3-D by its
     depth, with the content of that cell (after Far3D, Jiang et al. 2024; StreamPETR has none); with them
-    the 2-D head runs at inference too.
+    the 2-D head runs at inference too. anchored: queries are boxes with a class, not points: they start from
+    the 2-D head's size, heading and class or from the memory's moved box, every answer changes that box in
+    the query's own line of sight, and self-attention fades with distance (ours, after Sparse4D and
+    SparseBEV; see models/anchors.py).
     """
 
     channels: int = 256
@@ -98,6 +101,7 @@ class DecoderConfig:
     position_range_m: tuple[float, float, float] = (61.2, 61.2, 10.0)
     locality: bool = False
     content_from_position: bool = False
+    anchored: bool = False
 
     def __post_init__(self) -> None:
         _require(

@@ -35,8 +35,9 @@ def tiny() -> DetectorConfig:
             position_hidden=256,
             locality=True,
             content_from_position=True,
+            anchored=True,
         ),
-        loss=LossConfig(denoising_groups=4),
+        loss=LossConfig(denoising_groups=1),
     )
 
 

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkd_core.boxes import encode_boxes
+from ftkd_core.classes import CLASS_NAMES, HEADINGLESS, SYMMETRIC
 from ftkd_core.config import DetectorConfig
 from ftkd_core.losses.matching import match
+from ftkd_core.models.anchors import turn_back, view_axis
 from ftkd_core.models.auxiliary2d import REFERENCE_FOCAL_PX, AuxiliaryMaps
 from ftkd_core.models.denoising import DenoisingQueries
 from ftkd_core.models.stream_petr import Predictions
@@ -90,7 +92,9 @@ class DetectionCriterion(nn.Module):
         if real is not None:
             classification = classification * real[..., None]
         goal = encode_boxes(targets.boxes.float().gather(1, index[..., None].expand(-1, -1, 9)))
-        known = torch.isfinite(goal) & positive[..., None]  # velocity may be unknown
+        heading = same_heading(goal[..., 6:8], codes.detach()[..., 6:8], labels)
+        goal = torch.cat([goal[..., :6], heading, goal[..., 8:]], dim=-1)
+        known = torch.isfinite(goal) & positive[..., None]  # velocity may be unknown, cones have no heading
         difference = (codes - torch.where(known, goal, codes.detach())).abs() * self.code_weights
         loss = self.config.loss
         return {
@@ -115,20 +119,89 @@ def auxiliary_losses(maps: AuxiliaryMaps, targets: Targets, rig: CameraRig, stri
     heat = _heat_targets(maps.heat, targets, (batch, camera, slot), cells, stride)
     terms = {"auxiliary/heat": _heat_loss(maps.heat.float(), heat) / count}
 
-    column, row = column[batch, camera, slot], row[batch, camera, slot]
-    center = cells[batch, camera, slot]  # (P, 2)
-    box = targets.boxes_2d[batch, camera, slot] / stride - 0.5
-    cell = torch.stack([column, row], dim=-1).to(center.dtype)
-    edges_goal = torch.cat([cell - box[:, :2], box[:, 2:] - cell], dim=-1)
-    focal = rig.intrinsics[batch, camera, 0, 0].float()
-    depth_goal = (targets.depths[batch, camera, slot].clamp(min=0.5) * REFERENCE_FOCAL_PX / focal).log()
-    edges = maps.edges[batch, camera, :, row, column].float()
-    offset = maps.offset[batch, camera, :, row, column].float()
-    log_depth = maps.log_depth[batch, camera, 0, row, column].float()
-    terms["auxiliary/edges"] = 0.05 * (edges - edges_goal).abs().sum() / count
-    terms["auxiliary/offset"] = 0.5 * (offset - (center - cell)).abs().sum() / count
-    terms["auxiliary/depth"] = 2.0 * (log_depth - depth_goal).abs().sum() / count
+    batch, camera, slot, row, column, share = _cells_of(
+        (batch, camera, slot), targets.boxes_2d / stride - 0.5, row, column, (height, width)
+    )
+    predicted = AuxiliaryMaps(*(values[batch, camera, :, row, column].float() for values in maps))
+    goals = _geometry_goals(predicted, targets, rig, (batch, camera, slot, row, column), stride)
+    share = share / share.sum().clamp(min=1.0)
+    for name, (goal, weight) in goals.items():
+        difference = getattr(predicted, name) - goal
+        known = torch.isfinite(difference)
+        difference = torch.where(known, difference, 0.0).abs().sum(-1)
+        terms[f"auxiliary/{name.removeprefix('log_')}"] = weight * (difference * share).sum()
     return terms
+
+
+def _cells_of(
+    seen: tuple[Tensor, Tensor, Tensor],
+    boxes: Tensor,
+    row: Tensor,
+    column: Tensor,
+    size: tuple[int, int],
+    neighbour_share: float = 0.5,
+) -> tuple[Tensor, ...]:
+    """Cells that answer for the geometry of the seen objects: the centre's, and those around it that lie in
+    the object's 2-D box (as in FCOS), which count less.
+
+    boxes (B, N, G, 4), row and column (B, N, G) in cells. Returns batch, camera, slot, row, column, share,
+    each (P,).
+    """
+    batch, camera, slot = seen
+    steps = torch.tensor([-1, 0, 1], device=row.device)
+    down, across = (grid.flatten() for grid in torch.meshgrid(steps, steps, indexing="ij"))
+    rows = row[seen][:, None] + down  # (objects, 9)
+    columns = column[seen][:, None] + across
+    box = boxes[seen][:, None]
+    own = (down == 0) & (across == 0)
+    inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
+    covered = (
+        (columns >= box[..., 0]) & (columns <= box[..., 2]) & (rows >= box[..., 1]) & (rows <= box[..., 3])
+    )
+    answers = inside & (own | covered)
+    share = torch.where(own, 1.0, neighbour_share).expand(answers.shape)
+    repeated = (value[:, None].expand(answers.shape)[answers] for value in (batch, camera, slot))
+    return (*repeated, rows[answers], columns[answers], share[answers])
+
+
+def _geometry_goals(
+    predicted: AuxiliaryMaps, targets: Targets, rig: CameraRig, cells: tuple[Tensor, ...], stride: int
+) -> dict[str, tuple[Tensor, float]]:
+    """What the maps should say at P cells, (P, channels), nan where nothing is right or wrong, and the
+    weight of each."""
+    batch, camera, slot, row, column = cells
+    cell = torch.stack([column, row], dim=-1).to(targets.boxes_2d.dtype)
+    box = targets.boxes_2d[batch, camera, slot] / stride - 0.5
+    focal = rig.intrinsics[batch, camera, 0, 0].float()
+    depth = targets.depths[batch, camera, slot].clamp(min=0.5) * REFERENCE_FOCAL_PX / focal
+    boxes = targets.boxes[batch, slot].float()  # (P, 9)
+    sight = view_axis(boxes[:, :3] - rig.ego_from_camera[batch, camera, :3, 3].float())
+    yaw = boxes[:, 6:7]
+    heading = turn_back(torch.cat([yaw.cos(), yaw.sin()], dim=-1), sight)
+    (cos, sin), labels = heading.unbind(-1), targets.labels[batch, slot]
+    axis = torch.stack([cos**2 - sin**2, 2 * sin * cos], dim=-1)
+    return {
+        "edges": (torch.cat([cell - box[:, :2], box[:, 2:] - cell], dim=-1), 0.1),
+        "offset": (targets.centers_2d[batch, camera, slot] / stride - 0.5 - cell, 0.5),
+        "log_depth": (depth.log()[:, None], 4.0),
+        "log_size": (boxes[:, [4, 3, 5]].log(), 0.5),  # width, length, height, as in the code
+        "heading": (same_heading(heading, predicted.heading, labels), 0.5),
+        "axis": (torch.where(is_one_of(HEADINGLESS, labels)[:, None], torch.nan, axis), 0.5),
+    }
+
+
+def same_heading(goal: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
+    """Headings (..., 2) to learn for objects of `labels` (...): of a class that looks the same from behind,
+    the nearer of the true heading and its reverse (the devkit scores no more); nan for classes without."""
+    reversed_ = is_one_of(SYMMETRIC, labels) & ((goal * predicted).sum(-1) < 0)
+    goal = torch.where(reversed_[..., None], -goal, goal)
+    return torch.where(is_one_of(HEADINGLESS, labels)[..., None], torch.nan, goal)
+
+
+def is_one_of(names: tuple[str, ...], labels: Tensor) -> Tensor:
+    """Whether each label (...) is an index in CLASS_NAMES of one of the names."""
+    wanted = torch.tensor([CLASS_NAMES.index(name) for name in names], device=labels.device)
+    return torch.isin(labels, wanted)
 
 
 def _heat_targets(

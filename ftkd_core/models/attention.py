@@ -17,10 +17,11 @@ class HybridAttention(nn.Module):
     """Queries attend to themselves and the memory; positions are added to queries and keys, not to values.
 
     queries, query_position (B, Q, C); keys, key_position (B, K, C), the queries first; mask (Q, K) bool,
-    True where a query may look, or None. Returns (B, Q, C).
+    True where a query may look, or None. With `fading`, distances (B, Q, K) metres weigh on the logits by a
+    factor per head that the query chooses (SparseBEV's scale-adaptive self-attention). Returns (B, Q, C).
     """
 
-    def __init__(self, channels: int, num_heads: int) -> None:
+    def __init__(self, channels: int, num_heads: int, fading: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(channels, channels)
@@ -28,13 +29,27 @@ class HybridAttention(nn.Module):
         self.value = nn.Linear(channels, channels)
         self.output = nn.Linear(channels, channels)
         _xavier(self)
+        if fading:
+            self.fade = nn.Linear(channels, num_heads)
+            nn.init.zeros_(self.fade.weight)
+            nn.init.uniform_(self.fade.bias, 0.0, 2.0)
 
     def forward(
-        self, queries: Tensor, query_position: Tensor, keys: Tensor, key_position: Tensor, mask: Tensor | None
+        self,
+        queries: Tensor,
+        query_position: Tensor,
+        keys: Tensor,
+        key_position: Tensor,
+        mask: Tensor | None,
+        distances: Tensor | None = None,
     ) -> Tensor:
         q = split_heads(self.query(queries + query_position), self.num_heads)  # (B, A, Q, E)
         k = split_heads(self.key(keys + key_position), self.num_heads)  # (B, A, K, E)
         v = split_heads(self.value(keys), self.num_heads)
+        if distances is not None:
+            bias = -self.fade(queries).transpose(1, 2)[..., None] * distances[:, None]  # (B, A, Q, K)
+            mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+            mask = mask.to(q.dtype)
         attended: Tensor = self.output(merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
         return attended
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""2-D head on the image features: it teaches the backbone to see objects before the decoder can.
+"""Head on the image features: it teaches the backbone to see objects before the decoder can.
 
-StreamPETR trains one too; ours is dense (a heat map as in CenterNet, with box, centre and depth at the
-peaks) because every cell then carries gradient from the first step, which training from scratch needs. It
-is dropped at inference, unless the decoder starts queries at its peaks (`DecoderConfig.num_image_queries`,
-after Far3D). Symbols: B batch, N cameras, K classes, C channels, H/W feature size, I image queries.
+StreamPETR trains a 2-D one; ours is dense (a heat map as in CenterNet, with 2-D box, centre, depth, size and
+heading at the peaks, as FCOS3D, Wang et al. 2021, has them) because every cell then carries gradient from
+the first step, which training from scratch needs. It is dropped at inference, unless the decoder starts
+queries at its peaks (`DecoderConfig.num_image_queries`, after Far3D and BEVFormer v2). Symbols: B batch, N
+cameras, K classes, C channels, H/W feature size, I image queries.
 """
 
 from typing import Final, NamedTuple
@@ -14,54 +15,90 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkd_core.geometry import transform_points
+from ftkd_core.models.anchors import Anchors, turn, view_axis
 from ftkd_core.types import CameraRig
 
 REFERENCE_FOCAL_PX: Final = 300.0
 """Depth is predicted as if seen by this focal length, so that one number fits cameras of any field of
 view."""
 
+_GEOMETRY: Final = (4, 2, 1, 3, 2, 2)  # channels of edges, offset, log_depth, log_size, heading, axis
+
 
 class AuxiliaryMaps(NamedTuple):
     """heat (B, N, K, H, W) logits; edges (B, N, 4, H, W) distances left, top, right, bottom in cells; offset
     (B, N, 2, H, W) projected 3-D centre minus cell centre in cells; log_depth (B, N, 1, H, W) of metres times
-    REFERENCE_FOCAL_PX / focal length."""
+    REFERENCE_FOCAL_PX / focal length; log_size (B, N, 3, H, W) width, length, height; heading (B, N, 2, H, W)
+    cosine and sine of the yaw relative to the cell's line of sight in the ground plane; axis (B, N, 2, H, W)
+    cosine and sine of twice that angle, which can be seen long before front and rear can be told apart."""
 
     heat: Tensor
     edges: Tensor
     offset: Tensor
     log_depth: Tensor
+    log_size: Tensor
+    heading: Tensor
+    axis: Tensor
 
 
 class AuxiliaryHead(nn.Module):
-    """Feature maps (B, N, C, H, W) -> AuxiliaryMaps."""
+    """Feature maps (B, N, C, H, W) and the rig they were seen by -> AuxiliaryMaps.
 
-    def __init__(self, channels: int, num_classes: int) -> None:
+    Each cell is told its line of sight and where that meets the ground (ours): on even ground an object
+    stands where its foot is seen.
+    """
+
+    def __init__(self, channels: int, num_classes: int, stride: int) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.shared = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-        )
-        self.output = nn.Conv2d(channels, num_classes + 7, 1)
-        bias = torch.zeros(num_classes + 7)
-        bias[:num_classes] = -4.0
-        bias[-1] = 3.0  # log of 20 m
+        self.stride = stride
+        self.classes, self.geometry = _tower(channels, channels), _tower(channels + 3, channels)
+        self.heat = nn.Conv2d(channels, num_classes, 1)
+        self.output = nn.Conv2d(channels, sum(_GEOMETRY), 1)
+        nn.init.constant_(self.heat.bias, -4.0)  # type: ignore[arg-type]
         with torch.no_grad():
-            self.output.bias.copy_(bias)  # type: ignore[union-attr]
+            self.output.bias.zero_()  # type: ignore[union-attr]
+            self.output.bias[6] = 3.0  # type: ignore[index]  # log of 20 m
 
-    def forward(self, features: Tensor) -> AuxiliaryMaps:
-        batch, cameras = features.shape[:2]
-        maps = self.output(self.shared(features.flatten(0, 1))).unflatten(0, (batch, cameras))
-        heat, edges, offset, log_depth = maps.split([self.num_classes, 4, 2, 1], dim=2)
-        return AuxiliaryMaps(heat, edges, offset, log_depth)
+    def forward(self, features: Tensor, rig: CameraRig) -> AuxiliaryMaps:
+        shape = features.shape[:2]
+        sight = sight_features(rig, features.shape[-2:], self.stride).flatten(0, 1).to(features.dtype)
+        features = features.flatten(0, 1)
+        heat = self.heat(self.classes(features))
+        maps = self.output(self.geometry(torch.cat([features, sight], dim=1)))
+        parts = maps.unflatten(0, shape).split(_GEOMETRY, dim=2)
+        return AuxiliaryMaps(heat.unflatten(0, shape), *parts)
+
+
+def sight_features(rig: CameraRig, size: tuple[int, int] | torch.Size, stride: int) -> Tensor:
+    """What the geometry of a rig says of each cell, (B, N, 3, H, W): slopes x/z and y/z of its ray, and the
+    logarithm of the depth where the ray meets the ground (the ego frame's z = 0), 1 to 200 m, as
+    `AuxiliaryMaps.log_depth`; 200 m for rays that never do."""
+    height, width = size
+    k, pose = rig.intrinsics.float(), rig.ego_from_camera.float()
+    u = (torch.arange(width, device=k.device) + 0.5) * stride
+    v = (torch.arange(height, device=k.device) + 0.5) * stride
+    x = ((u - k[..., 0, 2, None]) / k[..., 0, 0, None])[..., None, :].expand(-1, -1, height, -1)
+    y = ((v - k[..., 1, 2, None]) / k[..., 1, 1, None])[..., :, None].expand(-1, -1, -1, width)
+    down = pose[..., 2, :3, None, None]  # (B, N, 3, 1, 1): how much each camera axis points up
+    fall = -(down[:, :, 0] * x + down[:, :, 1] * y + down[:, :, 2])  # metres down per metre of depth
+    depth = torch.where(fall > 1e-3, pose[..., 2, 3, None, None] / fall.clamp(min=1e-3), 200.0)
+    scaled = depth.clamp(1.0, 200.0) * REFERENCE_FOCAL_PX / k[..., 0, 0, None, None]
+    return torch.stack([x, y, scaled.log()], dim=2)
+
+
+def _tower(in_channels: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
 
 
 class ImageProposals(NamedTuple):
-    """points_ego (B, I, 3) metres; features (B, I, C) of the cells they come from; both detached from the
-    2-D head."""
+    """anchors of I queries, lifted to ego and detached from the head; features (B, I, C) of the cells they
+    come from."""
 
-    points_ego: Tensor
+    anchors: Anchors
     features: Tensor
 
 
@@ -93,7 +130,21 @@ def propose(maps: AuxiliaryMaps, features: Tensor, rig: CameraRig, stride: int, 
     y = (v - intrinsics[..., 1, 2]) / intrinsics[..., 1, 1] * depth
     points = torch.stack([x, y, depth], dim=-1)[:, :, None]  # (B, I, 1, 3) in camera
     ego = transform_points(_per_camera(rig.ego_from_camera.float(), camera), points)[:, :, 0]
-    return ImageProposals(ego, at(features))
+    sight = view_axis(ego - _per_camera(rig.ego_from_camera.float(), camera)[..., :3, 3])
+    relative = heading_along(at(maps.axis.detach().float()), at(maps.heading.detach().float()))
+    heading = turn(relative, sight)
+    codes = torch.cat(
+        [ego, at(maps.log_size.detach().float()), heading.flip(-1), torch.zeros_like(heading)], dim=-1
+    )
+    return ImageProposals(Anchors(codes, at(maps.heat.detach().float())), at(features))
+
+
+def heading_along(axis: Tensor, heading: Tensor) -> Tensor:
+    """Unit vectors (..., 2) along the axis whose doubled angle is given, (..., 2), to the side of
+    `heading` (..., 2)."""
+    angle = torch.atan2(axis[..., 1], axis[..., 0]) / 2
+    along = torch.stack([angle.cos(), angle.sin()], dim=-1)
+    return torch.where((along * heading).sum(-1, keepdim=True) < 0, -along, along)
 
 
 def _per_camera(values: Tensor, camera: Tensor) -> Tensor:

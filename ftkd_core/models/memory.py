@@ -2,7 +2,7 @@
 """The streaming memory: what the student keeps from earlier frames, in global coordinates.
 
 Source: StreamPETR code (method.md section 4), as an explicit value instead of module attributes.
-Symbols: B batch, M memory slots, Q queries, C channels, P propagated slots.
+Symbols: B batch, M memory slots, Q queries, C channels, P propagated slots, K classes.
 """
 
 from typing import NamedTuple
@@ -16,35 +16,45 @@ from ftkd_core.types import Frame
 
 class Memory(NamedTuple):
     """Newest first: embedding (B, M, C); centers_global (B, M, 3) float64 metres; velocity_global (B, M, 2)
-    m/s; time (B, M) float64 seconds of the stream; global_from_ego (B, M, 4, 4) float64, the vehicle when
-    it was stored."""
+    m/s; shape_global (B, M, 5) log w, log l, log h, sin, cos of the heading; logits (B, M, K); time (B, M)
+    float64 seconds of the stream; global_from_ego (B, M, 4, 4) float64, the vehicle when it was stored.
+    Upstream keeps no shape and no logits; only anchored queries read them. Logits are counted from the
+    classifier's prior, so that 0 is no evidence."""
 
     embedding: Tensor
     centers_global: Tensor
     velocity_global: Tensor
+    shape_global: Tensor
+    logits: Tensor
     time: Tensor
     global_from_ego: Tensor
 
 
 class LocalMemory(NamedTuple):
     """The memory as the current frame sees it: embedding (B, M, C); centers_ego (B, M, 3) metres;
-    velocity_ego (B, M, 2); age (B, M) seconds; ego_from_past (B, M, 4, 4) the past vehicle frame in the
-    current one. All float32."""
+    velocity_ego (B, M, 2); shape_ego (B, M, 5); logits (B, M, K); age (B, M) seconds; ego_from_past (B, M,
+    4, 4) the past vehicle frame in the current one. All float32."""
 
     embedding: Tensor
     centers_ego: Tensor
     velocity_ego: Tensor
+    shape_ego: Tensor
+    logits: Tensor
     age: Tensor
     ego_from_past: Tensor
 
 
-def empty_memory(batch: int, length: int, channels: int, device: torch.device | str = "cpu") -> Memory:
+def empty_memory(
+    batch: int, length: int, channels: int, num_classes: int, device: torch.device | str = "cpu"
+) -> Memory:
     """A memory of zeros; the first frame (`frame.is_first`) never reads it."""
     identity = torch.eye(4, dtype=torch.float64, device=device).expand(batch, length, 4, 4).clone()
     return Memory(
         embedding=torch.zeros(batch, length, channels, device=device),
         centers_global=torch.zeros(batch, length, 3, dtype=torch.float64, device=device),
         velocity_global=torch.zeros(batch, length, 2, device=device),
+        shape_global=torch.zeros(batch, length, 5, device=device),
+        logits=torch.zeros(batch, length, num_classes, device=device),
         time=torch.zeros(batch, length, dtype=torch.float64, device=device),
         global_from_ego=identity,
     )
@@ -59,6 +69,7 @@ def recall(memory: Memory, frame: Frame, pseudo_centers: Tensor) -> LocalMemory:
     ego_from_global = invert_rigid(frame.global_from_ego)
     centers = transform_points(ego_from_global, memory.centers_global).float()
     velocity = memory.velocity_global @ ego_from_global[:, :2, :2].mT.float()
+    shape = _turn_shape(memory.shape_global, ego_from_global)
     age = (frame.time[:, None] - memory.time).float()
     ego_from_past = (ego_from_global[:, None] @ memory.global_from_ego).float()
 
@@ -71,6 +82,8 @@ def recall(memory: Memory, frame: Frame, pseudo_centers: Tensor) -> LocalMemory:
         embedding=torch.where(first[:, None, None], torch.zeros_like(memory.embedding), memory.embedding),
         centers_ego=torch.where(first[:, None, None], start_centers, centers),
         velocity_ego=torch.where(first[:, None, None], torch.zeros_like(velocity), velocity),
+        shape_ego=torch.where(first[:, None, None], torch.zeros_like(shape), shape),
+        logits=torch.where(first[:, None, None], torch.zeros_like(memory.logits), memory.logits),
         age=torch.where(first[:, None], torch.zeros_like(age), age),
         ego_from_past=torch.where(first[:, None, None, None], start_pose, ego_from_past),
     )
@@ -82,17 +95,21 @@ def memorise(
     frame: Frame,
     features: Tensor,
     codes: Tensor,
-    scores: Tensor,
+    logits: Tensor,
     num_kept: int,
 ) -> Memory:
     """The memory after this frame: the num_kept best queries in front, the oldest slots dropped; detached.
 
-    features (B, Q, C), codes (B, Q, 10) in ego, scores (B, Q) of the last layer. Where the stream started
-    with this frame, the older slots are the first state's (`local`), not those of another stream.
+    features (B, Q, C), codes (B, Q, 10) in ego, logits (B, Q, K) of the last layer; best by class score.
+    Where the stream started with this frame, the older slots are the first state's (`local`), not those of
+    another stream.
     """
-    best = scores.detach().topk(num_kept, dim=1).indices[..., None]  # (B, P, 1)
-    kept_features = features.detach().gather(1, best.expand(-1, -1, features.shape[-1]))
-    kept_codes = codes.detach().float().gather(1, best.expand(-1, -1, codes.shape[-1]))
+    scores = logits.detach().float().amax(-1)
+    best = scores.topk(num_kept, dim=1).indices[..., None]  # (B, P, 1)
+    kept_features, kept_codes, kept_logits = (
+        values.detach().float().gather(1, best.expand(-1, -1, values.shape[-1]))
+        for values in (features, codes, logits)
+    )
     pose = frame.global_from_ego
     first = frame.is_first
     centers = torch.where(
@@ -111,9 +128,20 @@ def memorise(
             torch.where(first[:, None, None], local.velocity_ego, memory.velocity_global),
             kept_codes[..., 8:10] @ pose[:, :2, :2].mT.float(),
         ),
+        shape_global=_push(
+            torch.where(first[:, None, None], local.shape_ego, memory.shape_global),
+            _turn_shape(kept_codes[..., 3:8], pose),
+        ),
+        logits=_push(local.logits, kept_logits),
         time=_push(time, new_time),
         global_from_ego=_push(past_poses, new_pose),
     )
+
+
+def _turn_shape(shape_src: Tensor, dst_from_src: Tensor) -> Tensor:
+    """Sizes and heading (B, M, 5) of frame src with the heading in frame dst; dst_from_src (B, 4, 4)."""
+    heading = shape_src[..., [4, 3]] @ dst_from_src[:, :2, :2].mT.float()  # (cos, sin)
+    return torch.cat([shape_src[..., :3], heading.flip(-1)], dim=-1)
 
 
 def _push(old: Tensor, new: Tensor) -> Tensor:

@@ -14,6 +14,13 @@ from torch import Tensor, nn
 
 from ftkd_core.boxes import CODE_DIM, decode_boxes
 from ftkd_core.config import DecoderConfig, DetectorConfig
+from ftkd_core.models.anchors import (
+    Anchors,
+    anchor_features,
+    change_anchors,
+    join,
+    points_as_anchors,
+)
 from ftkd_core.models.attention import HybridAttention, TokenAttention
 from ftkd_core.models.auxiliary2d import AuxiliaryHead, AuxiliaryMaps, ImageProposals, propose
 from ftkd_core.models.denoising import DenoisingQueries, attention_mask
@@ -32,6 +39,8 @@ from ftkd_core.models.position import (
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.types import CameraRig, Detections, Frame
 
+_PRIOR_LOGIT = -4.6  # focal loss prior of 0.01: what the classifier says before it has learnt
+_MOST_EVIDENCE = 7.0  # a remembered box starts at a score of at most 0.92, so that it can still be dropped
 _MOTION_DIM = 180  # 15 numbers (vx, vy, age, 12 of the pose) at 6 frequencies, sine and cosine
 
 
@@ -55,7 +64,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         channels = config.channels
-        self.self_attention = HybridAttention(channels, config.num_heads)
+        self.self_attention = HybridAttention(channels, config.num_heads, fading=config.anchored)
         self.cross_attention = TokenAttention(channels, config.num_heads, config.locality)
         self.ffn = nn.Sequential(
             nn.Linear(channels, config.ffn_channels), nn.ReLU(), nn.Dropout(config.dropout),
@@ -67,11 +76,13 @@ class DecoderLayer(nn.Module):
     def forward(self, queries: Tensor, context: "DecoderContext") -> Tensor:
         keys = torch.cat([queries, context.memory], dim=1)  # (B, Q+M-P, C)
         key_position = torch.cat([context.query_position, context.memory_position], dim=1)
-        attended = self.self_attention(queries, context.query_position, keys, key_position, context.mask)
+        attended = self.self_attention(
+            queries, context.query_position, keys, key_position, context.mask, context.distances
+        )
         queries = self.norm_self(queries + self.dropout(attended))
         looked = self.cross_attention(
             queries, context.query_position, context.tokens, context.token_position, context.geometry,
-            context.reference_points_ego,
+            context.anchors.codes[..., :3],
         )  # fmt: skip
         queries = self.norm_cross(queries + self.dropout(looked))
         result: Tensor = self.norm_ffn(queries + self.dropout(self.ffn(queries)))  # (B, Q, C)
@@ -79,18 +90,19 @@ class DecoderLayer(nn.Module):
 
 
 class DecoderContext(NamedTuple):
-    """What every decoder layer sees: query_position (B, Q, C), reference_points_ego (B, Q, 3), memory and
-    its position (B, M-P, C), tokens and their position (B, L, C), geometry, mask of the self-attention or
-    None."""
+    """What every decoder layer sees: query_position (B, Q, C), anchors whose centres are the reference
+    points, memory and its position (B, M-P, C), tokens and their position (B, L, C), geometry, mask of the
+    self-attention or None, distances (B, Q, Q+M-P) in metres where attention fades with them."""
 
     query_position: Tensor
-    reference_points_ego: Tensor
+    anchors: Anchors
     memory: Tensor
     memory_position: Tensor
     tokens: Tensor
     token_position: Tensor
     geometry: TokenGeometry
     mask: Tensor | None
+    distances: Tensor | None
 
 
 class StreamPETR(nn.Module):
@@ -126,15 +138,29 @@ class StreamPETR(nn.Module):
         self.regressor = _branch(channels, CODE_DIM, normed=False)
         final = self.classifier[-1]
         assert isinstance(final, nn.Linear)
-        nn.init.constant_(final.bias, -4.6)  # focal loss prior of 0.01
-        self.auxiliary = AuxiliaryHead(config.backbone.neck_channels, len(config.class_names))
+        nn.init.constant_(final.bias, _PRIOR_LOGIT)
+        self.auxiliary = AuxiliaryHead(
+            config.backbone.neck_channels, len(config.class_names), config.backbone.auxiliary_stride
+        )
         if decoder.num_image_queries:
             self.proposal_content = nn.Linear(config.backbone.neck_channels, channels)
+        if decoder.anchored:
+            self.anchor_content = nn.Sequential(
+                nn.Linear(7 + len(config.class_names), channels), nn.ReLU(), nn.Linear(channels, channels)
+            )
+            self.origin = nn.Parameter(0.1 * torch.randn(3, channels))  # learnt, from the image, propagated
+            change = self.regressor[-1]
+            assert isinstance(change, nn.Linear)
+            nn.init.normal_(change.weight, std=0.01)
+            nn.init.zeros_(change.bias)
 
     def start_memory(self, batch: int = 1) -> Memory:
         """An empty memory on the model's device."""
         decoder = self.config.decoder
-        return empty_memory(batch, decoder.memory_length, decoder.channels, self.reference_points.device)
+        classes = len(self.config.class_names)
+        return empty_memory(
+            batch, decoder.memory_length, decoder.channels, classes, self.reference_points.device
+        )
 
     def forward(
         self, frame: Frame, memory: Memory, denoising: DenoisingQueries | None = None
@@ -143,7 +169,7 @@ class StreamPETR(nn.Module):
         geometry = self.geometry(frame.rig)
         local = recall(memory, frame, self.points_in_metres(self.pseudo_points))
         count = self.config.decoder.num_image_queries
-        auxiliary = self.auxiliary(fine) if self.training or count else None
+        auxiliary = self.auxiliary(fine, frame.rig) if self.training or count else None
         proposals = None
         if count and auxiliary is not None:
             proposals = propose(auxiliary, fine, frame.rig, self.config.backbone.auxiliary_stride, count)
@@ -154,9 +180,9 @@ class StreamPETR(nn.Module):
             logits[:, :, noised:], codes[:, :, noised:], last[:, noised:], features, auxiliary,
             logits[:, :, :noised] if noised else None, codes[:, :, :noised] if noised else None,
         )  # fmt: skip
-        scores = predictions.logits[-1].sigmoid().amax(-1)
         kept = self.config.decoder.num_propagated
-        after = memorise(memory, local, frame, predictions.features, predictions.codes[-1], scores, kept)
+        last_codes, evidence = predictions.codes[-1], predictions.logits[-1] - _PRIOR_LOGIT
+        after = memorise(memory, local, frame, predictions.features, last_codes, evidence, kept)
         return predictions, after
 
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,22 +219,38 @@ class StreamPETR(nn.Module):
         if denoising is not None:
             points = torch.cat([denoising.points_ego, points], dim=1)
         fresh = points.shape[1]
+        anchors = points_as_anchors(points, len(self.config.class_names))
         if proposals is not None:
-            points = torch.cat([points, proposals.points_ego.clamp(-self.range_m, self.range_m)], dim=1)
+            seen_codes = proposals.anchors.codes
+            inside = seen_codes[..., :3].clamp(-self.range_m, self.range_m)
+            seen_codes = torch.cat([inside, seen_codes[..., 3:]], dim=-1)
+            anchors = join(anchors, Anchors(seen_codes, proposals.anchors.logits - _PRIOR_LOGIT))
+        past = self.past_anchors(local)
         past_motion = torch.cat(
             [local.velocity_ego, local.age[..., None], local.ego_from_past[..., :3, :].flatten(-2)], dim=-1
         )
         still = torch.zeros_like(past_motion[:, :1])
         still[..., 3:] = torch.eye(4, device=still.device)[:3].flatten()
-        position, content = self.embed(points, still.expand(-1, points.shape[1], -1), None)
+        centers = anchors.codes[..., :3]
+        position, content = self.embed(centers, still.expand(-1, centers.shape[1], -1), None)
         if proposals is not None:
             seen = self.proposal_content(proposals.features)
             content = torch.cat([content[:, :fresh], content[:, fresh:] + seen], dim=1)
-        past_position, past_content = self.embed(local.centers_ego, past_motion, local.embedding)
+        past_position, past_content = self.embed(past.codes[..., :3], past_motion, local.embedding)
+        everything = join(anchors, past)  # (B, R+Q+M-P)
+        if self.config.decoder.anchored:
+            told = self.anchor_content(anchor_features(everything))
+            count = content.shape[1]
+            origin = torch.cat(
+                [self.origin[:1].expand(fresh, -1), self.origin[1:2].expand(count - fresh, -1)]
+            )
+            content = content + told[:, :count] + origin
+            past_content = past_content + told[:, count:] + self.origin[2]
         denoised = 0 if denoising is None else denoising.points_ego.shape[1]
+        queries = position.shape[1] + kept
         context = DecoderContext(
             query_position=torch.cat([position, past_position[:, :kept]], dim=1),
-            reference_points_ego=torch.cat([points, local.centers_ego[:, :kept]], dim=1),
+            anchors=Anchors(*(values[:, :queries] for values in everything)),
             memory=past_content[:, kept:],
             memory_position=past_position[:, kept:],
             tokens=tokens,
@@ -216,9 +258,19 @@ class StreamPETR(nn.Module):
             geometry=geometry,
             mask=None
             if denoising is None
-            else attention_mask(denoising, position.shape[1] - denoised + kept, past_content.shape[1] - kept),
+            else attention_mask(denoising, queries - denoised, past_content.shape[1] - kept),
+            distances=_ground_distances(everything.codes, queries) if self.config.decoder.anchored else None,
         )
         return context, torch.cat([content, past_content[:, :kept]], dim=1)
+
+    def past_anchors(self, local: LocalMemory) -> Anchors:
+        """The memory's boxes (B, M): points where they were (upstream), or anchored, moved to where they
+        should be by now."""
+        if not self.config.decoder.anchored:
+            return points_as_anchors(local.centers_ego, len(self.config.class_names))
+        moved = local.centers_ego[..., :2] + local.velocity_ego * local.age[..., None]
+        codes = torch.cat([moved, local.centers_ego[..., 2:], local.shape_ego, local.velocity_ego], dim=-1)
+        return Anchors(codes, local.logits.clamp(max=_MOST_EVIDENCE))
 
     def embed(self, points_ego: Tensor, motion: Tensor, content: Tensor | None) -> tuple[Tensor, Tensor]:
         """Position (B, Q, C) and content (B, Q, C) of queries or memory at points_ego, under motion (B, Q,
@@ -238,15 +290,21 @@ class StreamPETR(nn.Module):
 
         Every layer's box starts from the query's own reference point: no iterative refinement (upstream).
         """
-        anchor = inverse_sigmoid((context.reference_points_ego / self.range_m + 1) / 2)
+        anchors = context.anchors
+        start = inverse_sigmoid((anchors.codes[..., :3] / self.range_m + 1) / 2)
         logits, codes = [], []
         for layer in self.layers:
             queries = layer(queries, context)
             features = self.output_norm(queries)
-            code = self.regressor(features)
-            centers = self.points_in_metres((code[..., :3] + anchor).sigmoid())
-            logits.append(self.classifier(features))
-            codes.append(torch.cat([centers, code[..., 3:]], dim=-1))
+            change = self.regressor(features)
+            scores = self.classifier(features)
+            if self.config.decoder.anchored:
+                codes.append(change_anchors(anchors.codes, change.float()))
+                scores = scores + anchors.logits
+            else:
+                centers = self.points_in_metres((change[..., :3] + start).sigmoid())
+                codes.append(torch.cat([centers, change[..., 3:]], dim=-1))
+            logits.append(scores)
         return torch.stack(logits), torch.stack(codes), features
 
 
@@ -262,6 +320,12 @@ def decode(predictions: Predictions, max_detections: int = 300) -> Detections:
 def build_stream_petr(config: DetectorConfig) -> StreamPETR:
     """The student of a configuration, with random weights."""
     return StreamPETR(config)
+
+
+def _ground_distances(codes: Tensor, queries: int) -> Tensor:
+    """Metres (B, Q, K) in the ground plane between the first `queries` of K anchors and all of them."""
+    centers = codes[..., :2].detach()
+    return torch.cdist(centers[:, :queries], centers)
 
 
 def _branch(channels: int, outputs: int, *, normed: bool) -> nn.Sequential:

@@ -72,9 +72,7 @@ def test_an_empty_frame_has_finite_losses_and_teaches_silence() -> None:
     logits = torch.zeros(1, 1, 4, 10, requires_grad=True)
     codes = torch.zeros(1, 1, 4, 10, requires_grad=True)
     heat = torch.zeros(1, 6, 10, 4, 12, requires_grad=True)
-    maps = AuxiliaryMaps(
-        heat, torch.zeros(1, 6, 4, 4, 12), torch.zeros(1, 6, 2, 4, 12), torch.zeros(1, 6, 1, 4, 12)
-    )
+    maps = AuxiliaryMaps(heat, *(torch.zeros(1, 6, channels, 4, 12) for channels in (4, 2, 1, 3, 2, 2)))
     predictions = Predictions(logits, codes, logits[0], logits[0], maps)
     terms = DetectionCriterion(small_config())(predictions, sample.targets, sample.rig)
     total = torch.stack(list(terms.values())).sum()
@@ -106,9 +104,7 @@ def test_proposals_stand_where_the_true_maps_say() -> None:
     targets = sample.targets
     maps = AuxiliaryMaps(
         torch.full((1, 6, 10, height, width), -20.0),
-        torch.zeros(1, 6, 4, height, width),
-        torch.zeros(1, 6, 2, height, width),
-        torch.zeros(1, 6, 1, height, width),
+        *(torch.zeros(1, 6, channels, height, width) for channels in (4, 2, 1, 3, 2, 2)),
     )
     seen: list[int] = []
     for _, camera, slot in targets.mask_2d.nonzero().tolist():
@@ -125,13 +121,28 @@ def test_proposals_stand_where_the_true_maps_say() -> None:
         focal = sample.rig.intrinsics[0, camera, 0, 0]
         depth = targets.depths[0, camera, slot] * REFERENCE_FOCAL_PX / focal
         maps.log_depth[0, camera, 0, row, column] = depth.log()
+        size = targets.boxes[0, slot, [4, 3, 5]]
+        maps.log_size[0, camera, :, row, column] = size.log()
+        sight = targets.boxes[0, slot, :2] - sample.rig.ego_from_camera[0, camera, :2, 3]
+        relative = targets.boxes[0, slot, 6] - torch.atan2(sight[1], sight[0])
+        maps.heading[0, camera, :, row, column] = torch.stack([relative.cos(), relative.sin()])
+        maps.axis[0, camera, :, row, column] = torch.stack([(2 * relative).cos(), (2 * relative).sin()])
     assert len(seen) >= 3
     features = torch.randn(1, 6, 16, height, width)
     proposals = propose(maps, features, sample.rig, stride, len(seen))
-    distance = torch.cdist(proposals.points_ego[0], targets.boxes[0, seen, :3])
+    distance = torch.cdist(proposals.anchors.codes[0, :, :3], targets.boxes[0, seen, :3])
     assert distance.amin(1).max() < 1e-3
     assert distance.amin(0).max() < 1e-3
+    truth = encode_boxes(targets.boxes[0, seen])[distance.argmin(1)]
+    assert torch.allclose(proposals.anchors.codes[0, :, 3:8], truth[:, 3:8], atol=1e-3)
+    labels = targets.labels[0, seen][distance.argmin(1)]
+    assert torch.equal(proposals.anchors.logits[0].argmax(-1), labels)
     only = targets._replace(mask_2d=targets.mask_2d & torch.isin(torch.arange(6), torch.tensor(seen)))
     terms = auxiliary_losses(maps, only, sample.rig, stride)
-    assert set(terms) == {"auxiliary/heat", "auxiliary/edges", "auxiliary/offset", "auxiliary/depth"}
+    names = ("heat", "edges", "offset", "depth", "size", "heading", "axis")
+    assert set(terms) == {f"auxiliary/{name}" for name in names}
+    assert float(terms["auxiliary/heat"]) < 1e-3
     assert all(np.isfinite(float(value)) for value in terms.values())
+    right = float(terms["auxiliary/depth"])  # the cells around the centres were left wrong
+    maps.log_depth.copy_(maps.log_depth + 0.1 * (maps.heat.amax(2, keepdim=True) > 0))
+    assert float(auxiliary_losses(maps, only, sample.rig, stride)["auxiliary/depth"]) > right + 0.05

@@ -27,6 +27,7 @@ ROAD_HALF: Final = 7.0
 SIDEWALK: Final = 4.0
 CROSSINGS_X: Final = (-110.0, 0.0, 110.0)
 _CHECK_STEP_S: Final = 0.25
+_TURNING: Final = 0.35  # of the vehicles that drive, those that turn at a crossing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,26 +195,30 @@ def _ego_motion(random: np.random.Generator, duration_s: float) -> tuple[Motion,
     pieces: tuple[tuple[float, float], ...] = ()
     knots: list[tuple[float, float]] = [(0.0, cruise)]
     if turn != "straight":
-        radius = 10.5 if turn == "left" else 7.0
-        sign = 1.0 if turn == "left" else -1.0
-        # Ends in the lane of the crossing road that lies at |x| = radius reached from here.
-        entry = (5.25 if turn == "left" else -5.25) - radius
-        pieces = ((entry - start_x, 0.0), (radius * np.pi / 2, sign / radius))
-        corner = 5.0
-        arrive = max(1.0, (entry - start_x - 12) / cruise)
-        slow = 2 * 12 / (cruise + corner)
-        through = radius * np.pi / 2 / corner
-        knots += [
-            (arrive, cruise),
-            (arrive + slow, corner),
-            (arrive + slow + through, corner),
-            (arrive + slow + through + 3, cruise),
-        ]
+        pieces, slowing = turn_at_crossing(turn, start_x, cruise)
+        knots += slowing
     elif random.random() < 0.5:
         stop = float(random.uniform(0.2, 0.5)) * duration_s
         low = float(random.choice([0.0, 3.0]))
         knots += [(stop, cruise), (stop + 3, low), (stop + 6, low), (stop + 9, cruise)]
     return Motion(Path2D(start_x, lane, 0.0, pieces), SpeedProfile(tuple(knots))), turn
+
+
+def turn_at_crossing(
+    turn: str, start_x: float, cruise: float, corner: float = 5.0
+) -> tuple[tuple[tuple[float, float], ...], list[tuple[float, float]]]:
+    """Path pieces and speed knots of a turn at a crossing that lies ahead, at x = 0, of a start at start_x.
+
+    Left from the inner lane, right from the outer one, both into the outer lane of the crossing road; slows
+    from `cruise` to `corner` m/s over the last 12 m, and drives off again.
+    """
+    radius, sign, into = (10.5, 1.0, 5.25) if turn == "left" else (7.0, -1.0, -5.25)
+    straight, arc = into - radius - start_x, radius * np.pi / 2
+    arrive = max(1.0, (straight - 12) / cruise)
+    slow = 2 * 12 / (cruise + corner)
+    after = arrive + slow + arc / corner
+    knots = [(arrive, cruise), (arrive + slow, corner), (after, corner), (after + 3, cruise)]
+    return ((straight, 0.0), (arc, sign / radius)), knots
 
 
 class _Placer:
@@ -340,7 +345,24 @@ def _vehicle(placer: _Placer, name: str, moving: float, spread: float) -> bool:
     else:
         path = Path2D(crossing + direction * lane, y, direction * np.pi / 2)
     speed = float(random.uniform(2.0, 6.0) if name == "bicycle" else random.uniform(3.0, 12.0))
+    if name != "trailer" and random.random() < _TURNING:
+        return _turning(placer, name, crossing, speed)
     return placer.add(name, Motion(path, _speed(random, speed, placer.times[-1])), rider=cycle, margin=0.3)
+
+
+def _turning(placer: _Placer, name: str, crossing: float, speed: float) -> bool:
+    """A vehicle that comes from any of the four sides and turns left or right at the crossing."""
+    random = placer.random
+    turn = "left" if random.random() < 0.5 else "right"
+    heading = float(random.integers(4)) * np.pi / 2
+    corner = min(5.0, speed)
+    start = -float(random.uniform(45.0, 75.0))
+    pieces, slowing = turn_at_crossing(turn, start, speed, corner)
+    lane = -1.75 if turn == "left" else -5.25
+    cos, sin = np.cos(heading), np.sin(heading)
+    path = Path2D(crossing + start * cos - lane * sin, start * sin + lane * cos, heading, pieces)
+    motion = Motion(path, SpeedProfile(((0.0, speed), *slowing)))
+    return placer.add(name, motion, rider=name in ("motorcycle", "bicycle"), margin=0.3)
 
 
 def _speed(random: np.random.Generator, cruise: float, end_s: float) -> SpeedProfile:

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Queries that are boxes: what a query believes before it looks, and how the decoder's answer changes it.
+
+Ours, after Sparse4D (Lin et al. 2022) and SparseBEV, whose queries are boxes too; used where
+`DecoderConfig.anchored` is set. StreamPETR's queries are points. Everything is answered in the *view frame*
+of the query, the ego frame turned so that x points from the vehicle to the query: what a camera sees of an
+object depends on its heading relative to the line of sight, so a network that answers in this frame learns
+the same thing in every direction. Symbols: B batch, Q queries, K classes.
+"""
+
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ftkd_core.boxes import CODE_DIM
+
+VELOCITY_UNIT: Final = 3.0
+"""Velocities are answered and embedded in units of this many m/s."""
+
+
+class Anchors(NamedTuple):
+    """codes (B, Q, 10) in ego, as `boxes.encode_boxes`; logits (B, Q, K) that the classifier's are added to.
+    Zeros (a box of one metre, no heading, no speed) where nothing is known."""
+
+    codes: Tensor
+    logits: Tensor
+
+
+def points_as_anchors(points_ego: Tensor, num_classes: int) -> Anchors:
+    """Anchors of which nothing but the centre (B, Q, 3) is known."""
+    codes = torch.cat([points_ego, points_ego.new_zeros(*points_ego.shape[:2], CODE_DIM - 3)], dim=-1)
+    return Anchors(codes, points_ego.new_zeros(*points_ego.shape[:2], num_classes))
+
+
+def join(*parts: Anchors) -> Anchors:
+    """Anchors one after the other along Q."""
+    return Anchors(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
+
+
+def view_axis(points_ego: Tensor) -> Tensor:
+    """Unit vectors (..., 2) in the ground plane from the vehicle to points (..., 3); x for the origin
+    itself."""
+    towards = points_ego[..., :2]
+    distance = towards.norm(dim=-1, keepdim=True)
+    forward = torch.tensor([1.0, 0.0], device=towards.device)
+    return torch.where(distance > 1e-3, towards / distance.clamp(min=1e-3), forward)
+
+
+def turn(vectors: Tensor, axis: Tensor) -> Tensor:
+    """Vectors (..., 2) turned by the angle of the unit vectors `axis` (..., 2)."""
+    (x, y), (cos, sin) = vectors.unbind(-1), axis.unbind(-1)
+    return torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
+
+
+def turn_back(vectors: Tensor, axis: Tensor) -> Tensor:
+    """The inverse of `turn`."""
+    return turn(vectors, axis * axis.new_tensor([1.0, -1.0]))
+
+
+def anchor_features(anchors: Anchors) -> Tensor:
+    """What a query is told of its anchor, (B, Q, 7 + K): log sizes, heading and velocity in the view frame,
+    class scores."""
+    codes = anchors.codes
+    axis = view_axis(codes[..., :3])
+    heading = turn_back(codes[..., [7, 6]], axis)
+    velocity = turn_back(codes[..., 8:10], axis) / VELOCITY_UNIT
+    return torch.cat([codes[..., 3:6], heading, velocity, anchors.logits.sigmoid()], dim=-1)
+
+
+def change_anchors(codes: Tensor, change: Tensor) -> Tensor:
+    """Codes (B, Q, 10) after the decoder's answer `change` (B, Q, 10).
+
+    The answer is laid out as the code, in the view frame: the centre's move in units that grow with distance
+    (1 m near, 3 m at 40 m, as errors of depth do), log sizes, (sin, cos) of the heading, velocity.
+    """
+    axis = view_axis(codes[..., :3])
+    reach = 1 + 0.05 * codes[..., :2].norm(dim=-1, keepdim=True)
+    center = codes[..., :2] + turn(change[..., :2] * reach, axis)
+    heading = codes[..., [7, 6]] + turn(change[..., [7, 6]], axis)
+    velocity = codes[..., 8:10] + turn(change[..., 8:10] * VELOCITY_UNIT, axis)
+    middle = codes[..., 2:6] + change[..., 2:6]
+    return torch.cat([center, middle, heading.flip(-1), velocity], dim=-1)

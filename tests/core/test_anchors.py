@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Queries that are boxes: the view frame, changes of anchors, headings that look alike, and what is
+remembered."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftkd_core.classes import CLASS_NAMES
+from ftkd_core.geometry import yaw_transform
+from ftkd_core.losses.detection import _cells_of, same_heading
+from ftkd_core.models.anchors import (
+    Anchors,
+    anchor_features,
+    change_anchors,
+    points_as_anchors,
+    turn,
+    turn_back,
+    view_axis,
+)
+from ftkd_core.models.auxiliary2d import REFERENCE_FOCAL_PX, heading_along, sight_features
+from ftkd_core.models.memory import recall
+from tests.core.helpers import drive, small_config, small_model
+
+ANGLE = st.floats(-3.14, 3.14)
+
+
+def turned(codes: torch.Tensor, angle: float) -> torch.Tensor:
+    """Codes (..., 10) of the same boxes seen from an ego frame that was turned."""
+    axis = torch.tensor([math.cos(angle), math.sin(angle)])
+    heading = turn(codes[..., [7, 6]], axis).flip(-1)
+    middle = codes[..., 2:6]
+    return torch.cat([turn(codes[..., :2], axis), middle, heading, turn(codes[..., 8:], axis)], dim=-1)
+
+
+@given(ANGLE, ANGLE)
+def test_turning_back_undoes_turning(angle: float, other: float) -> None:
+    axis = torch.tensor([math.cos(angle), math.sin(angle)])
+    vector = torch.tensor([math.cos(other), math.sin(other)]) * 3
+    assert torch.allclose(turn_back(turn(vector, axis), axis), vector, atol=1e-5)
+    x_axis = torch.tensor([3.0, 0.0])
+    assert torch.allclose(turn(x_axis, axis), 3 * axis, atol=1e-5)
+
+
+@given(ANGLE)
+def test_the_answer_means_the_same_in_every_direction(angle: float) -> None:
+    """An anchor turned about the vehicle, changed by the same answer, gives the turned box and the same
+    features."""
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.randn(1, 7, 10, generator=generator) * torch.tensor([20.0, 20.0] + [1.0] * 8)
+    answer = torch.randn(1, 7, 10, generator=generator)
+    logits = torch.randn(1, 7, 10, generator=generator)
+    straight = change_anchors(codes, answer)
+    assert torch.allclose(change_anchors(turned(codes, angle), answer), turned(straight, angle), atol=1e-3)
+    features = anchor_features(Anchors(codes, logits))
+    assert torch.allclose(anchor_features(Anchors(turned(codes, angle), logits)), features, atol=1e-4)
+
+
+def test_no_change_is_the_anchor_and_the_first_axis_points_away() -> None:
+    anchors = points_as_anchors(torch.tensor([[[10.0, 10.0, 0.5], [0.0, 0.0, 0.0]]]), 10)
+    assert torch.equal(change_anchors(anchors.codes, torch.zeros(1, 2, 10)), anchors.codes)
+    farther = change_anchors(anchors.codes, torch.eye(10)[:1].expand(1, 2, 10))[0]
+    step = (1 + 0.05 * math.sqrt(200)) / math.sqrt(2)
+    assert torch.allclose(farther[0, :2], torch.tensor([10 + step, 10 + step]))
+    assert torch.allclose(farther[1, :2], torch.tensor([1.0, 0.0]))  # at the vehicle itself: x
+    assert torch.equal(view_axis(torch.zeros(3)), torch.tensor([1.0, 0.0]))
+
+
+@given(ANGLE, st.floats(-1.4, 1.4))
+def test_the_axis_gives_the_angle_and_the_heading_its_side(yaw: float, error: float) -> None:
+    axis = torch.tensor([math.cos(2 * yaw), math.sin(2 * yaw)])
+    rough = torch.tensor([math.cos(yaw + error), math.sin(yaw + error)])
+    expected = torch.tensor([math.cos(yaw), math.sin(yaw)])
+    assert torch.allclose(heading_along(axis, rough), expected, atol=1e-3)
+    assert torch.allclose(heading_along(axis, -rough), -expected, atol=1e-3)
+
+
+def test_the_ground_is_where_the_rays_say() -> None:
+    """A point on the ground that is seen in a cell's middle has the depth that the cell is told."""
+    frame = drive(small_config(), 1)[0]
+    stride = 8
+    told = sight_features(frame.rig, (4, 12), stride)[0]
+    k, pose = frame.rig.intrinsics[0, 2], frame.rig.ego_from_camera[0, 2]
+    for row, column in ((3, 0), (2, 5), (3, 11)):
+        pixel = torch.tensor([(column + 0.5) * stride, (row + 0.5) * stride, 1.0])
+        ray = torch.linalg.inv(k) @ pixel
+        depth = told[2, 2, row, column].exp() * k[0, 0] / REFERENCE_FOCAL_PX
+        point = pose[:3, :3] @ (ray * depth) + pose[:3, 3]
+        assert abs(float(point[2])) < 1e-3
+        assert torch.allclose(told[2, :2, row, column], ray[:2])
+    sky = told[2, 2, 0].exp() * k[0, 0] / REFERENCE_FOCAL_PX
+    assert torch.allclose(sky, torch.full((12,), 200.0), rtol=1e-4)
+
+
+def test_headings_are_learnt_as_far_as_they_are_scored() -> None:
+    labels = torch.tensor([CLASS_NAMES.index(name) for name in ("car", "barrier", "barrier", "traffic_cone")])
+    goal = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    predicted = torch.tensor([[-0.9, 0.1], [-0.9, 0.1], [0.3, 0.4], [0.5, 0.5]])
+    learnt = same_heading(goal, predicted, labels)
+    assert torch.equal(learnt[:3], torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]))
+    assert torch.isnan(learnt[3]).all()
+
+
+def test_cells_of_an_object_lie_in_its_box_and_in_the_image() -> None:
+    boxes = torch.tensor([[[[-0.5, 0.0, 1.4, 0.8], [4.9, 1.8, 5.1, 2.2]]]])  # (B, N, G, 4) in cells
+    row, column = torch.tensor([[[0, 2]]]), torch.tensor([[[0, 5]]])
+    seen = (torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long), torch.tensor([0, 1]))
+    _, _, slot, rows, columns, share = _cells_of(seen, boxes, row, column, (4, 12))
+    answers = {
+        (s, r, c): w for s, r, c, w in zip(*(v.tolist() for v in (slot, rows, columns, share)), strict=True)
+    }
+    assert answers == {(0, 0, 0): 1.0, (0, 0, 1): 0.5, (1, 2, 5): 1.0}
+
+
+def test_remembered_boxes_come_back_moved_and_turned() -> None:
+    """A box that drives along is expected where its velocity takes it, in the vehicle's new frame."""
+    model = small_model()
+    first, second = drive(model.config, 2)
+    second = second._replace(global_from_ego=torch.from_numpy(yaw_transform(0.5, (2.0, 1.0, 0.0)))[None])
+    with torch.no_grad():
+        predictions, memory = model(first, model.start_memory(1))
+    local = recall(memory, second, model.points_in_metres(model.pseudo_points))
+    anchors = model.past_anchors(local)
+    best = predictions.logits[-1][0].amax(-1).topk(6).indices
+    before = predictions.codes[-1][0, best].double()
+    world = before[:, :2] + before[:, 8:10] * 0.5  # the first pose is the identity
+    inverse = torch.linalg.inv(second.global_from_ego[0])
+    expected = world @ inverse[:2, :2].mT + inverse[:2, 3]
+    assert torch.allclose(anchors.codes[0, :6, :2].double(), expected, atol=1e-3)
+    yaw_then = torch.atan2(before[:, 6], before[:, 7])
+    yaw_now = torch.atan2(anchors.codes[0, :6, 6], anchors.codes[0, :6, 7]).double()
+    assert torch.allclose(torch.cos(yaw_then - 0.5 - yaw_now), torch.ones(6).double(), atol=1e-4)
+    assert torch.allclose(anchors.codes[0, :6, 3:6].double(), before[:, 3:6], atol=1e-5)
+    assert anchors.logits[0, :6] == pytest.approx(predictions.logits[-1][0, best] + 4.6, abs=1e-4)
+
+
+def test_a_stream_starts_without_evidence() -> None:
+    model = small_model()
+    frame = drive(model.config, 1)[0]
+    with torch.no_grad():
+        _, memory = model(frame, model.start_memory(1))
+        _, memory = model(frame, memory)
+    assert torch.count_nonzero(memory.logits[0, 6:]) == 0
+    assert torch.count_nonzero(memory.shape_global[0, 6:]) == 0
