@@ -7,6 +7,7 @@ travels in every checkpoint as JSON, so that a checkpoint says what it is.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -116,6 +117,38 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SparseDecoderConfig:
+    """SparseBEV's decoder (method.md section 5): num_layers steps of one layer; each query reads `points`
+    points in each of `groups` channel groups, frame by frame, from `levels` pyramid levels (the coarsest of
+    strides 4 to 32). range_low_m and range_high_m bound the box centres, in ego."""
+
+    channels: int = 256
+    num_layers: int = 6
+    num_heads: int = 8
+    ffn_channels: int = 512
+    dropout: float = 0.1
+    num_queries: int = 900
+    groups: int = 4
+    points: int = 4
+    levels: int = 4
+    out_points: int = 128
+    range_low_m: tuple[float, float, float] = (-51.2, -51.2, -5.0)
+    range_high_m: tuple[float, float, float] = (51.2, 51.2, 3.0)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.channels % self.num_heads == 0 and self.channels % self.groups == 0,
+            f"decoder channels {self.channels}: expected a multiple of num_heads {self.num_heads} and groups "
+            f"{self.groups}",
+        )
+        _require(2 <= self.levels <= 4, f"{self.levels} pyramid levels: expected 2 to 4")
+        _require(
+            math.isqrt(self.num_queries) ** 2 == self.num_queries > 0,
+            f"num_queries {self.num_queries}: expected a square number, they start on a square grid",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Weights of the detection losses (StreamPETR's), of denoising and of the training-only 2-D head.
 
@@ -152,6 +185,36 @@ class DetectorConfig:
             len(set(self.channels)) == len(self.channels) > 0,
             f"cameras {self.channels}: expected distinct names",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseBEVConfig:
+    """Everything that makes a SparseBEV: the teacher where num_future is not 0, else student B."""
+
+    preset: str
+    image: ImageConfig = field(default_factory=ImageConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    decoder: SparseDecoderConfig = field(default_factory=SparseDecoderConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    num_past: int = 7
+    num_future: int = 0
+    channels: tuple[str, ...] = CAMERA_CHANNELS
+    class_names: tuple[str, ...] = CLASS_NAMES
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_past >= 0 and self.num_future >= 0,
+            f"{self.num_past} past and {self.num_future} future frames: expected 0 or more",
+        )
+        _require(
+            self.num_past > 0 or self.num_future == 0,
+            "a window with a future needs a past frame: velocities are answered as the move since it",
+        )
+
+    @property
+    def num_frames(self) -> int:
+        """Frames in the window, the current one included."""
+        return 1 + self.num_past + self.num_future
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -3,9 +3,18 @@
 from."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
-from ftkd_core.config import BackboneConfig, DecoderConfig, DetectorConfig, ImageConfig, LossConfig
+from ftkd_core.config import (
+    BackboneConfig,
+    DecoderConfig,
+    DetectorConfig,
+    ImageConfig,
+    LossConfig,
+    SparseBEVConfig,
+    SparseDecoderConfig,
+)
 from ftkd_core.errors import UserError
 
 
@@ -47,7 +56,70 @@ def r50_704x256() -> DetectorConfig:
     return DetectorConfig(preset="r50_704x256")
 
 
-PRESETS: Final[dict[str, Callable[[], DetectorConfig]]] = {"tiny": tiny, "r50_704x256": r50_704x256}
+def r50_704x256_428q() -> DetectorConfig:
+    """The same network under the name that says its queries."""
+    return DetectorConfig(preset="r50_704x256_428q")
+
+
+def r50_704x256_900q() -> DetectorConfig:
+    """StreamPETR R50, 704x256, 644 + 256 queries, memory 1024 (exiawsh/StreamPETR,
+    stream_petr_r50_704_bs2_seq_90e)."""
+    decoder = DecoderConfig(num_queries=644, num_propagated=256, memory_length=1024)
+    return DetectorConfig(preset="r50_704x256_900q", decoder=decoder)
+
+
+def r18_352x128() -> DetectorConfig:
+    """StreamPETR on a ResNet-18 at a quarter of the pixels: for experiments that must fit a budget (ours)."""
+    return DetectorConfig(
+        preset="r18_352x128",
+        image=ImageConfig(width=352, height=128),
+        backbone=BackboneConfig(depth=18),
+        decoder=DecoderConfig(ffn_channels=1024),
+    )
+
+
+def sparse_bev_r50_704x256() -> SparseBEVConfig:
+    """Student B: SparseBEV R50, 704x256, 900 queries, 8 frames (MCG-NJU/SparseBEV, r50_nuimg_704x256)."""
+    return SparseBEVConfig(preset="sparse_bev_r50_704x256")
+
+
+def sparse_bev_r101_704x256_offline() -> SparseBEVConfig:
+    """The paper's teacher: SparseBEV R101, 900 queries, 7 past + current + 7 future frames; the image size is
+    the student's (ours: the paper's note does not give the teacher's)."""
+    return SparseBEVConfig(
+        preset="sparse_bev_r101_704x256_offline", backbone=BackboneConfig(depth=101), num_future=7
+    )
+
+
+def sparse_bev_tiny() -> SparseBEVConfig:
+    """Half-width ResNet-18 at 352x128, 4 frames: student B for the synthetic world on a CPU (ours)."""
+    return SparseBEVConfig(
+        preset="sparse_bev_tiny",
+        image=ImageConfig(width=352, height=128),
+        backbone=BackboneConfig(depth=18, base_channels=32),
+        decoder=SparseDecoderConfig(
+            channels=128, num_layers=3, num_heads=4, dropout=0.0, num_queries=196, levels=3, out_points=32,
+            range_low_m=(-61.2, -61.2, -5.0), range_high_m=(61.2, 61.2, 3.0),
+        ),
+        num_past=3,
+    )  # fmt: skip
+
+
+def sparse_bev_tiny_offline() -> SparseBEVConfig:
+    """The teacher of that size: 3 past + current + 3 future frames."""
+    return replace(sparse_bev_tiny(), preset="sparse_bev_tiny_offline", num_future=3)
+
+
+PRESETS: Final[dict[str, Callable[[], DetectorConfig]]] = {
+    builder.__name__: builder
+    for builder in (tiny, r18_352x128, r50_704x256, r50_704x256_428q, r50_704x256_900q)
+}
+SPARSE_BEV_PRESETS: Final[dict[str, Callable[[], SparseBEVConfig]]] = {
+    builder.__name__: builder
+    for builder in (
+        sparse_bev_tiny, sparse_bev_tiny_offline, sparse_bev_r50_704x256, sparse_bev_r101_704x256_offline,
+    )
+}  # fmt: skip
 
 
 def preset(name: str) -> DetectorConfig:
@@ -55,3 +127,12 @@ def preset(name: str) -> DetectorConfig:
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; expected one of {', '.join(sorted(PRESETS))}")
     return PRESETS[name]()
+
+
+def sparse_bev_preset(name: str) -> SparseBEVConfig:
+    """The SparseBEV configuration of that name; UserError names what exists."""
+    if name not in SPARSE_BEV_PRESETS:
+        raise UserError(
+            f"unknown SparseBEV preset {name!r}; expected one of {', '.join(sorted(SPARSE_BEV_PRESETS))}"
+        )
+    return SPARSE_BEV_PRESETS[name]()

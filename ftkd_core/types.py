@@ -4,7 +4,7 @@
 NamedTuples of tensors (inside the network: safe for `torch.compile` and CUDA graphs) and frozen dataclasses
 of numpy arrays (at the edges: images as they arrive, detections as they leave).
 
-Symbols: B batch, N cameras, H/W image size, Q queries, G ground-truth slots, M boxes.
+Symbols: B batch, T frames, N cameras, H/W image size, Q queries, G ground-truth slots, M boxes.
 """
 
 from dataclasses import dataclass
@@ -42,6 +42,19 @@ class Frame(NamedTuple):
     global_from_ego: Tensor
     time: Tensor
     is_first: Tensor
+
+
+class FrameWindow(NamedTuple):
+    """T frames around the current one, in the order current, past 1, 2, ... (newest first), future 1, 2, ...
+
+    images (B, T, N, 3, H, W) normalised; rig as `CameraRig` with shapes (B, T, N, ...), ego being the vehicle
+    at the *current* reference stamp for all frames; time (B, T) float32 seconds relative to the current
+    frame, negative in the past. Where a scene ends, its last frame is repeated, time included.
+    """
+
+    images: Tensor
+    rig: CameraRig
+    time: Tensor
 
 
 class Targets(NamedTuple):

@@ -10,20 +10,28 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ftkd_core.boxes import encode_boxes
+from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import LossConfig
 from ftkd_core.types import Targets
+
+_LABEL_NOISE = 0.5  # share of labels drawn anew (SparseBEV code)
 
 
 class DenoisingQueries(NamedTuple):
     """points_ego (B, R, 3) noised centres, metres; target (B, R) index of the ground truth; positive (B, R)
     bool, True where the noise is small enough that the box shall be recovered; real (B, R) bool, False for
-    padding; groups."""
+    padding; groups; codes (B, R, 10) of the true boxes, velocity 0 where unknown, and labels (B, R) int64,
+    half of them drawn anew: what SparseBEV's queries start from (StreamPETR's are points without a class).
+    """
 
     points_ego: Tensor
     target: Tensor
     positive: Tensor
     real: Tensor
     groups: int
+    codes: Tensor
+    labels: Tensor
 
 
 def make_denoising(
@@ -46,7 +54,11 @@ def make_denoising(
     index = torch.arange(slots, device=device).repeat(groups)[None].expand(batch, -1)
     real = targets.mask.repeat(1, groups)
     positive = real & (noise.norm(dim=-1) <= loss.denoising_split)
-    return DenoisingQueries(points, index, positive, real, groups)
+    drawn = torch.randint(len(CLASS_NAMES), real.shape, generator=generator).to(device)
+    redrawn = (torch.rand(real.shape, generator=generator) < _LABEL_NOISE).to(device)
+    labels = torch.where(redrawn, drawn, targets.labels.repeat(1, groups))
+    codes = encode_boxes(repeated).nan_to_num()
+    return DenoisingQueries(points, index, positive, real, groups, codes, labels)
 
 
 def attention_mask(denoising: DenoisingQueries, num_queries: int, num_memory: int) -> Tensor:

@@ -62,7 +62,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images (B, 3, H, W) -> feature maps at strides 8, 16 and 32, widths `out_channels`."""
+    """Images (B, 3, H, W) -> feature maps at strides 4, 8, 16 and 32, widths `out_channels`."""
 
     def __init__(self, depth: int, base_channels: int = 64) -> None:
         super().__init__()
@@ -78,17 +78,16 @@ class ResNet(nn.Module):
             layers.append(_stage(block, in_channels, width, count, stride=1 if index == 0 else 2))
             in_channels = width * block.expansion
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
-        self.out_channels = tuple(width * block.expansion for width in widths[1:])
+        self.out_channels = tuple(width * block.expansion for width in widths)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        x = self.layer1(x)
-        stride8 = self.layer2(x)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        stride4 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
+        stride8 = self.layer2(stride4)
         stride16 = self.layer3(stride8)
-        return stride8, stride16, self.layer4(stride16)
+        return stride4, stride8, stride16, self.layer4(stride16)
 
 
 def _stage(

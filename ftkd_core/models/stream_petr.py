@@ -118,7 +118,7 @@ class StreamPETR(nn.Module):
         self.config = config
         self.backbone = ResNet(config.backbone.depth, config.backbone.base_channels)
         strides = {config.backbone.auxiliary_stride, config.backbone.token_stride}
-        levels = [(8, 16).index(stride) for stride in sorted(strides)]
+        levels = [(4, 8, 16).index(stride) for stride in sorted(strides)]
         self.neck = TopDownPyramid(self.backbone.out_channels, config.backbone.neck_channels, levels)
         self.input_projection = nn.Linear(config.backbone.neck_channels, channels)
         self.position = PositionEmbedding(channels, decoder.num_depths, decoder.position_hidden)

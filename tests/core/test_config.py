@@ -45,5 +45,5 @@ def test_a_bad_override_names_the_value_and_what_was_expected(assignment: str, m
 
 
 def test_an_unknown_preset_names_what_exists() -> None:
-    with pytest.raises(UserError, match="unknown preset 'huge'; expected one of r50_704x256, tiny"):
+    with pytest.raises(UserError, match="unknown preset 'huge'; expected one of r18_352x128, .*, tiny"):
         preset("huge")

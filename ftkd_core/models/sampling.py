@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spatio-temporal sampling: points of moving boxes, projected into the cameras of many frames, read from
+feature maps.
+
+Source: SparseBEV (MCG-NJU/SparseBEV, MIT; method.md section 5), re-implemented; marked differences are ours.
+Symbols: B batch, T frames, N cameras, Q queries, G groups, P points a group and frame, L pyramid levels, C
+channels, H/W feature size.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ftkd_core.geometry import invert_rigid
+from ftkd_core.types import CameraRig
+
+_NEAREST_M = 1e-5
+
+
+class ViewPoints(NamedTuple):
+    """Where points are seen: uv (B, T, Q, R, 2) in 0..1 of the chosen view's image, view (B, T, Q, R) int64,
+    seen (B, T, Q, R) bool, False where no camera sees the point (its uv and view mean nothing then)."""
+
+    uv: Tensor
+    view: Tensor
+    seen: Tensor
+
+
+def box_points(boxes: Tensor, offsets: Tensor) -> Tensor:
+    """Points (B, Q, R, 3) at offsets (B, Q, R, 3), in units of length, width and height along the axes of
+    boxes (B, Q, 9), from their centres."""
+    along, across, up = (offsets * boxes[..., None, 3:6]).unbind(-1)
+    cos, sin = boxes[..., 6:7].cos(), boxes[..., 6:7].sin()
+    turned = torch.stack([along * cos - across * sin, along * sin + across * cos, up], dim=-1)
+    return boxes[..., None, :3] + turned
+
+
+def move_points(points: Tensor, velocity: Tensor, time: Tensor) -> Tensor:
+    """Points (B, Q, R, 3) of objects with velocity (B, Q, 2) at times (B, T) relative to the current frame,
+    past negative, future positive: (B, T, Q, R, 3)."""
+    moved = velocity[:, None] * time[:, :, None, None]  # (B, T, Q, 2)
+    shift = F.pad(moved, (0, 1))[..., None, :]
+    return points[:, None] + shift
+
+
+def project_to_views(points_ego: Tensor, rig: CameraRig, image_size: tuple[int, int]) -> ViewPoints:
+    """Points (B, T, Q, R, 3) in the current ego frame, each in the first camera of its frame that sees it.
+
+    rig (B, T, N, ...); image_size (height, width) in pixels. At most one view a point, as upstream; a masked
+    camera sees nothing (ours).
+    """
+    height, width = image_size
+    image_from_ego = rig.intrinsics.float() @ invert_rigid(rig.ego_from_camera.float())[..., :3, :]
+    rotation, translation = image_from_ego[..., :3].mT, image_from_ego[..., 3]
+    flat = points_ego.flatten(2, 3)[:, :, None]  # (B, T, 1, Q R, 3)
+    image = flat @ rotation + translation[..., None, :]  # (B, T, N, Q R, 3)
+    depth = image[..., 2:]
+    uv = image[..., :2] / depth.clamp(min=_NEAREST_M) / image.new_tensor([width, height])
+    inside = (depth[..., 0] > _NEAREST_M) & (uv > 0).all(-1) & (uv < 1).all(-1) & rig.mask[..., None]
+    view = inside.byte().argmax(dim=2)  # (B, T, Q R), the first that sees it
+    chosen = uv.gather(2, view[:, :, None, :, None].expand(-1, -1, 1, -1, 2))[:, :, 0]
+    shape = points_ego.shape[2:4]
+    seen = torch.unflatten(inside.any(dim=2), 2, shape)
+    uv = torch.where(seen[..., None], torch.unflatten(chosen, 2, shape), -2.0)  # outside: nothing can leak in
+    return ViewPoints(uv, torch.unflatten(view, 2, shape), seen)
+
+
+def sample_pyramid(pyramid: Sequence[Tensor], points: ViewPoints, scale_weights: Tensor) -> Tensor:
+    """Features (B, Q, G, T P, C / G) at points (R = G P) of the pyramid's levels (B, T, N, C, H, W), blended
+    by scale_weights (B, Q, G, P, L).
+
+    The view is a third axis of one trilinear look-up a level, so that no point reads more than one camera;
+    corners are aligned as upstream. Zero where a point is not seen. Plain twin: `sample_pyramid_plainly`.
+    """
+    groups, count = scale_weights.shape[2:4]
+    batch, frames, cameras = pyramid[0].shape[:3]
+    depth = points.view.to(points.uv.dtype) * (2.0 / max(cameras - 1, 1)) - (1.0 if cameras > 1 else 0.0)
+    grid = torch.cat([points.uv * 2 - 1, depth[..., None]], dim=-1)  # (B, T, Q, G P, 3)
+    grid = (
+        torch.unflatten(grid, 3, (groups, count)).movedim(3, 2).flatten(0, 2)[..., None, :]
+    )  # (BTG, Q, P, 1, 3)
+    result: Tensor | None = None
+    for level, features in enumerate(pyramid):
+        maps = (
+            torch.unflatten(features, 3, (groups, -1)).permute(0, 1, 3, 4, 2, 5, 6).flatten(0, 2)
+        )  # (BTG,C,N,H,W)
+        read = F.grid_sample(maps, grid.to(maps.dtype), align_corners=True)[..., 0]  # (BTG, C, Q, P)
+        read = torch.unflatten(read, 0, (batch, frames, groups))
+        weight = scale_weights[..., level].permute(0, 2, 1, 3)[:, None, :, None]  # (B, 1, G, 1, Q, P)
+        result = read * weight if result is None else result + read * weight
+    assert result is not None
+    return result.permute(0, 4, 2, 1, 5, 3).flatten(3, 4)  # (B, Q, G, T P, C / G)
+
+
+def sample_pyramid_plainly(pyramid: Sequence[Tensor], points: ViewPoints, scale_weights: Tensor) -> Tensor:
+    """The plain twin of `sample_pyramid`: every camera is read at every point, then one is chosen."""
+    groups, count = scale_weights.shape[2:4]
+    batch, frames, cameras, channels = pyramid[0].shape[:4]
+    queries = scale_weights.shape[1]
+    width = channels // groups
+    result = pyramid[0].new_zeros(batch, queries, groups, frames, count, width)
+    for frame in range(frames):
+        for group in range(groups):
+            mine = slice(group * count, (group + 1) * count)
+            uv = points.uv[:, frame, :, mine] * 2 - 1  # (B, Q, P, 2)
+            for camera in range(cameras):
+                here = points.seen[:, frame, :, mine] & (points.view[:, frame, :, mine] == camera)
+                for level, features in enumerate(pyramid):
+                    maps = features[:, frame, camera, group * width : (group + 1) * width]
+                    read = F.grid_sample(maps, uv, align_corners=True).permute(0, 2, 3, 1)  # (B, Q, P, C)
+                    weight = scale_weights[:, :, group, :, level] * here
+                    result[:, :, group, frame] += read * weight[..., None]
+    return result.flatten(3, 4)

@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SparseBEV: boxes that look for themselves in many frames at once. One file, two uses: the offline teacher,
+whose window reaches into the future, and the online student B, whose window is a ring of past features.
+
+Source: MCG-NJU/SparseBEV (MIT), method.md section 5, re-implemented; marked differences are ours. Symbols: B
+batch, T frames (current first), N cameras, Q queries, R denoising queries, G groups, P points, L levels, C
+channels, K classes, Y decoder steps.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ftkd_core.boxes import CODE_DIM, decode_boxes
+from ftkd_core.config import SparseBEVConfig, SparseDecoderConfig
+from ftkd_core.geometry import invert_rigid
+from ftkd_core.models.attention import HybridAttention
+from ftkd_core.models.denoising import DenoisingQueries, attention_mask
+from ftkd_core.models.fpn import TopDownPyramid
+from ftkd_core.models.position import inverse_sigmoid
+from ftkd_core.models.resnet import ResNet
+from ftkd_core.models.sampling import box_points, move_points, project_to_views, sample_pyramid
+from ftkd_core.models.stream_petr import Predictions
+from ftkd_core.types import CameraRig, Frame, FrameWindow
+
+_PRIOR_LOGIT = -4.6  # focal loss prior of 0.01
+_SAME_MOMENT_S = 1e-5
+
+
+class WindowFeatures(NamedTuple):
+    """What the decoder looks at: pyramid, L maps (B, T, N, C, H, W), finest first; rig (B, T, N, ...) in the
+    current ego frame; time (B, T) seconds relative to the current frame."""
+
+    pyramid: tuple[Tensor, ...]
+    rig: CameraRig
+    time: Tensor
+
+
+class AdaptiveMixing(nn.Module):
+    """Sampled features (B, Q, G, I, C / G) of I = T P points, mixed over channels and then over points by
+    weights that the query (B, Q, C) makes; returns the query changed. I fixes the parameter shapes, so models
+    of other window lengths have other weights."""
+
+    def __init__(self, channels: int, groups: int, in_points: int, out_points: int) -> None:
+        super().__init__()
+        self.groups, self.in_points, self.out_points = groups, in_points, out_points
+        self.width = channels // groups
+        self.split = (self.width * self.width, out_points * in_points)
+        self.parameter_generator = nn.Linear(channels, groups * sum(self.split))
+        self.out_proj = nn.Linear(self.width * out_points * groups, channels)
+        nn.init.zeros_(self.parameter_generator.weight)
+
+    def forward(self, sampled: Tensor, query: Tensor) -> Tensor:
+        generated = self.parameter_generator(query).unflatten(-1, (self.groups, -1))
+        by_channel, by_point = generated.split(self.split, dim=-1)
+        mixed = sampled @ by_channel.unflatten(-1, (self.width, self.width))  # (B, Q, G, I, C/G)
+        mixed = F.layer_norm(mixed, mixed.shape[-2:]).relu()
+        mixed = by_point.unflatten(-1, (self.out_points, self.in_points)) @ mixed  # (B, Q, G, O, C/G)
+        mixed = F.layer_norm(mixed, mixed.shape[-2:]).relu()
+        changed: Tensor = query + self.out_proj(mixed.flatten(2))
+        return changed
+
+
+class SparseDecoderLayer(nn.Module):
+    """One step, the same weights at every step: boxes (B, Q, 10) with centres in 0..1 and features (B, Q, C)
+    -> features, logits (B, Q, K) and new boxes."""
+
+    range_low: Tensor
+    range_size: Tensor
+
+    def __init__(self, config: SparseDecoderConfig, num_frames: int, num_classes: int) -> None:
+        super().__init__()
+        channels = config.channels
+        self.config = config
+        self.position_encoder = nn.Sequential(
+            nn.Linear(3, channels), nn.LayerNorm(channels), nn.ReLU(),
+            nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(),
+        )  # fmt: skip
+        self.self_attention = HybridAttention(channels, config.num_heads, fading=True)
+        points = config.groups * config.points
+        self.sampling_offset = nn.Linear(channels, points * 3)
+        self.scale_weights = nn.Linear(channels, points * config.levels)
+        self.mixing = AdaptiveMixing(channels, config.groups, config.points * num_frames, config.out_points)
+        self.ffn = nn.Sequential(
+            nn.Linear(channels, config.ffn_channels), nn.ReLU(), nn.Dropout(config.dropout),
+            nn.Linear(config.ffn_channels, channels),
+        )  # fmt: skip
+        self.norm_self, self.norm_mix, self.norm_ffn = (nn.LayerNorm(channels) for _ in range(3))
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Sequential(
+            nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(),
+            nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(),
+            nn.Linear(channels, num_classes),
+        )  # fmt: skip
+        self.regressor = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(),
+            nn.Linear(channels, CODE_DIM),
+        )  # fmt: skip
+        low, high = (torch.tensor(bound) for bound in (config.range_low_m, config.range_high_m))
+        self.register_buffer("range_low", low, persistent=False)
+        self.register_buffer("range_size", high - low, persistent=False)
+        nn.init.zeros_(self.sampling_offset.weight)
+        nn.init.uniform_(self.sampling_offset.bias, -0.5, 0.5)
+        nn.init.constant_(self.classifier[-1].bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
+
+    def forward(
+        self, boxes: Tensor, features: Tensor, window: WindowFeatures, image_size: tuple[int, int],
+        mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        features = features + self.position_encoder(boxes[..., :3])
+        attended = self.attend(boxes, features, mask)
+        features = self.norm_self(features + self.dropout(attended))
+        sampled = self.sample(boxes, features, window, image_size)  # (B, Q, G, T P, C/G)
+        features = self.norm_mix(self.mixing(sampled, features))
+        features = self.norm_ffn(features + self.dropout(self.ffn(features)))
+        return features, self.classifier(features), self.refine(boxes, self.regressor(features), window.time)
+
+    def metric(self, boxes: Tensor) -> Tensor:
+        """Codes (..., 10) with centres in 0..1 -> centres in ego metres."""
+        return torch.cat([boxes[..., :3] * self.range_size + self.range_low, boxes[..., 3:]], dim=-1)
+
+    def attend(self, boxes: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
+        """Scale-adaptive self-attention: it fades with the distance between the boxes."""
+        centers = self.metric(boxes)[..., :2].detach()
+        nothing = features.new_zeros(1)
+        attended: Tensor = self.self_attention(
+            features, nothing, features, nothing, mask, torch.cdist(centers, centers)
+        )
+        return attended
+
+    def sample(
+        self, boxes: Tensor, features: Tensor, window: WindowFeatures, image_size: tuple[int, int]
+    ) -> Tensor:
+        """Features at points the query chooses, carried along by its velocity into every frame."""
+        config = self.config
+        points = config.groups * config.points
+        house = decode_boxes(self.metric(boxes))
+        offsets = self.sampling_offset(features).unflatten(-1, (points, 3))
+        moved = move_points(box_points(house, offsets), house[..., 7:9].detach(), window.time)
+        shape = (config.groups, config.points, config.levels)
+        weights = self.scale_weights(features).unflatten(-1, shape).softmax(-1)
+        return sample_pyramid(window.pyramid, project_to_views(moved, window.rig, image_size), weights)
+
+    def refine(self, boxes: Tensor, change: Tensor, time: Tensor) -> Tensor:
+        """New boxes: the centre moves from where it was, the rest is answered anew; velocity is answered as
+        the move since frame 1, which must be past (or the current one repeated: then per second)."""
+        centers = (inverse_sigmoid(boxes[..., :3]) + change[..., :3]).sigmoid()
+        velocity = change[..., 8:]
+        if time.shape[1] > 1:
+            gap = -time[:, 1, None, None]
+            velocity = velocity / torch.where(gap < _SAME_MOMENT_S, torch.ones_like(gap), gap)
+        return torch.cat([centers, change[..., 3:8], velocity], dim=-1)
+
+
+class SparseBEV(nn.Module):
+    """A window: `predictions, pyramid = model(window)`; a stream: `predictions, ring = model.step(frame,
+    ring)`."""
+
+    def __init__(self, config: SparseBEVConfig) -> None:
+        super().__init__()
+        decoder = config.decoder
+        self.config = config
+        self.backbone = ResNet(config.backbone.depth, config.backbone.base_channels)
+        levels = range(len(self.backbone.out_channels) - decoder.levels, len(self.backbone.out_channels))
+        self.neck = TopDownPyramid(self.backbone.out_channels, decoder.channels, tuple(levels))
+        self.decoder_layer = SparseDecoderLayer(decoder, config.num_frames, len(config.class_names))
+        self.query_boxes = nn.Parameter(_pillar_grid(decoder.num_queries))
+        # A row a class for denoising queries and one for the learnt; one more channel tells the two apart
+        # (DAB-DETR).
+        self.label_embedding = nn.Embedding(len(config.class_names) + 1, decoder.channels - 1)
+
+    def forward(
+        self, window: FrameWindow, denoising: DenoisingQueries | None = None
+    ) -> tuple[Predictions, tuple[Tensor, ...]]:
+        """Predictions for the current frame, and the pyramid (B, T, N, C, H, W) of all frames, finest
+        first."""
+        pyramid = self.extract(window.images)
+        return self.decode_window(WindowFeatures(pyramid, window.rig, window.time), denoising), pyramid
+
+    def extract(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images (..., 3, H, W) -> pyramid maps (..., C, H/stride, W/stride), finest first."""
+        leading = images.shape[:-3]
+        maps = self.neck(self.backbone(images.flatten(0, -4)))
+        return tuple(level.unflatten(0, leading) for level in maps)
+
+    def decode_window(self, window: WindowFeatures, denoising: DenoisingQueries | None = None) -> Predictions:
+        """The decoder alone, on features that were extracted before."""
+        image = self.config.image
+        boxes, features, mask = self.start(window.time.shape[0], denoising)
+        logits, codes = [], []
+        for _ in range(self.config.decoder.num_layers):
+            features, scores, refined = self.decoder_layer(
+                boxes, features, window, (image.height, image.width), mask
+            )
+            logits.append(scores)
+            codes.append(self.decoder_layer.metric(refined))
+            boxes = refined.detach()
+        noised = 0 if denoising is None else denoising.points_ego.shape[1]
+        all_logits, all_codes = torch.stack(logits), torch.stack(codes)
+        stride16 = window.pyramid[-2][:, 0]
+        return Predictions(
+            all_logits[:, :, noised:], all_codes[:, :, noised:], features[:, noised:], stride16, None,
+            all_logits[:, :, :noised] if noised else None, all_codes[:, :, :noised] if noised else None,
+        )  # fmt: skip
+
+    def start(self, batch: int, denoising: DenoisingQueries | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Boxes (B, R+Q, 10), features (B, R+Q, C) and self-attention mask of the first step; denoising
+        queries come first, as upstream."""
+        learnt = self.query_boxes[None].expand(batch, -1, -1)
+        label = self.label_embedding.weight[-1]
+        features = F.pad(label, (0, 1)).expand(batch, learnt.shape[1], -1)
+        if denoising is None:
+            return learnt, features, None
+        layer = self.decoder_layer
+        centers = ((denoising.points_ego - layer.range_low) / layer.range_size).clamp(0, 1)
+        noised = torch.cat([centers, denoising.codes[..., 3:]], dim=-1)
+        told = F.pad(self.label_embedding(denoising.labels), (0, 1), value=1.0)
+        mask = attention_mask(denoising, learnt.shape[1], 0)
+        return torch.cat([noised, learnt], dim=1), torch.cat([told, features], dim=1), mask
+
+    def step(self, frame: Frame, ring: "FeatureRing | None") -> tuple[Predictions, "FeatureRing"]:
+        """One frame of a stream: only its images run through the backbone; older features come from the
+        ring. None starts one."""
+        pyramid = self.extract(frame.images)
+        ring = push(ring, pyramid, frame, self.config.num_frames)
+        return self.decode_window(ring_window(ring, frame)), ring
+
+
+class FeatureRing(NamedTuple):
+    """Features of the newest T frames of a stream, newest first, of fixed size: pyramid, L maps (B, T, N, C,
+    H, W); intrinsics (B, T, N, 3, 3); global_from_camera (B, T, N, 4, 4) float64; mask (B, T, N); time (B, T)
+    float64 seconds. Until T frames have come, the oldest is repeated."""
+
+    pyramid: tuple[Tensor, ...]
+    intrinsics: Tensor
+    global_from_camera: Tensor
+    mask: Tensor
+    time: Tensor
+
+
+def push(ring: FeatureRing | None, pyramid: Sequence[Tensor], frame: Frame, length: int) -> FeatureRing:
+    """The ring after this frame; where a stream starts (`frame.is_first`, or no ring) it holds this frame
+    only."""
+    pose = frame.global_from_ego[:, None] @ frame.rig.ego_from_camera.double()  # (B, N, 4, 4)
+    newest = FeatureRing(tuple(pyramid), frame.rig.intrinsics, pose, frame.rig.mask, frame.time)
+
+    def filled(new: Tensor, old: Tensor | None) -> Tensor:
+        alone = new[:, None].expand(-1, length, *new.shape[1:])
+        if old is None:
+            return alone.clone()
+        pushed = torch.cat([new[:, None], old[:, :-1]], dim=1)
+        first = frame.is_first.view(-1, *[1] * (pushed.ndim - 1))
+        return torch.where(first, alone, pushed)
+
+    before: Sequence[Tensor | None] = [None] * len(newest.pyramid) if ring is None else ring.pyramid
+    maps = tuple(filled(new.detach(), old) for new, old in zip(newest.pyramid, before, strict=True))
+    rest = (filled(new, None if ring is None else ring[i]) for i, new in enumerate(newest[1:], start=1))  # type: ignore[arg-type]
+    return FeatureRing(maps, *rest)
+
+
+def ring_window(ring: FeatureRing, frame: Frame) -> WindowFeatures:
+    """The ring as the current frame sees it."""
+    ego_from_global = invert_rigid(frame.global_from_ego)
+    ego_from_camera = (ego_from_global[:, None, None] @ ring.global_from_camera).float()
+    time = (ring.time - frame.time[:, None]).float()
+    return WindowFeatures(ring.pyramid, CameraRig(ring.intrinsics, ego_from_camera, ring.mask), time)
+
+
+def build_sparse_bev(config: SparseBEVConfig) -> SparseBEV:
+    """The model of a configuration, with random weights."""
+    return SparseBEV(config)
+
+
+def _pillar_grid(count: int) -> Tensor:
+    """Learnable first boxes (count, 10): centres in 0..1 on a square grid at the bottom of the range, tall,
+    standing still."""
+    side = math.isqrt(count)
+    if side * side != count:
+        raise ValueError(f"{count} queries: expected a square number, they stand on a square grid")
+    boxes = torch.randn(count, CODE_DIM)
+    axis = (torch.arange(side) + 0.5) / side
+    boxes[:, :2] = torch.cartesian_prod(axis, axis)
+    boxes[:, 2], boxes[:, 5], boxes[:, 8:] = 0.0, 1.5, 0.0
+    return boxes

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SparseBEV: windows into past and future, the ring against recomputation, equivariance, denoising."""
+
+import pytest
+import torch
+
+from ftkd_core.config import SparseBEVConfig, override
+from ftkd_core.data.clips import Augmentation, make_sample
+from ftkd_core.errors import UserError
+from ftkd_core.geometry import invert_rigid, yaw_transform
+from ftkd_core.losses.detection import DetectionCriterion
+from ftkd_core.models.denoising import make_denoising
+from ftkd_core.models.sparse_bev import FeatureRing, SparseBEV, build_sparse_bev
+from ftkd_core.models.stream_petr import Predictions, decode
+from ftkd_core.presets import SPARSE_BEV_PRESETS, sparse_bev_preset
+from ftkd_core.runtime.preprocess import normalise
+from ftkd_core.types import CameraRig, Frame, FrameWindow
+from tests.core.helpers import drive, make_clip, small_config
+
+SMALL = [
+    "image.width=96",
+    "image.height=32",
+    "backbone.base_channels=8",
+    "decoder.channels=32",
+    "decoder.num_heads=2",
+    "decoder.num_layers=2",
+    "decoder.ffn_channels=32",
+    "decoder.num_queries=16",
+    "decoder.groups=2",
+    "decoder.points=2",
+    "decoder.out_points=8",
+]
+
+
+def small_sparse(*extra: str, past: int = 2, future: int = 0) -> SparseBEV:
+    """A small model whose queries see, sample and mix by what they are."""
+    torch.manual_seed(0)
+    config = override(
+        sparse_bev_preset("sparse_bev_tiny"),
+        [*SMALL, f"num_past={past}", f"num_future={future}", *extra],
+    )
+    model = build_sparse_bev(config)
+    with torch.no_grad():
+        layer = model.decoder_layer
+        for parameter in (
+            layer.sampling_offset.weight,
+            layer.mixing.parameter_generator.weight,
+            layer.self_attention.fade.weight,
+        ):
+            parameter.normal_(0, 0.05)
+    return model.eval()
+
+
+def window_of(frames: list[Frame], current: int, order: list[int]) -> FrameWindow:
+    """The window of frame `current` over the frames in `order`, as a data set would build it."""
+    now = frames[current]
+    chosen = [frames[current], *(frames[i] for i in order)]
+    poses = [
+        (invert_rigid(now.global_from_ego) @ f.global_from_ego)[:, None] @ f.rig.ego_from_camera.double()
+        for f in chosen
+    ]
+    rig = CameraRig(
+        torch.stack([f.rig.intrinsics for f in chosen], 1),
+        torch.stack(poses, 1).float(),
+        torch.stack([f.rig.mask for f in chosen], 1),
+    )
+    times = torch.stack([(f.time - now.time).float() for f in chosen], 1)
+    return FrameWindow(torch.stack([f.images for f in chosen], 1), rig, times)
+
+
+def assert_same(a: Predictions, b: Predictions, tolerance: float = 1e-4) -> None:
+    assert torch.allclose(a.logits, b.logits, atol=tolerance)
+    assert torch.allclose(a.codes, b.codes, atol=tolerance * 60)
+
+
+@torch.no_grad()
+def test_shapes_and_boxes_in_range() -> None:
+    model = small_sparse(past=2, future=1)
+    frames = drive(small_config(), 4)
+    predictions, pyramid = model(window_of(frames, 2, [1, 0, 3]))
+    assert predictions.logits.shape == (2, 1, 16, 10)
+    assert predictions.codes.shape == (2, 1, 16, 10)
+    assert predictions.image_features.shape == (1, 6, 32, 2, 6)
+    assert [tuple(level.shape[-2:]) for level in pyramid] == [(4, 12), (2, 6), (1, 3)]
+    low, high = (
+        torch.tensor(model.config.decoder.range_low_m),
+        torch.tensor(model.config.decoder.range_high_m),
+    )
+    centers = predictions.codes[..., :3]
+    assert ((centers >= low) & (centers <= high)).all()
+    assert decode(predictions, 5).boxes.shape == (1, 5, 9)
+
+
+@torch.no_grad()
+def test_every_frame_of_the_window_matters() -> None:
+    model = small_sparse(past=2, future=1)
+    frames = drive(small_config(), 4)
+    window = window_of(frames, 2, [1, 0, 3])
+    before, _ = model(window)
+    for frame in range(4):
+        images = window.images.clone()
+        images[:, frame] *= -1
+        after, _ = model(window._replace(images=images))
+        assert not torch.allclose(before.logits, after.logits, atol=1e-4), frame
+
+
+@torch.no_grad()
+def test_velocity_is_the_move_since_the_first_past_frame() -> None:
+    model = small_sparse(past=1)
+    frames = drive(small_config(), 2)
+    window = window_of(frames, 1, [0])
+    boxes = torch.rand(1, 16, 10)
+    change = torch.randn(1, 16, 10)
+    layer = model.decoder_layer
+    half_second = layer.refine(boxes, change, window.time)[..., 8:]
+    assert torch.allclose(half_second, change[..., 8:] / 0.5)
+    repeated = layer.refine(boxes, change, torch.zeros(1, 2))[..., 8:]
+    assert torch.equal(repeated, change[..., 8:])
+
+
+@torch.no_grad()
+def test_the_ring_equals_recomputation() -> None:
+    model = small_sparse(past=2)
+    frames = drive(small_config(), 5)
+    ring: FeatureRing | None = None
+    shapes = None
+    for index, frame in enumerate(frames):
+        online, ring = model.step(frame, ring)
+        order = [max(index - 1, 0), max(index - 2, 0)]
+        offline, _ = model(window_of(frames, index, order))
+        assert_same(online, offline)
+        now = [value.shape for value in (*ring.pyramid, *ring[1:])]
+        assert shapes in (None, now)
+        shapes = now
+
+
+@torch.no_grad()
+def test_a_reset_of_the_ring_equals_a_fresh_start() -> None:
+    model = small_sparse(past=2)
+    ring = None
+    for frame in drive(small_config(), 3, seed=40):
+        _, ring = model.step(frame, ring)
+    fresh = None
+    for frame in drive(small_config(), 3):
+        online, ring = model.step(frame, ring)
+        expected, fresh = model.step(frame, fresh)
+        assert_same(online, expected, 1e-6)
+
+
+@torch.no_grad()
+def test_moving_the_global_frame_changes_nothing() -> None:
+    model = small_sparse(past=2)
+    shift = torch.from_numpy(yaw_transform(2.1, (1500.0, -800.0, 3.0)))
+    ring = moved_ring = None
+    for frame in drive(small_config(), 3):
+        moved = frame._replace(global_from_ego=shift @ frame.global_from_ego, time=frame.time + 1e6)
+        a, ring = model.step(frame, ring)
+        b, moved_ring = model.step(moved, moved_ring)
+        assert_same(a, b, 1e-3)
+
+
+@torch.no_grad()
+def test_a_masked_camera_is_not_looked_at() -> None:
+    model = small_sparse(past=1)
+    window = window_of(drive(small_config(), 2), 1, [0])
+    window.rig.mask[:, 0, 2] = False
+    images = window.images.clone()
+    images[:, 0, 2] = 7.0
+    a, b = model(window)[0], model(window._replace(images=images))[0]
+    assert_same(a, b, 1e-6)
+    window.rig.mask[:, 0, 2] = True
+    assert not torch.allclose(model(window)[0].logits, a.logits, atol=1e-4)
+
+
+@torch.no_grad()
+def test_batching_changes_nothing() -> None:
+    model = small_sparse(past=1)
+    first = window_of(drive(small_config(), 2), 1, [0])
+    second = window_of(drive(small_config(), 2, seed=9), 1, [0])
+    both = FrameWindow(
+        torch.cat([first.images, second.images]),
+        CameraRig(*(torch.cat(pair) for pair in zip(first.rig, second.rig, strict=True))),
+        torch.cat([first.time, second.time]),
+    )
+    together = model(both)[0]
+    assert torch.allclose(together.logits[:, 1:], model(second)[0].logits, atol=1e-4)
+
+
+def test_denoising_queries_never_touch_the_learnt_and_losses_reach_every_parameter() -> None:
+    model = small_sparse(past=1)
+    clip = make_clip()
+    samples = [make_sample(clip, index, Augmentation(), True) for index in (1, 0)]
+    frames = [s.frame(normalise(s.images, model.config.image)) for s in reversed(samples)]
+    window, targets = window_of(frames, 1, [0]), samples[0].targets
+    reach = torch.tensor([51.0, 51.0, 5.0])
+    noise = make_denoising(targets, model.config.loss, reach, torch.Generator().manual_seed(0))
+    assert noise is not None
+    with torch.no_grad():
+        plain, noised = model(window)[0], model(window, noise)[0]
+    assert_same(plain, noised, 1e-5)
+    assert noised.denoising_logits is not None
+    assert noised.denoising_logits.shape[2] == noise.points_ego.shape[1]
+    model.train()
+    criterion = DetectionCriterion(small_config())
+    predictions, _ = model(window, noise)
+    terms = criterion(predictions, targets, samples[0].rig, noise)
+    torch.stack(list(terms.values())).sum().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_denoising_labels_are_partly_drawn_anew() -> None:
+    targets = make_sample(make_clip(objects=40), 0, Augmentation(), True).targets
+    noise = make_denoising(
+        targets, small_config("loss.denoising_groups=5").loss, torch.tensor([61.0, 61.0, 10.0]),
+        torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert noise is not None
+    same = (noise.labels == targets.labels.repeat(1, 5)).float().mean()
+    assert 0.4 < float(same) < 0.7  # half kept, and a tenth of the others drawn the same
+    assert noise.codes.shape == (*noise.labels.shape, 10)
+
+
+def test_presets_follow_the_published_shapes() -> None:
+    with torch.device("meta"):
+        student = SparseBEV(sparse_bev_preset("sparse_bev_r50_704x256"))
+        teacher = SparseBEV(sparse_bev_preset("sparse_bev_r101_704x256_offline"))
+    assert student.decoder_layer.mixing.in_points == 4 * 8
+    assert teacher.decoder_layer.mixing.in_points == 4 * 15
+    assert sum(p.numel() for p in student.backbone.parameters()) == 23_508_032
+    assert tuple(student.query_boxes.shape) == (900, 10)
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    with pytest.raises(UserError, match="unknown SparseBEV preset 'sparse'"):
+        sparse_bev_preset("sparse")
+    with pytest.raises(UserError, match="square number"):
+        override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.num_queries=190"])
+    with pytest.raises(UserError, match="needs a past frame"):
+        SparseBEVConfig(preset="x", num_past=0, num_future=1)
+    assert {SPARSE_BEV_PRESETS[name]().preset for name in SPARSE_BEV_PRESETS} == set(SPARSE_BEV_PRESETS)
