@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FTKD wired together: the teacher's answer and the student's, one dict of weighted terms.
+
+The student's own modules are never touched: what is added (the generators) lives here, is trained with the
+student and thrown away. Source: FTKD, method.md sections 1 to 3. Symbols as in reconstruction.py and
+logits.py; Y decoder layers.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ftkd_core.distillation.config import FTKDConfig
+from ftkd_core.distillation.logits import Alignment, align, logit_losses
+from ftkd_core.distillation.reconstruction import (
+    PerspectiveReconstruction,
+    QueryReconstruction,
+    future_aware_target,
+)
+from ftkd_core.losses.matching import match
+from ftkd_core.models.stream_petr import Predictions
+from ftkd_core.types import Targets
+
+
+class TeacherAnswer(NamedTuple):
+    """What the frozen teacher says of one frame, computed now or read from a cache.
+
+    logits (Y, B, Qt, K) and codes (Y, B, Qt, 10) in the student's ego frame, features (B, Qt, Ct) after the
+    last layer; targets, {stride: (B, N, Ct, H, W)} of the PV branch with the future absorbed, and their
+    weights {stride: (B,)}.
+    """
+
+    logits: Tensor
+    codes: Tensor
+    features: Tensor
+    targets: Mapping[int, Tensor]
+    target_weights: Mapping[int, Tensor]
+
+
+@torch.no_grad()
+def teacher_answer(
+    predictions: Predictions,
+    pyramid: Mapping[int, Tensor],
+    future: Tensor,
+    real: Tensor,
+    config: FTKDConfig,
+) -> TeacherAnswer:
+    """An answer from the teacher's predictions for the current frame and its pyramid {stride: (B, T, N, C, H,
+    W)}, the current frame first; future (J,) int64 are the places of the future frames in T, real (B, J) says
+    which are frames of their own."""
+    targets, weights = {}, {}
+    for stride, maps in pyramid.items():
+        targets[stride], weights[stride] = future_aware_target(
+            maps[:, 0].float(), maps[:, future].float(), real, config.pv_target
+        )
+    return TeacherAnswer(predictions.logits, predictions.codes, predictions.features, targets, weights)
+
+
+class FTKD(nn.Module):
+    """`terms = ftkd(student, student_maps, answer, targets, generator)`: weighted scalars, named
+    `ftkd/...`.
+
+    student_channels and teacher_channels are the widths of the query features; map_channels {stride:
+    (student, teacher)} those of the feature maps that the PV branch rebuilds.
+    """
+
+    code_weights: Tensor
+
+    def __init__(
+        self,
+        config: FTKDConfig,
+        *,
+        student_channels: int,
+        teacher_channels: int,
+        map_channels: Mapping[int, tuple[int, int]],
+        code_weights: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("code_weights", torch.tensor(code_weights), persistent=False)
+        self.query_branch = QueryReconstruction(
+            student_channels, teacher_channels, config.bev_mask_ratio, config.bev_mask
+        )
+        self.map_branches = nn.ModuleDict(
+            {
+                str(stride): PerspectiveReconstruction(mine, yours, config.pv_mask_ratio)
+                for stride, (mine, yours) in map_channels.items()
+            }
+        )
+
+    def forward(
+        self,
+        student: Predictions,
+        student_maps: Mapping[int, Tensor],
+        answer: TeacherAnswer,
+        targets: Targets,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        config = self.config
+        terms: dict[str, Tensor] = {}
+        if config.pv_weight:
+            terms |= self._maps(student_maps, answer, generator)
+        if config.bev_weight or config.logits_weight:
+            alignments = self.alignments(student, answer, targets)
+            if config.bev_weight:
+                loss = self.query_branch(student.features, answer.features, alignments[-1].teacher, generator)
+                terms["ftkd/bev"] = config.bev_weight * loss
+            if config.logits_weight:
+                terms |= self._logits(student, answer, alignments)
+        return terms
+
+    def alignments(self, student: Predictions, answer: TeacherAnswer, targets: Targets) -> list[Alignment]:
+        """Who follows whom, for the layers that are distilled, last layer last."""
+        last = 1 if self.config.logit_layers == "last" else min(len(student.logits), len(answer.logits))
+        found = []
+        for layer in range(-last, 0):
+            mine = (student.logits[layer].float(), student.codes[layer].float())
+            yours = (answer.logits[layer].float(), answer.codes[layer].float())
+            found.append(
+                align(
+                    *mine, *yours, match(*mine, targets), match(*yours, targets),
+                    self.config.class_weight, self.config.box_weight,
+                )
+            )  # fmt: skip
+        return found
+
+    def _maps(
+        self, maps: Mapping[int, Tensor], answer: TeacherAnswer, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        terms = {}
+        for stride, branch in self.map_branches.items():
+            target, weight = answer.targets[int(stride)], answer.target_weights[int(stride)]
+            loss = branch(maps[int(stride)], target, weight, generator)
+            terms[f"ftkd/pv{stride}"] = self.config.pv_weight * loss
+        return terms
+
+    def _logits(
+        self, student: Predictions, answer: TeacherAnswer, alignments: list[Alignment]
+    ) -> dict[str, Tensor]:
+        config = self.config
+        terms: dict[str, Tensor] = {}
+        for place, alignment in enumerate(alignments):
+            layer = place - len(alignments)
+            losses = logit_losses(
+                student.logits[layer], student.codes[layer], answer.logits[layer], answer.codes[layer],
+                alignment, self.code_weights,
+                foreground=config.foreground, background=config.background,
+                class_weight=config.class_weight, box_weight=config.box_weight,
+                background_by_score=config.background_by_score,
+            )  # fmt: skip
+            for name, value in losses.items():
+                full = f"ftkd/logits_{name}"
+                terms[full] = terms.get(full, value.new_zeros(())) + config.logits_weight * value
+        return terms
