@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop: Lightning Fabric carries devices, processes and precision; this carries the streaming
-state.
+"""The training loop: Lightning Fabric carries devices, processes and precision, a lesson (lessons.py) says
+what a step teaches; this carries steps, averages and checkpoints.
 
 Everything a step draws at random is a function of (seed, step, rank), so a run that was killed goes on bit
 for bit where its last checkpoint was written.
@@ -17,19 +17,15 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ftkd_core.config import DetectorConfig, to_dict
-from ftkd_core.data.clips import StreamBatch, StreamDataset
 from ftkd_core.errors import UserError
-from ftkd_core.losses.detection import DetectionCriterion
-from ftkd_core.models.denoising import make_denoising
-from ftkd_core.models.memory import Memory
-from ftkd_core.models.stream_petr import StreamPETR
-from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.weights import save_weights
+from training.lessons import StreamLesson, WindowLesson
+
+_LEARNT_PLACES = ("reference_points", "query_boxes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,36 +51,39 @@ class OptimConfig:
 
 
 class Trainer:
-    """Owns model, averaged weights, optimiser and the streams' memory; `run` goes from the last checkpoint
-    to the end."""
+    """Owns lesson, averaged weights, optimiser and the lesson's state; `run` goes from the last checkpoint to
+    the end."""
 
     def __init__(
         self,
         fabric: Fabric,
-        model: StreamPETR,
+        lesson: StreamLesson | WindowLesson,
         optim: OptimConfig,
         out: Path,
         *,
         steps: int,
         seed: int,
-        streams: int,
+        autocast: torch.dtype | None = None,
     ) -> None:
         self.fabric, self.out, self.optim, self.steps, self.seed = fabric, out, optim, steps, seed
-        self.config: DetectorConfig = model.config
-        self.average = copy.deepcopy(model).eval().requires_grad_(False) if optim.ema else None
-        self.criterion = fabric.to_device(DetectionCriterion(model.config))
+        # Not Fabric's bf16-mixed: it would hand the lesson bfloat16 poses, good to 4 m in a town.
+        self.autocast = autocast
+        self.lesson, self.raw = lesson, lesson.detector
+        self.config = lesson.detector.config
+        self.average = copy.deepcopy(self.raw).eval().requires_grad_(False) if optim.ema else None
         optimizer = torch.optim.AdamW(
-            _parameter_groups(model, optim), lr=optim.lr, weight_decay=optim.weight_decay
+            _parameter_groups(lesson, optim), lr=optim.lr, weight_decay=optim.weight_decay
         )
-        self.raw = model
-        self.model, self.optimizer = fabric.setup(model, optimizer)
+        self.model, self.optimizer = fabric.setup(lesson, optimizer)
+        if lesson.distiller is not None:
+            fabric.to_device(lesson.distiller.teacher)
         if self.average is not None:
             self.average = fabric.to_device(self.average)
-        self.memory = model.start_memory(streams)
+        self.state = lesson.start_state()
         self.step = 0
         self.seconds = 0.0
 
-    def run(self, dataset: StreamDataset, *, workers: int, save_every: int, log_every: int = 20) -> None:
+    def run(self, dataset: Dataset[Any], *, workers: int, save_every: int, log_every: int = 20) -> None:
         """Train to the last step; saves every save_every steps and at the end."""
         loader = DataLoader(
             dataset,
@@ -98,7 +97,7 @@ class Trainer:
         progress = tqdm(
             loader, initial=self.step, total=self.steps, desc="train", disable=writer is None, smoothing=0.05
         )
-        self.model.train()
+        self.model.train()  # the teacher is no part of it and stays as it is
         began = time.monotonic()
         for batch in progress:
             terms, norm = self.train_step(self.fabric.to_device(batch))
@@ -117,24 +116,24 @@ class Trainer:
         if writer is not None:
             writer.close()
 
-    def train_step(self, batch: StreamBatch) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimiser step on one frame of every stream. Errors: FloatingPointError where a term is not
+    def train_step(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
+        """One optimiser step on one batch of the lesson. Errors: FloatingPointError where a term is not
         finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.optim.rate(self.step, self.steps) * group["ratio"]
-        frame = batch.frame(normalise(batch.images, self.config.image))
         drawn = hash((self.seed, self.step, self.fabric.global_rank)) % 2**63
         torch.manual_seed(drawn)  # dropout
         generator = torch.Generator().manual_seed(drawn)
-        denoising = make_denoising(batch.targets, self.config.loss, self.raw.range_m, generator)
-        predictions, self.memory = self.model(frame, self.memory, denoising)
-        terms: dict[str, Tensor] = self.criterion(predictions, batch.targets, batch.rig, denoising)
+        half = self.autocast or torch.bfloat16
+        with torch.autocast(self.fabric.device.type, half, enabled=self.autocast is not None):
+            terms, after = self.model(batch, self.state, generator)
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             bad = ", ".join(name for name, value in terms.items() if not torch.isfinite(value))
             raise FloatingPointError(
                 f"step {self.step}: loss term {bad} is not finite; the last checkpoint is kept"
             )
+        self.state = after
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.optim.clip_norm)
@@ -174,11 +173,11 @@ class Trainer:
         state: dict[str, Any] = {
             "step": self.step,
             "seconds": self.seconds,
-            "model": self.raw.state_dict(),
+            "lesson": self.lesson.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
-            "memory": dict(zip(Memory._fields, self.memory, strict=True)),
-            "config": json.dumps(to_dict(self.config)),
+            "state": list(self.state),
+            "settings": json.dumps(self.lesson.settings),
         }
         partial = self.out / "state.pt.partial"
         torch.save(state, partial)
@@ -188,26 +187,27 @@ class Trainer:
         """Go on from a `state.pt`. UserError where it belongs to another configuration or number of
         streams."""
         state = torch.load(path, map_location=self.fabric.device, weights_only=True)
-        if json.loads(state["config"]) != json.loads(json.dumps(to_dict(self.config))):
+        if "settings" not in state:
+            raise UserError(f"{str(path)!r} is of an older version of the training; give another --out")
+        if json.loads(state["settings"]) != json.loads(json.dumps(self.lesson.settings)):
             raise UserError(f"{str(path)!r} was trained with another configuration; give another --out")
-        memory = Memory(**state["memory"])
-        if memory.time.shape != self.memory.time.shape:
-            raise UserError(
-                f"{str(path)!r} has {len(memory.time)} streams; this run has {len(self.memory.time)}"
-            )
-        self.raw.load_state_dict(state["model"])
+        if [value.shape for value in state["state"]] != [value.shape for value in self.state]:
+            there, here = (len(values[0]) for values in (state["state"], self.state))
+            raise UserError(f"{str(path)!r} has {there} streams; this run has {here}")
+        self.lesson.load_state_dict(state["lesson"])
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.memory, self.step, self.seconds = memory, state["step"], state["seconds"]
+        self.state, self.step, self.seconds = tuple(state["state"]), state["step"], state["seconds"]
 
 
-def _parameter_groups(model: StreamPETR, optim: OptimConfig) -> list[dict[str, Any]]:
+def _parameter_groups(lesson: torch.nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Backbone and rest, each with and without weight decay (norms, biases and learnt points are not
     decayed)."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        key = (name.startswith("backbone."), parameter.ndim > 1 and name != "reference_points")
+    for name, parameter in lesson.named_parameters():
+        decayed = parameter.ndim > 1 and not name.endswith(_LEARNT_PLACES)
+        key = (name.startswith("detector.backbone."), decayed)
         groups.setdefault(key, []).append(parameter)
     return [
         {

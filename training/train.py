@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train the streaming student on the synthetic world.
+"""Train a detector on the synthetic world: the streaming student, or a SparseBEV (teacher or student B).
 
     python -m training.train --preset tiny --out runs/tiny --steps 20000
+    python -m training.train --preset sparse_bev_tiny_offline --out runs/teacher --steps 20000
     torchrun --nproc-per-node 8 -m training.train --preset tiny --out runs/tiny --steps 20000
 
 Stop it at any time; the same command goes on from the last checkpoint. Any setting of the preset or of the
@@ -14,17 +15,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch.utils.data import Dataset
 
-from ftkd_core.config import DetectorConfig, override
+from ftkd_core.config import DetectorConfig, SparseBEVConfig, override
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
+from ftkd_core.data.windows import PairedDataset, WindowDataset
+from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.errors import UserError
-from ftkd_core.models.stream_petr import build_stream_petr
-from ftkd_core.presets import PRESETS, preset
-from ftkd_core.weights import load_into, read_weights
+from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
+from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS, preset, sparse_bev_preset
+from ftkd_core.weights import load_into, read_weights, read_window_weights
+from training.lessons import StreamLesson, WindowLesson, make_distiller
 from training.loop import OptimConfig, Trainer
 
 
@@ -44,11 +51,9 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One run: the model's configuration and everything around it; `streams` is the batch size of each
-    process."""
+class RunConfig:
+    """What surrounds a model in one run; `streams` is the batch size of each process."""
 
-    model: DetectorConfig
     steps: int = 20000
     streams: int = 4
     seed: int = 0
@@ -58,14 +63,29 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Command line of `python -m training.train`."""
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """A run of the streaming student."""
+
+    model: DetectorConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowTrainConfig(RunConfig):
+    """A run of a SparseBEV."""
+
+    model: SparseBEVConfig
+
+
+def make_parser(
+    prog: str = "python -m training.train", description: str | None = __doc__
+) -> argparse.ArgumentParser:
+    """Command line of `python -m training.train`, to which `training.distill` adds the teacher."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--preset", default="tiny", help=f"model configuration: {', '.join(sorted(PRESETS))}")
+    names = ", ".join(sorted([*PRESETS, *SPARSE_BEV_PRESETS]))
+    parser.add_argument("--preset", default="tiny", help=f"model configuration: {names}")
     parser.add_argument(
         "--out",
         type=Path,
@@ -92,37 +112,61 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def resolve(arguments: argparse.Namespace) -> TrainConfig:
+def resolve(arguments: argparse.Namespace) -> TrainConfig | WindowTrainConfig:
     """The run's configuration from the command line."""
-    config = TrainConfig(model=preset(arguments.preset))
+    if arguments.preset in SPARSE_BEV_PRESETS:
+        return override(WindowTrainConfig(model=sparse_bev_preset(arguments.preset)), assignments(arguments))
+    return override(TrainConfig(model=preset(arguments.preset)), assignments(arguments))
+
+
+def assignments(arguments: argparse.Namespace) -> list[str]:
+    """The settings that the command line changes."""
     named = [
         f"{name}={getattr(arguments, name)}"
         for name in ("steps", "streams", "seed")
         if getattr(arguments, name) is not None
     ]
-    return override(config, named + arguments.set)
+    return [*named, *arguments.set]
 
 
 def make_fabric(arguments: argparse.Namespace) -> Fabric:
     """Fabric for the chosen devices; under torchrun it joins the processes that were started."""
-    precision = arguments.precision
-    on_gpu = arguments.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available()
-    if precision == "auto":
-        precision = "bf16-mixed" if on_gpu else "32-true"
     devices = os.environ.get("LOCAL_WORLD_SIZE") or arguments.devices
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
-    return Fabric(
-        accelerator=arguments.accelerator, devices=devices, num_nodes=max(nodes, 1), precision=precision
-    )
+    return Fabric(accelerator=arguments.accelerator, devices=devices, num_nodes=max(nodes, 1))
 
 
-def run(config: TrainConfig, fabric: Fabric, out: Path, init: Path | None) -> Path:
-    """Train (or go on training) into `out`; returns the weights file."""
+def autocast_type(precision: str, fabric: Fabric) -> torch.dtype | None:
+    """What the network computes in where it may: None for float32 throughout."""
+    if precision == "auto":
+        precision = "bf16-mixed" if fabric.device.type == "cuda" else "32-true"
+    if precision not in ("32-true", "bf16-mixed"):
+        raise UserError(f"precision {precision!r}; expected auto, 32-true or bf16-mixed")
+    return torch.bfloat16 if precision == "bf16-mixed" else None
+
+
+def run(
+    config: TrainConfig | WindowTrainConfig,
+    fabric: Fabric,
+    out: Path,
+    init: Path | None,
+    autocast: torch.dtype | None = None,
+    ftkd: FTKDConfig | None = None,
+    teacher: SparseBEV | None = None,
+) -> Path:
+    """Train (or go on training) into `out`, with a teacher where one is given; returns the weights file."""
     fabric.seed_everything(config.seed, verbose=False)
-    model = build_stream_petr(config.model)
+    model: StreamPETR | SparseBEV
+    if isinstance(config, TrainConfig):
+        model = build_stream_petr(config.model)
+    else:
+        model = build_sparse_bev(config.model)
     if init is not None:
-        state, _, _ = read_weights(init)
+        state, _, _ = read_weights(init) if isinstance(model, StreamPETR) else read_window_weights(init)
         load_into(model, state, str(init))
+    distiller = None
+    if teacher is not None:
+        distiller = make_distiller(teacher, model, ftkd or FTKDConfig())
     out.mkdir(parents=True, exist_ok=True)
     data = config.data
     clips = SyntheticClips(
@@ -131,23 +175,47 @@ def run(config: TrainConfig, fabric: Fabric, out: Path, init: Path | None) -> Pa
     if fabric.is_global_zero:
         clips.render_all(data.scenes)
     fabric.barrier()
+    lesson: StreamLesson | WindowLesson
+    if isinstance(model, StreamPETR):
+        lesson = StreamLesson(model, config.streams, distiller)
+    else:
+        lesson = WindowLesson(model, distiller)
     trainer = Trainer(
-        fabric, model, config.optim, out, steps=config.steps, seed=config.seed, streams=config.streams
+        fabric, lesson, config.optim, out, steps=config.steps, seed=config.seed, autocast=autocast
     )
     if (out / "state.pt").exists():
         trainer.resume(out / "state.pt")
         fabric.print(f"resumed at step {trainer.step} of {config.steps}")
-    dataset = StreamDataset(
-        clips,
-        data.scenes,
-        num_streams=config.streams,
-        segment=data.segment,
-        augment=config.augment,
-        seed=config.seed,
-        first_stream=config.streams * fabric.global_rank,
-    )
+    dataset = _dataset(config, clips, fabric.global_rank, None if teacher is None else teacher.config)
     trainer.run(dataset, workers=data.workers, save_every=config.save_every)
     return out / "weights.safetensors"
+
+
+def _dataset(
+    config: TrainConfig | WindowTrainConfig, clips: SyntheticClips, rank: int, teacher: SparseBEVConfig | None
+) -> Dataset[Any]:
+    """What the run's lesson is served: frames of streams or windows, and the teacher's windows with them."""
+    if isinstance(config, WindowTrainConfig):
+        return WindowDataset(
+            clips,
+            config.data.scenes,
+            batch=config.streams,
+            num_past=config.model.num_past,
+            num_future=config.model.num_future if teacher is None else teacher.num_future,
+            augment=config.augment,
+            seed=config.seed,
+            rank=rank,
+        )
+    streams = StreamDataset(
+        clips,
+        config.data.scenes,
+        num_streams=config.streams,
+        segment=config.data.segment,
+        augment=config.augment,
+        seed=config.seed,
+        first_stream=config.streams * rank,
+    )
+    return streams if teacher is None else PairedDataset(streams, teacher.num_past, teacher.num_future)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,7 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         fabric = make_fabric(arguments)
         fabric.launch()
-        weights = run(resolve(arguments), fabric, arguments.out, arguments.init)
+        autocast = autocast_type(arguments.precision, fabric)
+        weights = run(resolve(arguments), fabric, arguments.out, arguments.init, autocast)
     except (UserError, FloatingPointError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2

@@ -113,6 +113,11 @@ class StreamDataset(Dataset[StreamBatch]):
         return collate([self._sample(stream, step) for stream in self.streams])
 
     def _sample(self, stream: int, step: int) -> StreamBatch:
+        chosen = self.choose(stream, step)
+        return make_sample(chosen.clip, chosen.frame, chosen.change, chosen.first, chosen.dropped_camera)
+
+    def choose(self, stream: int, step: int) -> "Choice":
+        """What a stream shows at a step: a function of (seed, stream, step)."""
         shifted = step + stream * self.segment // max(len(self.streams), 1)
         index, position = divmod(shifted, self.segment)
         random = np.random.default_rng([self.seed, stream, index])
@@ -125,7 +130,7 @@ class StreamDataset(Dataset[StreamBatch]):
         dropped = -1
         if per_frame.random() < self.augment.camera_dropout:
             dropped = int(per_frame.integers(len(clip.intrinsics)))
-        return make_sample(clip, frame, change, first, dropped)
+        return Choice(clip, frame, change, first, dropped)
 
 
 class Augmentation(NamedTuple):
@@ -136,6 +141,16 @@ class Augmentation(NamedTuple):
     angle: float = 0.0
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
     offset: float = 0.0
+
+
+class Choice(NamedTuple):
+    """Frame `frame` of a clip, changed; first where its stream starts; dropped_camera is -1 for none."""
+
+    clip: Clip
+    frame: int
+    change: Augmentation
+    first: bool
+    dropped_camera: int
 
 
 def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Augmentation:

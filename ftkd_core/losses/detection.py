@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ftkd_core.boxes import encode_boxes
 from ftkd_core.classes import CLASS_NAMES, HEADINGLESS, SYMMETRIC
-from ftkd_core.config import DetectorConfig
+from ftkd_core.config import DetectorConfig, SparseBEVConfig
 from ftkd_core.losses.matching import match
 from ftkd_core.models.anchors import turn_back, view_axis
 from ftkd_core.models.auxiliary2d import REFERENCE_FOCAL_PX, AuxiliaryMaps
@@ -34,7 +34,7 @@ class DetectionCriterion(nn.Module):
 
     code_weights: Tensor
 
-    def __init__(self, config: DetectorConfig) -> None:
+    def __init__(self, config: DetectorConfig | SparseBEVConfig) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("code_weights", torch.tensor(config.loss.code_weights), persistent=False)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ftkd_core.geometry import full_precision
 from ftkd_core.models.position import TokenGeometry
 
 
@@ -102,15 +103,27 @@ class TokenAttention(nn.Module):
         if self.log_kappa is not None:
             directions, rays = locality_features(geometry, reference_points_ego)
             kappa = self.log_kappa.exp()[:, None, None]
-            extra_q.append((kappa * directions[:, None]).to(q.dtype))  # (B, A, Q, 3N)
-            extra_k.append(rays[:, None].expand(-1, self.num_heads, -1, -1).to(k.dtype))
-        q, k = torch.cat([q, *extra_q], dim=-1), torch.cat([k, *extra_k], dim=-1)
-        padding = q.shape[-1] - width
-        attended = F.scaled_dot_product_attention(q, k, F.pad(v, (0, padding)), scale=1.0)[..., :width]
+            extra_q.append(kappa * directions[:, None])  # (B, A, Q, 3N)
+            extra_k.append(rays[:, None].expand(-1, self.num_heads, -1, -1))
+        attended = _attend_with_columns(q, k, v, extra_q, extra_k)
         result: Tensor = self.output(merge_heads(attended))
         return result
 
 
+@full_precision
+def _attend_with_columns(
+    q: Tensor, k: Tensor, v: Tensor, extra_q: list[Tensor], extra_k: list[Tensor]
+) -> Tensor:
+    """Attention (B, A, Q, E) whose logits are the products of q and k and of the extra columns, in float32:
+    kappa is in the hundreds and differences of cosines in the thousandths, too fine for half precision."""
+    width = q.shape[-1]
+    q, k = (torch.cat([x.float() for x in columns], dim=-1) for columns in ((q, *extra_q), (k, *extra_k)))
+    padding = q.shape[-1] - width
+    attended = F.scaled_dot_product_attention(q, k, F.pad(v.float(), (0, padding)), scale=1.0)
+    return attended[..., :width].to(v.dtype)
+
+
+@full_precision
 def locality_features(geometry: TokenGeometry, points_ego: Tensor) -> tuple[Tensor, Tensor]:
     """Vectors whose inner product is the cosine between a token's ray and the direction from its camera to
     a point.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftkd_core.geometry import transform_points
+from ftkd_core.geometry import full_precision, transform_points
 from ftkd_core.models.anchors import Anchors, turn, view_axis
 from ftkd_core.types import CameraRig
 
@@ -69,6 +69,7 @@ class AuxiliaryHead(nn.Module):
         return AuxiliaryMaps(heat.unflatten(0, shape), *parts)
 
 
+@full_precision
 def sight_features(rig: CameraRig, size: tuple[int, int] | torch.Size, stride: int) -> Tensor:
     """What the geometry of a rig says of each cell, (B, N, 3, H, W): slopes x/z and y/z of its ray, and the
     logarithm of the depth where the ray meets the ground (the ego frame's z = 0), 1 to 200 m, as
@@ -102,6 +103,7 @@ class ImageProposals(NamedTuple):
     features: Tensor
 
 
+@full_precision
 def propose(maps: AuxiliaryMaps, features: Tensor, rig: CameraRig, stride: int, count: int) -> ImageProposals:
     """The `count` strongest local peaks over all cameras, lifted to 3-D. Fixed shapes; nothing leaves the
     device.

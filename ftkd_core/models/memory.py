@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ftkd_core.geometry import invert_rigid, transform_points
+from ftkd_core.geometry import full_precision, invert_rigid, transform_points
 from ftkd_core.types import Frame
 
 
@@ -60,18 +60,19 @@ def empty_memory(
     )
 
 
+@full_precision
 def recall(memory: Memory, frame: Frame, pseudo_centers: Tensor) -> LocalMemory:
     """The memory moved into the current ego frame; where a stream starts, the trained first state instead.
 
     pseudo_centers (P, 3) metres in ego fill the first P slots of that state; its other slots are zeros at
     the origin, with a pose of zeros, as upstream trains them.
     """
-    ego_from_global = invert_rigid(frame.global_from_ego)
-    centers = transform_points(ego_from_global, memory.centers_global).float()
+    ego_from_global = invert_rigid(frame.global_from_ego.double())
+    centers = transform_points(ego_from_global, memory.centers_global.double()).float()
     velocity = memory.velocity_global @ ego_from_global[:, :2, :2].mT.float()
     shape = _turn_shape(memory.shape_global, ego_from_global)
     age = (frame.time[:, None] - memory.time).float()
-    ego_from_past = (ego_from_global[:, None] @ memory.global_from_ego).float()
+    ego_from_past = (ego_from_global[:, None] @ memory.global_from_ego.double()).float()
 
     count = pseudo_centers.shape[0]
     first = frame.is_first
@@ -89,6 +90,7 @@ def recall(memory: Memory, frame: Frame, pseudo_centers: Tensor) -> LocalMemory:
     )
 
 
+@full_precision
 def memorise(
     memory: Memory,
     local: LocalMemory,
@@ -110,7 +112,7 @@ def memorise(
         values.detach().float().gather(1, best.expand(-1, -1, values.shape[-1]))
         for values in (features, codes, logits)
     )
-    pose = frame.global_from_ego
+    pose = frame.global_from_ego.double()
     first = frame.is_first
     centers = torch.where(
         first[:, None, None], transform_points(pose, local.centers_ego.double()), memory.centers_global

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ftkd_core.geometry import transform_points
+from ftkd_core.geometry import full_precision, transform_points
 from ftkd_core.types import CameraRig
 
 
@@ -87,6 +87,7 @@ def depth_bins(count: int, nearest: float, farthest: float) -> Tensor:
     return nearest + (farthest - nearest) / (count * (1 + count)) * index * (index + 1)
 
 
+@full_precision
 def token_geometry(
     rig: CameraRig, feature_size: tuple[int, int], stride: int, num_depths: int, range_m: Tensor
 ) -> TokenGeometry:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ftkd_core.geometry import invert_rigid
+from ftkd_core.geometry import full_precision, invert_rigid
 from ftkd_core.types import CameraRig
 
 _NEAREST_M = 1e-5
@@ -46,6 +46,7 @@ def move_points(points: Tensor, velocity: Tensor, time: Tensor) -> Tensor:
     return points[:, None] + shift
 
 
+@full_precision
 def project_to_views(points_ego: Tensor, rig: CameraRig, image_size: tuple[int, int]) -> ViewPoints:
     """Points (B, T, Q, R, 3) in the current ego frame, each in the first camera of its frame that sees it.
 

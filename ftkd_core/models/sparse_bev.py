@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ftkd_core.boxes import CODE_DIM, decode_boxes
 from ftkd_core.config import SparseBEVConfig, SparseDecoderConfig
-from ftkd_core.geometry import invert_rigid
+from ftkd_core.geometry import full_precision, invert_rigid
 from ftkd_core.models.attention import HybridAttention
 from ftkd_core.models.denoising import DenoisingQueries, attention_mask
 from ftkd_core.models.fpn import TopDownPyramid
@@ -242,10 +242,11 @@ class FeatureRing(NamedTuple):
     time: Tensor
 
 
+@full_precision
 def push(ring: FeatureRing | None, pyramid: Sequence[Tensor], frame: Frame, length: int) -> FeatureRing:
     """The ring after this frame; where a stream starts (`frame.is_first`, or no ring) it holds this frame
     only."""
-    pose = frame.global_from_ego[:, None] @ frame.rig.ego_from_camera.double()  # (B, N, 4, 4)
+    pose = frame.global_from_ego.double()[:, None] @ frame.rig.ego_from_camera.double()  # (B, N, 4, 4)
     newest = FeatureRing(tuple(pyramid), frame.rig.intrinsics, pose, frame.rig.mask, frame.time)
 
     def filled(new: Tensor, old: Tensor | None) -> Tensor:
@@ -262,10 +263,11 @@ def push(ring: FeatureRing | None, pyramid: Sequence[Tensor], frame: Frame, leng
     return FeatureRing(maps, *rest)
 
 
+@full_precision
 def ring_window(ring: FeatureRing, frame: Frame) -> WindowFeatures:
     """The ring as the current frame sees it."""
-    ego_from_global = invert_rigid(frame.global_from_ego)
-    ego_from_camera = (ego_from_global[:, None, None] @ ring.global_from_camera).float()
+    ego_from_global = invert_rigid(frame.global_from_ego.double())
+    ego_from_camera = (ego_from_global[:, None, None] @ ring.global_from_camera.double()).float()
     time = (ring.time - frame.time[:, None]).float()
     return WindowFeatures(ring.pyramid, CameraRig(ring.intrinsics, ego_from_camera, ring.mask), time)
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ftkd_core.config import DetectorConfig, from_dict, to_dict
+from ftkd_core.config import ConfigT, DetectorConfig, SparseBEVConfig, from_dict, to_dict
 from ftkd_core.errors import UserError
 
 FORMAT: Final = "ftkd-weights-1"
@@ -26,7 +26,7 @@ SHIPPED: Final = Path(__file__).parent / "tiny_synthetic.safetensors"
 def save_weights(
     path: Path,
     state: dict[str, Tensor],
-    config: DetectorConfig,
+    config: DetectorConfig | SparseBEVConfig,
     *,
     half: bool = True,
     notes: dict[str, Any] | None = None,
@@ -45,7 +45,12 @@ def save_weights(
                 f"tensor {name} holds nan or inf, or does not fit half precision; nothing was written"
             )
         tensors[name] = stored.contiguous().clone()
-    metadata = {"format": FORMAT, "config": json.dumps(to_dict(config)), "notes": json.dumps(notes or {})}
+    metadata = {
+        "format": FORMAT,
+        "kind": type(config).__name__,
+        "config": json.dumps(to_dict(config)),
+        "notes": json.dumps(notes or {}),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata=metadata)
@@ -53,8 +58,17 @@ def save_weights(
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], DetectorConfig, dict[str, Any]]:
-    """State (float32), configuration and notes of a weights file; UserError for anything that is not one of
-    ours."""
+    """State (float32), configuration and notes of a streaming detector's weights file; UserError for anything
+    that is not one of ours."""
+    return _read(path, DetectorConfig)
+
+
+def read_window_weights(path: Path) -> tuple[dict[str, Tensor], SparseBEVConfig, dict[str, Any]]:
+    """The same for a SparseBEV: a teacher, or student B."""
+    return _read(path, SparseBEVConfig)
+
+
+def _read(path: Path, kind: type[ConfigT]) -> tuple[dict[str, Tensor], ConfigT, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"weights {str(path)!r} not found; give a .safetensors file written by training")
     try:
@@ -67,7 +81,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], DetectorConfig, dict[st
         ) from None
     if metadata.get("format") != FORMAT:
         raise UserError(f"weights {str(path)!r} have format {metadata.get('format')!r}; expected {FORMAT!r}")
-    config = from_dict(DetectorConfig, json.loads(metadata["config"]))
+    found = metadata.get("kind", DetectorConfig.__name__)  # files before there were two kinds do not say
+    if found != kind.__name__:
+        raise UserError(f"weights {str(path)!r} hold a {found}'s model; expected a {kind.__name__}'s")
+    config = from_dict(kind, json.loads(metadata["config"]))
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     return state, config, json.loads(metadata.get("notes", "{}"))
 

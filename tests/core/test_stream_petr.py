@@ -201,3 +201,23 @@ def test_r50_follows_the_published_shape() -> None:
 
 def test_sizes_of_small_config_are_used() -> None:
     assert small_config().decoder.memory_length == 18
+
+
+@BOTH
+def test_half_precision_keeps_geometry_exact(image_queries: int) -> None:
+    """Under autocast, far from the global origin, boxes stay where they are and the memory stays in place."""
+    model = small_model(image_queries=image_queries)
+    shift = torch.from_numpy(yaw_transform(0.7, (1500.0, -1200.0, 0.0)))
+    frames = [f._replace(global_from_ego=shift @ f.global_from_ego) for f in drive(model.config, 3)]
+    exact = stream(model, frames)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = stream(model, frames)
+    first = (exact[0].codes[-1, ..., :3] - rough[0].codes[-1, ..., :3]).norm(dim=-1)
+    assert float(first.median()) < 0.1
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        predictions, memory = model(frames[0], model.start_memory(1))
+    assert memory.centers_global.dtype == torch.float64
+    there = shift @ torch.eye(4, dtype=torch.float64)
+    expected = predictions.codes[-1][0, :, :3].double() @ there[:3, :3].mT + there[:3, 3]
+    nearest = torch.cdist(memory.centers_global[0, :6], expected).amin(1)
+    assert float(nearest.max()) < 1e-3

@@ -13,6 +13,7 @@ from ftkd_core.errors import UserError
 from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.runtime.detector import Detector
 from tests.core.helpers import NO_AUGMENTATION, make_clip, small_config
+from training.lessons import StreamLesson
 from training.loop import OptimConfig, Trainer
 from training.train import TrainConfig, main, make_parser, resolve
 
@@ -24,7 +25,7 @@ def make_trainer(out: Path, steps: int, *extra: str, optim: OptimConfig = OPTIM)
     fabric.seed_everything(3, verbose=False)
     model = build_stream_petr(small_config("decoder.dropout=0.1", *extra))
     out.mkdir(exist_ok=True)
-    return Trainer(fabric, model, optim, out, steps=steps, seed=3, streams=2)
+    return Trainer(fabric, StreamLesson(model, 2), optim, out, steps=steps, seed=3)
 
 
 def make_data(augment: AugmentConfig = NO_AUGMENTATION) -> StreamDataset:

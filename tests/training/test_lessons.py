@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step teaches: both pairs of teacher and student learn, nothing of the teacher stays in the student,
+and a killed run goes on exactly."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from ftkd_core.data.clips import AugmentConfig, StreamDataset
+from ftkd_core.data.windows import PairedDataset, WindowDataset
+from ftkd_core.distillation.config import FTKDConfig
+from ftkd_core.errors import UserError
+from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
+from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.weights import load_into, read_weights, read_window_weights
+from tests.core.helpers import NO_AUGMENTATION, make_clip, small_config
+from tests.core.test_sparse_bev import small_sparse
+from training.distill import load_teacher, main
+from training.lessons import StreamLesson, WindowLesson, make_distiller
+from training.loop import OptimConfig, Trainer
+
+OPTIM = OptimConfig(lr=2e-3, warmup_steps=2, ema=0.9)
+Lesson = StreamLesson | WindowLesson
+
+
+def make_trainer(out: Path, lesson: Lesson, steps: int, autocast: torch.dtype | None = None) -> Trainer:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    out.mkdir(exist_ok=True)
+    return Trainer(fabric, lesson, OPTIM, out, steps=steps, seed=3, autocast=autocast)
+
+
+def teacher() -> SparseBEV:
+    return small_sparse(past=1, future=1)
+
+
+def stream_lesson(distilled: bool = True, **settings: object) -> StreamLesson:
+    torch.manual_seed(1)
+    student = build_stream_petr(small_config())
+    distiller = make_distiller(teacher(), student, FTKDConfig(**settings)) if distilled else None  # type: ignore[arg-type]
+    return StreamLesson(student, 2, distiller)
+
+
+def window_lesson(distilled: bool = True) -> WindowLesson:
+    student = small_sparse(past=1)
+    return WindowLesson(student, make_distiller(teacher(), student, FTKDConfig()) if distilled else None)
+
+
+def pairs(augment: AugmentConfig = NO_AUGMENTATION) -> PairedDataset:
+    clips = [make_clip(seed=seed) for seed in range(2)]
+    streams = StreamDataset(clips.__getitem__, 2, num_streams=2, segment=3, augment=augment, seed=3)
+    return PairedDataset(streams, 1, 1)
+
+
+def windows(future: int = 1) -> WindowDataset:
+    clips = [make_clip(seed=seed) for seed in range(2)]
+    return WindowDataset(
+        clips.__getitem__, 2, batch=2, num_past=1, num_future=future, augment=NO_AUGMENTATION, seed=3
+    )
+
+
+def totals(trainer: Trainer, data: PairedDataset | WindowDataset, steps: int) -> dict[str, list[float]]:
+    trainer.model.train()
+    history: dict[str, list[float]] = {}
+    for step in range(steps):
+        terms, _ = trainer.train_step(data[step])
+        trainer.step += 1
+        for name, value in terms.items():
+            history.setdefault(name, []).append(float(value))
+    return history
+
+
+@pytest.mark.parametrize("pair", ["sparse_bev to stream_petr", "sparse_bev to sparse_bev"])
+def test_both_pairs_learn_from_truth_and_teacher(tmp_path: Path, pair: str) -> None:
+    streaming = pair.endswith("stream_petr")
+    lesson: Lesson = stream_lesson() if streaming else window_lesson()
+    trainer = make_trainer(tmp_path, lesson, 50)
+    history = totals(trainer, pairs() if streaming else windows(), 50)
+    taught = [name for name in history if name.startswith("ftkd/")]
+    assert {"ftkd/bev", "ftkd/pv16", "ftkd/logits_foreground_class"} <= set(taught)
+    assert ("ftkd/pv32" in taught) == (not streaming)  # StreamPETR has the stride-16 level only
+
+    def total(names: list[str], steps: slice) -> float:
+        return sum(sum(history[name][steps]) for name in names)
+
+    learnt = [name for name in history if name not in taught]
+    for names in (learnt, ["ftkd/bev"], ["ftkd/pv16"]):
+        assert total(names, slice(-6, None)) < 0.9 * total(names, slice(6)), names
+
+
+def test_a_teacher_learns_from_windows(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, WindowLesson(teacher()), 40)
+    history = totals(trainer, windows(), 40)
+    sums = [sum(values[step] for values in history.values()) for step in range(40)]
+    assert sum(sums[-6:]) < 0.8 * sum(sums[:6])
+    trainer.save()
+    again = load_teacher(tmp_path / "weights.safetensors")
+    assert again.config.num_future == 1
+    with pytest.raises(UserError, match="hold a SparseBEVConfig's model; expected a DetectorConfig's"):
+        read_weights(tmp_path / "weights.safetensors")
+
+
+def test_the_student_is_the_same_network_with_and_without_a_teacher(tmp_path: Path) -> None:
+    """No cost at inference: equal tensors in the file, and with equal weights equal answers."""
+    files = {}
+    for distilled in (True, False):
+        lesson = stream_lesson(distilled)
+        trainer = make_trainer(tmp_path / str(distilled), lesson, 1)
+        trainer.save()
+        files[distilled], config, _ = read_weights(tmp_path / str(distilled) / "weights.safetensors")
+    assert {n: v.shape for n, v in files[True].items()} == {n: v.shape for n, v in files[False].items()}
+    assert config == small_config()
+    models = []
+    for lesson in (stream_lesson(True), stream_lesson(False)):
+        assert isinstance(lesson.detector, StreamPETR)
+        load_into(lesson.detector, files[True], "test")
+        models.append(lesson.detector.eval())
+    frame = pairs()[0][0]
+    shown = frame.frame(frame.images.float().movedim(-1, -3) / 255)
+    with torch.no_grad():
+        a, b = (model(shown, model.start_memory(2))[0] for model in models)
+    assert torch.equal(a.logits, b.logits) and torch.equal(a.codes, b.codes)
+
+
+def test_a_killed_distillation_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    data = pairs(AugmentConfig())
+    whole = make_trainer(tmp_path / "whole", stream_lesson(), 4)
+    whole.run(data, workers=0, save_every=2)
+    killed = make_trainer(tmp_path / "killed", stream_lesson(), 4)
+    for step in range(3):  # dies after step 3; its last checkpoint is of step 2
+        killed.train_step(data[step])
+        killed.step += 1
+        if killed.step == 2:
+            killed.save()
+    again = make_trainer(tmp_path / "killed", stream_lesson(), 4)
+    again.resume(tmp_path / "killed" / "state.pt")
+    again.run(data, workers=0, save_every=2)
+    for name, value in whole.lesson.state_dict().items():
+        assert torch.equal(value, again.lesson.state_dict()[name]), name
+    assert any(name.startswith("distiller.ftkd") for name in whole.lesson.state_dict())
+    assert not any("frozen" in name or "teacher" in name for name in whole.lesson.state_dict())
+    with pytest.raises(UserError, match="another configuration"):
+        make_trainer(tmp_path / "killed", stream_lesson(bev_mask="query"), 4).resume(
+            tmp_path / "killed" / "state.pt"
+        )
+
+
+def test_the_teacher_stays_as_it_was(tmp_path: Path) -> None:
+    lesson = stream_lesson()
+    assert lesson.distiller is not None
+    before = {name: value.clone() for name, value in lesson.distiller.teacher.state_dict().items()}
+    totals(make_trainer(tmp_path, lesson, 3), pairs(), 3)
+    assert not lesson.distiller.teacher.training
+    for name, value in lesson.distiller.teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_mixed_precision_trains(tmp_path: Path, streaming: bool) -> None:
+    lesson: Lesson = stream_lesson() if streaming else window_lesson()
+    trainer = make_trainer(tmp_path, lesson, 3, torch.bfloat16)
+    history = totals(trainer, pairs() if streaming else windows(), 3)
+    assert all(value == value for values in history.values() for value in values)
+    assert not streaming or trainer.state[1].dtype == torch.float64  # places in the world stay exact
+
+
+def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="student has image"):
+        make_distiller(teacher(), build_stream_petr(small_config("image.width=112")), FTKDConfig())
+    student = small_sparse(past=2)
+    with pytest.raises(UserError, match="expected as many past frames"):
+        WindowLesson(student, make_distiller(teacher(), student, FTKDConfig()))
+    assert isinstance(build_sparse_bev(student.config), SparseBEV)
+    with pytest.raises(UserError, match="not found"):
+        read_window_weights(tmp_path / "none.safetensors")
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = ["--out", str(tmp_path), "--teacher", str(tmp_path / "none.safetensors")]
+    assert main(missing) == 2
+    assert "none.safetensors' not found" in capsys.readouterr().err
+    assert main([*missing, "--set-ftkd", "bev_masking=query"]) == 2
+    assert "unknown configuration key bev_masking; did you mean bev_mask?" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a student with FTKD: a frozen offline teacher, which sees the future, beside the ground truth.
+
+    python -m training.train --preset sparse_bev_tiny_offline --out runs/teacher --steps 20000
+    python -m training.distill --teacher runs/teacher/weights.safetensors --preset tiny --out runs/ftkd
+
+The student is a streaming preset or a SparseBEV without future frames. What is trained beside it is thrown
+away: the weights file is the student's, with the same parameters as without a teacher. Settings of the
+distillation are `--set-ftkd bev_mask=query`, every other as in training.train.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ftkd_core.config import override
+from ftkd_core.distillation.config import FTKDConfig
+from ftkd_core.errors import UserError
+from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
+from ftkd_core.weights import load_into, read_window_weights
+from training import train
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Command line of `python -m training.distill`."""
+    parser = train.make_parser("python -m training.distill", __doc__)
+    parser.add_argument("--teacher", type=Path, required=True, help="weights of the frozen SparseBEV teacher")
+    parser.add_argument(
+        "--set-ftkd", action="append", default=[], metavar="KEY=VALUE", help="override a distillation setting"
+    )
+    return parser
+
+
+def load_teacher(path: Path) -> SparseBEV:
+    """The teacher of a weights file."""
+    state, config, _ = read_window_weights(path)
+    teacher = build_sparse_bev(config)
+    load_into(teacher, state, str(path))
+    return teacher
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; bad input is one sentence and exit code 2."""
+    arguments = make_parser().parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    try:
+        config, ftkd = train.resolve(arguments), override(FTKDConfig(), arguments.set_ftkd)
+        teacher = load_teacher(arguments.teacher)
+        fabric = train.make_fabric(arguments)
+        fabric.launch()
+        autocast = train.autocast_type(arguments.precision, fabric)
+        weights = train.run(config, fabric, arguments.out, arguments.init, autocast, ftkd, teacher)
+    except (UserError, FloatingPointError) as error:
+        print(f"distillation: {error}", file=sys.stderr)
+        return 2
+    fabric.print(f"wrote {weights}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

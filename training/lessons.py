@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one step teaches: batch and state in, weighted loss terms and new state out.
+
+A lesson is the module that Fabric wraps, so that under DDP every parameter that learns is inside it. The
+detector is its only part that is kept. Symbols: B streams or windows, T frames, N cameras.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftkd_core.config import to_dict
+from ftkd_core.data.clips import StreamBatch
+from ftkd_core.data.windows import WindowBatch
+from ftkd_core.distillation.config import FTKDConfig
+from ftkd_core.distillation.ftkd import FTKD, TeacherAnswer, teacher_answer
+from ftkd_core.errors import UserError
+from ftkd_core.losses.detection import DetectionCriterion
+from ftkd_core.models.denoising import make_denoising
+from ftkd_core.models.memory import Memory
+from ftkd_core.models.sparse_bev import SparseBEV
+from ftkd_core.models.stream_petr import Predictions, StreamPETR
+from ftkd_core.runtime.preprocess import normalise
+from ftkd_core.types import CameraRig, FrameWindow, Targets
+
+State = tuple[Tensor, ...]
+_STRIDES = (16, 32)  # of the maps that the PV branch rebuilds; stride 4 would be 11,000 cells a view
+
+
+class Distiller(nn.Module):
+    """The frozen teacher and FTKD between it and a student of `student_channels`, whose maps have
+    map_channels {stride: width}.
+
+    The teacher is no part of the module: it is never saved, averaged or trained.
+    """
+
+    def __init__(
+        self, teacher: SparseBEV, config: FTKDConfig, student_channels: int, map_channels: Mapping[int, int],
+        code_weights: tuple[float, ...],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.config = config
+        self._frozen = (teacher.eval().requires_grad_(False),)
+        width = teacher.config.decoder.channels
+        self.ftkd = FTKD(
+            config,
+            student_channels=student_channels,
+            teacher_channels=width,
+            map_channels={stride: (mine, width) for stride, mine in map_channels.items()},
+            code_weights=code_weights,
+        )
+
+    @property
+    def teacher(self) -> SparseBEV:
+        """The frozen teacher."""
+        return self._frozen[0]
+
+    @torch.no_grad()
+    def answer(self, batch: WindowBatch) -> TeacherAnswer:
+        """What the teacher says of the current frame of its windows."""
+        config = self.teacher.config
+        window = batch.window(normalise(batch.images, config.image))
+        predictions, pyramid = self.teacher(window)
+        levels = dict(zip((32, 16, 8, 4), reversed(pyramid), strict=False))
+        wanted = {int(stride): levels[int(stride)] for stride in self.ftkd.map_branches}
+        future = torch.arange(1 + config.num_past, config.num_frames, device=batch.real.device)
+        return teacher_answer(predictions, wanted, future, batch.real[:, future], self.config)
+
+    def forward(
+        self, student: Predictions, maps: Mapping[int, Tensor], batch: WindowBatch, targets: Targets,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        terms: dict[str, Tensor] = self.ftkd(student, maps, self.answer(batch), targets, generator)
+        return terms
+
+
+class StreamLesson(nn.Module):
+    """StreamPETR on a frame of each of B streams; with a distiller, a batch is (frame, teacher's window)."""
+
+    def __init__(self, detector: StreamPETR, streams: int, distiller: Distiller | None = None) -> None:
+        super().__init__()
+        self.detector, self.streams, self.distiller = detector, streams, distiller
+        self.criterion = DetectionCriterion(detector.config)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must agree on to be resumed."""
+        return _settings(self.detector, self.distiller)
+
+    def start_state(self) -> State:
+        """The state before the first step."""
+        return tuple(self.detector.start_memory(self.streams))
+
+    def forward(
+        self, batch: StreamBatch | tuple[StreamBatch, WindowBatch], state: State, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], State]:
+        seen, window = batch if isinstance(batch[0], StreamBatch) else (batch, None)
+        assert isinstance(seen, StreamBatch)
+        config = self.detector.config
+        frame = seen.frame(normalise(seen.images, config.image))
+        denoising = make_denoising(seen.targets, config.loss, self.detector.range_m, generator)
+        predictions, memory = self.detector(frame, Memory(*state), denoising)
+        terms: dict[str, Tensor] = self.criterion(predictions, seen.targets, seen.rig, denoising)
+        if self.distiller is not None:
+            assert isinstance(window, WindowBatch)
+            maps = {config.backbone.token_stride: predictions.image_features}
+            terms |= self.distiller(predictions, maps, window, seen.targets, generator)
+        return terms, tuple(memory)
+
+
+class WindowLesson(nn.Module):
+    """SparseBEV on B windows: the teacher, or student B, whose distiller sees the longer window that it is
+    the beginning of."""
+
+    def __init__(self, detector: SparseBEV, distiller: Distiller | None = None) -> None:
+        super().__init__()
+        self.detector, self.distiller = detector, distiller
+        self.criterion = DetectionCriterion(detector.config)
+        if distiller is not None:
+            theirs = distiller.teacher.config.num_past
+            if detector.config.num_future or theirs != detector.config.num_past:
+                raise UserError(
+                    f"student with {detector.config.num_past} past and {detector.config.num_future} future "
+                    f"frames, teacher with {theirs} past; expected as many past frames and no future"
+                )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must agree on to be resumed."""
+        return _settings(self.detector, self.distiller)
+
+    def start_state(self) -> State:
+        """Windows carry nothing from step to step."""
+        return ()
+
+    def forward(
+        self, batch: WindowBatch, state: State, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], State]:
+        config = self.detector.config
+        mine = config.num_frames
+        images = normalise(batch.images[:, :mine], config.image)
+        rig = CameraRig(*(value[:, :mine] for value in batch.rig))
+        window = FrameWindow(images, rig, batch.time[:, :mine])
+        reach = batch.time.new_tensor(config.decoder.range_high_m)
+        denoising = make_denoising(batch.targets, config.loss, reach, generator)
+        predictions, pyramid = self.detector(window, denoising)
+        now = CameraRig(*(value[:, 0] for value in batch.rig))
+        terms: dict[str, Tensor] = self.criterion(predictions, batch.targets, now, denoising)
+        if self.distiller is not None:
+            maps = {16: pyramid[-2][:, 0], 32: pyramid[-1][:, 0]}
+            terms |= self.distiller(predictions, maps, batch, batch.targets, generator)
+        return terms, state
+
+
+def make_distiller(teacher: SparseBEV, student: StreamPETR | SparseBEV, config: FTKDConfig) -> Distiller:
+    """The distiller between two models. UserError where their images or classes differ."""
+    mine, yours = student.config, teacher.config
+    for name in ("image", "class_names", "channels"):
+        if getattr(mine, name) != getattr(yours, name):
+            raise UserError(
+                f"student has {name} {getattr(mine, name)}, teacher {getattr(yours, name)}; expected the same"
+            )
+    if isinstance(student, StreamPETR):
+        maps = {student.config.backbone.token_stride: student.config.backbone.neck_channels}
+    else:
+        maps = dict.fromkeys(_STRIDES, student.config.decoder.channels)
+    return Distiller(teacher, config, mine.decoder.channels, maps, mine.loss.code_weights)
+
+
+def _settings(detector: StreamPETR | SparseBEV, distiller: Distiller | None) -> dict[str, Any]:
+    settings = {"model": to_dict(detector.config)}
+    if distiller is not None:
+        settings["ftkd"] = to_dict(distiller.config)
+        settings["teacher"] = to_dict(distiller.teacher.config)
+    return settings
