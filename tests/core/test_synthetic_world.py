@@ -10,6 +10,7 @@ import pytest
 from ftkd_core.boxes import box_corners
 from ftkd_core.classes import CLASS_NAMES, CLASS_RANGES
 from ftkd_core.data.synthetic.actors import MEAN_SIZES
+from ftkd_core.data.synthetic.paths import Motion, Path2D, SpeedProfile, turn_at_crossing
 from ftkd_core.data.synthetic.world import Scene, make_scene
 from ftkd_core.geometry import invert_rigid, is_rigid, transform_points
 
@@ -161,3 +162,36 @@ def _separate(first: np.ndarray, second: np.ndarray) -> bool:
             if a.max() <= b.min() or b.max() <= a.min():
                 return True
     return False
+
+
+@pytest.mark.parametrize("turn", ["left", "right"])
+@pytest.mark.parametrize(("start", "cruise"), [(-50.0, 5.0), (-75.0, 12.0)])
+def test_a_turn_ends_in_the_lane_of_the_crossing_road_at_corner_speed(
+    turn: str, start: float, cruise: float
+) -> None:
+    pieces, knots = turn_at_crossing(turn, start, cruise)
+    lane, side = (-1.75, 1.0) if turn == "left" else (-5.25, -1.0)
+    motion = Motion(Path2D(start, lane, 0.0, pieces), SpeedProfile(((0.0, cruise), *knots)))
+    straight, arc = (length for length, _ in pieces)
+    end = motion.path.at(straight + arc)
+    assert (end.x, end.yaw) == pytest.approx((side * 5.25, side * np.pi / 2))
+    for time in np.arange(0.0, 30.0, 0.1):
+        if straight + 0.5 < motion.speed.distance(float(time)) < straight + arc - 0.5:
+            assert motion.speed.speed(float(time)) <= 5.6  # 0.46 g on the tighter bend
+
+
+def test_traffic_turns_at_crossings_and_never_meets() -> None:
+    """Some of the vehicles that drive turn by a right angle, forward along their heading all the way."""
+    turned = 0
+    for seed in range(6):
+        for actor in make_scene(seed).actors:
+            if actor.motion.stands or actor.name == "pedestrian":
+                continue
+            track = actor.motion.track(np.arange(0.0, 20.0, 0.25))
+            angle = abs(track[-1, 2] - track[0, 2])
+            assert angle <= np.pi / 2 + 1e-6
+            turned += angle > np.pi / 4
+            moved = np.diff(track[:, :2], axis=0)
+            heading = np.stack([np.cos(track[:-1, 2]), np.sin(track[:-1, 2])], axis=-1)
+            assert (np.sum(moved * heading, axis=1) >= -1e-6).all()
+    assert turned >= 10

@@ -139,3 +139,20 @@ class Motion:
 def standing(x: float, y: float, yaw: float) -> Motion:
     """Motion of what does not move."""
     return Motion(Path2D(x, y, yaw), SpeedProfile.constant(0.0))
+
+
+def turn_at_crossing(
+    turn: str, start_x: float, cruise: float, corner: float = 5.0
+) -> tuple[tuple[tuple[float, float], ...], list[tuple[float, float]]]:
+    """Path pieces and speed knots of a turn at a crossing that lies ahead, at x = 0, of a start at start_x.
+
+    Left from the inner lane, right from the outer one, both into the outer lane of the crossing road; slows
+    from `cruise` to `corner` m/s over the last 12 m, and drives off again.
+    """
+    radius, sign, into = (10.5, 1.0, 5.25) if turn == "left" else (7.0, -1.0, -5.25)
+    straight, arc = into - radius - start_x, radius * math.pi / 2
+    arrive = max(1.0, (straight - 12) / cruise)
+    slow = 2 * 12 / (cruise + corner)
+    after = arrive + slow + arc / corner
+    knots = [(arrive, cruise), (arrive + slow, corner), (after, corner), (after + 3, cruise)]
+    return ((straight, 0.0), (arc, sign / radius)), knots

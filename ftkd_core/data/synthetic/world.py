@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.data.synthetic.actors import build_body, sample_size
 from ftkd_core.data.synthetic.mesh import Mesh
-from ftkd_core.data.synthetic.paths import Motion, Path2D, SpeedProfile, standing
+from ftkd_core.data.synthetic.paths import Motion, Path2D, SpeedProfile, standing, turn_at_crossing
 from ftkd_core.data.synthetic.scenery import Fixture, make_scenery
 from ftkd_core.geometry import yaw_transform
 
@@ -202,23 +202,6 @@ def _ego_motion(random: np.random.Generator, duration_s: float) -> tuple[Motion,
         low = float(random.choice([0.0, 3.0]))
         knots += [(stop, cruise), (stop + 3, low), (stop + 6, low), (stop + 9, cruise)]
     return Motion(Path2D(start_x, lane, 0.0, pieces), SpeedProfile(tuple(knots))), turn
-
-
-def turn_at_crossing(
-    turn: str, start_x: float, cruise: float, corner: float = 5.0
-) -> tuple[tuple[tuple[float, float], ...], list[tuple[float, float]]]:
-    """Path pieces and speed knots of a turn at a crossing that lies ahead, at x = 0, of a start at start_x.
-
-    Left from the inner lane, right from the outer one, both into the outer lane of the crossing road; slows
-    from `cruise` to `corner` m/s over the last 12 m, and drives off again.
-    """
-    radius, sign, into = (10.5, 1.0, 5.25) if turn == "left" else (7.0, -1.0, -5.25)
-    straight, arc = into - radius - start_x, radius * np.pi / 2
-    arrive = max(1.0, (straight - 12) / cruise)
-    slow = 2 * 12 / (cruise + corner)
-    after = arrive + slow + arc / corner
-    knots = [(arrive, cruise), (arrive + slow, corner), (after, corner), (after + 3, cruise)]
-    return ((straight, 0.0), (arc, sign / radius)), knots
 
 
 class _Placer:
