@@ -17,6 +17,8 @@ from ftkd_core.boxes import CODE_DIM
 
 VELOCITY_UNIT: Final = 3.0
 """Velocities are answered and embedded in units of this many m/s."""
+_LEAST_AGE_S: Final = 0.02
+_DRIVING_M_S: Final = 1.0
 
 
 class Anchors(NamedTuple):
@@ -68,16 +70,29 @@ def anchor_features(anchors: Anchors) -> Tensor:
     return torch.cat([codes[..., 3:6], heading, velocity, anchors.logits.sigmoid()], dim=-1)
 
 
-def change_anchors(codes: Tensor, change: Tensor) -> Tensor:
+def change_anchors(codes: Tensor, change: Tensor, gain: Tensor, age: Tensor) -> Tensor:
     """Codes (B, Q, 10) after the decoder's answer `change` (B, Q, 10).
 
     The answer is laid out as the code, in the view frame: the centre's move in units that grow with distance
-    (1 m near, 3 m at 40 m, as errors of depth do), log sizes, (sin, cos) of the heading, velocity.
+    (1 m near, 3 m at 40 m, as errors of depth do), log sizes, (sin, cos) of the heading, velocity. A
+    remembered box that had to be moved was not as fast as thought: its velocity also takes up the share
+    `gain` (B, Q, 2), along and across the line of sight, of that move over its age (B, Q) in seconds, as an
+    alpha-beta filter does; a query of age 0 has none.
     """
     axis = view_axis(codes[..., :3])
     reach = 1 + 0.05 * codes[..., :2].norm(dim=-1, keepdim=True)
-    center = codes[..., :2] + turn(change[..., :2] * reach, axis)
+    move = change[..., :2] * reach
+    center = codes[..., :2] + turn(move, axis)
     heading = codes[..., [7, 6]] + turn(change[..., [7, 6]], axis)
-    velocity = codes[..., 8:10] + turn(change[..., 8:10] * VELOCITY_UNIT, axis)
+    remembered = (age > _LEAST_AGE_S)[..., None]
+    missed = torch.where(remembered, move.detach() / age.clamp(min=_LEAST_AGE_S)[..., None], 0.0)
+    velocity = codes[..., 8:10] + turn(change[..., 8:10] * VELOCITY_UNIT + gain * missed, axis)
     middle = codes[..., 2:6] + change[..., 2:6]
     return torch.cat([center, middle, heading.flip(-1), velocity], dim=-1)
+
+
+def face_forward(heading: Tensor, velocity: Tensor) -> Tensor:
+    """Headings (..., 2) (cosine, sine), reversed where the object drives backwards faster than a walk: what
+    moves moves forwards, and front and rear are easily mistaken for each other."""
+    along = (heading * velocity).sum(-1, keepdim=True)
+    return torch.where(along < -_DRIVING_M_S, -heading, heading)

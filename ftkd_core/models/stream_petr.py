@@ -18,6 +18,7 @@ from ftkd_core.models.anchors import (
     Anchors,
     anchor_features,
     change_anchors,
+    face_forward,
     join,
     points_as_anchors,
 )
@@ -91,11 +92,13 @@ class DecoderLayer(nn.Module):
 
 class DecoderContext(NamedTuple):
     """What every decoder layer sees: query_position (B, Q, C), anchors whose centres are the reference
-    points, memory and its position (B, M-P, C), tokens and their position (B, L, C), geometry, mask of the
-    self-attention or None, distances (B, Q, Q+M-P) in metres where attention fades with them."""
+    points and their age (B, Q) in seconds, 0 for queries that are new; memory and its position (B, M-P, C),
+    tokens and their position (B, L, C), geometry, mask of the self-attention or None, distances (B, Q, Q+M-P)
+    in metres where attention fades with them."""
 
     query_position: Tensor
     anchors: Anchors
+    age: Tensor
     memory: Tensor
     memory_position: Tensor
     tokens: Tensor
@@ -148,6 +151,9 @@ class StreamPETR(nn.Module):
             self.anchor_content = nn.Sequential(
                 nn.Linear(7 + len(config.class_names), channels), nn.ReLU(), nn.Linear(channels, channels)
             )
+            self.gain = nn.Linear(channels, 2)  # of the velocity that a move reveals
+            nn.init.zeros_(self.gain.weight)
+            nn.init.constant_(self.gain.bias, -1.0)
             self.origin = nn.Parameter(0.1 * torch.randn(3, channels))  # learnt, from the image, propagated
             change = self.regressor[-1]
             assert isinstance(change, nn.Linear)
@@ -251,6 +257,7 @@ class StreamPETR(nn.Module):
         context = DecoderContext(
             query_position=torch.cat([position, past_position[:, :kept]], dim=1),
             anchors=Anchors(*(values[:, :queries] for values in everything)),
+            age=torch.cat([torch.zeros_like(position[..., 0]), local.age[:, :kept]], dim=1),
             memory=past_content[:, kept:],
             memory_position=past_position[:, kept:],
             tokens=tokens,
@@ -269,7 +276,9 @@ class StreamPETR(nn.Module):
         if not self.config.decoder.anchored:
             return points_as_anchors(local.centers_ego, len(self.config.class_names))
         moved = local.centers_ego[..., :2] + local.velocity_ego * local.age[..., None]
-        codes = torch.cat([moved, local.centers_ego[..., 2:], local.shape_ego, local.velocity_ego], dim=-1)
+        sizes, heading = local.shape_ego[..., :3], local.shape_ego[..., [4, 3]]
+        heading = face_forward(heading, local.velocity_ego).flip(-1)
+        codes = torch.cat([moved, local.centers_ego[..., 2:], sizes, heading, local.velocity_ego], dim=-1)
         return Anchors(codes, local.logits.clamp(max=_MOST_EVIDENCE))
 
     def embed(self, points_ego: Tensor, motion: Tensor, content: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -299,7 +308,8 @@ class StreamPETR(nn.Module):
             change = self.regressor(features)
             scores = self.classifier(features)
             if self.config.decoder.anchored:
-                codes.append(change_anchors(anchors.codes, change.float()))
+                gain = self.gain(features).float().sigmoid()
+                codes.append(change_anchors(anchors.codes, change.float(), gain, context.age))
                 scores = scores + anchors.logits
             else:
                 centers = self.points_in_metres((change[..., :3] + start).sigmoid())

@@ -16,6 +16,7 @@ from ftkd_core.models.anchors import (
     Anchors,
     anchor_features,
     change_anchors,
+    face_forward,
     points_as_anchors,
     turn,
     turn_back,
@@ -53,20 +54,42 @@ def test_the_answer_means_the_same_in_every_direction(angle: float) -> None:
     codes = torch.randn(1, 7, 10, generator=generator) * torch.tensor([20.0, 20.0] + [1.0] * 8)
     answer = torch.randn(1, 7, 10, generator=generator)
     logits = torch.randn(1, 7, 10, generator=generator)
-    straight = change_anchors(codes, answer)
-    assert torch.allclose(change_anchors(turned(codes, angle), answer), turned(straight, angle), atol=1e-3)
+    filtered = (torch.rand(1, 7, 2, generator=generator), torch.tensor([[0.0, 0.0, 0.5, 0.5, 0.1, 1.0, 2.0]]))
+    straight = change_anchors(codes, answer, *filtered)
+    after = change_anchors(turned(codes, angle), answer, *filtered)
+    assert torch.allclose(after, turned(straight, angle), atol=1e-2)
     features = anchor_features(Anchors(codes, logits))
     assert torch.allclose(anchor_features(Anchors(turned(codes, angle), logits)), features, atol=1e-4)
 
 
 def test_no_change_is_the_anchor_and_the_first_axis_points_away() -> None:
     anchors = points_as_anchors(torch.tensor([[[10.0, 10.0, 0.5], [0.0, 0.0, 0.0]]]), 10)
-    assert torch.equal(change_anchors(anchors.codes, torch.zeros(1, 2, 10)), anchors.codes)
-    farther = change_anchors(anchors.codes, torch.eye(10)[:1].expand(1, 2, 10))[0]
+    filtered = (torch.full((1, 2, 2), 0.5), torch.zeros(1, 2))
+    assert torch.equal(change_anchors(anchors.codes, torch.zeros(1, 2, 10), *filtered), anchors.codes)
+    farther = change_anchors(anchors.codes, torch.eye(10)[:1].expand(1, 2, 10), *filtered)[0]
+    assert torch.count_nonzero(farther[:, 8:]) == 0  # a new query's move is no speed
     step = (1 + 0.05 * math.sqrt(200)) / math.sqrt(2)
     assert torch.allclose(farther[0, :2], torch.tensor([10 + step, 10 + step]))
     assert torch.allclose(farther[1, :2], torch.tensor([1.0, 0.0]))  # at the vehicle itself: x
     assert torch.equal(view_axis(torch.zeros(3)), torch.tensor([1.0, 0.0]))
+
+
+def test_a_remembered_box_that_had_to_move_was_faster_than_thought() -> None:
+    codes = torch.zeros(1, 1, 10)
+    codes[..., 1] = 20.0  # straight to the left of the vehicle: the line of sight is y
+    codes[..., 8] = 4.0
+    answer = torch.zeros(1, 1, 10)
+    answer[..., 1] = -0.5  # across the line of sight: that is +x, times a reach of 2 m
+    gain = torch.tensor([[[0.1, 0.5]]])
+    moved = change_anchors(codes, answer, gain, torch.full((1, 1), 0.5))
+    assert torch.allclose(moved[0, 0, :2], torch.tensor([1.0, 20.0]), atol=1e-5)
+    assert torch.allclose(moved[0, 0, 8:], torch.tensor([4.0 + 0.5 * 1.0 / 0.5, 0.0]), atol=1e-5)
+
+
+def test_what_moves_moves_forwards() -> None:
+    heading = torch.tensor([[1.0, 0.0]]).expand(4, 2)
+    velocity = torch.tensor([[5.0, 1.0], [-5.0, 1.0], [-0.5, 0.0], [0.0, -9.0]])
+    assert face_forward(heading, velocity)[:, 0].tolist() == [1.0, -1.0, 1.0, 1.0]
 
 
 @given(ANGLE, st.floats(-1.4, 1.4))

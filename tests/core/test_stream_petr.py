@@ -170,7 +170,9 @@ def test_gradient_reaches_every_parameter() -> None:
     model = small_model().train()
     batch = make_sample(make_clip(), 0, Augmentation(), True)
     frame = batch.frame(normalise(batch.images, model.config.image))
-    predictions, _ = model(frame, model.start_memory(1))
+    _, memory = model(frame, model.start_memory(1))
+    later = frame._replace(is_first=torch.tensor([False]), time=frame.time + 0.5)
+    predictions, _ = model(later, memory)
     auxiliary = sum(value.square().sum() for value in predictions.auxiliary)
     (predictions.logits.square().sum() + predictions.codes.square().sum() + auxiliary).backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
