@@ -7,6 +7,10 @@
 The student is a streaming preset or a SparseBEV without future frames. What is trained beside it is thrown
 away: the weights file is the student's, with the same parameters as without a teacher. Settings of the
 distillation are `--set-ftkd bev_mask=query`, every other as in training.train.
+
+With `--cache DIR` a streaming student reads the teacher's answers from disk instead of running it; they are
+for the world as it is, so it needs `--set augment.flip=0 --set augment.rotation=0`. `--fill-cache` runs the
+teacher over the scenes that are missing there, and then trains.
 """
 
 import argparse
@@ -20,7 +24,7 @@ from ftkd_core.config import override
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
-from ftkd_core.weights import load_into, read_window_weights
+from ftkd_core.weights import load_into, read_window_weights, weights_hash
 from training import train
 
 
@@ -28,6 +32,10 @@ def make_parser() -> argparse.ArgumentParser:
     """Command line of `python -m training.distill`."""
     parser = train.make_parser("python -m training.distill", __doc__)
     parser.add_argument("--teacher", type=Path, required=True, help="weights of the frozen SparseBEV teacher")
+    parser.add_argument("--cache", type=Path, help="folder with the teacher's answers to read")
+    parser.add_argument(
+        "--fill-cache", action="store_true", help="run the teacher over what the cache lacks first"
+    )
     parser.add_argument(
         "--set-ftkd", action="append", default=[], metavar="KEY=VALUE", help="override a distillation setting"
     )
@@ -53,7 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         fabric = train.make_fabric(arguments)
         fabric.launch()
         autocast = train.autocast_type(arguments.precision, fabric)
-        weights = train.run(config, fabric, arguments.out, arguments.init, autocast, ftkd, teacher)
+        teaching = train.Teaching(
+            teacher, ftkd, weights_hash(arguments.teacher), arguments.cache, arguments.fill_cache
+        )
+        weights = train.run(config, fabric, arguments.out, arguments.init, autocast, teaching)
     except (UserError, FloatingPointError) as error:
         print(f"distillation: {error}", file=sys.stderr)
         return 2

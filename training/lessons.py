@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ftkd_core.config import to_dict
-from ftkd_core.data.clips import StreamBatch
+from ftkd_core.data.clips import StreamBatch, StreamDataset, collate, make_sample
 from ftkd_core.data.windows import WindowBatch
+from ftkd_core.distillation.cache import TeacherCache, collate_answers
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.ftkd import FTKD, TeacherAnswer, teacher_answer
 from ftkd_core.errors import UserError
@@ -26,7 +28,20 @@ from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig, FrameWindow, Targets
 
 State = tuple[Tensor, ...]
+Teaching = WindowBatch | TeacherAnswer  # what the teacher shall look at, or what a cache says it saw
 _STRIDES = (16, 32)  # of the maps that the PV branch rebuilds; stride 4 would be 11,000 cells a view
+
+
+class CachedDataset(Dataset[tuple[StreamBatch, TeacherAnswer]]):
+    """Item `step` is a stream batch and what the cache holds of the teacher's answers for its frames."""
+
+    def __init__(self, streams: StreamDataset, cache: TeacherCache) -> None:
+        self.streams, self.cache = streams, cache
+
+    def __getitem__(self, step: int) -> tuple[StreamBatch, TeacherAnswer]:
+        chosen = [self.streams.choose(stream, step) for stream in self.streams.streams]
+        students = [make_sample(c.clip, c.frame, c.change, c.first, c.dropped_camera) for c in chosen]
+        return collate(students), collate_answers([self.cache(c.number, c.frame) for c in chosen])
 
 
 class Distiller(nn.Module):
@@ -69,15 +84,16 @@ class Distiller(nn.Module):
         return teacher_answer(predictions, wanted, future, batch.real[:, future], self.config)
 
     def forward(
-        self, student: Predictions, maps: Mapping[int, Tensor], batch: WindowBatch, targets: Targets,
+        self, student: Predictions, maps: Mapping[int, Tensor], teaching: Teaching, targets: Targets,
         generator: torch.Generator,
     ) -> dict[str, Tensor]:  # fmt: skip
-        terms: dict[str, Tensor] = self.ftkd(student, maps, self.answer(batch), targets, generator)
+        answer = teaching if isinstance(teaching, TeacherAnswer) else self.answer(teaching)
+        terms: dict[str, Tensor] = self.ftkd(student, maps, answer, targets, generator)
         return terms
 
 
 class StreamLesson(nn.Module):
-    """StreamPETR on a frame of each of B streams; with a distiller, a batch is (frame, teacher's window)."""
+    """StreamPETR on a frame of each of B streams; with a distiller, a batch is (frame, teaching)."""
 
     def __init__(self, detector: StreamPETR, streams: int, distiller: Distiller | None = None) -> None:
         super().__init__()
@@ -94,9 +110,9 @@ class StreamLesson(nn.Module):
         return tuple(self.detector.start_memory(self.streams))
 
     def forward(
-        self, batch: StreamBatch | tuple[StreamBatch, WindowBatch], state: State, generator: torch.Generator
+        self, batch: StreamBatch | tuple[StreamBatch, Teaching], state: State, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], State]:
-        seen, window = batch if isinstance(batch[0], StreamBatch) else (batch, None)
+        seen, teaching = batch if isinstance(batch[0], StreamBatch) else (batch, None)
         assert isinstance(seen, StreamBatch)
         config = self.detector.config
         frame = seen.frame(normalise(seen.images, config.image))
@@ -104,9 +120,9 @@ class StreamLesson(nn.Module):
         predictions, memory = self.detector(frame, Memory(*state), denoising)
         terms: dict[str, Tensor] = self.criterion(predictions, seen.targets, seen.rig, denoising)
         if self.distiller is not None:
-            assert isinstance(window, WindowBatch)
+            assert isinstance(teaching, (WindowBatch, TeacherAnswer))
             maps = {config.backbone.token_stride: predictions.image_features}
-            terms |= self.distiller(predictions, maps, window, seen.targets, generator)
+            terms |= self.distiller(predictions, maps, teaching, seen.targets, generator)
         return terms, tuple(memory)
 
 

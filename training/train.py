@@ -25,13 +25,14 @@ from ftkd_core.config import DetectorConfig, SparseBEVConfig, override
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset, WindowDataset
+from ftkd_core.distillation.cache import TeacherCache, describe, fill_cache, refuse_augmentation
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS, preset, sparse_bev_preset
 from ftkd_core.weights import load_into, read_weights, read_window_weights
-from training.lessons import StreamLesson, WindowLesson, make_distiller
+from training.lessons import CachedDataset, Distiller, StreamLesson, WindowLesson, make_distiller
 from training.loop import OptimConfig, Trainer
 
 
@@ -145,14 +146,24 @@ def autocast_type(precision: str, fabric: Fabric) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bf16-mixed" else None
 
 
+@dataclass(frozen=True)
+class Teaching:
+    """The teacher of a run: its settings, the hash of its weights, and where its answers are cached."""
+
+    teacher: SparseBEV
+    ftkd: FTKDConfig
+    weights_hash: str = ""
+    cache: Path | None = None
+    fill_cache: bool = False
+
+
 def run(
     config: TrainConfig | WindowTrainConfig,
     fabric: Fabric,
     out: Path,
     init: Path | None,
     autocast: torch.dtype | None = None,
-    ftkd: FTKDConfig | None = None,
-    teacher: SparseBEV | None = None,
+    teaching: Teaching | None = None,
 ) -> Path:
     """Train (or go on training) into `out`, with a teacher where one is given; returns the weights file."""
     fabric.seed_everything(config.seed, verbose=False)
@@ -164,9 +175,7 @@ def run(
     if init is not None:
         state, _, _ = read_weights(init) if isinstance(model, StreamPETR) else read_window_weights(init)
         load_into(model, state, str(init))
-    distiller = None
-    if teacher is not None:
-        distiller = make_distiller(teacher, model, ftkd or FTKDConfig())
+    distiller = None if teaching is None else make_distiller(teaching.teacher, model, teaching.ftkd)
     out.mkdir(parents=True, exist_ok=True)
     data = config.data
     clips = SyntheticClips(
@@ -186,7 +195,14 @@ def run(
     if (out / "state.pt").exists():
         trainer.resume(out / "state.pt")
         fabric.print(f"resumed at step {trainer.step} of {config.steps}")
-    dataset = _dataset(config, clips, fabric.global_rank, None if teacher is None else teacher.config)
+    dataset = _dataset(
+        config, clips, fabric.global_rank, None if teaching is None else teaching.teacher.config
+    )
+    if teaching is not None and teaching.cache is not None:
+        if not isinstance(dataset, PairedDataset) or distiller is None:
+            raise UserError("--cache serves streaming students; a SparseBEV student runs its teacher")
+        cache = _open_cache(config, teaching, distiller, clips, fabric)
+        dataset = CachedDataset(dataset.streams, cache)
     trainer.run(dataset, workers=data.workers, save_every=config.save_every)
     return out / "weights.safetensors"
 
@@ -216,6 +232,29 @@ def _dataset(
         first_stream=config.streams * rank,
     )
     return streams if teacher is None else PairedDataset(streams, teacher.num_past, teacher.num_future)
+
+
+def _open_cache(
+    config: RunConfig, teaching: Teaching, distiller: Distiller, clips: SyntheticClips, fabric: Fabric
+) -> TeacherCache:
+    """The cache of a run, filled first where that was asked for."""
+    assert teaching.cache is not None
+    refuse_augmentation(config.augment)
+    strides = [int(stride) for stride in distiller.ftkd.map_branches]
+    description = describe(
+        teacher=teaching.weights_hash,
+        data=f"{clips.cache.name} from seed {clips.first_seed}",
+        pv_target=teaching.ftkd.pv_target,
+        strides=strides,
+    )
+    if teaching.fill_cache and fabric.is_global_zero:
+        window = teaching.teacher.config
+        fill_cache(
+            teaching.cache, description, lambda batch: distiller.answer(fabric.to_device(batch)), clips,
+            config.data.scenes, num_past=window.num_past, num_future=window.num_future,
+        )  # fmt: skip
+    fabric.barrier()
+    return TeacherCache(teaching.cache, description, config.data.scenes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -121,7 +121,8 @@ class StreamDataset(Dataset[StreamBatch]):
         shifted = step + stream * self.segment // max(len(self.streams), 1)
         index, position = divmod(shifted, self.segment)
         random = np.random.default_rng([self.seed, stream, index])
-        clip = self._load(int(random.integers(self.num_clips)))
+        number = int(random.integers(self.num_clips))
+        clip = self._load(number)
         start = int(random.integers(max(len(clip.times) - self.segment, 0) + 1))
         first = position == 0 or step == 0
         change = draw_augmentation(self.augment, random)
@@ -130,7 +131,7 @@ class StreamDataset(Dataset[StreamBatch]):
         dropped = -1
         if per_frame.random() < self.augment.camera_dropout:
             dropped = int(per_frame.integers(len(clip.intrinsics)))
-        return Choice(clip, frame, change, first, dropped)
+        return Choice(clip, frame, change, first, dropped, number)
 
 
 class Augmentation(NamedTuple):
@@ -144,13 +145,15 @@ class Augmentation(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Frame `frame` of a clip, changed; first where its stream starts; dropped_camera is -1 for none."""
+    """Frame `frame` of a clip, changed; first where its stream starts; dropped_camera is -1 for none; number
+    is the clip's."""
 
     clip: Clip
     frame: int
     change: Augmentation
     first: bool
     dropped_camera: int
+    number: int
 
 
 def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Augmentation:

@@ -6,6 +6,7 @@ Nothing is ever unpickled. Floating-point tensors may be stored in half precisio
 float32.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -87,6 +88,11 @@ def _read(path: Path, kind: type[ConfigT]) -> tuple[dict[str, Tensor], ConfigT, 
     config = from_dict(kind, json.loads(metadata["config"]))
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     return state, config, json.loads(metadata.get("notes", "{}"))
+
+
+def weights_hash(path: Path) -> str:
+    """SHA-256 of a weights file, for what is derived from it to name it by."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_into(model: torch.nn.Module, state: dict[str, Tensor], origin: str) -> None:

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The teacher's answers on disk: the frozen teacher runs once over the data set, and every student after that
+reads.
+
+A cache is a folder: one safetensors shard a scene, in half precision, and a manifest that names the teacher
+(a hash of its weights), the data and the settings the answers depend on, and a checksum of every shard. It is
+written shard by shard, so that a run that was killed goes on. Its answers are for the world as it is: a
+mirrored or turned one is refused. Symbols as in ftkd.py; F frames of a scene.
+"""
+
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from ftkd_core.data.clips import Augmentation, AugmentConfig, Clip
+from ftkd_core.data.windows import WindowBatch, collate_windows, make_window
+from ftkd_core.distillation.ftkd import TeacherAnswer
+from ftkd_core.errors import UserError
+
+_FORMAT: Final = "ftkd-teacher-cache-1"
+_MANIFEST: Final = "manifest.json"
+Manifest = dict[str, Any]
+
+
+def describe(*, teacher: str, data: str, pv_target: str, strides: list[int]) -> Manifest:
+    """What answers depend on: `teacher` a hash of its weights, `data` the name and version of the clips,
+    pv_target (`FTKDConfig`) and the strides of the kept maps."""
+    return {
+        "format": _FORMAT,
+        "teacher": teacher,
+        "data": data,
+        "pv_target": pv_target,
+        "strides": sorted(strides),
+    }
+
+
+def fill_cache(
+    folder: Path,
+    description: Manifest,
+    answer: Callable[[WindowBatch], TeacherAnswer],
+    load: Callable[[int], Clip],
+    num_clips: int,
+    *,
+    num_past: int,
+    num_future: int,
+    batch: int = 4,
+) -> Path:
+    """Run the teacher (`answer`, a batch of windows to its answer) over the first num_clips clips that are
+    missing; returns the folder. Errors: UserError where the folder holds a cache of something else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = _read_manifest(folder) if (folder / _MANIFEST).exists() else {**description, "shards": {}}
+    _check_same(folder, manifest, description)
+    missing = [index for index in range(num_clips) if str(index) not in manifest["shards"]]
+    for index in tqdm(missing, desc="teacher", unit="scene"):
+        clip = load(index)
+        parts: list[dict[str, Tensor]] = []
+        for first in range(0, len(clip.times), batch):
+            frames = range(first, min(first + batch, len(clip.times)))
+            windows = [make_window(clip, frame, Augmentation(), num_past, num_future) for frame in frames]
+            parts.append(_to_tensors(answer(collate_windows(windows))))
+        tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
+        name = f"scene-{index:05d}.safetensors"
+        partial = folder / f"{name}.partial"
+        save_file(tensors, partial)
+        content = partial.read_bytes()
+        partial.replace(folder / name)
+        manifest["shards"][str(index)] = {"file": name, "bytes": len(content), "crc32": zlib.crc32(content)}
+        _write_manifest(folder, manifest)
+    return folder
+
+
+class TeacherCache:
+    """`answer = cache(clip, frame)`: a batch of one, in float32 on the CPU. Picklable; the sizes of all
+    shards are checked at once, their content when they are first read.
+
+    Errors: UserError where there is no cache, it is of another teacher, data set or setting, it lacks a
+    scene, or a shard is damaged or cut off.
+    """
+
+    def __init__(self, folder: Path, description: Manifest, num_clips: int) -> None:
+        if not (folder / _MANIFEST).is_file():
+            raise UserError(f"teacher cache {str(folder)!r} not found; make it with --fill-cache")
+        manifest = _read_manifest(folder)
+        _check_same(folder, manifest, description)
+        lacking = [index for index in range(num_clips) if str(index) not in manifest["shards"]]
+        if lacking:
+            raise UserError(
+                f"teacher cache {str(folder)!r} lacks {len(lacking)} of {num_clips} scenes (the first is "
+                f"{lacking[0]}); go on filling it with --fill-cache"
+            )
+        self.folder, self.shards = folder, manifest["shards"]
+        for index in range(num_clips):
+            path, size = folder / self.shards[str(index)]["file"], self.shards[str(index)]["bytes"]
+            found = path.stat().st_size if path.is_file() else 0
+            if found != size:
+                raise UserError(
+                    f"teacher cache shard {str(path)!r} has {found} bytes; expected {size}: it is missing or "
+                    "cut off; delete the folder and fill it again"
+                )
+        self._checked: set[int] = set()
+
+    def __call__(self, clip: int, frame: int) -> TeacherAnswer:
+        shard = self.shards[str(clip)]
+        path = self.folder / shard["file"]
+        try:
+            if clip not in self._checked:
+                if zlib.crc32(path.read_bytes()) != shard["crc32"]:
+                    raise UserError(
+                        f"teacher cache shard {str(path)!r} is damaged; delete the folder and fill again"
+                    )
+                self._checked.add(clip)
+            with safe_open(path, framework="pt") as file:
+                found = {name: file.get_slice(name)[frame : frame + 1] for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"teacher cache shard {str(path)!r} cannot be read ({error}); "
+                "delete the folder and fill again"
+            ) from None
+        return _from_tensors(found)
+
+
+def refuse_augmentation(augment: AugmentConfig) -> None:
+    """UserError where students would be shown a world that cached answers are not about. Colours and missing
+    cameras are the student's own affair."""
+    if augment.flip or augment.rotation:
+        raise UserError(
+            f"augment.flip {augment.flip} and augment.rotation {augment.rotation} turn the world, but cached "
+            "answers are for the world as it is; set both to 0 or leave the cache out"
+        )
+
+
+def collate_answers(answers: list[TeacherAnswer]) -> TeacherAnswer:
+    """One batch of several answers."""
+
+    def maps(name: str) -> dict[int, Tensor]:
+        return {s: torch.cat([getattr(a, name)[s] for a in answers]) for s in getattr(answers[0], name)}
+
+    return TeacherAnswer(
+        torch.cat([a.logits for a in answers], dim=1),
+        torch.cat([a.codes for a in answers], dim=1),
+        torch.cat([a.features for a in answers]),
+        maps("targets"),
+        maps("target_weights"),
+    )
+
+
+def _to_tensors(answer: TeacherAnswer) -> dict[str, Tensor]:
+    """An answer as tensors with the frame first, in half precision."""
+    tensors = {
+        "logits": answer.logits.transpose(0, 1),
+        "codes": answer.codes.transpose(0, 1),
+        "features": answer.features,
+    }
+    for stride, target in answer.targets.items():
+        tensors[f"target{stride}"] = target
+        tensors[f"weight{stride}"] = answer.target_weights[stride]
+    return {name: value.detach().cpu().half() for name, value in tensors.items()}
+
+
+def _from_tensors(found: dict[str, Tensor]) -> TeacherAnswer:
+    values = {name: value.float() for name, value in found.items()}
+    strides = sorted(int(name.removeprefix("target")) for name in values if name.startswith("target"))
+    return TeacherAnswer(
+        values["logits"].transpose(0, 1),
+        values["codes"].transpose(0, 1),
+        values["features"],
+        {stride: values[f"target{stride}"] for stride in strides},
+        {stride: values[f"weight{stride}"] for stride in strides},
+    )
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"manifest of the teacher cache {str(folder)!r} cannot be read ({error})") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("shards"), dict):
+        raise UserError(f"{str(folder / _MANIFEST)!r} is not the manifest of a teacher cache")
+    return manifest
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    partial = folder / f"{_MANIFEST}.partial"
+    partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    partial.replace(folder / _MANIFEST)
+
+
+def _check_same(folder: Path, manifest: Manifest, description: Manifest) -> None:
+    for name, wanted in description.items():
+        if manifest.get(name) != wanted:
+            raise UserError(
+                f"teacher cache {str(folder)!r} is of {name} {manifest.get(name)!r}; "
+                f"this run has {wanted!r}: give another"
+            )

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The teacher's answers on disk: the same losses as the teacher itself, and nothing wrong is ever read."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ftkd_core.data.clips import AugmentConfig, Clip, StreamDataset
+from ftkd_core.distillation.cache import Manifest, TeacherCache, describe, fill_cache, refuse_augmentation
+from ftkd_core.errors import UserError
+from tests.core.helpers import NO_AUGMENTATION, make_clip
+from tests.training.test_lessons import make_trainer, pairs, stream_lesson
+from training.lessons import CachedDataset, Distiller
+
+CLIPS = [make_clip(seed=seed) for seed in range(2)]
+DESCRIPTION = describe(teacher="abc", data="two clips", pv_target="mean_residual", strides=[16])
+
+
+def distiller() -> Distiller:
+    found = stream_lesson().distiller
+    assert found is not None
+    return found
+
+
+def fill(folder: Path, description: Manifest = DESCRIPTION, count: int = 2) -> Path:
+    loaded: list[int] = []
+
+    def load(index: int) -> Clip:
+        loaded.append(index)
+        return CLIPS[index]
+
+    fill_cache(folder, description, distiller().answer, load, count, num_past=1, num_future=1)
+    (folder / "loaded.txt").write_text(str(loaded))
+    return folder
+
+
+def test_cached_losses_are_those_of_the_teacher_itself(tmp_path: Path) -> None:
+    cache = TeacherCache(fill(tmp_path / "cache"), DESCRIPTION, 2)
+    live = make_trainer(tmp_path / "live", stream_lesson(), 4)
+    read = make_trainer(tmp_path / "read", stream_lesson(), 4)
+    streams = StreamDataset(CLIPS.__getitem__, 2, num_streams=2, segment=3, augment=NO_AUGMENTATION, seed=3)
+    windows, cached = pairs(), CachedDataset(streams, cache)
+    for step in range(3):
+        mine, _ = live.train_step(windows[step])
+        yours, _ = read.train_step(cached[step])
+        assert mine.keys() == yours.keys()
+        for name, value in mine.items():
+            assert float(yours[name]) == pytest.approx(float(value), rel=2e-2, abs=1e-4), name
+        live.step, read.step = step + 1, step + 1
+
+
+def test_a_killed_filling_goes_on_with_what_is_missing(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "cache", count=1)
+    with pytest.raises(UserError, match="lacks 1 of 2 scenes"):
+        TeacherCache(folder, DESCRIPTION, 2)
+    (folder / "scene-00001.safetensors.partial").write_bytes(b"half")
+    assert json.loads((fill(folder) / "loaded.txt").read_text()) == [1]
+    answer = TeacherCache(folder, DESCRIPTION, 2)(1, 3)
+    assert answer.logits.shape[1:] == (1, 16, 10) and answer.targets[16].shape == (1, 6, 32, 2, 6)
+    assert torch.isfinite(answer.codes).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("teacher", "def"), ("data", "other clips"), ("pv_target", "sum"), ("strides", [16, 32])],
+)
+def test_a_cache_of_something_else_is_refused(tmp_path: Path, name: str, value: object) -> None:
+    folder = fill(tmp_path / "cache", count=1)
+    other = {**DESCRIPTION, name: value}
+    with pytest.raises(UserError, match=f"is of {name} .* this run has"):
+        TeacherCache(folder, other, 1)
+    with pytest.raises(UserError, match=f"is of {name} "):
+        fill(folder, other)
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "cache", count=2)
+    shard = folder / "scene-00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-7] ^= 1
+    shard.write_bytes(content)
+    cache = TeacherCache(folder, DESCRIPTION, 2)
+    with pytest.raises(UserError, match=r"scene-00000.safetensors' is damaged"):
+        cache(0, 0)
+    shard.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        cache(0, 0)
+    shard.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        cache(0, 0)
+    assert cache(1, 0).features.shape == (1, 16, 32)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="manifest"):
+        TeacherCache(folder, DESCRIPTION, 1)
+    with pytest.raises(UserError, match="not found"):
+        TeacherCache(tmp_path / "none", DESCRIPTION, 1)
+
+
+def test_a_turned_world_is_refused() -> None:
+    refuse_augmentation(AugmentConfig(flip=0.0, rotation=0.0, colour=0.5, camera_dropout=0.5))
+    with pytest.raises(UserError, match=r"augment.rotation 0.3"):
+        refuse_augmentation(AugmentConfig(flip=0.0, rotation=0.3))
