@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ftkd_core.config import to_dict
-from ftkd_core.data.clips import StreamBatch, StreamDataset, collate, make_sample
+from ftkd_core.data.clips import StreamBatch, StreamDataset
 from ftkd_core.data.windows import WindowBatch
 from ftkd_core.distillation.cache import TeacherCache, collate_answers
 from ftkd_core.distillation.config import FTKDConfig
@@ -40,8 +40,7 @@ class CachedDataset(Dataset[tuple[StreamBatch, TeacherAnswer]]):
 
     def __getitem__(self, step: int) -> tuple[StreamBatch, TeacherAnswer]:
         chosen = [self.streams.choose(stream, step) for stream in self.streams.streams]
-        students = [make_sample(c.clip, c.frame, c.change, c.first, c.dropped_camera) for c in chosen]
-        return collate(students), collate_answers([self.cache(c.number, c.frame) for c in chosen])
+        return self.streams[step], collate_answers([self.cache(c.number, c.frame) for c in chosen])
 
 
 class Distiller(nn.Module):

@@ -22,7 +22,6 @@ from ftkd_core.data.clips import (
     Clip,
     StreamBatch,
     StreamDataset,
-    collate,
     draw_augmentation,
     make_sample,
 )
@@ -139,11 +138,10 @@ class PairedDataset(Dataset[tuple[StreamBatch, WindowBatch]]):
 
     def __getitem__(self, step: int) -> tuple[StreamBatch, WindowBatch]:
         chosen = [self.streams.choose(stream, step) for stream in self.streams.streams]
-        students = [make_sample(c.clip, c.frame, c.change, c.first, c.dropped_camera) for c in chosen]
         windows = [
             make_window(
                 c.clip, c.frame, Augmentation(c.change.mirror, c.change.angle), self.num_past, self.num_future
             )
             for c in chosen
         ]
-        return collate(students), collate_windows(windows)
+        return self.streams[step], collate_windows(windows)
