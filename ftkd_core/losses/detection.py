@@ -125,6 +125,8 @@ def auxiliary_losses(maps: AuxiliaryMaps, targets: Targets, rig: CameraRig, stri
     predicted = AuxiliaryMaps(*(values[batch, camera, :, row, column].float() for values in maps))
     goals = _geometry_goals(predicted, targets, rig, (batch, camera, slot, row, column), stride)
     share = share / share.sum().clamp(min=1.0)
+    direction = _direction_loss(predicted.heading, goals.pop("heading")[0])
+    terms["auxiliary/heading"] = (direction * share).sum()
     for name, (goal, weight) in goals.items():
         difference = getattr(predicted, name) - goal
         known = torch.isfinite(difference)
@@ -188,6 +190,17 @@ def _geometry_goals(
         "heading": (same_heading(heading, predicted.heading, labels), 0.5),
         "axis": (torch.where(is_one_of(HEADINGLESS, labels)[:, None], torch.nan, axis), 0.5),
     }
+
+
+def _direction_loss(predicted: Tensor, heading: Tensor) -> Tensor:
+    """Logistic loss (P,) of pointing to the side of the true heading (P, 2), 0 where there is none.
+
+    Front or rear is a question of yes or no (as SECOND's direction classifier, Yan et al. 2018), of which
+    an L1 loss takes the likelier side for certain.
+    """
+    known = torch.isfinite(heading).all(-1)
+    agreement = (predicted * torch.where(known[:, None], heading, 0.0)).sum(-1)
+    return torch.where(known, F.softplus(-2 * agreement), 0.0)
 
 
 def same_heading(goal: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
