@@ -5,8 +5,9 @@
     python -m training.distill --teacher runs/teacher/weights.safetensors --preset tiny --out runs/ftkd
 
 The student is a streaming preset or a SparseBEV without future frames. What is trained beside it is thrown
-away: the weights file is the student's, with the same parameters as without a teacher. Settings of the
-distillation are `--set-ftkd bev_mask=query`, every other as in training.train.
+away: the weights file is the student's, with the same parameters as without a teacher. `--method` chooses a
+competing method or an ablation instead. Settings of the distillation are `--set-method bev_mask=query`, every
+other as in training.train.
 
 With `--cache DIR` a streaming student reads the teacher's answers from disk instead of running it; they are
 for the world as it is, so it needs `--set augment.flip=0 --set augment.rotation=0`. `--fill-cache` runs the
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 
 from ftkd_core.config import override
-from ftkd_core.distillation.config import FTKDConfig
+from ftkd_core.distillation.methods import METHODS, method_config
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.weights import load_into, read_window_weights, weights_hash
@@ -37,7 +38,14 @@ def make_parser() -> argparse.ArgumentParser:
         "--fill-cache", action="store_true", help="run the teacher over what the cache lacks first"
     )
     parser.add_argument(
-        "--set-ftkd", action="append", default=[], metavar="KEY=VALUE", help="override a distillation setting"
+        "--method", default="ftkd", help=f"what is distilled: {', '.join(METHODS)} (default ftkd)"
+    )
+    parser.add_argument(
+        "--set-method",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a distillation setting",
     )
     return parser
 
@@ -56,13 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     try:
-        config, ftkd = train.resolve(arguments), override(FTKDConfig(), arguments.set_ftkd)
+        config = train.resolve(arguments)
+        method = override(method_config(arguments.method), arguments.set_method)
         teacher = load_teacher(arguments.teacher)
         fabric = train.make_fabric(arguments)
         fabric.launch()
         autocast = train.autocast_type(arguments.precision, fabric)
         teaching = train.Teaching(
-            teacher, ftkd, weights_hash(arguments.teacher), arguments.cache, arguments.fill_cache
+            teacher, method, weights_hash(arguments.teacher), arguments.cache, arguments.fill_cache
         )
         weights = train.run(config, fabric, arguments.out, arguments.init, autocast, teaching)
     except (UserError, FloatingPointError) as error:

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from ftkd_core.config import to_dict
 from ftkd_core.data.clips import StreamBatch, StreamDataset
 from ftkd_core.data.windows import WindowBatch
+from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer, teacher_answer
 from ftkd_core.distillation.cache import TeacherCache, collate_answers
-from ftkd_core.distillation.config import FTKDConfig
-from ftkd_core.distillation.ftkd import FTKD, TeacherAnswer, teacher_answer
+from ftkd_core.distillation.methods import MethodConfig, build_method
 from ftkd_core.errors import UserError
 from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.models.denoising import make_denoising
@@ -44,21 +44,21 @@ class CachedDataset(Dataset[tuple[StreamBatch, TeacherAnswer]]):
 
 
 class Distiller(nn.Module):
-    """The frozen teacher and FTKD between it and a student of `student_channels`, whose maps have
+    """The frozen teacher and a method between it and a student of `student_channels`, whose maps have
     map_channels {stride: width}.
 
     The teacher is no part of the module: it is never saved, averaged or trained.
     """
 
     def __init__(
-        self, teacher: SparseBEV, config: FTKDConfig, student_channels: int, map_channels: Mapping[int, int],
-        code_weights: tuple[float, ...],
+        self, teacher: SparseBEV, config: MethodConfig, student_channels: int,
+        map_channels: Mapping[int, int], code_weights: tuple[float, ...],
     ) -> None:  # fmt: skip
         super().__init__()
         self.config = config
         self._frozen = (teacher.eval().requires_grad_(False),)
         width = teacher.config.decoder.channels
-        self.ftkd = FTKD(
+        self.method = build_method(
             config,
             student_channels=student_channels,
             teacher_channels=width,
@@ -78,16 +78,18 @@ class Distiller(nn.Module):
         window = batch.window(normalise(batch.images, config.image))
         predictions, pyramid = self.teacher(window)
         levels = dict(zip((32, 16, 8, 4), reversed(pyramid), strict=False))
-        wanted = {int(stride): levels[int(stride)] for stride in self.ftkd.map_branches}
-        future = torch.arange(1 + config.num_past, config.num_frames, device=batch.real.device)
-        return teacher_answer(predictions, wanted, future, batch.real[:, future], self.config)
+        wanted = {stride: levels[stride] for stride in self.method.strides}
+        return teacher_answer(
+            predictions, wanted, batch.real, config.num_past, self.method.map_target,
+            with_previous=self.method.needs_previous,
+        )  # fmt: skip
 
     def forward(
         self, student: Predictions, maps: Mapping[int, Tensor], teaching: Teaching, targets: Targets,
-        generator: torch.Generator,
+        generator: torch.Generator, previous: PreviousMaps | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         answer = teaching if isinstance(teaching, TeacherAnswer) else self.answer(teaching)
-        terms: dict[str, Tensor] = self.ftkd(student, maps, answer, targets, generator)
+        terms: dict[str, Tensor] = self.method(student, maps, answer, targets, generator, previous)
         return terms
 
 
@@ -105,8 +107,15 @@ class StreamLesson(nn.Module):
         return _settings(self.detector, self.distiller)
 
     def start_state(self) -> State:
-        """The state before the first step."""
-        return tuple(self.detector.start_memory(self.streams))
+        """The state before the first step: the memory, and where a method relates frames, the maps of the
+        frame before."""
+        memory = self.detector.start_memory(self.streams)
+        if self.distiller is None or not self.distiller.method.needs_previous:
+            return tuple(memory)
+        config, stride = self.detector.config, self.detector.config.backbone.token_stride
+        size = (config.image.height // stride, config.image.width // stride)
+        shape = (self.streams, len(config.channels), config.backbone.neck_channels, *size)
+        return (*memory, memory.embedding.new_zeros(shape))
 
     def forward(
         self, batch: StreamBatch | tuple[StreamBatch, Teaching], state: State, generator: torch.Generator
@@ -116,13 +125,19 @@ class StreamLesson(nn.Module):
         config = self.detector.config
         frame = seen.frame(normalise(seen.images, config.image))
         denoising = make_denoising(seen.targets, config.loss, self.detector.range_m, generator)
-        predictions, memory = self.detector(frame, Memory(*state), denoising)
+        kept = len(Memory._fields)
+        predictions, memory = self.detector(frame, Memory(*state[:kept]), denoising)
         terms: dict[str, Tensor] = self.criterion(predictions, seen.targets, seen.rig, denoising)
         if self.distiller is not None:
             assert isinstance(teaching, (WindowBatch, TeacherAnswer))
-            maps = {config.backbone.token_stride: predictions.image_features}
-            terms |= self.distiller(predictions, maps, teaching, seen.targets, generator)
-        return terms, tuple(memory)
+            stride = config.backbone.token_stride
+            maps, previous = {stride: predictions.image_features}, None
+            if state[kept:]:
+                known = (~seen.is_first).to(predictions.image_features.dtype)
+                previous = PreviousMaps({stride: state[kept]}, known)
+            terms |= self.distiller(predictions, maps, teaching, seen.targets, generator, previous)
+        after = (*memory, *(predictions.image_features.detach().float() for _ in state[kept:]))
+        return terms, after
 
 
 class WindowLesson(nn.Module):
@@ -164,12 +179,16 @@ class WindowLesson(nn.Module):
         now = CameraRig(*(value[:, 0] for value in batch.rig))
         terms: dict[str, Tensor] = self.criterion(predictions, batch.targets, now, denoising)
         if self.distiller is not None:
-            maps = {16: pyramid[-2][:, 0], 32: pyramid[-1][:, 0]}
-            terms |= self.distiller(predictions, maps, batch, batch.targets, generator)
+            levels = {16: pyramid[-2], 32: pyramid[-1]}
+            maps, previous = {stride: level[:, 0] for stride, level in levels.items()}, None
+            if mine > 1:
+                before = {stride: level[:, 1] for stride, level in levels.items()}
+                previous = PreviousMaps(before, batch.real[:, 1].float())
+            terms |= self.distiller(predictions, maps, batch, batch.targets, generator, previous)
         return terms, state
 
 
-def make_distiller(teacher: SparseBEV, student: StreamPETR | SparseBEV, config: FTKDConfig) -> Distiller:
+def make_distiller(teacher: SparseBEV, student: StreamPETR | SparseBEV, config: MethodConfig) -> Distiller:
     """The distiller between two models. UserError where their images or classes differ."""
     mine, yours = student.config, teacher.config
     for name in ("image", "class_names", "channels"):
@@ -187,6 +206,6 @@ def make_distiller(teacher: SparseBEV, student: StreamPETR | SparseBEV, config: 
 def _settings(detector: StreamPETR | SparseBEV, distiller: Distiller | None) -> dict[str, Any]:
     settings = {"model": to_dict(detector.config)}
     if distiller is not None:
-        settings["ftkd"] = to_dict(distiller.config)
+        settings["method"] = to_dict(distiller.config)
         settings["teacher"] = to_dict(distiller.teacher.config)
     return settings

@@ -26,7 +26,7 @@ from ftkd_core.data.clips import AugmentConfig, StreamDataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset, WindowDataset
 from ftkd_core.distillation.cache import TeacherCache, describe, fill_cache, refuse_augmentation
-from ftkd_core.distillation.config import FTKDConfig
+from ftkd_core.distillation.methods import MethodConfig
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
@@ -151,7 +151,7 @@ class Teaching:
     """The teacher of a run: its settings, the hash of its weights, and where its answers are cached."""
 
     teacher: SparseBEV
-    ftkd: FTKDConfig
+    method: MethodConfig
     weights_hash: str = ""
     cache: Path | None = None
     fill_cache: bool = False
@@ -175,7 +175,7 @@ def run(
     if init is not None:
         state, _, _ = read_weights(init) if isinstance(model, StreamPETR) else read_window_weights(init)
         load_into(model, state, str(init))
-    distiller = None if teaching is None else make_distiller(teaching.teacher, model, teaching.ftkd)
+    distiller = None if teaching is None else make_distiller(teaching.teacher, model, teaching.method)
     out.mkdir(parents=True, exist_ok=True)
     data = config.data
     clips = SyntheticClips(
@@ -240,12 +240,12 @@ def _open_cache(
     """The cache of a run, filled first where that was asked for."""
     assert teaching.cache is not None
     refuse_augmentation(config.augment)
-    strides = [int(stride) for stride in distiller.ftkd.map_branches]
     description = describe(
         teacher=teaching.weights_hash,
         data=f"{clips.cache.name} from seed {clips.first_seed}",
-        pv_target=teaching.ftkd.pv_target,
-        strides=strides,
+        map_target=distiller.method.map_target,
+        strides=distiller.method.strides,
+        with_previous=distiller.method.needs_previous,
     )
     if teaching.fill_cache and fabric.is_global_zero:
         window = teaching.teacher.config

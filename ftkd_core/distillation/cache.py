@@ -10,7 +10,7 @@ mirrored or turned one is refused. Symbols as in ftkd.py; F frames of a scene.
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ftkd_core.data.clips import Augmentation, AugmentConfig, Clip
 from ftkd_core.data.windows import WindowBatch, collate_windows, make_window
-from ftkd_core.distillation.ftkd import TeacherAnswer
+from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer
 from ftkd_core.errors import UserError
 
 _FORMAT: Final = "ftkd-teacher-cache-1"
@@ -30,15 +30,19 @@ _MANIFEST: Final = "manifest.json"
 Manifest = dict[str, Any]
 
 
-def describe(*, teacher: str, data: str, pv_target: str, strides: list[int]) -> Manifest:
+def describe(
+    *, teacher: str, data: str, map_target: str, strides: Iterable[int], with_previous: bool = False
+) -> Manifest:
     """What answers depend on: `teacher` a hash of its weights, `data` the name and version of the clips,
-    pv_target (`FTKDConfig`) and the strides of the kept maps."""
+    map_target (`FTKDConfig.pv_target`), the strides of the kept maps, and whether those of the frame before
+    are kept too."""
     return {
         "format": _FORMAT,
         "teacher": teacher,
         "data": data,
-        "pv_target": pv_target,
+        "map_target": map_target,
         "strides": sorted(strides),
+        "with_previous": with_previous,
     }
 
 
@@ -149,7 +153,15 @@ def collate_answers(answers: list[TeacherAnswer]) -> TeacherAnswer:
         torch.cat([a.features for a in answers]),
         maps("targets"),
         maps("target_weights"),
+        _collate_previous([a.previous for a in answers if a.previous is not None]),
     )
+
+
+def _collate_previous(parts: list[PreviousMaps]) -> PreviousMaps | None:
+    if not parts:
+        return None
+    maps = {stride: torch.cat([part.maps[stride] for part in parts]) for stride in parts[0].maps}
+    return PreviousMaps(maps, torch.cat([part.known for part in parts]))
 
 
 def _to_tensors(answer: TeacherAnswer) -> dict[str, Tensor]:
@@ -162,18 +174,26 @@ def _to_tensors(answer: TeacherAnswer) -> dict[str, Tensor]:
     for stride, target in answer.targets.items():
         tensors[f"target{stride}"] = target
         tensors[f"weight{stride}"] = answer.target_weights[stride]
+    if answer.previous is not None:
+        tensors["known"] = answer.previous.known
+        tensors |= {f"previous{stride}": maps for stride, maps in answer.previous.maps.items()}
     return {name: value.detach().cpu().half() for name, value in tensors.items()}
 
 
 def _from_tensors(found: dict[str, Tensor]) -> TeacherAnswer:
     values = {name: value.float() for name, value in found.items()}
     strides = sorted(int(name.removeprefix("target")) for name in values if name.startswith("target"))
+    previous = None
+    if "known" in values:
+        before = {stride: values[f"previous{stride}"] for stride in strides}
+        previous = PreviousMaps(before, values["known"])
     return TeacherAnswer(
         values["logits"].transpose(0, 1),
         values["codes"].transpose(0, 1),
         values["features"],
         {stride: values[f"target{stride}"] for stride in strides},
         {stride: values[f"weight{stride}"] for stride in strides},
+        previous,
     )
 
 
@@ -194,9 +214,16 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _check_same(folder: Path, manifest: Manifest, description: Manifest) -> None:
+    """A cache may hold more than a run needs: maps of other strides, or of the frame before."""
     for name, wanted in description.items():
-        if manifest.get(name) != wanted:
+        found = manifest.get(name)
+        if name == "strides" and isinstance(found, list) and set(wanted) <= set(found):
+            continue
+        if name == "map_target" and not description["strides"]:
+            continue
+        if name == "with_previous" and not wanted:
+            continue
+        if found != wanted:
             raise UserError(
-                f"teacher cache {str(folder)!r} is of {name} {manifest.get(name)!r}; "
-                f"this run has {wanted!r}: give another"
+                f"teacher cache {str(folder)!r} is of {name} {found!r}; this run has {wanted!r}: give another"
             )

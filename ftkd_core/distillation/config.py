@@ -11,7 +11,8 @@ from typing import Final
 from ftkd_core.errors import UserError
 
 _BEV_MASKS: Final = ("channel", "query", "both", "none")
-_PV_TARGETS: Final = ("mean_residual", "sum")
+_PV_TARGETS: Final = ("mean_residual", "sum", "current")
+_MATCHINGS: Final = ("object", "prediction")
 _LOGIT_LAYERS: Final = ("last", "all")
 
 
@@ -27,11 +28,13 @@ class FTKDConfig:
     pv_target: `mean_residual` is the teacher's own feature plus what it attends to in each future frame,
     averaged over those frames; `sum` is the note's formula, the sum over future frames without the feature
     itself [ours: with a sum the target's size grows with the window, and without the residual a place where
-    the future shows nothing has no target of its own].
+    the future shows nothing has no target of its own]; `current` is the teacher's own feature alone.
     bev_mask: what is hidden of a query's feature. A generator that works query by query learns nothing from
     a query that is hidden whole, so the default hides channels [ours]; `query` and `both` are offered for
     comparison, `none` reconstructs from the whole feature.
-    foreground, background: which parts of the logit distillation are on; both [note].
+    foreground, background: which parts of the logit distillation are on; both [note]. matching: `object`
+    pairs the foreground through the object both answer for [ours], `prediction` by Hungarian matching with
+    the teacher's predictions, as DETRDistill (Chang et al. 2023) does.
     class_weight, box_weight: 2.0 and 0.25 [note]. logit_layers: the last decoder layer, or layer k to layer
     k, counted from the last where the numbers of layers differ [ours].
     background_by_score: a background box counts as much as the teacher believes in it [ours: the teacher's
@@ -47,6 +50,7 @@ class FTKDConfig:
     bev_mask: str = "channel"
     foreground: bool = True
     background: bool = True
+    matching: str = "object"
     class_weight: float = 2.0
     box_weight: float = 0.25
     logit_layers: str = "last"
@@ -63,6 +67,7 @@ class FTKDConfig:
                 raise UserError(f"distillation {name} {value}: expected 0 up to, not including, 1")
         for name, known in (
             ("pv_target", _PV_TARGETS), ("bev_mask", _BEV_MASKS), ("logit_layers", _LOGIT_LAYERS),
+            ("matching", _MATCHINGS),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise UserError(

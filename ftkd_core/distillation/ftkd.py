@@ -7,55 +7,17 @@ logits.py; Y decoder layers.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.logits import Alignment, align, logit_losses
-from ftkd_core.distillation.reconstruction import (
-    PerspectiveReconstruction,
-    QueryReconstruction,
-    future_aware_target,
-)
+from ftkd_core.distillation.reconstruction import PerspectiveReconstruction, QueryReconstruction
 from ftkd_core.losses.matching import match
 from ftkd_core.models.stream_petr import Predictions
 from ftkd_core.types import Targets
-
-
-class TeacherAnswer(NamedTuple):
-    """What the frozen teacher says of one frame, computed now or read from a cache.
-
-    logits (Y, B, Qt, K) and codes (Y, B, Qt, 10) in the student's ego frame, features (B, Qt, Ct) after the
-    last layer; targets, {stride: (B, N, Ct, H, W)} of the PV branch with the future absorbed, and their
-    weights {stride: (B,)}.
-    """
-
-    logits: Tensor
-    codes: Tensor
-    features: Tensor
-    targets: Mapping[int, Tensor]
-    target_weights: Mapping[int, Tensor]
-
-
-@torch.no_grad()
-def teacher_answer(
-    predictions: Predictions,
-    pyramid: Mapping[int, Tensor],
-    future: Tensor,
-    real: Tensor,
-    config: FTKDConfig,
-) -> TeacherAnswer:
-    """An answer from the teacher's predictions for the current frame and its pyramid {stride: (B, T, N, C, H,
-    W)}, the current frame first; future (J,) int64 are the places of the future frames in T, real (B, J) says
-    which are frames of their own."""
-    targets, weights = {}, {}
-    for stride, maps in pyramid.items():
-        targets[stride], weights[stride] = future_aware_target(
-            maps[:, 0].float(), maps[:, future].float(), real, config.pv_target
-        )
-    return TeacherAnswer(predictions.logits, predictions.codes, predictions.features, targets, weights)
 
 
 class FTKD(nn.Module):
@@ -67,6 +29,7 @@ class FTKD(nn.Module):
     """
 
     code_weights: Tensor
+    needs_previous = False
 
     def __init__(
         self,
@@ -78,7 +41,7 @@ class FTKD(nn.Module):
         code_weights: tuple[float, ...],
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.map_target = config, config.pv_target
         self.register_buffer("code_weights", torch.tensor(code_weights), persistent=False)
         self.query_branch = QueryReconstruction(
             student_channels, teacher_channels, config.bev_mask_ratio, config.bev_mask
@@ -87,8 +50,10 @@ class FTKD(nn.Module):
             {
                 str(stride): PerspectiveReconstruction(mine, yours, config.pv_mask_ratio)
                 for stride, (mine, yours) in map_channels.items()
+                if config.pv_weight
             }
         )
+        self.strides = tuple(int(stride) for stride in self.map_branches)
 
     def forward(
         self,
@@ -97,6 +62,7 @@ class FTKD(nn.Module):
         answer: TeacherAnswer,
         targets: Targets,
         generator: torch.Generator,
+        previous: PreviousMaps | None = None,
     ) -> dict[str, Tensor]:
         config = self.config
         terms: dict[str, Tensor] = {}
@@ -122,6 +88,7 @@ class FTKD(nn.Module):
                 align(
                     *mine, *yours, match(*mine, targets), match(*yours, targets),
                     self.config.class_weight, self.config.box_weight,
+                    by_prediction=self.config.matching == "prediction",
                 )
             )  # fmt: skip
         return found

@@ -39,13 +39,17 @@ def align(
     teacher_objects: Tensor,
     class_weight: float = 2.0,
     box_weight: float = 0.25,
+    *,
+    by_prediction: bool = False,
 ) -> Alignment:
     """Student queries (B, Qs, .) paired with teacher queries (B, Qt, .).
 
     *_objects (B, Q) int64 is the object each query answers for by its own matching with the ground truth, -1
     for background. Foreground pairs meet through that object; the rest by Hungarian matching on 2.0 class +
     0.25 L1 [note], where the teacher keeps as many of its best-scoring background queries as the student has
-    [ours: rectangular where the numbers differ]. Codes are both ours, (., 10) in ego metres.
+    [ours: rectangular where the numbers differ]. With by_prediction all pairs meet by Hungarian matching, and
+    a pair is foreground where the teacher's query is (DETRDistill). Codes are both ours, (., 10) in ego
+    metres.
     """
     device = student_logits.device
     student_logits, student_codes, teacher_logits, teacher_codes, student_objects, teacher_objects = (
@@ -58,19 +62,22 @@ def align(
     foreground = torch.zeros(student_objects.shape, dtype=torch.bool)
     for sample in range(len(partner)):
         mine, yours = student_objects[sample], teacher_objects[sample]
+        if by_prediction:
+            mine = torch.full_like(mine, -1)
         same = (mine[:, None] == yours[None]) & (mine >= 0)[:, None]  # (Qs, Qt), at most one a row
         foreground[sample] = same.any(1)
         partner[sample] = torch.where(foreground[sample], same.byte().argmax(1), -1)
         rows = (mine < 0).nonzero()[:, 0]
-        columns = (yours < 0).nonzero()[:, 0]
-        best = teacher_logits[sample, columns].amax(-1).topk(min(len(rows), len(columns))).indices
-        columns = columns[best.sort().values]
+        columns = torch.arange(len(yours)) if by_prediction else (yours < 0).nonzero()[:, 0]
+        worth = teacher_logits[sample, columns].amax(-1) + 1e6 * (yours[columns] >= 0)  # foreground stays
+        columns = columns[worth.topk(min(len(rows), len(columns))).indices.sort().values]
         cost = class_weight * _class_cost(student_logits[sample, rows], teacher_logits[sample, columns])
         cost += box_weight * torch.cdist(student_codes[sample, rows], teacher_codes[sample, columns], p=1)
         if not torch.isfinite(cost).all():
             raise ValueError("distillation: the predictions of student or teacher hold nan or inf")
-        chosen, matched = linear_sum_assignment(cost.numpy())
-        partner[sample, rows[torch.as_tensor(chosen)]] = columns[torch.as_tensor(matched)]
+        chosen, matched = map(torch.as_tensor, linear_sum_assignment(cost.numpy()))
+        partner[sample, rows[chosen]] = columns[matched]
+        foreground[sample, rows[chosen]] = yours[columns[matched]] >= 0
     return Alignment(partner.to(device), foreground.to(device))
 
 

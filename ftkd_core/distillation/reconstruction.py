@@ -21,11 +21,14 @@ def future_aware_target(
     """The PV branch's target: the teacher's feature of a frame, enriched by what it attends to in its future.
 
     current (B, N, C, H, W) and future (B, J, N, C, H, W) teacher features; real (B, J) bool, False for frames
-    that only repeat the scene's last. Attention is parameter-free, softmax(Q K^T / sqrt(C)) V, within one
-    camera across time [ours: a learnt one, trained by this loss alone, can collapse to a constant]. Returns
-    the target (B, N, C, H, W) and weight (B,): 0 where the mode leaves a frame without future nothing to say.
+    that only repeat the scene's last. Mode `current` is the teacher's feature as it is. Attention is
+    parameter-free, softmax(Q K^T / sqrt(C)) V, within one camera across time [ours: a learnt one, trained by
+    this loss alone, can collapse to a constant]. Returns the target (B, N, C, H, W) and weight (B,): 0 where
+    the mode leaves a frame without future nothing to say.
     """
     batch, frames = real.shape
+    if mode == "current":
+        return current, current.new_ones(batch)
     query = current.flatten(3).mT.unsqueeze(1)  # (B, 1, N, HW, C)
     value = future.flatten(4).mT  # (B, J, N, HW, C)
     if frames == 0:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ftkd_core.data.clips import Augmentation, make_sample
+from ftkd_core.distillation.answer import TeacherAnswer, teacher_answer
 from ftkd_core.distillation.config import FTKDConfig
-from ftkd_core.distillation.ftkd import FTKD, TeacherAnswer, teacher_answer
+from ftkd_core.distillation.ftkd import FTKD
 from ftkd_core.distillation.logits import Alignment, align, logit_losses, quality_focal_loss
 from ftkd_core.distillation.reconstruction import (
     PerspectiveReconstruction,
@@ -218,8 +219,8 @@ class Lesson:
     def answer(self, frames: list[Frame] | None = None) -> TeacherAnswer:
         window = window_of(frames or self.frames, 1, [0, 2])
         predictions, pyramid = self.teacher(window)
-        real = torch.ones(1, 1, dtype=torch.bool)
-        return teacher_answer(predictions, {16: pyramid[1]}, torch.tensor([2]), real, self.config)
+        real = torch.ones(1, 3, dtype=torch.bool)
+        return teacher_answer(predictions, {16: pyramid[1]}, real, 1, self.config.pv_target)
 
     def learn(self, answer: TeacherAnswer) -> tuple[Predictions, dict[str, Tensor]]:
         predictions, _ = self.student(self.frames[1], self.student.start_memory(1))

@@ -2,6 +2,7 @@
 """What a step teaches: both pairs of teacher and student learn, nothing of the teacher stays in the student,
 and a killed run goes on exactly."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from lightning_fabric import Fabric
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
 from ftkd_core.data.windows import PairedDataset, WindowDataset
 from ftkd_core.distillation.config import FTKDConfig
+from ftkd_core.distillation.methods import METHODS, method_config
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
@@ -35,16 +37,21 @@ def teacher() -> SparseBEV:
     return small_sparse(past=1, future=1)
 
 
-def stream_lesson(distilled: bool = True, **settings: object) -> StreamLesson:
+def stream_lesson(method: str = "ftkd", **settings: object) -> StreamLesson:
+    """With a teacher; without one where the method is empty."""
     torch.manual_seed(1)
     student = build_stream_petr(small_config())
-    distiller = make_distiller(teacher(), student, FTKDConfig(**settings)) if distilled else None  # type: ignore[arg-type]
-    return StreamLesson(student, 2, distiller)
+    if not method:
+        return StreamLesson(student, 2)
+    config = replace(method_config(method), **settings)  # type: ignore[arg-type]
+    return StreamLesson(student, 2, make_distiller(teacher(), student, config))
 
 
-def window_lesson(distilled: bool = True) -> WindowLesson:
+def window_lesson(method: str = "ftkd") -> WindowLesson:
     student = small_sparse(past=1)
-    return WindowLesson(student, make_distiller(teacher(), student, FTKDConfig()) if distilled else None)
+    if not method:
+        return WindowLesson(student)
+    return WindowLesson(student, make_distiller(teacher(), student, method_config(method)))
 
 
 def pairs(augment: AugmentConfig = NO_AUGMENTATION) -> PairedDataset:
@@ -69,6 +76,25 @@ def totals(trainer: Trainer, data: PairedDataset | WindowDataset, steps: int) ->
         for name, value in terms.items():
             history.setdefault(name, []).append(float(value))
     return history
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("ftkd", "logits")])
+def test_every_method_teaches_both_students(tmp_path: Path, method: str, streaming: bool) -> None:
+    lesson: Lesson = stream_lesson(method) if streaming else window_lesson(method)
+    history = totals(make_trainer(tmp_path, lesson, 3), pairs() if streaming else windows(), 3)
+    taught = {
+        name for name in history if "/" in name and name.split("/")[0] in ("ftkd", "mgd", "cwd", "stxd")
+    }
+    expected = {
+        "ftkd_no_pv": {"ftkd/bev", "ftkd/logits_background_box"},
+        "ftkd_no_bev": {"ftkd/pv16", "ftkd/logits_background_box"},
+        "ftkd_no_fld": {"ftkd/pv16", "ftkd/bev"},
+    }.get(method, {f"{method}/16"} if streaming else {f"{method}/16", f"{method}/32"})
+    assert expected <= taught
+    part = {"ftkd_no_pv": "pv", "ftkd_no_bev": "bev", "ftkd_no_fld": "logits"}.get(method, "ftkd")
+    assert not any(part in name for name in taught)
+    assert all(value == value for values in history.values() for value in values)
 
 
 @pytest.mark.parametrize("pair", ["sparse_bev to stream_petr", "sparse_bev to sparse_bev"])
@@ -105,14 +131,14 @@ def test_the_student_is_the_same_network_with_and_without_a_teacher(tmp_path: Pa
     """No cost at inference: equal tensors in the file, and with equal weights equal answers."""
     files = {}
     for distilled in (True, False):
-        lesson = stream_lesson(distilled)
+        lesson = stream_lesson("ftkd" if distilled else "")
         trainer = make_trainer(tmp_path / str(distilled), lesson, 1)
         trainer.save()
         files[distilled], config, _ = read_weights(tmp_path / str(distilled) / "weights.safetensors")
     assert {n: v.shape for n, v in files[True].items()} == {n: v.shape for n, v in files[False].items()}
     assert config == small_config()
     models = []
-    for lesson in (stream_lesson(True), stream_lesson(False)):
+    for lesson in (stream_lesson("ftkd"), stream_lesson("")):
         assert isinstance(lesson.detector, StreamPETR)
         load_into(lesson.detector, files[True], "test")
         models.append(lesson.detector.eval())
@@ -123,22 +149,26 @@ def test_the_student_is_the_same_network_with_and_without_a_teacher(tmp_path: Pa
     assert torch.equal(a.logits, b.logits) and torch.equal(a.codes, b.codes)
 
 
-def test_a_killed_distillation_goes_on_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["ftkd", "stxd"])
+def test_a_killed_distillation_goes_on_bit_for_bit(tmp_path: Path, method: str) -> None:
     data = pairs(AugmentConfig())
-    whole = make_trainer(tmp_path / "whole", stream_lesson(), 4)
+    whole = make_trainer(tmp_path / "whole", stream_lesson(method), 4)
     whole.run(data, workers=0, save_every=2)
-    killed = make_trainer(tmp_path / "killed", stream_lesson(), 4)
+    killed = make_trainer(tmp_path / "killed", stream_lesson(method), 4)
     for step in range(3):  # dies after step 3; its last checkpoint is of step 2
         killed.train_step(data[step])
         killed.step += 1
         if killed.step == 2:
             killed.save()
-    again = make_trainer(tmp_path / "killed", stream_lesson(), 4)
+    again = make_trainer(tmp_path / "killed", stream_lesson(method), 4)
     again.resume(tmp_path / "killed" / "state.pt")
     again.run(data, workers=0, save_every=2)
     for name, value in whole.lesson.state_dict().items():
         assert torch.equal(value, again.lesson.state_dict()[name]), name
-    assert any(name.startswith("distiller.ftkd") for name in whole.lesson.state_dict())
+    if method == "stxd":  # the maps of the frame before are part of the state
+        assert whole.state[-1].shape == (2, 6, 16, 2, 6) and whole.state[-1].any()
+    else:
+        assert any(name.startswith("distiller.method") for name in whole.lesson.state_dict())
     assert not any("frozen" in name or "teacher" in name for name in whole.lesson.state_dict())
     with pytest.raises(UserError, match="another configuration"):
         make_trainer(tmp_path / "killed", stream_lesson(bev_mask="query"), 4).resume(
@@ -182,5 +212,5 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     missing = ["--out", str(tmp_path), "--teacher", str(tmp_path / "none.safetensors")]
     assert main(missing) == 2
     assert "none.safetensors' not found" in capsys.readouterr().err
-    assert main([*missing, "--set-ftkd", "bev_masking=query"]) == 2
+    assert main([*missing, "--set-method", "bev_masking=query"]) == 2
     assert "unknown configuration key bev_masking; did you mean bev_mask?" in capsys.readouterr().err

@@ -15,34 +15,42 @@ from tests.training.test_lessons import make_trainer, pairs, stream_lesson
 from training.lessons import CachedDataset, Distiller
 
 CLIPS = [make_clip(seed=seed) for seed in range(2)]
-DESCRIPTION = describe(teacher="abc", data="two clips", pv_target="mean_residual", strides=[16])
+DESCRIPTION = describe(teacher="abc", data="two clips", map_target="mean_residual", strides=[16])
 
 
-def distiller() -> Distiller:
-    found = stream_lesson().distiller
+RELATIONS = describe(teacher="abc", data="two clips", map_target="current", strides=[16], with_previous=True)
+
+
+def distiller(method: str = "ftkd") -> Distiller:
+    found = stream_lesson(method).distiller
     assert found is not None
     return found
 
 
-def fill(folder: Path, description: Manifest = DESCRIPTION, count: int = 2) -> Path:
+def fill(folder: Path, description: Manifest = DESCRIPTION, count: int = 2, method: str = "ftkd") -> Path:
     loaded: list[int] = []
 
     def load(index: int) -> Clip:
         loaded.append(index)
         return CLIPS[index]
 
-    fill_cache(folder, description, distiller().answer, load, count, num_past=1, num_future=1)
+    fill_cache(folder, description, distiller(method).answer, load, count, num_past=1, num_future=1)
     (folder / "loaded.txt").write_text(str(loaded))
     return folder
 
 
-def test_cached_losses_are_those_of_the_teacher_itself(tmp_path: Path) -> None:
-    cache = TeacherCache(fill(tmp_path / "cache"), DESCRIPTION, 2)
-    live = make_trainer(tmp_path / "live", stream_lesson(), 4)
-    read = make_trainer(tmp_path / "read", stream_lesson(), 4)
+@pytest.mark.parametrize(("method", "description"), [("ftkd", DESCRIPTION), ("stxd", RELATIONS)])
+def test_cached_losses_are_those_of_the_teacher_itself(
+    tmp_path: Path, method: str, description: Manifest
+) -> None:
+    cache = TeacherCache(fill(tmp_path / "cache", description, method=method), description, 2)
+    live = make_trainer(tmp_path / "live", stream_lesson(method), 4)
+    read = make_trainer(tmp_path / "read", stream_lesson(method), 4)
     streams = StreamDataset(CLIPS.__getitem__, 2, num_streams=2, segment=3, augment=NO_AUGMENTATION, seed=3)
     windows, cached = pairs(), CachedDataset(streams, cache)
     for step in range(3):
+        read.lesson.load_state_dict(live.lesson.state_dict())  # else half precision adds up, step by step
+        read.state = live.state
         mine, _ = live.train_step(windows[step])
         yours, _ = read.train_step(cached[step])
         assert mine.keys() == yours.keys()
@@ -64,7 +72,7 @@ def test_a_killed_filling_goes_on_with_what_is_missing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("teacher", "def"), ("data", "other clips"), ("pv_target", "sum"), ("strides", [16, 32])],
+    [("teacher", "def"), ("data", "other clips"), ("map_target", "sum"), ("strides", [16, 32])],
 )
 def test_a_cache_of_something_else_is_refused(tmp_path: Path, name: str, value: object) -> None:
     folder = fill(tmp_path / "cache", count=1)
@@ -73,6 +81,16 @@ def test_a_cache_of_something_else_is_refused(tmp_path: Path, name: str, value: 
         TeacherCache(folder, other, 1)
     with pytest.raises(UserError, match=f"is of {name} "):
         fill(folder, other)
+
+
+def test_a_cache_may_hold_more_than_is_needed(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "cache", RELATIONS, count=1, method="stxd")
+    TeacherCache(folder, {**RELATIONS, "with_previous": False}, 1)
+    TeacherCache(folder, {**DESCRIPTION, "strides": []}, 1)  # no maps, whatever they would show
+    with pytest.raises(UserError, match="is of map_target 'current'"):
+        TeacherCache(folder, DESCRIPTION, 1)
+    with pytest.raises(UserError, match="is of with_previous False"):
+        TeacherCache(fill(tmp_path / "other", count=1), {**DESCRIPTION, "with_previous": True}, 1)
 
 
 def test_damage_is_found(tmp_path: Path) -> None:

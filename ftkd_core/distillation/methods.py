@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Distillation methods by name, and the module of each: FTKD, its ablations and its competitors.
+
+Every module takes the same arguments and says what it needs: `strides` of the teacher's maps, `map_target`
+(what they shall be, as `FTKDConfig.pv_target`) and `needs_previous` (the maps of the frame before).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from ftkd_core.distillation.baselines import Baseline, BaselineConfig
+from ftkd_core.distillation.config import FTKDConfig
+from ftkd_core.distillation.ftkd import FTKD
+from ftkd_core.errors import UserError
+
+MethodConfig = FTKDConfig | BaselineConfig
+
+_FTKD: Final = FTKDConfig()
+METHODS: Final[dict[str, MethodConfig]] = {
+    "ftkd": _FTKD,
+    "ftkd_no_pv": replace(_FTKD, pv_weight=0.0),
+    "ftkd_no_bev": replace(_FTKD, bev_weight=0.0),
+    "ftkd_no_fld": replace(_FTKD, logits_weight=0.0),
+    # DETRDistill (Chang et al. 2023), its logits: every layer follows the teacher's, paired by prediction.
+    "logits": replace(
+        _FTKD, pv_weight=0.0, bev_weight=0.0, matching="prediction", logit_layers="all",
+        background_by_score=False,
+    ),
+    "mgd": BaselineConfig(name="mgd"),
+    "cwd": BaselineConfig(name="cwd"),
+    "stxd": BaselineConfig(name="stxd"),
+}  # fmt: skip
+"""A past-only teacher makes `ftkd` the row `ftkd_past_teacher`: that is a matter of the teacher."""
+
+
+def method_config(name: str) -> MethodConfig:
+    """The settings of a method; UserError names what exists."""
+    if name not in METHODS:
+        raise UserError(f"unknown distillation method {name!r}; expected one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def build_method(
+    config: MethodConfig,
+    *,
+    student_channels: int,
+    teacher_channels: int,
+    map_channels: Mapping[int, tuple[int, int]],
+    code_weights: tuple[float, ...],
+) -> FTKD | Baseline:
+    """The module of a method between a student and a teacher of these widths, as `FTKD` takes them."""
+    if isinstance(config, BaselineConfig):
+        return Baseline(config, map_channels)
+    return FTKD(
+        config,
+        student_channels=student_channels,
+        teacher_channels=teacher_channels,
+        map_channels=map_channels,
+        code_weights=code_weights,
+    )
