@@ -110,6 +110,26 @@ def sparse_bev_tiny_offline() -> SparseBEVConfig:
     return replace(sparse_bev_tiny(), preset="sparse_bev_tiny_offline", num_future=3)
 
 
+def sparse_bev_r18_352x128() -> SparseBEVConfig:
+    """SparseBEV on a ResNet-18 at a quarter of the pixels, 4 frames: for experiments that must fit a budget
+    (ours)."""
+    return SparseBEVConfig(
+        preset="sparse_bev_r18_352x128",
+        image=ImageConfig(width=352, height=128),
+        backbone=BackboneConfig(depth=18),
+        decoder=SparseDecoderConfig(
+            num_queries=400, levels=3, out_points=64,
+            range_low_m=(-61.2, -61.2, -5.0), range_high_m=(61.2, 61.2, 3.0),
+        ),
+        num_past=3,
+    )  # fmt: skip
+
+
+def sparse_bev_r18_352x128_offline() -> SparseBEVConfig:
+    """The teacher of that size: 3 past + current + 3 future frames."""
+    return replace(sparse_bev_r18_352x128(), preset="sparse_bev_r18_352x128_offline", num_future=3)
+
+
 PRESETS: Final[dict[str, Callable[[], DetectorConfig]]] = {
     builder.__name__: builder
     for builder in (tiny, r18_352x128, r50_704x256, r50_704x256_428q, r50_704x256_900q)
@@ -117,7 +137,8 @@ PRESETS: Final[dict[str, Callable[[], DetectorConfig]]] = {
 SPARSE_BEV_PRESETS: Final[dict[str, Callable[[], SparseBEVConfig]]] = {
     builder.__name__: builder
     for builder in (
-        sparse_bev_tiny, sparse_bev_tiny_offline, sparse_bev_r50_704x256, sparse_bev_r101_704x256_offline,
+        sparse_bev_tiny, sparse_bev_tiny_offline, sparse_bev_r18_352x128, sparse_bev_r18_352x128_offline,
+        sparse_bev_r50_704x256, sparse_bev_r101_704x256_offline,
     )
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer
 from ftkd_core.distillation.reconstruction import PerspectiveReconstruction
 from ftkd_core.errors import UserError
+from ftkd_core.losses.counting import shared_count
 from ftkd_core.models.stream_petr import Predictions
 from ftkd_core.types import Targets
 
@@ -128,7 +129,7 @@ def relation_loss(
     mine = similarity(student.float(), student_before.detach().float())
     yours = similarity(teacher.detach().float(), teacher_before.detach().float())
     error = (mine - yours).square().mean(dim=(1, 2, 3))
-    return (error * known).sum() / known.sum().clamp(min=1.0)
+    return (error * known).sum() / shared_count(known.sum())
 
 
 def similarity(now: Tensor, before: Tensor) -> Tensor:

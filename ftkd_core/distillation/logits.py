@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ftkd_core.losses.counting import shared_count
+
 
 class Alignment(NamedTuple):
     """Which teacher query each student query follows: teacher (B, Qs) int64, -1 for none; foreground (B, Qs)
@@ -116,7 +118,7 @@ def logit_losses(
     by_class = quality_focal_loss(logits.float(), quality).sum(-1)  # (B, Qs)
     by_box = ((codes.float() - goal).abs() * code_weights).sum(-1)
     paired = alignment.teacher >= 0
-    count = alignment.foreground.sum().clamp(min=1)
+    count = shared_count(alignment.foreground.sum())
     terms: dict[str, Tensor] = {}
     belief = quality.amax(-1) if background_by_score else torch.ones_like(by_box)
     parts = (

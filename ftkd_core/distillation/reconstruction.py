@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ftkd_core.losses.counting import shared_count
+
 
 @torch.no_grad()
 def future_aware_target(
@@ -72,7 +74,7 @@ class PerspectiveReconstruction(nn.Module):
         kept = random_mask(cells, 1 - self.mask_ratio, generator, student)
         rebuilt = self.generator((student * kept).flatten(0, 1)).unflatten(0, student.shape[:2])
         error = (rebuilt.float() - target.detach().float()).square().mean(dim=(1, 2, 3, 4))
-        loss: Tensor = (error * weight).sum() / weight.sum().clamp(min=1.0)
+        loss: Tensor = (error * weight).sum() / shared_count(weight.sum())
         return loss
 
 
@@ -110,7 +112,7 @@ class QueryReconstruction(nn.Module):
         index = teacher_of_student.clamp(min=0)[..., None].expand(-1, -1, teacher.shape[-1])
         target = teacher.detach().float().gather(1, index)
         error = (self.generator(student * kept).float() - target).square().mean(-1)  # (B, Qs)
-        loss: Tensor = (error * paired).sum() / paired.sum().clamp(min=1)
+        loss: Tensor = (error * paired).sum() / shared_count(paired.sum())
         return loss
 
 

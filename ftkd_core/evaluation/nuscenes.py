@@ -111,7 +111,7 @@ def evaluate(
         sample_tokens = sample_tokens_of(dataset, split=split, scenes=scenes)
     if not sample_tokens:
         raise UserError("no key frame to evaluate; expected a split or scene with at least one")
-    evaluation = _SubsetEvaluation(dataset, _load_results(results), sample_tokens)
+    evaluation = SubsetEvaluation(dataset, load_results(results), sample_tokens)
     metrics, _ = evaluation.evaluate()
     summary = _summary(metrics, evaluation)
     if output_dir is not None:
@@ -122,7 +122,7 @@ def evaluate(
     return summary
 
 
-class _SubsetEvaluation(DetectionEval):  # type: ignore[misc]  # the devkit has no types
+class SubsetEvaluation(DetectionEval):  # type: ignore[misc]  # the devkit has no types
     """The devkit's evaluation on chosen key frames; loading, filtering and scoring are its own functions.
 
     Its constructor only knows splits and files, and fails where nothing at all was detected.
@@ -195,7 +195,8 @@ def _sample_results(token: str, posed: PosedObjects) -> list[dict[str, Any]]:
     return _plain(entries)  # type: ignore[no-any-return]
 
 
-def _load_results(results: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+def load_results(results: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+    """The entries of a results dictionary or file, by sample token; UserError where it is none."""
     where = "the results"
     if not isinstance(results, Mapping):
         where = str(results)
@@ -211,7 +212,7 @@ def _load_results(results: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
     return entries
 
 
-def _summary(metrics: DetectionMetrics, evaluation: _SubsetEvaluation) -> dict[str, Any]:
+def _summary(metrics: DetectionMetrics, evaluation: SubsetEvaluation) -> dict[str, Any]:
     truths = dict.fromkeys(CLASS_NAMES, 0)
     known_velocity = 0
     for box in evaluation.gt_boxes.all:

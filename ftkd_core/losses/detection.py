@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ftkd_core.boxes import encode_boxes
 from ftkd_core.classes import CLASS_NAMES, HEADINGLESS, SYMMETRIC
 from ftkd_core.config import DetectorConfig, SparseBEVConfig
+from ftkd_core.losses.counting import shared_count
 from ftkd_core.losses.matching import match
 from ftkd_core.models.anchors import turn_back, view_axis
 from ftkd_core.models.auxiliary2d import REFERENCE_FOCAL_PX, AuxiliaryMaps
@@ -84,7 +85,7 @@ class DetectionCriterion(nn.Module):
         """Classification and box terms of one layer: logits (B, Q, K), codes (B, Q, 10), assigned (B, Q),
         real (B, Q)."""
         positive = assigned >= 0
-        count = positive.sum().clamp(min=1)
+        count = shared_count(positive.sum())
         index = assigned.clamp(min=0)
         labels = targets.labels.gather(1, index)
         one_hot = F.one_hot(labels, logits.shape[-1]).to(logits.dtype) * positive[..., None]
@@ -115,7 +116,7 @@ def auxiliary_losses(maps: AuxiliaryMaps, targets: Targets, rig: CameraRig, stri
     column, row = cells[..., 0].round().long(), cells[..., 1].round().long()
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     batch, camera, slot = (targets.mask_2d & inside).nonzero(as_tuple=True)  # (P,) objects seen
-    count = max(len(batch), 1)
+    count = shared_count(torch.tensor(len(batch), device=row.device))
     heat = _heat_targets(maps.heat, targets, (batch, camera, slot), cells, stride)
     terms = {"auxiliary/heat": _heat_loss(maps.heat.float(), heat) / count}
 
@@ -124,7 +125,7 @@ def auxiliary_losses(maps: AuxiliaryMaps, targets: Targets, rig: CameraRig, stri
     )
     predicted = AuxiliaryMaps(*(values[batch, camera, :, row, column].float() for values in maps))
     goals = _geometry_goals(predicted, targets, rig, (batch, camera, slot, row, column), stride)
-    share = share / share.sum().clamp(min=1.0)
+    share = share / shared_count(share.sum())
     direction = _direction_loss(predicted.heading, goals.pop("heading")[0])
     terms["auxiliary/heading"] = (direction * share).sum()
     for name, (goal, weight) in goals.items():

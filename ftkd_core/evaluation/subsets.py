@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Official metrics of part of the objects: by visibility, by distance, and of those only just come into view.
+
+Where does the future help? Objects are chosen, and detections of other objects are neither right nor wrong:
+a detection is left out where the nearest true object of its class, within 2 m, is not among the chosen. What
+is left is scored by the devkit's own functions. Source: ours, as the devkit has no such split.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.detection.data_classes import DetectionBox
+from nuscenes.nuscenes import NuScenes
+
+from ftkd_core.evaluation.nuscenes import SubsetEvaluation, load_results
+
+_SAME_OBJECT_M: Final = 2.0
+_NEW_S: Final = 1.0
+
+
+class ObjectFacts(NamedTuple):
+    """visibility 1 (least) to 4; distance from ego in metres; seen_s seconds since it was first seen by the
+    lidar in its scene."""
+
+    visibility: int
+    distance_m: float
+    seen_s: float
+
+
+Choice = Callable[[ObjectFacts], bool]
+SUBSETS: Final[dict[str, Choice]] = {
+    "visibility_0_40": lambda facts: facts.visibility == 1,
+    "visibility_40_60": lambda facts: facts.visibility == 2,
+    "visibility_60_80": lambda facts: facts.visibility == 3,
+    "visibility_80_100": lambda facts: facts.visibility == 4,
+    "distance_0_20": lambda facts: facts.distance_m < 20,
+    "distance_20_40": lambda facts: 20 <= facts.distance_m < 40,
+    "distance_40_": lambda facts: facts.distance_m >= 40,
+    "seen_less_than_1_s": lambda facts: facts.seen_s < _NEW_S,
+    "seen_1_s_or_longer": lambda facts: facts.seen_s >= _NEW_S,
+}
+_BY_DISTANCE: Final = {name: choice for name, choice in SUBSETS.items() if name.startswith("distance")}
+
+
+def evaluate_subsets(
+    dataset: NuScenes, results: Mapping[str, Any], sample_tokens: Sequence[str]
+) -> dict[str, dict[str, float | int | None]]:
+    """For each of `SUBSETS`: AP, the mean over the classes that have such objects, AVE over those whose
+    velocity is scored, and the number of true objects. None where there is nothing to score."""
+    evaluation = SubsetEvaluation(dataset, load_results(results), sample_tokens)
+    truth, found = evaluation.gt_boxes, evaluation.pred_boxes
+    facts = _object_facts(dataset, truth)
+    nearest = {token: _nearest_facts(truth[token], found[token], facts) for token in truth.sample_tokens}
+    answer = {}
+    for name, choice in SUBSETS.items():
+        chosen_truth, chosen_found = EvalBoxes(), EvalBoxes()
+        for token in truth.sample_tokens:
+            kept = [box for box in truth[token] if choice(facts[_key(box)])]
+            chosen_truth.add_boxes(token, kept)
+            chosen_found.add_boxes(
+                token,
+                [
+                    box
+                    for box, near in zip(found[token], nearest[token], strict=True)
+                    if (choice(near) if near is not None else _unmatched(name, box))
+                ],
+            )
+        evaluation.gt_boxes, evaluation.pred_boxes = chosen_truth, chosen_found
+        answer[name] = _scores(evaluation)
+    return answer
+
+
+def _unmatched(subset: str, box: DetectionBox) -> bool:
+    """Whether a detection of nothing counts against a subset: by distance where it lies there, else
+    always."""
+    choice = _BY_DISTANCE.get(subset)
+    return choice is None or choice(ObjectFacts(4, float(box.ego_dist), 0.0))
+
+
+def _scores(evaluation: SubsetEvaluation) -> dict[str, float | int | None]:
+    truths: dict[str, int] = {}
+    for box in evaluation.gt_boxes.all:
+        truths[box.detection_name] = truths.get(box.detection_name, 0) + 1
+    if not truths:
+        return {"AP": None, "AVE": None, "truths": 0}
+    metrics, _ = evaluation.evaluate()
+    precision = [metrics.mean_dist_aps[name] for name in truths]
+    errors = [metrics.get_label_tp(name, "vel_err") for name in truths]
+    known = [error for error in errors if np.isfinite(error)]
+    return {
+        "AP": float(np.mean(precision)),
+        "AVE": float(np.mean(known)) if known else None,
+        "truths": sum(truths.values()),
+    }
+
+
+def _key(box: DetectionBox) -> tuple[str, tuple[float, ...]]:
+    return box.sample_token, tuple(box.translation)
+
+
+def _object_facts(dataset: NuScenes, truth: EvalBoxes) -> dict[tuple[str, tuple[float, ...]], ObjectFacts]:
+    """By sample and place: the devkit's boxes do not say which annotation they are of."""
+    facts = {}
+    first_seen: dict[str, float] = {}
+    for token in truth.sample_tokens:
+        sample = dataset.get("sample", token)
+        now = sample["timestamp"] * 1e-6
+        for annotation_token in sample["anns"]:
+            annotation = dataset.get("sample_annotation", annotation_token)
+            instance = annotation["instance_token"]
+            if instance not in first_seen:
+                first_seen[instance] = _first_seen(dataset, instance)
+            key = (token, tuple(annotation["translation"]))
+            facts[key] = ObjectFacts(
+                int(annotation["visibility_token"] or 4), 0.0, now - first_seen[instance]
+            )
+    return {_key(box): facts[_key(box)]._replace(distance_m=float(box.ego_dist)) for box in truth.all}
+
+
+def _first_seen(dataset: NuScenes, instance: str) -> float:
+    """Seconds of the first sample in which the lidar (or radar) saw the instance."""
+    token = dataset.get("instance", instance)["first_annotation_token"]
+    annotation = dataset.get("sample_annotation", token)
+    while not annotation["num_lidar_pts"] + annotation["num_radar_pts"] and annotation["next"]:
+        annotation = dataset.get("sample_annotation", annotation["next"])
+    return float(dataset.get("sample", annotation["sample_token"])["timestamp"]) * 1e-6
+
+
+def _nearest_facts(
+    truth: Sequence[DetectionBox],
+    found: Sequence[DetectionBox],
+    facts: Mapping[tuple[str, tuple[float, ...]], ObjectFacts],
+) -> list[ObjectFacts | None]:
+    """For each detection, what is known of the nearest true object of its class within 2 m."""
+    answer: list[ObjectFacts | None] = [None] * len(found)
+    for name in {box.detection_name for box in truth}:
+        same = [box for box in truth if box.detection_name == name]
+        index = [place for place, box in enumerate(found) if box.detection_name == name]
+        if not index:
+            continue
+        theirs = np.array([box.translation[:2] for box in same])
+        mine = np.array([found[place].translation[:2] for place in index])
+        distance = np.linalg.norm(mine[:, None] - theirs[None], axis=-1)  # (detections, objects)
+        for place, row in zip(index, distance, strict=True):
+            if row.min() <= _SAME_OBJECT_M:
+                answer[place] = facts[_key(same[int(row.argmin())])]
+    return answer

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of part of the objects: detections of the others are neither right nor wrong."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from nuscenes.nuscenes import NuScenes
+
+from ftkd_core.data.nuscenes import ground_truth, sample_pose
+from ftkd_core.data.synthetic.export import write_dataset
+from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, sample_tokens_of, to_devkit_results
+from ftkd_core.evaluation.subsets import SUBSETS, evaluate_subsets
+
+SPLIT = "some"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> NuScenes:
+    root = write_dataset(
+        tmp_path_factory.mktemp("synth") / "data", [900_003], version="v1.0-synth", split=SPLIT,
+        width=160, height=90, duration_s=3.0, sweeps=False, progress=False,
+    )  # fmt: skip
+    return NuScenes("v1.0-synth", str(root), verbose=False)
+
+
+def truth(dataset: NuScenes) -> dict[str, PosedObjects]:
+    """What the devkit scores, found with certainty."""
+    return {
+        token: PosedObjects(ground_truth(dataset, token, min_points=1), sample_pose(dataset, token))
+        for token in sample_tokens_of(dataset, split=SPLIT)
+    }
+
+
+def scores(dataset: NuScenes, found: dict[str, PosedObjects]) -> dict[str, dict[str, float | int | None]]:
+    return evaluate_subsets(dataset, to_devkit_results(found, found), list(found))
+
+
+def keep(posed: PosedObjects, chosen: np.ndarray) -> PosedObjects:
+    return posed._replace(objects=posed.objects.select(chosen))
+
+
+def distance(posed: PosedObjects) -> np.ndarray:
+    return np.linalg.norm(posed.objects.boxes[:, :2], axis=1)
+
+
+def test_perfect_detections_are_perfect_in_every_part(dataset: NuScenes) -> None:
+    found = scores(dataset, truth(dataset))
+    assert set(found) == set(SUBSETS)
+    for name, values in found.items():
+        if values["truths"]:
+            assert values["AP"] == pytest.approx(1, abs=1e-6), name
+            assert values["AVE"] is None or values["AVE"] < 1e-6
+        else:
+            assert values["AP"] is None
+    whole = evaluate(dataset, to_devkit_results(truth(dataset), truth(dataset)), split=SPLIT)
+    count = sum(part["truths"] for part in whole["classes"].values())
+    for kind in ("visibility", "distance", "seen"):
+        assert sum(int(v["truths"] or 0) for n, v in found.items() if n.startswith(kind)) == count
+
+
+def test_what_is_missed_far_away_does_not_count_nearby(dataset: NuScenes) -> None:
+    """Nor do detections of far objects count as false alarms nearby."""
+    near_only = {token: keep(posed, distance(posed) < 30) for token, posed in truth(dataset).items()}
+    found = scores(dataset, near_only)
+    assert found["distance_0_20"]["AP"] == pytest.approx(1, abs=1e-6)
+    assert found["distance_40_"]["truths"] and found["distance_40_"]["AP"] == 0
+    assert 0 < float(found["distance_20_40"]["AP"] or 0) < 1
+
+
+def test_false_alarms_count_where_they_lie(dataset: NuScenes) -> None:
+    invented = {}
+    for token, posed in truth(dataset).items():
+        objects = posed.objects
+        boxes = objects.boxes[:1].repeat(200, axis=0)
+        angle = np.linspace(0, 2 * np.pi, 200)
+        boxes[:, 0], boxes[:, 1] = 30 * np.cos(angle), 30 * np.sin(angle)
+        labels = np.resize(np.arange(10), 200)
+        invented[token] = posed._replace(
+            objects=replace(
+                objects,
+                boxes=np.concatenate([objects.boxes, boxes]),
+                scores=np.concatenate([objects.scores * 0.4, np.full(200, 0.9)]),
+                labels=np.concatenate([objects.labels, labels]),
+                ids=(),
+            )
+        )
+    found = scores(dataset, invented)
+    assert found["distance_0_20"]["AP"] == pytest.approx(1, abs=1e-6)
+    assert float(found["distance_20_40"]["AP"] or 0) < 0.7
+    assert float(found["visibility_80_100"]["AP"] or 0) < 0.9  # nobody knows how visible nothing is

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experiment: its plan is kept, methods are balanced, detections are scored on the right frames, and the
+table is what the runs say."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ftkd_core.config import ImageConfig
+from ftkd_core.data.nuscenes import open_dataset
+from ftkd_core.data.synthetic.export import write_dataset
+from ftkd_core.data.synthetic_clips import render_clip
+from ftkd_core.distillation.methods import method_config
+from ftkd_core.errors import UserError
+from tests.core.helpers import make_clip, small_config
+from tests.core.test_sparse_bev import small_sparse
+from tests.training.test_lessons import pairs, stream_lesson, teacher
+from training import predicting
+from training.balance import balance, balanced, measure_terms
+from training.experiments import Experiment, Plan, main, make_parser
+from training.matrix import ROWS, SCORES, choose_rows, read_matrix, subset_table, table
+
+
+def entry(method: str, seed: int, score: float, **more: object) -> dict[str, object]:
+    return {"method": method, "seed": seed, **dict.fromkeys(SCORES, score), "steps": 100, **more}
+
+
+def test_the_table_says_mean_and_spread_in_the_order_of_the_rows() -> None:
+    entries = [entry("ftkd", 0, 0.2), entry("none", 0, 0.1), entry("ftkd", 1, 0.4), entry("teacher", 0, 0.5)]
+    lines = table(entries).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| teacher", "| none", "| ftkd"]
+    assert "| 2 | 100 | 0.300 ± 0.141 |" in lines[4]
+    assert "±" not in lines[2]
+    assert subset_table(entries, "AP") == ""
+    parts = {"near": {"AP": 0.5, "AVE": None}, "far": {"AP": 0.25, "AVE": 1.0}}
+    assert (
+        subset_table([entry("none", 0, 0.1, subsets=parts)], "AVE").splitlines()[2] == "| none | - | 1.000 |"
+    )
+
+
+def test_files_that_are_no_matrix_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "matrix.json"
+    assert main(["--table", str(path)]) == 2
+    path.write_text('[{"method": "none"}]')
+    with pytest.raises(UserError, match="expected a list of runs with"):
+        read_matrix(path)
+    path.write_text(json.dumps([entry("none", 0, 0.25)]))
+    capsys.readouterr()
+    assert main(["--table", str(path)]) == 0
+    assert "| none | 1 | 100 | 0.250 |" in capsys.readouterr().out
+    assert main([]) == 2
+    assert "name one with --out" in capsys.readouterr().err
+
+
+def test_rows_are_chosen_by_name() -> None:
+    assert choose_rows("") == list(ROWS)
+    assert choose_rows("none,ftkd") == ["none", "ftkd"]
+    with pytest.raises(UserError, match="unknown row 'fgd'"):
+        choose_rows("none,fgd")
+
+
+def arguments(out: Path, *more: str) -> list[str]:
+    return ["--out", str(out), "--preset", "tiny", "--teacher-preset", "sparse_bev_tiny_offline",
+            "--past-preset", "sparse_bev_tiny", "--accelerator", "cpu", *more]  # fmt: skip
+
+
+def test_a_plan_is_kept_and_not_bent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"tiny": 1.0, "sparse_bev_tiny_offline": 4.0, "sparse_bev_tiny": 2.0}
+    monkeypatch.setattr(Experiment, "render", lambda self, plan: None)
+    monkeypatch.setattr(Experiment, "seconds_per_step", lambda self, name: seconds[name])
+
+    def plan(*more: str) -> Plan:
+        return Experiment(make_parser().parse_args(arguments(tmp_path, *more))).make_plan()
+
+    first = plan("--minutes", "100", "--rows", "none,none_long,ftkd", "--seeds", "2")
+    assert first.teacher_steps == pytest.approx(2000 / 4, abs=1)  # a third of the time, one teacher
+    assert first.steps == pytest.approx((0.9 * 6000 - 2000) / (2 * 4 * 1.0), abs=1)
+    assert plan("--minutes", "5", "--seeds", "2") == first  # time fixes a plan once
+    with pytest.raises(UserError, match="has seeds 2, the command 3; give another --out"):
+        plan("--seeds", "3")
+    with pytest.raises(UserError, match="has steps"):
+        plan("--seeds", "2", "--steps", "7")
+
+
+def test_both_teachers_share_the_time_of_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Experiment, "render", lambda self, plan: None)
+    monkeypatch.setattr(Experiment, "seconds_per_step", lambda self, name: 1.0)
+    parsed = make_parser().parse_args(arguments(tmp_path, "--minutes", "10"))
+    assert Experiment(parsed).make_plan().teacher_steps == pytest.approx(100, abs=1)
+    given = ["--minutes", "10", "--teacher", "a", "--past-teacher", "b"]
+    parsed = make_parser().parse_args(arguments(tmp_path / "given", *given))
+    assert Experiment(parsed).make_plan().teacher_steps == 0
+
+
+@pytest.mark.parametrize("method", ["ftkd", "ftkd_no_bev", "logits", "mgd", "stxd"])
+def test_every_part_is_brought_to_its_share(method: str) -> None:
+    student = stream_lesson("").detector
+    config, before = balance(
+        teacher(), student, method_config(method), pairs(), streams=2, share=0.1, batches=2
+    )
+    lesson = stream_lesson(method)
+    assert lesson.distiller is not None
+    lesson.distiller.method.config = config
+    terms = {name: value for name, value in before.items() if "/" in name}
+    detection = sum(v for n, v in terms.items() if n.split("/")[0] not in ("ftkd", "mgd", "stxd"))
+    again = measure_terms(lesson, pairs(), 2, torch.device("cpu"))
+    for part in ("ftkd/pv", "ftkd/bev", "ftkd/logits", "mgd", "stxd"):
+        mine = sum(value for name, value in again.items() if name.startswith(part))
+        if mine:
+            # the generators' random weights differ, so the scale is right but not the last digit
+            assert 0.02 < mine / detection < 0.5, part
+    rescaled = balanced(config, {"layer0/box": 10.0, f"{method}/16": 2.0, "ftkd/bev": 4.0}, 0.1)
+    if method == "mgd":
+        assert rescaled.weight == pytest.approx(config.weight * 0.5)  # type: ignore[union-attr]
+    if method == "ftkd":
+        assert rescaled.bev_weight == pytest.approx(config.bev_weight * 0.25)  # type: ignore[union-attr]
+
+
+def test_detections_are_kept_and_read_as_they_were(tmp_path: Path) -> None:
+    from ftkd_core.models.stream_petr import build_stream_petr
+
+    clips = [make_clip(seed=seed) for seed in range(2)]
+    torch.manual_seed(0)
+    for model in (build_stream_petr(small_config()), small_sparse(past=1, future=1)):
+        path = predicting.predict(model, clips.__getitem__, 2, tmp_path / "found.npz", torch.device("cpu"))
+        with np.load(path) as file:
+            assert len(file["counts"]) == sum(len(clip.times) for clip in clips)
+            assert file["counts"].sum() == len(file["boxes"]) == len(file["scores"])
+            first = predicting.detect_clip(model, clips[0], torch.device("cpu"))[0]
+            kept = first.scores[0] >= 0.01
+            assert np.allclose(file["boxes"][: file["counts"][0]], first.boxes[0][kept].numpy(), atol=1e-5)
+
+
+def test_what_is_true_in_the_clips_is_true_in_the_data_set(tmp_path: Path) -> None:
+    """The truth of the clips, taken for detections, scores as perfect on the data set of the same seeds."""
+    seeds, image = [900_001, 900_004], ImageConfig(width=352, height=128)
+    root = write_dataset(
+        tmp_path / "data", seeds, version="v1.0-synth", split="held_out", width=704, height=396,
+        duration_s=1.0, sweeps=False, progress=False,
+    )  # fmt: skip
+    clips = [render_clip(seed, image, 1.0) for seed in seeds]
+    seen = [(o.boxes[o.num_points > 0], o.labels[o.num_points > 0]) for clip in clips for o in clip.objects]
+    values = {
+        "boxes": np.concatenate([boxes for boxes, _ in seen]),
+        "labels": np.concatenate([labels for _, labels in seen]),
+        "counts": np.array([len(labels) for _, labels in seen]),
+        "global_from_ego": np.concatenate([clip.global_from_ego for clip in clips]),
+    }
+    values["scores"] = np.linspace(0.9, 0.5, len(values["labels"]))
+    np.savez(tmp_path / "truth.npz", **values)
+    dataset = open_dataset(root, "v1.0-synth")
+    found = predicting.score(tmp_path / "truth.npz", dataset, "held_out")
+    assert found["mAP_present"] > 0.97
+    assert found["subsets"]["distance_0_20"]["AP"] > 0.97
+    values["global_from_ego"] = values["global_from_ego"][::-1]
+    np.savez(tmp_path / "other.npz", **values)
+    with pytest.raises(UserError, match="differ in where frame 0 was taken"):
+        predicting.score(tmp_path / "other.npz", dataset, "held_out")
+    np.savez(tmp_path / "few.npz", **{**values, "counts": values["counts"][:-1]})
+    with pytest.raises(UserError, match="holds 3 frames, the data set 4"):
+        predicting.score(tmp_path / "few.npz", dataset, "held_out")
+
+
+@pytest.mark.slow
+def test_the_whole_experiment_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = arguments(
+        tmp_path / "out", "--rows", "none,ftkd,stxd,ftkd_past_teacher", "--seeds", "1", "--scenes", "1",
+        "--held-out", "1", "--streams", "1", "--steps", "2", "--teacher-steps", "1", "--threads", "1",
+        "--clips", str(tmp_path / "clips"),
+    )  # fmt: skip
+    assert main([*command, "--phase", "train"]) == 0
+    assert not (tmp_path / "out" / "matrix.json").exists()
+    assert main(command) == 0  # nothing is trained again
+    assert "| ftkd_past_teacher | 1 | 2 |" in capsys.readouterr().out
+    entries = read_matrix(tmp_path / "out" / "matrix.json")
+    assert {e["method"] for e in entries} == {
+        "teacher", "past_teacher", "none", "ftkd", "stxd", "ftkd_past_teacher",
+    }  # fmt: skip
+    assert all({"preset", "device", "commit", "subsets"} <= e.keys() for e in entries)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detections of a trained model on clips, kept in a file, so that another machine can score them.
+
+A clip is a scene of the synthetic world at key frames (2 Hz); the same seeds written as a nuScenes data set
+hold the truth. Symbols: F key frames of all clips, M detections of all frames.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nuscenes.nuscenes import NuScenes
+from tqdm import tqdm
+
+from ftkd_core.data.clips import Augmentation, Clip, make_sample
+from ftkd_core.data.nuscenes import sample_pose
+from ftkd_core.data.windows import make_window
+from ftkd_core.errors import UserError
+from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, sample_tokens_of, to_devkit_results
+from ftkd_core.evaluation.subsets import evaluate_subsets
+from ftkd_core.models.sparse_bev import SparseBEV
+from ftkd_core.models.stream_petr import Predictions, StreamPETR, decode
+from ftkd_core.runtime.preprocess import normalise
+from ftkd_core.types import CameraRig, Detections, Frame, FrameWindow, ObjectList
+
+_LEAST_SCORE = 0.01  # below it a detection changes no metric and only fills the file
+_SAME_POSE_M = 1e-3
+
+
+@torch.inference_mode()
+def detect_clip(model: StreamPETR | SparseBEV, clip: Clip, device: torch.device) -> list[Detections]:
+    """Detections of every frame of a clip, in order: streamed, or window by window."""
+    model = model.to(device).eval()
+    found = []
+    memory = model.start_memory() if isinstance(model, StreamPETR) else None
+    for index in range(len(clip.times)):
+        predictions: Predictions
+        if isinstance(model, StreamPETR):
+            assert memory is not None
+            sample = make_sample(clip, index, Augmentation(), index == 0)
+            images = normalise(sample.images.to(device), model.config.image)
+            frame = sample.frame(images)
+            frame = Frame(images, _rig_to(frame.rig, device), *(value.to(device) for value in frame[2:]))
+            predictions, memory = model(frame, memory)
+        else:
+            window = make_window(clip, index, Augmentation(), model.config.num_past, model.config.num_future)
+            images = normalise(window.images.to(device), model.config.image)
+            predictions, _ = model(FrameWindow(images, _rig_to(window.rig, device), window.time.to(device)))
+        found.append(decode(predictions))
+    return found
+
+
+def _rig_to(rig: CameraRig, device: torch.device) -> CameraRig:
+    return CameraRig(*(value.to(device) for value in rig))
+
+
+def predict(
+    model: StreamPETR | SparseBEV, load: Callable[[int], Clip], count: int, output: Path, device: torch.device
+) -> Path:
+    """Write the detections on clips 0 .. count - 1 to `output` (.npz): boxes (M, 9) in ego, scores and labels
+    (M,), counts (F,), global_from_ego (F, 4, 4)."""
+    frames: list[Detections] = []
+    poses = []
+    for index in tqdm(range(count), desc="detect", unit="scene"):
+        clip = load(index)
+        frames += detect_clip(model, clip, device)
+        poses.append(clip.global_from_ego)
+    boxes, scores, labels = (
+        [getattr(f, name)[0].float().cpu().numpy() for f in frames] for name in ("boxes", "scores", "labels")
+    )
+    kept = [score >= _LEAST_SCORE for score in scores]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial.npz")
+    np.savez_compressed(
+        partial,
+        boxes=np.concatenate([b[k] for b, k in zip(boxes, kept, strict=True)]).astype(np.float32),
+        scores=np.concatenate([s[k] for s, k in zip(scores, kept, strict=True)]).astype(np.float32),
+        labels=np.concatenate([v[k] for v, k in zip(labels, kept, strict=True)]).astype(np.int64),
+        counts=np.array([int(k.sum()) for k in kept]),
+        global_from_ego=np.concatenate(poses),
+    )
+    partial.replace(output)
+    return output
+
+
+def score(predictions: Path, dataset: NuScenes, split: str, *, subsets: bool = True) -> dict[str, Any]:
+    """Official metrics of a file of `predict` on the data set of the same seeds; with `subsets` also those of
+    part of the objects. UserError where the two are not of the same drives."""
+    tokens = sample_tokens_of(dataset, split=split)
+    results = to_devkit_results(_posed(predictions, dataset, tokens), tokens)
+    summary = evaluate(dataset, results, sample_tokens=tokens)
+    if subsets:
+        summary["subsets"] = evaluate_subsets(dataset, results, tokens)
+    return summary
+
+
+def _posed(predictions: Path, dataset: NuScenes, tokens: Sequence[str]) -> dict[str, PosedObjects]:
+    with np.load(predictions, allow_pickle=False) as file:
+        values = {name: file[name] for name in file.files}
+    if len(values["counts"]) != len(tokens):
+        raise UserError(
+            f"{str(predictions)!r} holds {len(values['counts'])} frames, the data set {len(tokens)}; "
+            "expected the same seeds and durations"
+        )
+    splits = np.cumsum(values["counts"])[:-1]
+    columns = [np.split(values[name], splits) for name in ("boxes", "scores", "labels")]
+    found = {}
+    for place, token in enumerate(tokens):
+        pose = values["global_from_ego"][place]
+        if np.abs(pose - sample_pose(dataset, token)).max() > _SAME_POSE_M:
+            raise UserError(f"{str(predictions)!r} and the data set differ in where frame {place} was taken")
+        boxes, scores, labels = (column[place] for column in columns)
+        objects = ObjectList(
+            boxes=boxes.astype(np.float64), scores=scores.astype(np.float64), labels=labels, stamp_ns=0
+        )
+        found[token] = PosedObjects(objects, pose)
+    return found

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the stages of the distillation experiment do; `experiments.py` says when."""
+
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from lightning_fabric import Fabric
+from nuscenes.nuscenes import NuScenes
+from safetensors import safe_open
+from tqdm import tqdm
+
+from ftkd_core.data.clips import AugmentConfig, StreamDataset
+from ftkd_core.data.nuscenes import open_dataset
+from ftkd_core.data.synthetic.export import write_dataset
+from ftkd_core.data.synthetic_clips import SyntheticClips
+from ftkd_core.data.windows import PairedDataset, WindowDataset
+from ftkd_core.distillation.baselines import BaselineConfig
+from ftkd_core.distillation.cache import describe, fill_cache
+from ftkd_core.distillation.methods import method_config
+from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
+from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.presets import PRESETS, preset, sparse_bev_preset
+from ftkd_core.weights import load_into, read_weights, read_window_weights, weights_hash
+from training import predicting
+from training.balance import balance
+from training.distill import load_teacher
+from training.lessons import StreamLesson, WindowLesson, make_distiller
+from training.loop import OptimConfig, Trainer
+
+HELD_OUT_SEED: Final = 900_000
+_VERSION, _SPLIT = "v1.0-synth", "held_out"
+_PLAIN: Final = AugmentConfig(flip=0.0, rotation=0.0)
+_SETTINGS: Final = ("weight", "pv_weight", "bev_weight", "logits_weight")
+
+
+def render(clips: SyntheticClips, count: int) -> None:
+    """Render the first `count` scenes that are missing, on all cores."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        work = pool.map(partial(_render_one, clips), range(count))
+        list(tqdm(work, total=count, desc="render scenes", unit="scene"))
+
+
+def _render_one(clips: SyntheticClips, index: int) -> None:
+    clips(index)
+
+
+def seconds_per_step(
+    name: str, streams: int, clips: SyntheticClips, scenes: int, device: torch.device, steps: int = 6
+) -> float:
+    """Seconds of a training step of a preset on that device, its data loaded in the same process."""
+    lesson: StreamLesson | WindowLesson
+    data: StreamDataset | WindowDataset
+    if name in PRESETS:
+        lesson = StreamLesson(build_stream_petr(preset(name)), streams)
+        data = StreamDataset(clips, scenes, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
+    else:
+        config = sparse_bev_preset(name)
+        lesson = WindowLesson(build_sparse_bev(config))
+        data = WindowDataset(
+            clips, scenes, batch=streams, num_past=config.num_past, num_future=config.num_future,
+            augment=_PLAIN, seed=0,
+        )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        fabric = Fabric(accelerator=device.type, devices=1)
+        half = torch.bfloat16 if device.type == "cuda" else None
+        trainer = Trainer(fabric, lesson, OptimConfig(), Path(folder), steps=100, seed=0, autocast=half)
+        trainer.model.train()
+        began = 0.0
+        for step in range(2 + steps):
+            if step == 2:
+                began = time.monotonic()
+            terms, _ = trainer.train_step(fabric.to_device(data[step]))
+            float(next(iter(terms.values())))  # waits for the device
+    return (time.monotonic() - began) / steps
+
+
+def cache_of(method: str) -> str:
+    """Which of a teacher's two caches a method reads."""
+    return "relations" if isinstance(method_config(method), BaselineConfig) else "future"
+
+
+def fill(
+    folder: Path, method: str, teacher: Path, student: str, clips: SyntheticClips, scenes: int,
+    device: torch.device,
+) -> None:  # fmt: skip
+    """Fill a cache with all that methods of its kind read: the maps with the future absorbed, or the maps as
+    they are and those of the frame before."""
+    widest = "stxd" if cache_of(method) == "relations" else "ftkd"
+    model = load_teacher(teacher)
+    distiller = make_distiller(model, build_stream_petr(preset(student)), method_config(widest))
+    model.to(device)
+    description = describe(
+        teacher=weights_hash(teacher),
+        data=f"{clips.cache.name} from seed {clips.first_seed}",
+        map_target=distiller.method.map_target,
+        strides=distiller.method.strides,
+        with_previous=distiller.method.needs_previous,
+    )
+    fabric = Fabric(accelerator=device.type, devices=1)
+    fill_cache(
+        folder, description, lambda batch: distiller.answer(fabric.to_device(batch)), clips, scenes,
+        num_past=model.config.num_past, num_future=model.config.num_future,
+    )  # fmt: skip
+
+
+def balance_method(
+    method: str, teacher: Path, student: str, init: str, clips: SyntheticClips, scenes: int, *,
+    streams: int, share: float, device: torch.device,
+) -> dict[str, Any]:  # fmt: skip
+    """The weights that bring each part of a method to `share` of the detection loss, and the terms measured
+    before: `{"settings": {...}, "terms": {...}}`."""
+    torch.manual_seed(0)
+    model, guide = build_stream_petr(preset(student)), load_teacher(teacher)
+    if init:
+        load_into(model, read_weights(Path(init))[0], init)
+    data = StreamDataset(clips, scenes, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
+    pairs = PairedDataset(data, guide.config.num_past, guide.config.num_future)
+    config, terms = balance(
+        guide, model.to(device), method_config(method), pairs, streams=streams, share=share
+    )
+    settings = {name: value for name, value in asdict(config).items() if name in _SETTINGS}
+    return {"settings": settings, "terms": terms}
+
+
+def steps_of(weights: Path) -> int:
+    """Training steps of a weights file; 0 where there is none."""
+    if not weights.is_file():
+        return 0
+    notes = (read_window_weights if _is_sparse_bev(weights) else read_weights)(weights)[2]
+    return int(notes.get("steps", 0))
+
+
+def _is_sparse_bev(weights: Path) -> bool:
+    with safe_open(weights, framework="pt") as file:
+        return bool((file.metadata() or {}).get("kind") == "SparseBEVConfig")
+
+
+def load_model(weights: Path) -> StreamPETR | SparseBEV:
+    """The model of a weights file, student or teacher."""
+    if _is_sparse_bev(weights):
+        return load_teacher(weights)
+    state, config, _ = read_weights(weights)
+    model = build_stream_petr(config)
+    load_into(model, state, str(weights))
+    return model
+
+
+def detect(weights: Path, clips: SyntheticClips, count: int, output: Path, device: torch.device) -> None:
+    """Write the detections of a weights file on the first `count` clips."""
+    predicting.predict(load_model(weights), clips, count, output, device)
+
+
+def held_out_dataset(folder: Path, count: int) -> NuScenes:
+    """The held-out scenes as a nuScenes data set, written when first asked for."""
+    if not folder.is_dir():
+        seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + count)
+        write_dataset(folder, seeds, version=_VERSION, split=_SPLIT, width=704, height=396, sweeps=False)
+    return open_dataset(folder, _VERSION)
+
+
+def score(predictions: Path, dataset: NuScenes) -> dict[str, Any]:
+    """Official scores of a file of detections."""
+    return predicting.score(predictions, dataset, _SPLIT)
