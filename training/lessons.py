@@ -5,7 +5,7 @@ A lesson is the module that Fabric wraps, so that under DDP every parameter that
 detector is its only part that is kept. Symbols: B streams or windows, T frames, N cameras.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ftkd_core.config import to_dict
-from ftkd_core.data.clips import StreamBatch, StreamDataset
+from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset
 from ftkd_core.data.windows import WindowBatch
 from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer, teacher_answer
 from ftkd_core.distillation.cache import TeacherCache, collate_answers
@@ -26,6 +26,7 @@ from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import Predictions, StreamPETR
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig, FrameWindow, Targets
+from training.whole_clips import view_clip
 
 State = tuple[Tensor, ...]
 Teaching = WindowBatch | TeacherAnswer  # what the teacher shall look at, or what a cache says it saw
@@ -74,15 +75,25 @@ class Distiller(nn.Module):
     @torch.no_grad()
     def answer(self, batch: WindowBatch) -> TeacherAnswer:
         """What the teacher says of the current frame of its windows."""
-        config = self.teacher.config
-        window = batch.window(normalise(batch.images, config.image))
+        window = batch.window(normalise(batch.images, self.teacher.config.image))
         predictions, pyramid = self.teacher(window)
-        levels = dict(zip((32, 16, 8, 4), reversed(pyramid), strict=False))
-        wanted = {stride: levels[stride] for stride in self.method.strides}
+        return self._answer(predictions, pyramid, batch.real)
+
+    def answer_clip(self, clip: Clip) -> Iterator[TeacherAnswer]:
+        """The same for all frames of a clip in order, some at a time; features are extracted once."""
+        for windows, predictions, pyramid in view_clip(self.teacher, clip):
+            yield self._answer(predictions, pyramid, windows.real)
+
+    def _answer(self, predictions: Predictions, pyramid: Sequence[Tensor], real: Tensor) -> TeacherAnswer:
+        levels = dict(zip((32, 16, 8, 4), reversed(pyramid[:4]), strict=False))
         return teacher_answer(
-            predictions, wanted, batch.real, config.num_past, self.method.map_target,
+            predictions,
+            {stride: levels[stride] for stride in self.method.strides},
+            real,
+            self.teacher.config.num_past,
+            self.method.map_target,
             with_previous=self.method.needs_previous,
-        )  # fmt: skip
+        )
 
     def forward(
         self, student: Predictions, maps: Mapping[int, Tensor], teaching: Teaching, targets: Targets,

@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from nuscenes.nuscenes import NuScenes
 from tqdm import tqdm
 
 from ftkd_core.data.clips import Augmentation, Clip, make_sample
 from ftkd_core.data.nuscenes import sample_pose
-from ftkd_core.data.windows import make_window
 from ftkd_core.errors import UserError
 from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, sample_tokens_of, to_devkit_results
 from ftkd_core.evaluation.subsets import evaluate_subsets
 from ftkd_core.models.sparse_bev import SparseBEV
-from ftkd_core.models.stream_petr import Predictions, StreamPETR, decode
+from ftkd_core.models.stream_petr import StreamPETR, decode
 from ftkd_core.runtime.preprocess import normalise
-from ftkd_core.types import CameraRig, Detections, Frame, FrameWindow, ObjectList
+from ftkd_core.types import Detections, ObjectList
+from training.whole_clips import view_clip
 
 _LEAST_SCORE = 0.01  # below it a detection changes no metric and only fills the file
 _SAME_POSE_M = 1e-3
@@ -33,27 +34,21 @@ _SAME_POSE_M = 1e-3
 def detect_clip(model: StreamPETR | SparseBEV, clip: Clip, device: torch.device) -> list[Detections]:
     """Detections of every frame of a clip, in order: streamed, or window by window."""
     model = model.to(device).eval()
+    if isinstance(model, SparseBEV):
+        return [one for view in view_clip(model, clip) for one in _each(decode(view.predictions))]
     found = []
-    memory = model.start_memory() if isinstance(model, StreamPETR) else None
+    memory = model.start_memory()
     for index in range(len(clip.times)):
-        predictions: Predictions
-        if isinstance(model, StreamPETR):
-            assert memory is not None
-            sample = make_sample(clip, index, Augmentation(), index == 0)
-            images = normalise(sample.images.to(device), model.config.image)
-            frame = sample.frame(images)
-            frame = Frame(images, _rig_to(frame.rig, device), *(value.to(device) for value in frame[2:]))
-            predictions, memory = model(frame, memory)
-        else:
-            window = make_window(clip, index, Augmentation(), model.config.num_past, model.config.num_future)
-            images = normalise(window.images.to(device), model.config.image)
-            predictions, _ = model(FrameWindow(images, _rig_to(window.rig, device), window.time.to(device)))
+        sample = move_data_to_device(make_sample(clip, index, Augmentation(), index == 0), device)
+        predictions, memory = model(sample.frame(normalise(sample.images, model.config.image)), memory)
         found.append(decode(predictions))
     return found
 
 
-def _rig_to(rig: CameraRig, device: torch.device) -> CameraRig:
-    return CameraRig(*(value.to(device) for value in rig))
+def _each(batch: Detections) -> list[Detections]:
+    """The frames of a batch, each as a batch of one."""
+    rows = zip(*(value.split(1) for value in batch), strict=True)
+    return [Detections(*row) for row in rows]
 
 
 def predict(

@@ -103,11 +103,7 @@ def fill(
         strides=distiller.method.strides,
         with_previous=distiller.method.needs_previous,
     )
-    fabric = Fabric(accelerator=device.type, devices=1)
-    fill_cache(
-        folder, description, lambda batch: distiller.answer(fabric.to_device(batch)), clips, scenes,
-        num_past=model.config.num_past, num_future=model.config.num_future,
-    )  # fmt: skip
+    fill_cache(folder, description, distiller.answer_clip, clips, scenes)
 
 
 def balance_method(

@@ -248,11 +248,7 @@ def _open_cache(
         with_previous=distiller.method.needs_previous,
     )
     if teaching.fill_cache and fabric.is_global_zero:
-        window = teaching.teacher.config
-        fill_cache(
-            teaching.cache, description, lambda batch: distiller.answer(fabric.to_device(batch)), clips,
-            config.data.scenes, num_past=window.num_past, num_future=window.num_future,
-        )  # fmt: skip
+        fill_cache(teaching.cache, description, distiller.answer_clip, clips, config.data.scenes)
     fabric.barrier()
     return TeacherCache(teaching.cache, description, config.data.scenes)
 

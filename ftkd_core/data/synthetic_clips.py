@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ftkd_core.config import ImageConfig
 from ftkd_core.data.clips import Clip, ClipObjects
 from ftkd_core.data.synthetic.frame import SceneFrame, render_frame
-from ftkd_core.data.synthetic.rig import SurroundRig, nuscenes_rig
+from ftkd_core.data.synthetic.rig import LIDAR_OFFSET_S, SurroundRig, nuscenes_rig
 from ftkd_core.data.synthetic.world import Scene, make_scene
 from ftkd_core.geometry import invert_rigid
 from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop
@@ -53,8 +53,9 @@ def render_clip(seed: int, image: ImageConfig, duration_s: float = 20.0) -> Clip
 
 
 def key_times(scene: Scene) -> NDArray[np.float64]:
-    """Scene times (T,) in seconds of the key frames."""
-    return np.arange(int(scene.duration_s / KEY_FRAME_INTERVAL_S)) * KEY_FRAME_INTERVAL_S
+    """Scene times (T,) in seconds of the key frames: the ends of the lidar sweeps, as in the data set that
+    `synthetic.export` writes of the same seed."""
+    return np.arange(int(scene.duration_s / KEY_FRAME_INTERVAL_S)) * KEY_FRAME_INTERVAL_S + LIDAR_OFFSET_S
 
 
 def _ego_from_camera(frame: SceneFrame, rig: SurroundRig) -> NDArray[np.float64]:
@@ -118,9 +119,9 @@ def load_clip(folder: Path) -> Clip:
 
 
 def world_version() -> str:
-    """Short hash of the world's source files: clips of another world are never mixed in."""
+    """Short hash of the source files of the world and of its clips: those of another are never mixed in."""
     digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / "synthetic").glob("*.py")):
+    for path in [Path(__file__), *sorted((Path(__file__).parent / "synthetic").glob("*.py"))]:
         if not path.name.startswith("export"):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:8]

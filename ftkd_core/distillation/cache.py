@@ -20,8 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ftkd_core.data.clips import Augmentation, AugmentConfig, Clip
-from ftkd_core.data.windows import WindowBatch, collate_windows, make_window
+from ftkd_core.data.clips import AugmentConfig, Clip
 from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer
 from ftkd_core.errors import UserError
 
@@ -49,27 +48,19 @@ def describe(
 def fill_cache(
     folder: Path,
     description: Manifest,
-    answer: Callable[[WindowBatch], TeacherAnswer],
+    answer: Callable[[Clip], Iterable[TeacherAnswer]],
     load: Callable[[int], Clip],
     num_clips: int,
-    *,
-    num_past: int,
-    num_future: int,
-    batch: int = 4,
 ) -> Path:
-    """Run the teacher (`answer`, a batch of windows to its answer) over the first num_clips clips that are
-    missing; returns the folder. Errors: UserError where the folder holds a cache of something else."""
+    """Run the teacher (`answer`, a clip to the answers of its frames in order, in batches) over the first
+    num_clips clips that are missing; returns the folder. Errors: UserError where the folder holds a cache of
+    something else."""
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _read_manifest(folder) if (folder / _MANIFEST).exists() else {**description, "shards": {}}
     _check_same(folder, manifest, description)
     missing = [index for index in range(num_clips) if str(index) not in manifest["shards"]]
     for index in tqdm(missing, desc="teacher", unit="scene"):
-        clip = load(index)
-        parts: list[dict[str, Tensor]] = []
-        for first in range(0, len(clip.times), batch):
-            frames = range(first, min(first + batch, len(clip.times)))
-            windows = [make_window(clip, frame, Augmentation(), num_past, num_future) for frame in frames]
-            parts.append(_to_tensors(answer(collate_windows(windows))))
+        parts = [_to_tensors(part) for part in answer(load(index))]
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
         name = f"scene-{index:05d}.safetensors"
         partial = folder / f"{name}.partial"

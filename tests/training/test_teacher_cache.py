@@ -7,8 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftkd_core.data.clips import AugmentConfig, Clip, StreamDataset
-from ftkd_core.distillation.cache import Manifest, TeacherCache, describe, fill_cache, refuse_augmentation
+from ftkd_core.data.clips import Augmentation, AugmentConfig, Clip, StreamDataset
+from ftkd_core.data.windows import make_window
+from ftkd_core.distillation.cache import (
+    Manifest,
+    TeacherCache,
+    collate_answers,
+    describe,
+    fill_cache,
+    refuse_augmentation,
+)
 from ftkd_core.errors import UserError
 from tests.core.helpers import NO_AUGMENTATION, make_clip
 from tests.training.test_lessons import make_trainer, pairs, stream_lesson
@@ -34,9 +42,22 @@ def fill(folder: Path, description: Manifest = DESCRIPTION, count: int = 2, meth
         loaded.append(index)
         return CLIPS[index]
 
-    fill_cache(folder, description, distiller(method).answer, load, count, num_past=1, num_future=1)
+    fill_cache(folder, description, distiller(method).answer_clip, load, count)
     (folder / "loaded.txt").write_text(str(loaded))
     return folder
+
+
+def test_a_whole_clip_is_answered_as_window_by_window() -> None:
+    teaching = distiller("stxd")
+    whole = collate_answers(list(teaching.answer_clip(CLIPS[0])))
+    windows = [make_window(CLIPS[0], i, Augmentation(), 1, 1) for i in range(len(CLIPS[0].times))]
+    single = collate_answers([teaching.answer(window) for window in windows])
+    assert torch.allclose(whole.logits, single.logits, atol=1e-4)
+    assert torch.allclose(whole.codes, single.codes, atol=1e-4)
+    assert torch.allclose(whole.targets[16], single.targets[16], atol=1e-5)
+    assert whole.previous is not None and single.previous is not None
+    assert torch.equal(whole.previous.known, single.previous.known)
+    assert torch.allclose(whole.previous.maps[16], single.previous.maps[16], atol=1e-5)
 
 
 @pytest.mark.parametrize(("method", "description"), [("ftkd", DESCRIPTION), ("stxd", RELATIONS)])
