@@ -219,7 +219,8 @@ class Experiment:
             sys.executable, "-m", *command, "--out", str(folder), "--steps", str(steps), "--seed", str(seed),
             "--streams", str(plan.streams), "--accelerator", a.accelerator, "--threads", str(a.threads),
             "--set", f"data.scenes={plan.scenes}", "--set", f"data.cache={a.clips}",
-            "--set", f"data.version={a.clips_version}", "--set", f"optim.lr={plan.lr}",
+            "--set", f"optim.lr={plan.lr}",
+            *(["--set", f"data.version={a.clips_version}"] if a.clips_version else []),
         ]  # fmt: skip
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
             done = subprocess.run(command, stdout=log, stderr=log, check=False)

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric.utilities import move_data_to_device
-from nuscenes.nuscenes import NuScenes
 from tqdm import tqdm
 
 from ftkd_core.data.clips import Augmentation, Clip, make_sample
-from ftkd_core.data.nuscenes import sample_pose
+from ftkd_core.data.nuscenes import NuScenes, sample_pose
 from ftkd_core.errors import UserError
 from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, sample_tokens_of, to_devkit_results
 from ftkd_core.evaluation.subsets import evaluate_subsets

@@ -12,12 +12,11 @@ from typing import Any, Final
 
 import torch
 from lightning_fabric import Fabric
-from nuscenes.nuscenes import NuScenes
 from safetensors import safe_open
 from tqdm import tqdm
 
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
-from ftkd_core.data.nuscenes import open_dataset
+from ftkd_core.data.nuscenes import NuScenes, open_dataset
 from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset, WindowDataset
@@ -98,7 +97,7 @@ def fill(
     model.to(device)
     description = describe(
         teacher=weights_hash(teacher),
-        data=f"{clips.cache.name} from seed {clips.first_seed}",
+        data=clips.name,
         map_target=distiller.method.map_target,
         strides=distiller.method.strides,
         with_previous=distiller.method.needs_previous,

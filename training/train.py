@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a detector on the synthetic world: the streaming student, or a SparseBEV (teacher or student B).
+"""Train a detector: the streaming student, or a SparseBEV (teacher or student B), on the synthetic world or
+on nuScenes.
 
     python -m training.train --preset tiny --out runs/tiny --steps 20000
     python -m training.train --preset sparse_bev_tiny_offline --out runs/teacher --steps 20000
-    torchrun --nproc-per-node 8 -m training.train --preset tiny --out runs/tiny --steps 20000
+    torchrun --nproc-per-node 8 -m training.train --recipe stream_petr_r50 --out runs/student \
+        --set data.root=/data/nuscenes
 
 Stop it at any time; the same command goes on from the last checkpoint. Any setting of the preset or of the
 run can be overridden: `--set optim.lr=2e-4 --set model.decoder.num_layers=4`.
@@ -22,7 +24,8 @@ from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
 from ftkd_core.config import DetectorConfig, SparseBEVConfig, override
-from ftkd_core.data.clips import AugmentConfig, StreamDataset
+from ftkd_core.data.clips import AugmentConfig, ClipSource, StreamDataset
+from ftkd_core.data.nuscenes_clips import NuScenesClips
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset, WindowDataset
 from ftkd_core.distillation.cache import TeacherCache, describe, fill_cache, refuse_augmentation
@@ -31,16 +34,18 @@ from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS, preset, sparse_bev_preset
-from ftkd_core.weights import load_into, read_weights, read_window_weights
+from ftkd_core.weights import start_from
 from training.lessons import CachedDataset, Distiller, StreamLesson, WindowLesson, make_distiller
 from training.loop import OptimConfig, Trainer
+from training.recipes import RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Training scenes are seeds first_seed .. first_seed + scenes - 1, rendered once into `cache`; segments
-    of `segment` key frames are trained on as one stream. Held-out scenes of the project start at seed
-    900000."""
+    """Training scenes are seeds first_seed .. first_seed + scenes - 1 of the synthetic world, rendered once
+    into `cache`; held-out scenes of the project start at seed 900000. With `root`, a nuScenes data set, they
+    are the scenes of `split` of its `nuscenes` version instead, indexed once into `cache`. Segments of
+    `segment` key frames are trained on as one stream."""
 
     scenes: int = 200
     first_seed: int = 0
@@ -49,6 +54,9 @@ class DataConfig:
     cache: str = "build/clips"
     version: str = ""
     workers: int = 1
+    root: str = ""
+    nuscenes: str = "v1.0-trainval"
+    split: str = "train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +94,12 @@ def make_parser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = ", ".join(sorted([*PRESETS, *SPARSE_BEV_PRESETS]))
-    parser.add_argument("--preset", default="tiny", help=f"model configuration: {names}")
+    parser.add_argument("--preset", help=f"model configuration: {names} (default: the recipe's, or tiny)")
+    parser.add_argument(
+        "--recipe",
+        choices=sorted(RECIPES),
+        help="settings of a published training on nuScenes; what the command line says comes after",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -96,7 +109,7 @@ def make_parser(
     parser.add_argument("--steps", type=int, help="optimiser steps of the whole run (default 20000)")
     parser.add_argument("--streams", type=int, help="scenes trained on side by side, per process (default 4)")
     parser.add_argument("--seed", type=int, help="seed of weights, order and augmentation (default 0)")
-    parser.add_argument("--init", type=Path, help="start from the weights of this .safetensors file")
+    parser.add_argument("--init", type=Path, help="start from this .safetensors file: a model or a backbone")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--devices", default="1", help="processes on this machine, when not started by torchrun"
@@ -115,9 +128,22 @@ def make_parser(
 
 def resolve(arguments: argparse.Namespace) -> TrainConfig | WindowTrainConfig:
     """The run's configuration from the command line."""
-    if arguments.preset in SPARSE_BEV_PRESETS:
-        return override(WindowTrainConfig(model=sparse_bev_preset(arguments.preset)), assignments(arguments))
-    return override(TrainConfig(model=preset(arguments.preset)), assignments(arguments))
+    name, settings = arguments.preset or "tiny", []
+    if arguments.recipe:
+        recipe = RECIPES[arguments.recipe]
+        name, settings = arguments.preset or recipe.preset, recipe.settings(_processes(arguments))
+    settings = [*settings, *assignments(arguments)]
+    if name in SPARSE_BEV_PRESETS:
+        return override(WindowTrainConfig(model=sparse_bev_preset(name)), settings)
+    return override(TrainConfig(model=preset(name)), settings)
+
+
+def _processes(arguments: argparse.Namespace) -> int:
+    """How many processes share a step."""
+    started = os.environ.get("WORLD_SIZE")
+    if started is None and not str(arguments.devices).isdigit():
+        raise UserError(f"devices {arguments.devices!r} with a recipe: expected a number")
+    return int(started or arguments.devices)
 
 
 def assignments(arguments: argparse.Namespace) -> list[str]:
@@ -173,17 +199,10 @@ def run(
     else:
         model = build_sparse_bev(config.model)
     if init is not None:
-        state, _, _ = read_weights(init) if isinstance(model, StreamPETR) else read_window_weights(init)
-        load_into(model, state, str(init))
+        start_from(init, model, config.model)
     distiller = None if teaching is None else make_distiller(teaching.teacher, model, teaching.method)
     out.mkdir(parents=True, exist_ok=True)
-    data = config.data
-    clips = SyntheticClips(
-        data.first_seed, config.model.image, Path(data.cache), data.duration_s, data.version
-    )
-    if fabric.is_global_zero:
-        clips.render_all(data.scenes)
-    fabric.barrier()
+    clips, scenes = open_clips(config, fabric)
     lesson: StreamLesson | WindowLesson
     if isinstance(model, StreamPETR):
         lesson = StreamLesson(model, config.streams, distiller)
@@ -195,26 +214,50 @@ def run(
     if (out / "state.pt").exists():
         trainer.resume(out / "state.pt")
         fabric.print(f"resumed at step {trainer.step} of {config.steps}")
-    dataset = _dataset(
-        config, clips, fabric.global_rank, None if teaching is None else teaching.teacher.config
-    )
+    seen_by = None if teaching is None else teaching.teacher.config
+    dataset = _dataset(config, clips, scenes, fabric.global_rank, seen_by)
     if teaching is not None and teaching.cache is not None:
         if not isinstance(dataset, PairedDataset) or distiller is None:
             raise UserError("--cache serves streaming students; a SparseBEV student runs its teacher")
-        cache = _open_cache(config, teaching, distiller, clips, fabric)
+        cache = _open_cache(config, teaching, distiller, clips, scenes, fabric)
         dataset = CachedDataset(dataset.streams, cache)
-    trainer.run(dataset, workers=data.workers, save_every=config.save_every)
+    trainer.run(dataset, workers=config.data.workers, save_every=config.save_every)
     return out / "weights.safetensors"
 
 
+def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple[ClipSource, int]:
+    """The clips to train on, rendered or indexed where they are not yet, and their number."""
+    data = config.data
+    if data.root:
+        real = NuScenesClips(
+            Path(data.root), data.nuscenes, data.split, config.model.image, config.model.channels,
+            Path(data.cache),
+        )  # fmt: skip
+        if fabric.is_global_zero:
+            real.prepare()
+        fabric.barrier()
+        return real, len(real)
+    rendered = SyntheticClips(
+        data.first_seed, config.model.image, Path(data.cache), data.duration_s, data.version
+    )
+    if fabric.is_global_zero:
+        rendered.render_all(data.scenes)
+    fabric.barrier()
+    return rendered, data.scenes
+
+
 def _dataset(
-    config: TrainConfig | WindowTrainConfig, clips: SyntheticClips, rank: int, teacher: SparseBEVConfig | None
+    config: TrainConfig | WindowTrainConfig,
+    clips: ClipSource,
+    scenes: int,
+    rank: int,
+    teacher: SparseBEVConfig | None,
 ) -> Dataset[Any]:
     """What the run's lesson is served: frames of streams or windows, and the teacher's windows with them."""
     if isinstance(config, WindowTrainConfig):
         return WindowDataset(
             clips,
-            config.data.scenes,
+            scenes,
             batch=config.streams,
             num_past=config.model.num_past,
             num_future=config.model.num_future if teacher is None else teacher.num_future,
@@ -224,7 +267,7 @@ def _dataset(
         )
     streams = StreamDataset(
         clips,
-        config.data.scenes,
+        scenes,
         num_streams=config.streams,
         segment=config.data.segment,
         augment=config.augment,
@@ -235,22 +278,23 @@ def _dataset(
 
 
 def _open_cache(
-    config: RunConfig, teaching: Teaching, distiller: Distiller, clips: SyntheticClips, fabric: Fabric
-) -> TeacherCache:
+    config: RunConfig, teaching: Teaching, distiller: Distiller, clips: ClipSource, scenes: int,
+    fabric: Fabric,
+) -> TeacherCache:  # fmt: skip
     """The cache of a run, filled first where that was asked for."""
     assert teaching.cache is not None
     refuse_augmentation(config.augment)
     description = describe(
         teacher=teaching.weights_hash,
-        data=f"{clips.cache.name} from seed {clips.first_seed}",
+        data=clips.name,
         map_target=distiller.method.map_target,
         strides=distiller.method.strides,
         with_previous=distiller.method.needs_previous,
     )
     if teaching.fill_cache and fabric.is_global_zero:
-        fill_cache(teaching.cache, description, distiller.answer_clip, clips, config.data.scenes)
+        fill_cache(teaching.cache, description, distiller.answer_clip, clips, scenes)
     fabric.barrier()
-    return TeacherCache(teaching.cache, description, config.data.scenes)
+    return TeacherCache(teaching.cache, description, scenes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

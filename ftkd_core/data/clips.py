@@ -10,7 +10,7 @@ H/W network size, M objects, G object slots, B streams.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ftkd_core.boxes import box_corners
+from ftkd_core.config import ImageConfig
+from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid, transform_points, yaw_transform
+from ftkd_core.runtime.preprocess import zoom_and_crop, zoomed_intrinsics
 from ftkd_core.types import CameraRig, Frame, Targets, pad_targets
 
 Array = NDArray[Any]
@@ -37,14 +40,28 @@ class ClipObjects:
     num_points: Array
 
 
+class ImageSource(Protocol):
+    """Images of a clip that are read frame by frame."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, N, H, W, 3)."""
+
+    def __getitem__(self, frame: int, /) -> NDArray[np.uint8]:
+        """Images (N, H, W, 3) of a frame."""
+
+    def zoomed(self, frame: int, zoom: float, left: float) -> NDArray[np.uint8]:
+        """The same drawn larger or smaller, as `preprocess.zoom_and_crop`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """images (T, N, H, W, 3) uint8; intrinsics (N, 3, 3) in network pixels; ego_from_camera (T, N, 4, 4),
-    ego at the key time, camera at its exposure; global_from_ego (T, 4, 4); times (T,) seconds; objects, one
-    entry a frame."""
+    """images (T, N, H, W, 3) uint8, an array or files that are read when a frame is asked for; intrinsics (N,
+    3, 3) in network pixels; ego_from_camera (T, N, 4, 4), ego at the key time, camera at its exposure;
+    global_from_ego (T, 4, 4); times (T,) seconds; objects, one entry a frame."""
 
     name: str
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | ImageSource
     intrinsics: Array
     ego_from_camera: Array
     global_from_ego: Array
@@ -52,16 +69,37 @@ class Clip:
     objects: tuple[ClipObjects, ...]
 
 
+class ClipSource(Protocol):
+    """Clips by number; what training draws from."""
+
+    @property
+    def name(self) -> str:
+        """Says which clips these are, for what is derived from them."""
+
+    def __call__(self, index: int, /) -> Clip:
+        """Clip `index`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Per segment, the same for all its frames: mirror with probability flip, turn about z by up to
-    rotation radians, colours by up to `colour` (brightness, contrast, each channel); per frame one camera
-    missing with camera_dropout."""
+    rotation radians, colours by up to `colour` (brightness, contrast, each channel), images drawn between
+    zoom_least and zoom_most times as large (StreamPETR: 0.86 to 1.25); per frame one camera missing with
+    camera_dropout."""
 
     flip: float = 0.5
     rotation: float = 0.3925
     colour: float = 0.2
     camera_dropout: float = 0.05
+    zoom_least: float = 1.0
+    zoom_most: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.zoom_least <= self.zoom_most <= 2.0:
+            raise UserError(
+                f"augment.zoom_least {self.zoom_least} and zoom_most {self.zoom_most}: expected 0.5 to 2.0, "
+                "the least first"
+            )
 
 
 class StreamBatch(NamedTuple):
@@ -136,12 +174,14 @@ class StreamDataset(Dataset[StreamBatch]):
 
 class Augmentation(NamedTuple):
     """mirror: images and world left-right; angle (radians): the ego frame turned about z; gain and offset
-    (3,) a colour."""
+    (3,) a colour; zoom and left: the images drawn larger, and which part of them is kept."""
 
     mirror: bool = False
     angle: float = 0.0
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
     offset: float = 0.0
+    zoom: float = 1.0
+    left: float = 0.5
 
 
 class Choice(NamedTuple):
@@ -162,9 +202,10 @@ def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Aug
     mirror, angle = random.random() < config.flip, random.uniform(-1, 1) * config.rotation
     gains = (1 + random.uniform(-1, 1) * config.colour) * (1 + random.uniform(-0.5, 0.5, 3) * config.colour)
     red, green, blue = (float(gain) for gain in gains)
-    return Augmentation(
-        mirror, float(angle), (red, green, blue), float(random.uniform(-64, 64) * config.colour)
-    )
+    offset = float(random.uniform(-64, 64) * config.colour)
+    zoom, left = random.uniform(config.zoom_least, config.zoom_most), random.random()
+    left = 0.5 if zoom == 1.0 else left
+    return Augmentation(mirror, float(angle), (red, green, blue), offset, float(zoom), float(left))
 
 
 def make_sample(
@@ -180,7 +221,7 @@ def make_sample(
     flip_camera = np.diag([-1.0 if change.mirror else 1.0, 1.0, 1.0, 1.0])
     ego_from_camera = new_from_ego @ clip.ego_from_camera[index] @ flip_camera
     global_from_ego = mirror @ clip.global_from_ego[index] @ np.linalg.inv(new_from_ego)
-    images, intrinsics = clip.images[index], clip.intrinsics.copy()
+    images, intrinsics = _drawn(clip, index, change)
     if change.mirror:
         images = images[:, :, ::-1]
         intrinsics[:, 0, 2] = images.shape[2] - intrinsics[:, 0, 2]
@@ -207,6 +248,19 @@ def make_sample(
         torch.tensor([first]),
         targets,
     )
+
+
+def _drawn(clip: Clip, index: int, change: Augmentation) -> tuple[NDArray[np.uint8], Array]:
+    """Images (N, H, W, 3) of a frame and their intrinsics, zoomed."""
+    if change.zoom == 1.0:
+        return clip.images[index], clip.intrinsics.copy()
+    height, width = clip.images.shape[2:4]
+    config = ImageConfig(width=width, height=height)
+    intrinsics = zoomed_intrinsics(clip.intrinsics, config, change.zoom, change.left)
+    if not isinstance(clip.images, np.ndarray):
+        return clip.images.zoomed(index, change.zoom, change.left), intrinsics
+    images = [zoom_and_crop(image, config, change.zoom, change.left) for image in clip.images[index]]
+    return np.stack(images), intrinsics
 
 
 def augment_boxes(boxes: Array, new_from_ego: Array, change: Augmentation) -> Array:

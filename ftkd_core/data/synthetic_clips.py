@@ -78,7 +78,7 @@ def save_clip(clip: Clip, folder: Path) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    np.save(partial / "images.npy", clip.images)
+    np.save(partial / "images.npy", np.asarray(clip.images))
     counts = np.array([len(objects.labels) for objects in clip.objects])
     np.savez(
         partial / "frames.npz",
@@ -138,6 +138,11 @@ class SyntheticClips:
         self.image = image
         self.duration_s = duration_s
         self.cache = cache / f"{image.width}x{image.height}-{duration_s:g}s-{version or world_version()}"
+
+    @property
+    def name(self) -> str:
+        """Resolution, duration, world and first seed."""
+        return f"{self.cache.name} from seed {self.first_seed}"
 
     def __call__(self, index: int) -> Clip:
         seed = self.first_seed + index

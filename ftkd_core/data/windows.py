@@ -127,6 +127,11 @@ class WindowDataset(Dataset[WindowBatch]):
         return make_window(clip, index, change, self.num_past, self.num_future)
 
 
+def in_true_colours(change: Augmentation) -> Augmentation:
+    """The same world from the same images, their colours as they are."""
+    return Augmentation(change.mirror, change.angle, zoom=change.zoom, left=change.left)
+
+
 class PairedDataset(Dataset[tuple[StreamBatch, WindowBatch]]):
     """Item `step` is a stream batch and the teacher's window around each of its frames.
 
@@ -139,9 +144,7 @@ class PairedDataset(Dataset[tuple[StreamBatch, WindowBatch]]):
     def __getitem__(self, step: int) -> tuple[StreamBatch, WindowBatch]:
         chosen = [self.streams.choose(stream, step) for stream in self.streams.streams]
         windows = [
-            make_window(
-                c.clip, c.frame, Augmentation(c.change.mirror, c.change.angle), self.num_past, self.num_future
-            )
+            make_window(c.clip, c.frame, in_true_colours(c.change), self.num_past, self.num_future)
             for c in chosen
         ]
         return self.streams[step], collate_windows(windows)

@@ -130,6 +130,11 @@ def refuse_augmentation(augment: AugmentConfig) -> None:
             f"augment.flip {augment.flip} and augment.rotation {augment.rotation} turn the world, but cached "
             "answers are for the world as it is; set both to 0 or leave the cache out"
         )
+    if (augment.zoom_least, augment.zoom_most) != (1.0, 1.0):
+        raise UserError(
+            f"augment.zoom_least {augment.zoom_least} and zoom_most {augment.zoom_most} draw the images anew, "
+            "but cached maps are of the images as they are; set both to 1 or leave the cache out"
+        )
 
 
 def collate_answers(answers: list[TeacherAnswer]) -> TeacherAnswer:

@@ -43,6 +43,37 @@ def resize_and_crop(image: NDArray[np.uint8], config: ImageConfig) -> NDArray[np
     return image[cut:]
 
 
+def zoom_and_crop(
+    image: NDArray[np.uint8], config: ImageConfig, zoom: float, left: float
+) -> NDArray[np.uint8]:
+    """The network image of a camera that sees `zoom` times as large, (H, W, 3): of what does not fit, the
+    share `left` (0..1) is cut at the left and the rest at the right, and the top is cut; what is missing is
+    black, on top and at the right (as StreamPETR's resize and crop). zoom 1 is `resize_and_crop`."""
+    height, width = image.shape[:2]
+    size = (round(config.width * zoom), round(height * config.width / width * zoom))
+    filter_ = cv2.INTER_AREA if size[0] < width else cv2.INTER_LINEAR
+    scaled = np.asarray(cv2.resize(image, size, interpolation=filter_), dtype=np.uint8)
+    start = _cut_left(size[0], config, left)
+    scaled = scaled[max(size[1] - config.height, 0) :, start : start + config.width]
+    missing = (config.height - scaled.shape[0], config.width - scaled.shape[1])
+    return np.pad(scaled, ((missing[0], 0), (0, missing[1]), (0, 0)))
+
+
+def zoomed_intrinsics(
+    intrinsics: NDArray[Any], config: ImageConfig, zoom: float, left: float
+) -> NDArray[np.float64]:
+    """Intrinsics (..., 3, 3) of network images after `zoom_and_crop`; the bottom row stays at the bottom."""
+    result = np.array(intrinsics, dtype=np.float64)
+    result[..., :2, :] *= zoom
+    result[..., 0, 2] -= _cut_left(round(config.width * zoom), config, left)
+    result[..., 1, 2] += config.height - zoom * config.height
+    return result
+
+
+def _cut_left(width: int, config: ImageConfig, left: float) -> int:
+    return round(left * max(width - config.width, 0))
+
+
 def network_intrinsics(
     intrinsics: NDArray[Any], config: ImageConfig, width: int, height: int
 ) -> NDArray[np.float64]:

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training on nuScenes data: the index says what the devkit says, images and calibration agree under zoom,
+and the command trains on a data set from its folder."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ftkd_core.classes import CAMERA_CHANNELS
+from ftkd_core.config import ImageConfig
+from ftkd_core.data.clips import Augmentation, make_sample
+from ftkd_core.data.nuscenes import camera_round, ground_truth, open_dataset, sample_pose, scene_names
+from ftkd_core.data.nuscenes_clips import ImageFiles, NuScenesClips
+from ftkd_core.data.synthetic.export import write_dataset
+from ftkd_core.data.synthetic_clips import render_clip
+from ftkd_core.errors import UserError
+from ftkd_core.runtime.preprocess import (
+    resize_and_crop,
+    round_to_frame,
+    zoom_and_crop,
+    zoomed_intrinsics,
+)
+from training.recipes import RECIPES
+from training.train import main, make_parser, resolve
+
+IMAGE = ImageConfig(width=176, height=64)
+SEEDS = (900_002, 900_005)
+
+
+@pytest.fixture(scope="module")
+def dataroot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(
+        tmp_path_factory.mktemp("synth") / "data", SEEDS, version="v1.0-synth", split="few", width=352,
+        height=198, duration_s=2.0, sweeps=False, progress=False,
+    )  # fmt: skip
+
+
+def clips_of(dataroot: Path, cache: Path) -> NuScenesClips:
+    found = NuScenesClips(dataroot, "v1.0-synth", "few", IMAGE, CAMERA_CHANNELS, cache)
+    found.prepare()
+    return found
+
+
+def test_the_index_is_what_the_devkit_says(dataroot: Path, tmp_path: Path) -> None:
+    clips, dataset = clips_of(dataroot, tmp_path), open_dataset(dataroot, "v1.0-synth")
+    assert len(clips) == 2
+    for index, name in enumerate(scene_names(dataset)):
+        clip = clips(index)
+        assert clip.name == name and len(clip.times) == 4
+        tokens = [s["token"] for s in dataset.sample if s["scene_token"] == dataset.scene[index]["token"]]
+        for frame, token in enumerate(tokens):
+            truth = ground_truth(dataset, token)
+            np.testing.assert_allclose(clip.objects[frame].boxes, truth.boxes)
+            np.testing.assert_array_equal(clip.objects[frame].labels, truth.labels)
+            np.testing.assert_allclose(clip.global_from_ego[frame], sample_pose(dataset, token))
+            sample = make_sample(clip, frame, Augmentation(), frame == 0)
+            deployed = round_to_frame(
+                camera_round(dataset, token), IMAGE, CAMERA_CHANNELS, time_s=0.0, is_first=True,
+                device=torch.device("cpu"),
+            )  # fmt: skip
+            assert torch.allclose(sample.rig.intrinsics, deployed.rig.intrinsics, atol=1e-3)
+            assert torch.allclose(sample.rig.ego_from_camera, deployed.rig.ego_from_camera, atol=1e-5)
+            mean, std = torch.tensor(IMAGE.mean), torch.tensor(IMAGE.std)
+            shown = ((sample.images.float() - mean) / std).movedim(-1, -3)
+            assert torch.allclose(shown, deployed.images, atol=1e-4)
+
+
+def test_a_data_set_trains_as_the_world_it_was_written_from(dataroot: Path, tmp_path: Path) -> None:
+    """Boxes, poses and times of an indexed data set are those of the clip of the same seed."""
+    real, made = clips_of(dataroot, tmp_path)(0), render_clip(SEEDS[0], IMAGE, 2.0)
+    np.testing.assert_allclose(real.times, made.times - made.times[0], atol=1e-5)
+    np.testing.assert_allclose(real.global_from_ego, made.global_from_ego, atol=1e-3)
+    np.testing.assert_allclose(real.ego_from_camera, made.ego_from_camera, atol=1e-3)
+    np.testing.assert_allclose(real.intrinsics, made.intrinsics, atol=0.5)
+    mine = real.objects[1].boxes[real.objects[1].num_points > 0]
+    yours = made.objects[1].boxes[made.objects[1].num_points > 0]
+    distance = np.linalg.norm(mine[:, None, :3] - yours[None, :, :3], axis=-1)
+    assert len(mine) > 5 and np.median(distance.min(axis=1)) < 1e-2
+
+
+def test_indexing_goes_on_and_is_done_once(
+    dataroot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = clips_of(dataroot, tmp_path)
+    first, second = sorted(clips.folder.glob("scene*.npz"))
+    second.unlink()
+    before = first.stat().st_mtime_ns
+    clips.prepare()
+    assert second.exists() and first.stat().st_mtime_ns == before
+    monkeypatch.setattr("ftkd_core.data.nuscenes_clips.open_dataset", lambda *_: pytest.fail("read again"))
+    clips.prepare()
+    other = NuScenesClips(dataroot, "v1.0-synth", "few", IMAGE, CAMERA_CHANNELS, tmp_path / "empty")
+    with pytest.raises(UserError, match="holds no index of nuScenes"):
+        len(other)
+
+
+def test_a_missing_image_is_named(dataroot: Path, tmp_path: Path) -> None:
+    clip = clips_of(dataroot, tmp_path)(0)
+    files = clip.images
+    assert isinstance(files, ImageFiles) and files.shape == (4, 6, 64, 176, 3)
+    lost = ImageFiles(tmp_path, files.paths, IMAGE)
+    with pytest.raises(UserError, match=r"samples/CAM_.* is missing; copy"):
+        lost[0]
+
+
+@pytest.mark.parametrize("zoom", [0.86, 1.0, 1.25])
+@pytest.mark.parametrize("left", [0.0, 0.4, 1.0])
+def test_zoomed_images_fit_their_intrinsics(zoom: float, left: float) -> None:
+    """A dot in the camera image is where the zoomed camera matrix says."""
+    image = np.zeros((360, 640, 3), dtype=np.uint8)
+    spot = np.array([301.5, 282.5])  # pixel centres lie at .5
+    cv2.circle(image, (301, 282), 5, (255, 255, 255), -1)
+    config = ImageConfig(width=352, height=128)
+    scale = 352 / 640
+    camera = np.array([[300 * scale, 0, 320 * scale], [0, 300 * scale, 180 * scale - 70], [0, 0, 1.0]])
+    ray = np.array([(spot[0] - 320) / 300, (spot[1] - 180) / 300, 1.0])
+    u, v, _ = zoomed_intrinsics(camera, config, zoom, left) @ ray
+    shown = zoom_and_crop(image, config, zoom, left)
+    assert shown.shape == (128, 352, 3)
+    rows, columns = np.nonzero(shown[..., 0] > 128)
+    assert abs(columns.mean() + 0.5 - u) < 0.7 and abs(rows.mean() + 0.5 - v) < 0.7
+    if zoom == 1.0:
+        np.testing.assert_array_equal(shown, resize_and_crop(image, config))
+
+
+def test_zoom_reads_the_files_again_and_agrees_with_the_small_images(dataroot: Path, tmp_path: Path) -> None:
+    clip = clips_of(dataroot, tmp_path)(0)
+    change = Augmentation(zoom=1.2, left=0.3)
+    sharp = make_sample(clip, 1, change, True)
+    assert isinstance(clip.images, ImageFiles)
+    small = np.stack([clip.images[frame] for frame in range(4)])
+    blurred = make_sample(type(clip)(**{**vars(clip), "images": small}), 1, change, True)
+    assert torch.equal(sharp.rig.intrinsics, blurred.rig.intrinsics)
+    assert (sharp.images.float() - blurred.images.float()).abs().mean() < 6
+    assert torch.equal(sharp.targets.boxes.nan_to_num(), blurred.targets.boxes.nan_to_num())
+    assert not torch.equal(
+        sharp.targets.boxes_2d, make_sample(clip, 1, Augmentation(), True).targets.boxes_2d
+    )
+
+
+def test_the_command_trains_on_a_data_set(
+    dataroot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "--preset", "tiny", "--out", str(tmp_path / "run"), "--accelerator", "cpu", "--steps", "1",
+        "--streams", "1", "--set", f"data.root={dataroot}", "--set", "data.nuscenes=v1.0-synth", "--set",
+        f"data.cache={tmp_path}", "--set", "data.workers=0", "--set", "augment.zoom_least=0.9",
+    ]  # fmt: skip
+    assert main([*command, "--set", "data.split=few"]) == 0
+    assert (tmp_path / "run" / "weights.safetensors").exists()
+    assert main([*command, "--set", "data.split=many"]) == 2
+    assert "split 'many' is neither" in capsys.readouterr().err
+    assert main([*command, "--set", "augment.zoom_most=0.8"]) == 2
+    assert "expected 0.5 to 2.0, the least first" in capsys.readouterr().err
+
+
+def test_recipes_are_the_published_settings() -> None:
+    parse = make_parser().parse_args
+    found = resolve(parse(["--out", "x", "--recipe", "stream_petr_r50", "--devices", "4"]))
+    assert found.model.preset == "r50_704x256_900q" and found.streams == 2
+    assert found.steps == 60 * 28_130 // 8
+    teacher = resolve(parse(["--out", "x", "--recipe", "sparse_bev_r101_offline", "--set", "optim.lr=1e-4"]))
+    assert teacher.model.backbone.depth == 101 and teacher.optim.lr == 1e-4
+    assert set(RECIPES) == {"stream_petr_r50", "sparse_bev_r50", "sparse_bev_r101_offline"}
+    with pytest.raises(UserError, match="3 processes cannot share a batch of 8"):
+        resolve(parse(["--out", "x", "--recipe", "sparse_bev_r50", "--devices", "3"]))
