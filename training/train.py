@@ -215,7 +215,7 @@ def run(
         trainer.resume(out / "state.pt")
         fabric.print(f"resumed at step {trainer.step} of {config.steps}")
     seen_by = None if teaching is None else teaching.teacher.config
-    dataset = _dataset(config, clips, scenes, fabric.global_rank, seen_by)
+    dataset = _dataset(config, clips, scenes, fabric, seen_by)
     if teaching is not None and teaching.cache is not None:
         if not isinstance(dataset, PairedDataset) or distiller is None:
             raise UserError("--cache serves streaming students; a SparseBEV student runs its teacher")
@@ -250,7 +250,7 @@ def _dataset(
     config: TrainConfig | WindowTrainConfig,
     clips: ClipSource,
     scenes: int,
-    rank: int,
+    fabric: Fabric,
     teacher: SparseBEVConfig | None,
 ) -> Dataset[Any]:
     """What the run's lesson is served: frames of streams or windows, and the teacher's windows with them."""
@@ -263,7 +263,7 @@ def _dataset(
             num_future=config.model.num_future if teacher is None else teacher.num_future,
             augment=config.augment,
             seed=config.seed,
-            rank=rank,
+            rank=fabric.global_rank,
         )
     streams = StreamDataset(
         clips,
@@ -272,7 +272,8 @@ def _dataset(
         segment=config.data.segment,
         augment=config.augment,
         seed=config.seed,
-        first_stream=config.streams * rank,
+        first_stream=config.streams * fabric.global_rank,
+        all_streams=config.streams * fabric.world_size,
     )
     return streams if teacher is None else PairedDataset(streams, teacher.num_past, teacher.num_future)
 

@@ -122,7 +122,8 @@ class StreamDataset(Dataset[StreamBatch]):
     its own.
 
     load(index) gives clip `index` of num_clips and is cached for the streams in flight. Streams are
-    staggered so that not all start at the same step; in a distributed run each rank takes its own streams.
+    staggered so that not all start at the same step; in a distributed run each rank takes its own of
+    all_streams (default: those of this data set).
     """
 
     def __init__(
@@ -135,6 +136,7 @@ class StreamDataset(Dataset[StreamBatch]):
         augment: AugmentConfig,
         seed: int,
         first_stream: int = 0,
+        all_streams: int | None = None,
     ) -> None:
         if num_clips < 1 or num_streams < 1 or segment < 1:
             raise ValueError(
@@ -143,6 +145,7 @@ class StreamDataset(Dataset[StreamBatch]):
         self._load = lru_cache(maxsize=2 * num_streams)(load)
         self.num_clips = num_clips
         self.streams = range(first_stream, first_stream + num_streams)
+        self.all_streams = all_streams or num_streams
         self.segment = segment
         self.augment = augment
         self.seed = seed
@@ -156,7 +159,7 @@ class StreamDataset(Dataset[StreamBatch]):
 
     def choose(self, stream: int, step: int) -> "Choice":
         """What a stream shows at a step: a function of (seed, stream, step)."""
-        shifted = step + stream * self.segment // max(len(self.streams), 1)
+        shifted = step + stream * self.segment // self.all_streams
         index, position = divmod(shifted, self.segment)
         random = np.random.default_rng([self.seed, stream, index])
         number = int(random.integers(self.num_clips))

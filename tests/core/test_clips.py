@@ -24,11 +24,16 @@ CLIPS = [make_clip(frames=8, objects=5, seed=seed) for seed in range(3)]
 
 
 def dataset(
-    seed: int = 0, streams: int = 3, augment: AugmentConfig = NO_AUGMENTATION, first: int = 0
+    seed: int = 0,
+    streams: int = 3,
+    augment: AugmentConfig = NO_AUGMENTATION,
+    first: int = 0,
+    all_streams: int | None = None,
 ) -> StreamDataset:
     return StreamDataset(
-        CLIPS.__getitem__, 3, num_streams=streams, segment=4, augment=augment, seed=seed, first_stream=first
-    )
+        CLIPS.__getitem__, 3, num_streams=streams, segment=4, augment=augment, seed=seed,
+        first_stream=first, all_streams=all_streams,
+    )  # fmt: skip
 
 
 @settings(deadline=None, max_examples=30)
@@ -86,11 +91,13 @@ def test_streams_are_continuous_within_a_segment_and_reset_between() -> None:
             assert float(after.time[0] - before.time[0]) == pytest.approx(0.5)
 
 
-def test_ranks_take_different_streams() -> None:
-    both = dataset(streams=4)[2]
-    second = dataset(streams=2, first=2)
-    assert both.images.shape[0] == 4
-    assert not torch.equal(second[2].global_from_ego, dataset(streams=2)[2].global_from_ego)
+def test_ranks_serve_together_what_one_process_would() -> None:
+    for step in (2, 5):
+        whole = dataset(streams=4)[step]
+        ranks = [dataset(streams=2, first=first, all_streams=4)[step] for first in (0, 2)]
+        assert torch.equal(whole.global_from_ego, torch.cat([rank.global_from_ego for rank in ranks]))
+        assert torch.equal(whole.is_first, torch.cat([rank.is_first for rank in ranks]))
+        assert not torch.equal(ranks[0].global_from_ego, ranks[1].global_from_ego)
 
 
 def test_padding_is_masked_and_harmless() -> None:
