@@ -56,6 +56,19 @@ def transform_boxes(dst_from_src: Tensor, boxes_src: Tensor) -> Tensor:
     return torch.cat([centers, boxes_src[..., 3:6], wrap_angle(yaw), velocity[..., :2]], dim=-1)
 
 
+def transform_codes(dst_from_src: Tensor, codes_src: Tensor) -> Tensor:
+    """Codes (..., 10) of frame src expressed in frame dst; dst_from_src (4, 4); in the codes' precision.
+
+    Headings and velocities are turned as vectors in the ground plane, as the nuScenes devkit turns boxes; for
+    a turn about z this is what `transform_boxes` does.
+    """
+    matrix = dst_from_src.to(codes_src)
+    centers = codes_src[..., :3] @ matrix[:3, :3].mT + matrix[:3, 3]
+    heading = codes_src[..., 6:8].flip(-1) @ matrix[:2, :2].mT  # (cos, sin)
+    velocity = codes_src[..., 8:10] @ matrix[:2, :2].mT
+    return torch.cat([centers, codes_src[..., 3:6], heading.flip(-1), velocity], dim=-1)
+
+
 def wrap_angle(angle: Tensor) -> Tensor:
     """The same angle in [-pi, pi)."""
     return torch.remainder(angle + torch.pi, 2 * torch.pi) - torch.pi

@@ -11,12 +11,18 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
 from ftkd_core.errors import UserError
 
 ConfigT = TypeVar("ConfigT")
+Matrix = tuple[tuple[float, ...], ...]
+"""A 4x4 transform as rows."""
+
+UNSAID: Final = {"unsaid": True}
+"""Metadata of a setting that `to_dict` leaves out while it has its default, so that what was saved before the
+setting came still compares equal."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -85,7 +91,11 @@ class DecoderConfig:
     the 2-D head runs at inference too. anchored: queries are boxes with a class, not points: they start from
     the 2-D head's size, heading and class or from the memory's moved box, every answer changes that box in
     the query's own line of sight, and self-attention fades with distance (ours, after Sparse4D and
-    SparseBEV; see models/anchors.py).
+    SparseBEV; see models/anchors.py). as_published: computes what StreamPETR's published weights were trained
+    with, where ours differs: no projection before the tokens' own MLP, the spatial alignment told of points
+    in 0..1 (ours: their inverse sigmoid) at other depths, remembered velocities told along the axes of the
+    moment they were answered at (ours: the current ones). point_range_m: low x, y, z and high x, y, z in
+    metres of the space of reference points and centres; None for +-position_range_m.
     """
 
     channels: int = 256
@@ -103,11 +113,22 @@ class DecoderConfig:
     locality: bool = False
     content_from_position: bool = False
     anchored: bool = False
+    as_published: bool = field(default=False, metadata=UNSAID)
+    point_range_m: tuple[float, ...] | None = field(default=None, metadata=UNSAID)
 
     def __post_init__(self) -> None:
         _require(
             self.channels % self.num_heads == 0,
             f"decoder channels {self.channels}: expected a multiple of num_heads {self.num_heads}",
+        )
+        reach = self.point_range_m
+        _require(
+            reach is None or (len(reach) == 6 and all(reach[i] < reach[i + 3] for i in range(3))),
+            f"point range {reach}: expected low x, y, z and high x, y, z",
+        )
+        _require(
+            not self.as_published or self.num_depths > 30,
+            f"{self.num_depths} depths: the published alignment reads the 30th last",
         )
         _require(self.channels % 2 == 0, f"decoder channels {self.channels}: expected an even number")
         _require(
@@ -120,7 +141,11 @@ class DecoderConfig:
 class SparseDecoderConfig:
     """SparseBEV's decoder (method.md section 5): num_layers steps of one layer; each query reads `points`
     points in each of `groups` channel groups, frame by frame, from `levels` pyramid levels (the coarsest of
-    strides 4 to 32). range_low_m and range_high_m bound the box centres, in ego."""
+    strides 4 to 32; a fifth is every second cell of stride 32). range_low_m and range_high_m bound the box
+    centres, in the model's frame. as_published: computes what the published weights were trained with,
+    where ours differs: a point that no camera sees reads the edge of the first camera's maps, if it lies
+    within one cell of it (ours: nothing); levels are weighed by the weights of other groups
+    (`sampling.scramble_groups`); distances are exact."""
 
     channels: int = 256
     num_layers: int = 6
@@ -134,6 +159,7 @@ class SparseDecoderConfig:
     out_points: int = 128
     range_low_m: tuple[float, float, float] = (-51.2, -51.2, -5.0)
     range_high_m: tuple[float, float, float] = (51.2, 51.2, 3.0)
+    as_published: bool = field(default=False, metadata=UNSAID)
 
     def __post_init__(self) -> None:
         _require(
@@ -141,7 +167,7 @@ class SparseDecoderConfig:
             f"decoder channels {self.channels}: expected a multiple of num_heads {self.num_heads} and groups "
             f"{self.groups}",
         )
-        _require(2 <= self.levels <= 4, f"{self.levels} pyramid levels: expected 2 to 4")
+        _require(2 <= self.levels <= 5, f"{self.levels} pyramid levels: expected 2 to 5")
         _require(
             math.isqrt(self.num_queries) ** 2 == self.num_queries > 0,
             f"num_queries {self.num_queries}: expected a square number, they start on a square grid",
@@ -170,7 +196,12 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """Everything that makes a detector; `preset` is its name."""
+    """Everything that makes a detector; `preset` is its name.
+
+    auxiliary_head: whether it has our dense 2-D head; imported models have none. model_from_ego: the frame
+    the network thinks in, where that is not ego, as a rigid transform; what goes in and comes out is in ego
+    nevertheless. class_names: the classes of the outputs, in their order.
+    """
 
     preset: str
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -179,17 +210,36 @@ class DetectorConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     channels: tuple[str, ...] = CAMERA_CHANNELS
     class_names: tuple[str, ...] = CLASS_NAMES
+    auxiliary_head: bool = field(default=True, metadata=UNSAID)
+    model_from_ego: Matrix | None = field(default=None, metadata=UNSAID)
 
     def __post_init__(self) -> None:
         _require(
             len(set(self.channels)) == len(self.channels) > 0,
             f"cameras {self.channels}: expected distinct names",
         )
+        decoder = self.decoder
+        _require(
+            self.auxiliary_head or not decoder.num_image_queries,
+            f"{decoder.num_image_queries} image queries start at the 2-D head: expected auxiliary_head",
+        )
+        _require(
+            not decoder.as_published or decoder.channels == self.backbone.neck_channels,
+            f"as_published with {self.backbone.neck_channels} neck channels: expected {decoder.channels}",
+        )
+        _check_matrix(self.model_from_ego)
+        _require(
+            self.model_from_ego is None or not (decoder.anchored or decoder.num_image_queries),
+            "model_from_ego: anchored models and image queries think in ego",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparseBEVConfig:
-    """Everything that makes a SparseBEV: the teacher where num_future is not 0, else student B."""
+    """Everything that makes a SparseBEV: the teacher where num_future is not 0, else student B.
+
+    model_from_ego and class_names as in `DetectorConfig`.
+    """
 
     preset: str
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -200,8 +250,10 @@ class SparseBEVConfig:
     num_future: int = 0
     channels: tuple[str, ...] = CAMERA_CHANNELS
     class_names: tuple[str, ...] = CLASS_NAMES
+    model_from_ego: Matrix | None = field(default=None, metadata=UNSAID)
 
     def __post_init__(self) -> None:
+        _check_matrix(self.model_from_ego)
         _require(
             self.num_past >= 0 and self.num_future >= 0,
             f"{self.num_past} past and {self.num_future} future frames: expected 0 or more",
@@ -218,8 +270,26 @@ class SparseBEVConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested dict of a configuration, ready for JSON."""
-    return dataclasses.asdict(config)
+    """Plain nested dict of a configuration, ready for JSON; without what is `UNSAID` and at its default."""
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if _is_said(config, f)}
+    return {k: to_dict(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
+
+
+def _is_said(config: Any, field_: "dataclasses.Field[Any]") -> bool:
+    return not field_.metadata.get("unsaid") or getattr(config, field_.name) != field_.default
+
+
+def _check_matrix(matrix: Matrix | None) -> None:
+    if matrix is None:
+        return
+    import numpy as np
+
+    from ftkd_core.geometry import is_rigid
+
+    _require(
+        len(matrix) == 4 and all(len(row) == 4 for row in matrix) and is_rigid(np.array(matrix)),
+        f"model_from_ego {matrix}: expected the four rows of a rigid transform",
+    )
 
 
 def from_dict(kind: type[ConfigT], values: dict[str, Any], path: str = "") -> ConfigT:
@@ -253,7 +323,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"configuration {path} is {value!r}; expected a list")
-        return tuple(value)
+        return tuple(tuple(item) if isinstance(item, list) else item for item in value)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 5e-4 as text

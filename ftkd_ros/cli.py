@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ftkd_core.errors import UserError
+from ftkd_ros import bench
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -55,7 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_synth, _add_convert, _add_detect, _add_evaluate, _add_report, _add_demo):
+    for add in (
+        _add_synth, _add_convert, _add_detect, _add_evaluate, _add_report, _add_demo, _add_import_weights,
+        _add_bench,
+    ):  # fmt: skip
         add(commands)
     return parser
 
@@ -311,6 +315,52 @@ def _run_demo(options: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+# -- import-weights ----------------------------------------------------------------------------------------
+
+
+def _add_import_weights(commands: "Commands") -> None:
+    parser = _command(
+        commands,
+        "import-weights",
+        _run_import_weights,
+        "convert a public checkpoint (StreamPETR, SparseBEV, ResNet) to weights of ours",
+        "Recognises the checkpoint, holds it against an explicit key map and writes a .safetensors file that "
+        "`ftkd detect --weights` or training starts from. Whatever does not fit is listed and refused. No "
+        "code in the file is ever run.",
+    )
+    parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help=".pth, .pt or .safetensors")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="new .safetensors file")
+    parser.add_argument("--format", metavar="NAME", help="what it is (default: recognised)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing")
+    parser.add_argument("--list-formats", action="store_true", help="say which formats are known")
+
+
+def _run_import_weights(options: argparse.Namespace) -> int:
+    from ftkd_core.weights.importing import format_lines, import_weights, plan_import
+
+    if options.list_formats:
+        print("\n".join(format_lines()))
+        return 0
+    if options.file is None:
+        raise UserError("no checkpoint given; expected FILE, or --list-formats")
+    if options.output is None and not options.dry_run:
+        raise UserError("no --output given; expected a new .safetensors file, or --dry-run")
+    plan = plan_import(options.file, options.format)
+    if options.dry_run:
+        print("\n".join(plan.lines()))
+        plan.state()
+        return 0
+    print(f"wrote {import_weights(plan, options.output)} ({plan.public.name})")
+    return 0
+
+
+# -- bench -----------------------------------------------------------------------------------------------
+
+
+def _add_bench(commands: "Commands") -> None:
+    bench.add_arguments(_command(commands, "bench", bench.run, bench.SUMMARY, bench.DESCRIPTION))
 
 
 # -- shared ----------------------------------------------------------------------------------------------

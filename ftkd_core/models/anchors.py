@@ -45,7 +45,7 @@ def view_axis(points_ego: Tensor) -> Tensor:
     itself."""
     towards = points_ego[..., :2]
     distance = towards.norm(dim=-1, keepdim=True)
-    forward = torch.tensor([1.0, 0.0], device=towards.device)
+    forward = torch.eye(2, device=towards.device)[0]  # made on the device: a list would be copied there
     return torch.where(distance > 1e-3, towards / distance.clamp(min=1e-3), forward)
 
 
@@ -57,7 +57,7 @@ def turn(vectors: Tensor, axis: Tensor) -> Tensor:
 
 def turn_back(vectors: Tensor, axis: Tensor) -> Tensor:
     """The inverse of `turn`."""
-    return turn(vectors, axis * axis.new_tensor([1.0, -1.0]))
+    return turn(vectors, torch.stack([axis[..., 0], -axis[..., 1]], dim=-1))
 
 
 def anchor_features(anchors: Anchors) -> Tensor:
@@ -65,7 +65,7 @@ def anchor_features(anchors: Anchors) -> Tensor:
     class scores."""
     codes = anchors.codes
     axis = view_axis(codes[..., :3])
-    heading = turn_back(codes[..., [7, 6]], axis)
+    heading = turn_back(codes[..., 6:8].flip(-1), axis)
     velocity = turn_back(codes[..., 8:10], axis) / VELOCITY_UNIT
     return torch.cat([codes[..., 3:6], heading, velocity, anchors.logits.sigmoid()], dim=-1)
 
@@ -83,7 +83,7 @@ def change_anchors(codes: Tensor, change: Tensor, gain: Tensor, age: Tensor) -> 
     reach = 1 + 0.05 * codes[..., :2].norm(dim=-1, keepdim=True)
     move = change[..., :2] * reach
     center = codes[..., :2] + turn(move, axis)
-    heading = codes[..., [7, 6]] + turn(change[..., [7, 6]], axis)
+    heading = codes[..., 6:8].flip(-1) + turn(change[..., 6:8].flip(-1), axis)
     remembered = (age > _LEAST_AGE_S)[..., None]
     missed = torch.where(remembered, move.detach() / age.clamp(min=_LEAST_AGE_S)[..., None], 0.0)
     velocity = codes[..., 8:10] + turn(change[..., 8:10] * VELOCITY_UNIT + gain * missed, axis)

@@ -114,13 +114,14 @@ class TokenAttention(nn.Module):
 def _attend_with_columns(
     q: Tensor, k: Tensor, v: Tensor, extra_q: list[Tensor], extra_k: list[Tensor]
 ) -> Tensor:
-    """Attention (B, A, Q, E) whose logits are the products of q and k and of the extra columns, in float32:
-    kappa is in the hundreds and differences of cosines in the thousandths, too fine for half precision."""
-    width = q.shape[-1]
-    q, k = (torch.cat([x.float() for x in columns], dim=-1) for columns in ((q, *extra_q), (k, *extra_k)))
-    padding = q.shape[-1] - width
-    attended = F.scaled_dot_product_attention(q, k, F.pad(v.float(), (0, padding)), scale=1.0)
-    return attended[..., :width].to(v.dtype)
+    """Attention (B, A, Q, E) whose logits are the products of q and k and of the extra columns. With those of
+    locality in float32: kappa is in the hundreds and differences of cosines in the thousandths, too fine for
+    half precision; the mask's column alone is not."""
+    width, dtype = q.shape[-1], q.dtype if len(extra_q) == 1 else torch.float32
+    q, k = (torch.cat([x.to(dtype) for x in columns], dim=-1) for columns in ((q, *extra_q), (k, *extra_k)))
+    padded = -(-q.shape[-1] // 8) * 8  # the fused kernels want multiples of 8; columns of zeros weigh nothing
+    q, k, v_padded = (F.pad(x.to(dtype), (0, padded - x.shape[-1])) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v_padded, scale=1.0)[..., :width].to(v.dtype)
 
 
 @full_precision

@@ -61,15 +61,21 @@ def empty_memory(
 
 
 @full_precision
-def recall(memory: Memory, frame: Frame, pseudo_centers: Tensor) -> LocalMemory:
+def recall(
+    memory: Memory, frame: Frame, pseudo_centers: Tensor, *, velocity_as_answered: bool = False
+) -> LocalMemory:
     """The memory moved into the current ego frame; where a stream starts, the trained first state instead.
 
     pseudo_centers (P, 3) metres in ego fill the first P slots of that state; its other slots are zeros at
-    the origin, with a pose of zeros, as upstream trains them.
+    the origin, with a pose of zeros, as upstream trains them. velocity_as_answered: velocities stay along the
+    axes of the vehicle when it answered them (upstream), not turned into the current ones.
     """
     ego_from_global = invert_rigid(frame.global_from_ego.double())
     centers = transform_points(ego_from_global, memory.centers_global.double()).float()
-    velocity = memory.velocity_global @ ego_from_global[:, :2, :2].mT.float()
+    if velocity_as_answered:
+        velocity = _as_answered(memory.velocity_global, memory.global_from_ego)
+    else:
+        velocity = memory.velocity_global @ ego_from_global[:, :2, :2].mT.float()
     shape = _turn_shape(memory.shape_global, ego_from_global)
     age = (frame.time[:, None] - memory.time).float()
     ego_from_past = (ego_from_global[:, None] @ memory.global_from_ego.double()).float()
@@ -140,9 +146,20 @@ def memorise(
     )
 
 
+def _as_answered(velocity_global: Tensor, global_from_past: Tensor) -> Tensor:
+    """Velocities (B, M, 2) as they were before `memorise` turned them: the exact inverse, also on a slope; 0
+    where there is no pose."""
+    (a, b), (c, d) = (row.unbind(-1) for row in global_from_past[..., :2, :2].double().unbind(-2))
+    scale = a * d - b * c
+    x, y = velocity_global.double().unbind(-1)
+    turned = torch.stack([d * x - b * y, a * y - c * x], dim=-1)
+    known = (scale != 0)[..., None]
+    return torch.where(known, turned / torch.where(known, scale[..., None], 1.0), 0.0).float()
+
+
 def _turn_shape(shape_src: Tensor, dst_from_src: Tensor) -> Tensor:
     """Sizes and heading (B, M, 5) of frame src with the heading in frame dst; dst_from_src (B, 4, 4)."""
-    heading = shape_src[..., [4, 3]] @ dst_from_src[:, :2, :2].mT.float()  # (cos, sin)
+    heading = shape_src[..., 3:5].flip(-1) @ dst_from_src[:, :2, :2].mT.float()  # (cos, sin)
     return torch.cat([shape_src[..., :3], heading.flip(-1)], dim=-1)
 
 

@@ -61,9 +61,28 @@ class ConditionalLayerNorm(nn.Module):
             nn.init.constant_(layer.bias, bias)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        reduced = self.reduce(condition)
-        result: Tensor = self.gamma(reduced) * self.norm(x) + self.beta(reduced)
+        gain, offset = self.conditions(condition)
+        result: Tensor = gain * self.norm(x) + offset
         return result
+
+    def conditions(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain and offset (..., C) of a condition."""
+        reduced = self.reduce(condition)
+        return self.gamma(reduced), self.beta(reduced)
+
+
+class EncodedRays(NamedTuple):
+    """What the position embedding makes of the geometry alone, each (B, L, C): the embedding before its gate;
+    gain and offset of the spatial alignment."""
+
+    embedding: Tensor
+    gain: Tensor
+    offset: Tensor
+
+
+_PUBLISHED_CONE = (
+    30  # which of a ray's last points upstream's spatial alignment is told, besides the very last
+)
 
 
 class TokenGeometry(NamedTuple):
@@ -71,7 +90,7 @@ class TokenGeometry(NamedTuple):
 
     frustum (B, L, 3 D) points along each ray, normalised and through inverse sigmoid; cone (B, L, 8)
     condition of the spatial alignment; rays (B, L, 3) unit directions in ego; camera_centers (B, N, 3) in
-    ego, metres; mask (B, L) bool.
+    ego, metres; mask (B, L) bool; encoded, where a runtime keeps it with the geometry.
     """
 
     frustum: Tensor
@@ -79,28 +98,39 @@ class TokenGeometry(NamedTuple):
     rays: Tensor
     camera_centers: Tensor
     mask: Tensor
+    encoded: EncodedRays | None = None
 
 
-def depth_bins(count: int, nearest: float, farthest: float) -> Tensor:
+def depth_bins(count: int, nearest: float, farthest: Tensor) -> Tensor:
     """Depths (D,) in metres, spaced linearly increasingly (LID) from `nearest`; never reaches `farthest`."""
-    index = torch.arange(count, dtype=torch.float32)
+    index = torch.arange(count, dtype=torch.float32, device=farthest.device)
     return nearest + (farthest - nearest) / (count * (1 + count)) * index * (index + 1)
 
 
 @full_precision
 def token_geometry(
-    rig: CameraRig, feature_size: tuple[int, int], stride: int, num_depths: int, range_m: Tensor
+    rig: CameraRig,
+    feature_size: tuple[int, int],
+    stride: int,
+    num_depths: int,
+    range_m: Tensor,
+    *,
+    cone_as_published: bool = False,
 ) -> TokenGeometry:
     """Geometry of the tokens of N feature maps of (H, W) cells of `stride` pixels; range_m (3,) half
-    extents in metres."""
+    extents in metres.
+
+    The cone is the camera's focal lengths, the farthest and the middle point of the ray through inverse
+    sigmoid. As published: the focal lengths of camera l mod N at token l (upstream repeats the list of
+    cameras where it means to repeat each camera), the farthest point and the 30th last, in 0..1.
+    """
     height, width = feature_size
     device = rig.intrinsics.device
     batch, cameras = rig.mask.shape
-    # Cell centres; upstream samples at index * stride, half a cell up-left: the same once trained.
     u = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
     v = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * stride
     intrinsics = rig.intrinsics.float()
-    focal = intrinsics[..., (0, 1), (0, 1)]  # (B, N, 2)
+    focal = intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]  # (B, N, 2)
     x = (u - intrinsics[..., 0, 2, None]) / focal[..., 0, None]  # (B, N, W)
     y = (v - intrinsics[..., 1, 2, None]) / focal[..., 1, None]  # (B, N, H)
     shape = (batch, cameras, height, width)
@@ -108,19 +138,25 @@ def token_geometry(
         [x[:, :, None, :].expand(shape), y[:, :, :, None].expand(shape), torch.ones(shape, device=device)],
         dim=-1,
     )  # (B, N, H, W, 3) at depth 1
-    depths = depth_bins(num_depths, 1.0, float(range_m[0])).to(device)
+    depths = depth_bins(num_depths, 1.0, range_m[0])
     points = (directions[..., None, :] * depths[:, None]).flatten(2, 4)  # (B, N, HWD, 3) in camera
     points = transform_points(rig.ego_from_camera.float(), points)
-    normalised = inverse_sigmoid((points / range_m + 1) / 2).view(
-        batch, cameras * height * width, num_depths * 3
-    )
+    shape_tokens = (batch, cameras * height * width, num_depths * 3)
+    normalised = ((points / range_m + 1) / 2).view(shape_tokens)
+    frustum = inverse_sigmoid(normalised)
     rays = directions.flatten(2, 3) @ rig.ego_from_camera[..., :3, :3].float().mT
     rays = nn.functional.normalize(rays, dim=-1).flatten(1, 2)
-    focal_tokens = (focal / 1000.0)[:, :, None].expand(-1, -1, height * width, -1).flatten(1, 2)
-    middle = 3 * (num_depths // 2 + num_depths % 2)
-    cone = torch.cat([focal_tokens, normalised[..., -3:], normalised[..., middle - 3 : middle]], dim=-1)
+    focal = focal / 1000.0
+    if cone_as_published:
+        middle, told = num_depths - _PUBLISHED_CONE, normalised
+        focal_tokens = focal.repeat(1, height * width, 1)
+    else:
+        middle, told = (num_depths - 1) // 2, frustum
+        focal_tokens = focal[:, :, None].expand(-1, -1, height * width, -1).flatten(1, 2)
+    farthest, near = told[..., -3:], told[..., 3 * middle : 3 * middle + 3]
+    cone = torch.cat([focal_tokens, farthest, near], dim=-1)
     mask = rig.mask[:, :, None].expand(-1, -1, height * width).flatten(1)
-    return TokenGeometry(normalised, cone, rays, rig.ego_from_camera[..., :3, 3].float(), mask)
+    return TokenGeometry(frustum, cone, rays, rig.ego_from_camera[..., :3, 3].float(), mask)
 
 
 class PositionEmbedding(nn.Module):
@@ -145,5 +181,10 @@ class PositionEmbedding(nn.Module):
         )
 
     def forward(self, tokens: Tensor, geometry: TokenGeometry) -> tuple[Tensor, Tensor]:
-        tokens = self.alignment(self.token_mlp(tokens), geometry.cone)
-        return tokens, self.encoder(geometry.frustum) * self.gate(tokens)
+        encoded = self.encode(geometry) if geometry.encoded is None else geometry.encoded
+        tokens = encoded.gain * self.alignment.norm(self.token_mlp(tokens)) + encoded.offset
+        return tokens, encoded.embedding * self.gate(tokens)
+
+    def encode(self, geometry: TokenGeometry) -> EncodedRays:
+        """The part that needs no image: constant while the rig is."""
+        return EncodedRays(self.encoder(geometry.frustum), *self.alignment.conditions(geometry.cone))

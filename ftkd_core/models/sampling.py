@@ -47,11 +47,14 @@ def move_points(points: Tensor, velocity: Tensor, time: Tensor) -> Tensor:
 
 
 @full_precision
-def project_to_views(points_ego: Tensor, rig: CameraRig, image_size: tuple[int, int]) -> ViewPoints:
+def project_to_views(
+    points_ego: Tensor, rig: CameraRig, image_size: tuple[int, int], *, keep_unseen: bool = False
+) -> ViewPoints:
     """Points (B, T, Q, R, 3) in the current ego frame, each in the first camera of its frame that sees it.
 
     rig (B, T, N, ...); image_size (height, width) in pixels. At most one view a point, as upstream; a masked
-    camera sees nothing (ours).
+    camera sees nothing (ours). keep_unseen: a point no camera sees keeps its place in the first camera, so
+    that just outside the image it reads part of the edge (upstream).
     """
     height, width = image_size
     image_from_ego = rig.intrinsics.float() @ invert_rigid(rig.ego_from_camera.float())[..., :3, :]
@@ -65,19 +68,22 @@ def project_to_views(points_ego: Tensor, rig: CameraRig, image_size: tuple[int, 
     chosen = uv.gather(2, view[:, :, None, :, None].expand(-1, -1, 1, -1, 2))[:, :, 0]
     shape = points_ego.shape[2:4]
     seen = torch.unflatten(inside.any(dim=2), 2, shape)
-    uv = torch.where(seen[..., None], torch.unflatten(chosen, 2, shape), -2.0)  # outside: nothing can leak in
+    kept = seen | rig.mask[:, :, :1, None] if keep_unseen else seen
+    uv = torch.where(kept[..., None], torch.unflatten(chosen, 2, shape), -2.0)  # outside: nothing can leak in
     return ViewPoints(uv, torch.unflatten(view, 2, shape), seen)
 
 
 def sample_pyramid(pyramid: Sequence[Tensor], points: ViewPoints, scale_weights: Tensor) -> Tensor:
     """Features (B, Q, G, T P, C / G) at points (R = G P) of the pyramid's levels (B, T, N, C, H, W), blended
-    by scale_weights (B, Q, G, P, L).
+    by scale_weights (B, Q, G, P, L), or (B, Q, T, G, P, L) where they differ between frames.
 
     The view is a third axis of one trilinear look-up a level, so that no point reads more than one camera;
     corners are aligned as upstream. Zero where a point is not seen. Plain twin: `sample_pyramid_plainly`.
     """
-    groups, count = scale_weights.shape[2:4]
+    groups, count = scale_weights.shape[-3:-1]
     batch, frames, cameras = pyramid[0].shape[:3]
+    if scale_weights.ndim == 5:
+        scale_weights = scale_weights[:, :, None]
     depth = points.view.to(points.uv.dtype) * (2.0 / max(cameras - 1, 1)) - (1.0 if cameras > 1 else 0.0)
     grid = torch.cat([points.uv * 2 - 1, depth[..., None]], dim=-1)  # (B, T, Q, G P, 3)
     grid = (
@@ -90,10 +96,19 @@ def sample_pyramid(pyramid: Sequence[Tensor], points: ViewPoints, scale_weights:
         )  # (BTG,C,N,H,W)
         read = F.grid_sample(maps, grid.to(maps.dtype), align_corners=True)[..., 0]  # (BTG, C, Q, P)
         read = torch.unflatten(read, 0, (batch, frames, groups))
-        weight = scale_weights[..., level].permute(0, 2, 1, 3)[:, None, :, None]  # (B, 1, G, 1, Q, P)
+        weight = scale_weights[..., level].permute(0, 2, 3, 1, 4)[:, :, :, None]  # (B, 1 or T, G, 1, Q, P)
         result = read * weight if result is None else result + read * weight
     assert result is not None
     return result.permute(0, 4, 2, 1, 5, 3).flatten(3, 4)  # (B, Q, G, T P, C / G)
+
+
+def scramble_groups(scale_weights: Tensor, frames: int) -> Tensor:
+    """Scale weights (B, Q, T, G, P, L) as the published SparseBEV reads those of (B, Q, G, P, L): its flat
+    index over frames and groups is taken for one over groups and frames, so that group g of frame t has the
+    weights of group (t G + g) // T."""
+    groups = scale_weights.shape[2]
+    index = torch.arange(frames * groups, device=scale_weights.device) // frames
+    return torch.unflatten(scale_weights[:, :, index], 2, (frames, groups))
 
 
 def sample_pyramid_plainly(pyramid: Sequence[Tensor], points: ViewPoints, scale_weights: Tensor) -> Tensor:

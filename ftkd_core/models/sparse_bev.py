@@ -21,9 +21,16 @@ from ftkd_core.geometry import full_precision, invert_rigid
 from ftkd_core.models.attention import HybridAttention
 from ftkd_core.models.denoising import DenoisingQueries, attention_mask
 from ftkd_core.models.fpn import TopDownPyramid
+from ftkd_core.models.model_frame import codes_in_ego, denoising_in_model, frame_matrix, rig_in_model
 from ftkd_core.models.position import inverse_sigmoid
 from ftkd_core.models.resnet import ResNet
-from ftkd_core.models.sampling import box_points, move_points, project_to_views, sample_pyramid
+from ftkd_core.models.sampling import (
+    box_points,
+    move_points,
+    project_to_views,
+    sample_pyramid,
+    scramble_groups,
+)
 from ftkd_core.models.stream_petr import Predictions
 from ftkd_core.types import CameraRig, Frame, FrameWindow
 
@@ -127,9 +134,11 @@ class SparseDecoderLayer(nn.Module):
         """Scale-adaptive self-attention: it fades with the distance between the boxes."""
         centers = self.metric(boxes)[..., :2].detach()
         nothing = features.new_zeros(1)
-        attended: Tensor = self.self_attention(
-            features, nothing, features, nothing, mask, torch.cdist(centers, centers)
-        )
+        # The default way of cdist is good to millimetres only.
+        exact = "donot_use_mm_for_euclid_dist"
+        mode = exact if self.config.as_published else "use_mm_for_euclid_dist_if_necessary"
+        distances = torch.cdist(centers, centers, compute_mode=mode)
+        attended: Tensor = self.self_attention(features, nothing, features, nothing, mask, distances)
         return attended
 
     def sample(
@@ -143,7 +152,10 @@ class SparseDecoderLayer(nn.Module):
         moved = move_points(box_points(house, offsets), house[..., 7:9].detach(), window.time)
         shape = (config.groups, config.points, config.levels)
         weights = self.scale_weights(features).unflatten(-1, shape).softmax(-1)
-        return sample_pyramid(window.pyramid, project_to_views(moved, window.rig, image_size), weights)
+        if config.as_published:
+            weights = scramble_groups(weights, window.time.shape[1])
+        views = project_to_views(moved, window.rig, image_size, keep_unseen=config.as_published)
+        return sample_pyramid(window.pyramid, views, weights)
 
     def refine(self, boxes: Tensor, change: Tensor, time: Tensor) -> Tensor:
         """New boxes: the centre moves from where it was, the rest is answered anew; velocity is answered as
@@ -160,13 +172,17 @@ class SparseBEV(nn.Module):
     """A window: `predictions, pyramid = model(window)`; a stream: `predictions, ring = model.step(frame,
     ring)`."""
 
+    model_from_ego: Tensor | None
+
     def __init__(self, config: SparseBEVConfig) -> None:
         super().__init__()
         decoder = config.decoder
         self.config = config
         self.backbone = ResNet(config.backbone.depth, config.backbone.base_channels)
-        levels = range(len(self.backbone.out_channels) - decoder.levels, len(self.backbone.out_channels))
+        stages = len(self.backbone.out_channels)
+        levels = range(max(stages - decoder.levels, 0), stages)
         self.neck = TopDownPyramid(self.backbone.out_channels, decoder.channels, tuple(levels))
+        self.register_buffer("model_from_ego", frame_matrix(config.model_from_ego), persistent=False)
         self.decoder_layer = SparseDecoderLayer(decoder, config.num_frames, len(config.class_names))
         self.query_boxes = nn.Parameter(_pillar_grid(decoder.num_queries))
         # A row a class for denoising queries and one for the learnt; one more channel tells the two apart
@@ -177,19 +193,24 @@ class SparseBEV(nn.Module):
         self, window: FrameWindow, denoising: DenoisingQueries | None = None
     ) -> tuple[Predictions, tuple[Tensor, ...]]:
         """Predictions for the current frame, and the pyramid (B, T, N, C, H, W) of all frames, finest
-        first."""
+        first, stride 32 last."""
         pyramid = self.extract(window.images)
-        return self.decode_window(WindowFeatures(pyramid, window.rig, window.time), denoising), pyramid
+        predictions = self.decode_window(WindowFeatures(pyramid, window.rig, window.time), denoising)
+        return predictions, pyramid[:4]
 
     def extract(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images (..., 3, H, W) -> pyramid maps (..., C, H/stride, W/stride), finest first."""
         leading = images.shape[:-3]
         maps = self.neck(self.backbone(images.flatten(0, -4)))
+        if self.config.decoder.levels > len(maps):
+            maps.append(maps[-1][..., ::2, ::2])
         return tuple(level.unflatten(0, leading) for level in maps)
 
     def decode_window(self, window: WindowFeatures, denoising: DenoisingQueries | None = None) -> Predictions:
         """The decoder alone, on features that were extracted before."""
         image = self.config.image
+        window = window._replace(rig=rig_in_model(window.rig, self.model_from_ego))
+        denoising = denoising_in_model(denoising, self.model_from_ego)
         boxes, features, mask = self.start(window.time.shape[0], denoising)
         logits, codes = [], []
         for _ in range(self.config.decoder.num_layers):
@@ -197,11 +218,11 @@ class SparseBEV(nn.Module):
                 boxes, features, window, (image.height, image.width), mask
             )
             logits.append(scores)
-            codes.append(self.decoder_layer.metric(refined))
+            codes.append(codes_in_ego(self.decoder_layer.metric(refined), self.model_from_ego))
             boxes = refined.detach()
         noised = 0 if denoising is None else denoising.points_ego.shape[1]
         all_logits, all_codes = torch.stack(logits), torch.stack(codes)
-        stride16 = window.pyramid[-2][:, 0]
+        stride16 = window.pyramid[min(self.config.decoder.levels, 4) - 2][:, 0]
         return Predictions(
             all_logits[:, :, noised:], all_codes[:, :, noised:], features[:, noised:], stride16, None,
             all_logits[:, :, :noised] if noised else None, all_codes[:, :, :noised] if noised else None,

@@ -27,6 +27,13 @@ from ftkd_core.models.auxiliary2d import AuxiliaryHead, AuxiliaryMaps, ImageProp
 from ftkd_core.models.denoising import DenoisingQueries, attention_mask
 from ftkd_core.models.fpn import TopDownPyramid
 from ftkd_core.models.memory import LocalMemory, Memory, empty_memory, memorise, recall
+from ftkd_core.models.model_frame import (
+    codes_in_ego,
+    denoising_in_model,
+    frame_in_model,
+    frame_matrix,
+    rig_in_model,
+)
 from ftkd_core.models.position import (
     ConditionalLayerNorm,
     PositionEmbedding,
@@ -110,10 +117,14 @@ class DecoderContext(NamedTuple):
 
 class StreamPETR(nn.Module):
     """`predictions, memory = model(frame, memory)`; see `decode` for boxes. Holds parameters only, never a
-    frame's state."""
+    frame's state. Between `prepare` and `run_decoder`, names that end in _ego mean the frame the model thinks
+    in, where `DetectorConfig.model_from_ego` says that this is another."""
 
     pseudo_points: Tensor
     range_m: Tensor
+    points_center: Tensor
+    points_half: Tensor
+    model_from_ego: Tensor | None
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -123,12 +134,18 @@ class StreamPETR(nn.Module):
         strides = {config.backbone.auxiliary_stride, config.backbone.token_stride}
         levels = [(4, 8, 16).index(stride) for stride in sorted(strides)]
         self.neck = TopDownPyramid(self.backbone.out_channels, config.backbone.neck_channels, levels)
-        self.input_projection = nn.Linear(config.backbone.neck_channels, channels)
+        self.input_projection = (
+            nn.Identity() if decoder.as_published else nn.Linear(config.backbone.neck_channels, channels)
+        )
         self.position = PositionEmbedding(channels, decoder.num_depths, decoder.position_hidden)
 
         self.reference_points = nn.Parameter(_initial_points(decoder.num_queries, decoder))
         self.register_buffer("pseudo_points", _initial_points(decoder.num_propagated, decoder))
         self.register_buffer("range_m", torch.tensor(decoder.position_range_m), persistent=False)
+        center, half = _point_range(decoder)
+        self.register_buffer("points_center", center, persistent=False)
+        self.register_buffer("points_half", half, persistent=False)
+        self.register_buffer("model_from_ego", frame_matrix(config.model_from_ego), persistent=False)
         self.query_embedding = nn.Sequential(
             nn.Linear(channels // 2 * 3, channels), nn.ReLU(), nn.Linear(channels, channels)
         )
@@ -142,9 +159,11 @@ class StreamPETR(nn.Module):
         final = self.classifier[-1]
         assert isinstance(final, nn.Linear)
         nn.init.constant_(final.bias, _PRIOR_LOGIT)
-        self.auxiliary = AuxiliaryHead(
-            config.backbone.neck_channels, len(config.class_names), config.backbone.auxiliary_stride
-        )
+        self.auxiliary = None
+        if config.auxiliary_head:
+            self.auxiliary = AuxiliaryHead(
+                config.backbone.neck_channels, len(config.class_names), config.backbone.auxiliary_stride
+            )
         if decoder.num_image_queries:
             self.proposal_content = nn.Linear(config.backbone.neck_channels, channels)
         if decoder.anchored:
@@ -169,26 +188,38 @@ class StreamPETR(nn.Module):
         )
 
     def forward(
-        self, frame: Frame, memory: Memory, denoising: DenoisingQueries | None = None
+        self,
+        frame: Frame,
+        memory: Memory,
+        denoising: DenoisingQueries | None = None,
+        geometry: TokenGeometry | None = None,
     ) -> tuple[Predictions, Memory]:
         features, fine = self.extract(frame.images)
-        geometry = self.geometry(frame.rig)
-        local = recall(memory, frame, self.points_in_metres(self.pseudo_points))
+        geometry = self.geometry(frame.rig) if geometry is None else geometry
         count = self.config.decoder.num_image_queries
-        auxiliary = self.auxiliary(fine, frame.rig) if self.training or count else None
+        auxiliary = None
+        if self.auxiliary is not None and (self.training or count):
+            auxiliary = self.auxiliary(fine, frame.rig)
         proposals = None
         if count and auxiliary is not None:
             proposals = propose(auxiliary, fine, frame.rig, self.config.backbone.auxiliary_stride, count)
+        frame = frame_in_model(frame, self.model_from_ego)
+        denoising = denoising_in_model(denoising, self.model_from_ego)
+        local = recall(
+            memory, frame, self.points_in_metres(self.pseudo_points),
+            velocity_as_answered=self.config.decoder.as_published,
+        )  # fmt: skip
         context, queries = self.prepare(features, geometry, local, proposals, denoising)
         logits, codes, last = self.run_decoder(queries, context)
         noised = 0 if denoising is None else denoising.points_ego.shape[1]
+        kept = self.config.decoder.num_propagated
+        last_codes, evidence = codes[-1, :, noised:], logits[-1, :, noised:] - _PRIOR_LOGIT
+        after = memorise(memory, local, frame, last[:, noised:], last_codes, evidence, kept)
+        codes = codes_in_ego(codes, self.model_from_ego)
         predictions = Predictions(
             logits[:, :, noised:], codes[:, :, noised:], last[:, noised:], features, auxiliary,
             logits[:, :, :noised] if noised else None, codes[:, :, :noised] if noised else None,
         )  # fmt: skip
-        kept = self.config.decoder.num_propagated
-        last_codes, evidence = predictions.codes[-1], predictions.logits[-1] - _PRIOR_LOGIT
-        after = memorise(memory, local, frame, predictions.features, last_codes, evidence, kept)
         return predictions, after
 
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,14 +229,22 @@ class StreamPETR(nn.Module):
         return maps[-1].unflatten(0, images.shape[:2]), maps[0].unflatten(0, images.shape[:2])
 
     def geometry(self, rig: CameraRig) -> TokenGeometry:
-        """Token geometry of a rig; constant while the rig is, so a runtime may keep it."""
+        """Token geometry of a rig; constant while the rig is, so a runtime may keep it, `encoded` too."""
         stride, image = self.config.backbone.token_stride, self.config.image
         size = (image.height // stride, image.width // stride)
-        return token_geometry(rig, size, stride, self.config.decoder.num_depths, self.range_m)
+        decoder = self.config.decoder
+        return token_geometry(
+            rig_in_model(rig, self.model_from_ego), size, stride, decoder.num_depths, self.range_m,
+            cone_as_published=decoder.as_published,
+        )  # fmt: skip
 
     def points_in_metres(self, normalised: Tensor) -> Tensor:
-        """Points (..., 3) in 0..1 -> ego metres."""
-        return (normalised * 2 - 1) * self.range_m
+        """Points (..., 3) in 0..1 -> metres in the model's frame."""
+        return (normalised * 2 - 1) * self.points_half + self.points_center
+
+    def points_normalised(self, points: Tensor) -> Tensor:
+        """The inverse of `points_in_metres`."""
+        return ((points - self.points_center) / self.points_half + 1) / 2
 
     def prepare(
         self,
@@ -276,7 +315,7 @@ class StreamPETR(nn.Module):
         if not self.config.decoder.anchored:
             return points_as_anchors(local.centers_ego, len(self.config.class_names))
         moved = local.centers_ego[..., :2] + local.velocity_ego * local.age[..., None]
-        sizes, heading = local.shape_ego[..., :3], local.shape_ego[..., [4, 3]]
+        sizes, heading = local.shape_ego[..., :3], local.shape_ego[..., 3:5].flip(-1)
         heading = face_forward(heading, local.velocity_ego).flip(-1)
         codes = torch.cat([moved, local.centers_ego[..., 2:], sizes, heading, local.velocity_ego], dim=-1)
         return Anchors(codes, local.logits.clamp(max=_MOST_EVIDENCE))
@@ -285,7 +324,7 @@ class StreamPETR(nn.Module):
         """Position (B, Q, C) and content (B, Q, C) of queries or memory at points_ego, under motion (B, Q,
         15)."""
         channels = self.config.decoder.channels
-        normalised = (points_ego / self.range_m + 1) / 2
+        normalised = self.points_normalised(points_ego)
         position = self.query_embedding(sinusoidal_position(normalised, channels // 2))
         if content is None:
             content = position if self.config.decoder.content_from_position else torch.zeros_like(position)
@@ -300,7 +339,7 @@ class StreamPETR(nn.Module):
         Every layer's box starts from the query's own reference point: no iterative refinement (upstream).
         """
         anchors = context.anchors
-        start = inverse_sigmoid((anchors.codes[..., :3] / self.range_m + 1) / 2)
+        start = inverse_sigmoid(self.points_normalised(anchors.codes[..., :3]))
         logits, codes = [], []
         for layer in self.layers:
             queries = layer(queries, context)
@@ -346,6 +385,15 @@ def _branch(channels: int, outputs: int, *, normed: bool) -> nn.Sequential:
             layers.append(nn.LayerNorm(channels))
         layers.append(nn.ReLU())
     return nn.Sequential(*layers, nn.Linear(channels, outputs))
+
+
+def _point_range(decoder: DecoderConfig) -> tuple[Tensor, Tensor]:
+    """Middle and half extents (3,) in metres of the space that points are normalised in."""
+    if decoder.point_range_m is None:
+        half = torch.tensor(decoder.position_range_m)
+        return torch.zeros_like(half), half
+    low, high = torch.tensor(decoder.point_range_m).view(2, 3)
+    return (low + high) / 2, (high - low) / 2
 
 
 def _initial_points(count: int, decoder: DecoderConfig) -> Tensor:

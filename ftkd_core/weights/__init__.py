@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ftkd_core.config import ConfigT, DetectorConfig, SparseBEVConfig, from_dict, to_dict
+from ftkd_core.config import BackboneConfig, ConfigT, DetectorConfig, SparseBEVConfig, from_dict, to_dict
 from ftkd_core.errors import UserError
 
 FORMAT: Final = "ftkd-weights-1"
@@ -27,12 +27,13 @@ SHIPPED: Final = Path(__file__).parent / "tiny_synthetic.safetensors"
 def save_weights(
     path: Path,
     state: dict[str, Tensor],
-    config: DetectorConfig | SparseBEVConfig,
+    config: DetectorConfig | SparseBEVConfig | BackboneConfig,
     *,
     half: bool = True,
     notes: dict[str, Any] | None = None,
 ) -> None:
-    """Write a model's state with its configuration; `half` stores floating-point tensors as float16.
+    """Write a model's (or a backbone's) state with its configuration; `half` stores floating-point tensors
+    as float16.
 
     Errors: ValueError where a tensor holds nan or inf, or overflows half precision.
     """
@@ -69,6 +70,43 @@ def read_window_weights(path: Path) -> tuple[dict[str, Tensor], SparseBEVConfig,
     return _read(path, SparseBEVConfig)
 
 
+def read_backbone(path: Path) -> tuple[dict[str, Tensor], BackboneConfig, dict[str, Any]]:
+    """The same for a backbone alone: state by `ResNet`'s own names, and its depth and width (the neck's
+    fields mean nothing)."""
+    return _read(path, BackboneConfig)
+
+
+def load_backbone(path: Path, model: torch.nn.Module, config: BackboneConfig) -> None:
+    """Start a detector's `backbone` from a backbone file. UserError where its depth or width is another."""
+    state, found, _ = read_backbone(path)
+    if (found.depth, found.base_channels) != (config.depth, config.base_channels):
+        raise UserError(
+            f"backbone {str(path)!r} is a ResNet-{found.depth} of {found.base_channels} channels; expected a "
+            f"ResNet-{config.depth} of {config.base_channels}"
+        )
+    load_into(model.get_submodule("backbone"), state, str(path))
+
+
+def start_from(path: Path, model: torch.nn.Module, config: DetectorConfig | SparseBEVConfig) -> None:
+    """Start a model of a configuration from a file: of all its weights, or of a backbone alone. UserError
+    where they do not fit."""
+    if _metadata(path).get("kind") == BackboneConfig.__name__:
+        load_backbone(path, model, config.backbone)
+    elif isinstance(config, DetectorConfig):
+        load_into(model, read_weights(path)[0], str(path))
+    else:
+        load_into(model, read_window_weights(path)[0], str(path))
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The notes of a safetensors file; empty where it cannot be read, which reading the weights will say."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
+
+
 def _read(path: Path, kind: type[ConfigT]) -> tuple[dict[str, Tensor], ConfigT, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"weights {str(path)!r} not found; give a .safetensors file written by training")
@@ -96,8 +134,13 @@ def weights_hash(path: Path) -> str:
 
 
 def load_into(model: torch.nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Load a state into a model; UserError lists missing, unknown and mis-shaped tensors instead of
-    guessing."""
+    """Load a state into a model; UserError as `check_fit`."""
+    check_fit(model, state, origin)
+    model.load_state_dict(state)
+
+
+def check_fit(model: torch.nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """UserError lists missing, unknown and mis-shaped tensors of a state instead of guessing."""
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
     unknown = sorted(state.keys() - own.keys())
@@ -115,4 +158,3 @@ def load_into(model: torch.nn.Module, state: dict[str, Tensor], origin: str) -> 
         raise UserError(
             f"weights {origin!r} do not fit: {'; '.join(parts)}; they belong to another preset or version"
         )
-    model.load_state_dict(state)

@@ -11,7 +11,7 @@ from driving_scene import SCENE, VERSION, write_drive
 from ftkd_core.errors import UserError
 from ftkd_ros import cli
 
-COMMANDS = ("synth", "convert", "detect", "evaluate", "report", "demo")
+COMMANDS = ("synth", "convert", "detect", "evaluate", "report", "demo", "bench")
 
 
 def run(*arguments: object) -> int:

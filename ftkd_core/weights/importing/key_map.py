@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An explicit key map: which public tensor becomes which of ours, and how. Nothing is matched by guessing."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+Convert = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+def keep(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensor as it is."""
+    return (tensor,)
+
+
+def thirds(tensor: Tensor) -> tuple[Tensor, ...]:
+    """A packed projection (3 C, ...) as those of query, key and value."""
+    return tensor.chunk(3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """The public tensor `source` of `shape` becomes `targets` by `convert`.
+
+    copies: public names under which upstream saves the same tensor again (shared layers). optional: a counter
+    that old files lack, 0 then.
+    """
+
+    source: str
+    shape: tuple[int, ...]
+    targets: tuple[str, ...]
+    convert: Convert = keep
+    copies: tuple[str, ...] = ()
+    optional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """A public tensor that is a setting, not a weight: it must have these values, and is not kept."""
+
+    source: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyMap:
+    """All of a public format: `ignored` are names of training-only parts; whole parts end in a dot."""
+
+    rules: tuple[Rule, ...]
+    constants: tuple[Constant, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every public name that is read, with its shape."""
+        found = {name: rule.shape for rule in self.rules for name in (rule.source, *rule.copies)}
+        return found | {constant.source: (len(constant.values),) for constant in self.constants}
+
+    def ignores(self, name: str) -> bool:
+        """Whether a public name is of a training-only part."""
+        return any(name.startswith(part) if part.endswith(".") else name == part for part in self.ignored)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What an examination found wrong, each sorted: missing and unknown names, tensors of another shape,
+    copies or constants that differ; and, for information, how many tensors are mapped and ignored."""
+
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    misshaped: tuple[str, ...]
+    differing: tuple[str, ...]
+    mapped: int
+    ignored: int
+
+    @property
+    def faults(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Kinds of faults that there are, with the tensors concerned."""
+        kinds = {
+            "missing": self.missing, "unknown": self.unknown, "of another shape": self.misshaped,
+            "of unexpected values": self.differing,
+        }  # fmt: skip
+        return tuple((kind, found) for kind, found in kinds.items() if found)
+
+
+def examine(key_map: KeyMap, tensors: Mapping[str, Tensor]) -> Findings:
+    """Hold public tensors against a key map; nothing is converted."""
+    shapes = key_map.shapes()
+    optional = {rule.source for rule in key_map.rules if rule.optional}
+    ignored = {name for name in tensors.keys() - shapes.keys() if key_map.ignores(name)}
+    misshaped = {
+        name: f"{name} {tuple(tensors[name].shape)} for {shape}"
+        for name, shape in shapes.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    }
+    sound = {name: tensor for name, tensor in tensors.items() if name not in misshaped}
+    return Findings(
+        missing=tuple(sorted(shapes.keys() - tensors.keys() - optional)),
+        unknown=tuple(sorted(tensors.keys() - shapes.keys() - ignored)),
+        misshaped=tuple(misshaped[name] for name in sorted(misshaped)),
+        differing=tuple(sorted(_differing(key_map, sound))),
+        mapped=len(shapes.keys() & sound.keys()),
+        ignored=len(ignored),
+    )
+
+
+def _differing(key_map: KeyMap, tensors: Mapping[str, Tensor]) -> Iterable[str]:
+    for rule in key_map.rules:
+        for copy in rule.copies:
+            if rule.source in tensors and copy in tensors and not tensors[copy].equal(tensors[rule.source]):
+                yield f"{copy} (differs from {rule.source})"
+    for constant in key_map.constants:
+        if constant.source in tensors:
+            found, expected = tensors[constant.source].float(), torch.tensor(constant.values)
+            if not torch.allclose(found, expected, rtol=1e-5, atol=1e-6):
+                yield f"{constant.source} ({_short(found)} instead of {_short(expected)})"
+
+
+def _short(values: Tensor) -> str:
+    numbers = [f"{value:.6g}" for value in values.tolist()]
+    return ", ".join(numbers if len(numbers) <= 6 else [*numbers[:5], "..."])
+
+
+def convert(key_map: KeyMap, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our state of public tensors that `examine` found no fault with; float tensors as float32."""
+    state: dict[str, Tensor] = {}
+    for rule in key_map.rules:
+        tensor = tensors.get(rule.source)
+        if tensor is None:
+            tensor = torch.zeros(rule.shape, dtype=torch.int64)
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        state |= zip(rule.targets, (part.clone() for part in rule.convert(tensor)), strict=True)
+    return state
+
+
+_AFFINE: Final = ("weight", "bias")
+
+
+def linear(source: str, target: str, outputs: int, inputs: int) -> list[Rule]:
+    """Rules of a linear layer."""
+    return affine(source, target, (outputs, inputs), outputs)
+
+
+def norm(source: str, target: str, channels: int) -> list[Rule]:
+    """Rules of a layer norm with gain and offset."""
+    return affine(source, target, (channels,), channels)
+
+
+def affine(source: str, target: str, weight: tuple[int, ...], bias: int) -> list[Rule]:
+    """Rules of a layer with a weight of that shape and a bias."""
+    shapes = (weight, (bias,))
+    return [
+        Rule(source=f"{source}.{part}", shape=shape, targets=(f"{target}.{part}",))
+        for part, shape in zip(_AFFINE, shapes, strict=True)
+    ]
+
+
+def attention(source: str, target: str, channels: int) -> list[Rule]:
+    """Rules of a torch.nn.MultiheadAttention, whose projections are packed, as our attention modules."""
+    parts = ("query", "key", "value")
+    packed = [
+        Rule(
+            source=f"{source}.in_proj_{part}", shape=shape, convert=thirds,
+            targets=tuple(f"{target}.{name}.{part}" for name in parts),
+        )
+        for part, shape in zip(_AFFINE, ((3 * channels, channels), (3 * channels,)), strict=True)
+    ]  # fmt: skip
+    return [*packed, *linear(f"{source}.out_proj", f"{target}.output", channels, channels)]
