@@ -132,8 +132,8 @@ def refuse_augmentation(augment: AugmentConfig) -> None:
         )
     if (augment.zoom_least, augment.zoom_most) != (1.0, 1.0):
         raise UserError(
-            f"augment.zoom_least {augment.zoom_least} and zoom_most {augment.zoom_most} draw the images anew, "
-            "but cached maps are of the images as they are; set both to 1 or leave the cache out"
+            f"augment.zoom_least {augment.zoom_least} and zoom_most {augment.zoom_most} draw the images "
+            "anew, but cached maps are of the images as they are; set both to 1 or leave the cache out"
         )
 
 

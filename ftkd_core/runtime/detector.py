@@ -2,22 +2,35 @@
 """The detector as a node or an offline runner uses it: a round of cameras in, objects out, memory kept
 inside."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import DetectorConfig
 from ftkd_core.errors import UserError
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr, decode
-from ftkd_core.runtime.preprocess import round_to_frame
+from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.runtime.engines import Engine, PlainEngine, Rows
+from ftkd_core.runtime.fast import FastEngine
+from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
 from ftkd_core.types import CameraRound, CameraView, ObjectList
 from ftkd_core.weights import SHIPPED, load_into, read_weights
+
+RUNTIMES: Final = ("auto", "fast", "plain")
 
 
 class Detector:
     """`objects = detector.step(camera_round)`; `reset()` starts a new stream. Not thread-safe: one thread
-    steps it."""
+    steps it.
+
+    score_threshold: of all classes, or by class name (see `thresholds`). runtime: fast, or plain, the
+    straightforward twin it is held to; auto is fast on a CPU, and plain on a GPU, where the fast one has not
+    been proven yet (docs/runtime.md).
+    """
 
     def __init__(
         self,
@@ -25,14 +38,17 @@ class Detector:
         *,
         weights_name: str,
         device: torch.device,
-        score_threshold: float = 0.05,
+        score_threshold: ScoreThreshold = DEFAULT_THRESHOLD,
         max_detections: int = 300,
+        runtime: str = "auto",
     ) -> None:
-        if not 0.0 <= score_threshold <= 1.0:
-            raise UserError(f"score_threshold {score_threshold}: expected 0 .. 1")
+        self._thresholds = class_thresholds(score_threshold, model.config.class_names)
+        self._our_labels = _our_labels(model.config.class_names)
         if max_detections < 1:
             raise UserError(f"max_detections {max_detections}: expected at least 1")
-        self.model = model.to(device).eval().requires_grad_(False)
+        if runtime not in RUNTIMES:
+            raise UserError(f"runtime {runtime!r}: expected one of {', '.join(RUNTIMES)}")
+        self.model = model.eval().requires_grad_(False)
         self.config: DetectorConfig = model.config
         self.preset = model.config.preset
         self.channels = model.config.channels
@@ -41,7 +57,9 @@ class Detector:
         self.device = device
         self.score_threshold = score_threshold
         self.max_detections = max_detections
-        self._memory = model.start_memory()
+        fast = runtime == "fast" or (runtime == "auto" and device.type == "cpu")
+        kind = FastEngine if fast else PlainEngine
+        self.engine: Engine = kind(model, device, max_detections)
         self._start_ns: int | None = None
 
     @classmethod
@@ -51,13 +69,14 @@ class Detector:
         *,
         preset: str | None = None,
         device: str = "auto",
-        score_threshold: float = 0.05,
+        score_threshold: ScoreThreshold = DEFAULT_THRESHOLD,
         max_detections: int = 300,
+        runtime: str = "auto",
     ) -> "Detector":
         """A detector from a weights file (None: the shipped one).
 
-        UserError where the file is missing, damaged or of another preset than asked for, or the device is
-        not there.
+        UserError where the file is missing, damaged or of another preset than asked for, the device is not
+        there, or an argument is out of its range.
         """
         path = SHIPPED if weights is None or str(weights) == "" else Path(weights)
         state, config, _ = read_weights(path)
@@ -71,15 +90,20 @@ class Detector:
             device=resolve_device(device),
             score_threshold=score_threshold,
             max_detections=max_detections,
+            runtime=runtime,
         )
 
     def reset(self) -> None:
         """Forget the stream: the next step starts from the trained first state."""
         self._start_ns = None
 
-    def warm_up(self) -> None:
-        """Run one empty round, so that the first real one is not slow; leaves the detector reset."""
-        width, height = self.input_size
+    def warm_up(self, image_size: tuple[int, int] | None = None) -> None:
+        """Run one empty round, so that the first real one is not slow; leaves the detector reset.
+
+        image_size: width and height of the cameras where known: on a GPU the first round of a size prepares
+        its scaling, which takes seconds.
+        """
+        width, height = image_size or self.input_size
         view = CameraView(
             image=np.zeros((height, width, 3), dtype=np.uint8),
             intrinsics=np.array([[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1.0]]),
@@ -91,34 +115,37 @@ class Detector:
         self.step(CameraRound(views=views, reference_stamp_ns=0, global_from_ego=np.eye(4)))
         self.reset()
 
-    @torch.inference_mode()
     def step(self, camera_round: CameraRound) -> ObjectList:
-        """Objects in ego at the reference stamp, best first, scores at or above the threshold.
+        """Objects in ego at the reference stamp, best first, scores at or above their class's threshold.
 
         A camera that is None is masked. Errors: UserError for images or calibration that cannot be used;
         the stream's memory is untouched then.
         """
+        return self.start(camera_round)()
+
+    def start(self, camera_round: CameraRound) -> Callable[[], ObjectList]:
+        """`step` in two halves: the answer waits for the objects, so that a GPU works while the caller does
+        something else. Fetch them before the next round is started. Errors: as `step`."""
         is_first = self._start_ns is None
         start_ns = camera_round.reference_stamp_ns if self._start_ns is None else self._start_ns
-        frame = round_to_frame(
-            camera_round,
-            self.config.image,
-            self.channels,
-            time_s=(camera_round.reference_stamp_ns - start_ns) * 1e-9,
-            is_first=is_first,
-            device=self.device,
-        )
-        predictions, self._memory = self.model(frame, self._memory)
+        time_s = (camera_round.reference_stamp_ns - start_ns) * 1e-9
+        wait = self.engine.start(camera_round, time_s=time_s, is_first=is_first)
         self._start_ns = start_ns
-        detections = decode(predictions, self.max_detections)
-        scores = detections.scores[0].double().cpu().numpy()
-        keep = scores >= self.score_threshold
-        return ObjectList(
-            boxes=detections.boxes[0].double().cpu().numpy()[keep],
-            scores=scores[keep],
-            labels=detections.labels[0].cpu().numpy()[keep],
-            stamp_ns=camera_round.reference_stamp_ns,
-        )
+        return lambda: self._objects(wait(), camera_round.reference_stamp_ns)
+
+    def _objects(self, rows: Rows, stamp_ns: int) -> ObjectList:
+        labels = rows[:, 10].astype(np.int64)
+        keep = rows[:, 9] >= self._thresholds[labels]
+        ours = self._our_labels[labels[keep]]
+        return ObjectList(boxes=rows[keep, :9], scores=rows[keep, 9], labels=ours, stamp_ns=stamp_ns)
+
+
+def _our_labels(class_names: tuple[str, ...]) -> NDArray[np.int64]:
+    """Index into CLASS_NAMES of each of a model's classes."""
+    strange = [name for name in class_names if name not in CLASS_NAMES]
+    if strange:
+        raise UserError(f"model has class {strange[0]!r}; expected among {', '.join(CLASS_NAMES)}")
+    return np.array([CLASS_NAMES.index(name) for name in class_names], dtype=np.int64)
 
 
 def resolve_device(name: str) -> torch.device:

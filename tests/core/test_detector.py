@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import ImageConfig
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.models.stream_petr import decode
 from ftkd_core.runtime.detector import Detector, resolve_device
 from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop, round_to_frame
+from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
 from ftkd_core.types import CameraRound, CameraView
 from ftkd_core.weights import read_weights, save_weights
 from tests.core.helpers import camera_ring, small_model
@@ -41,9 +43,14 @@ def make_round(index: int = 0, size: tuple[int, int] = (192, 108), missing: int 
     )
 
 
-def make_detector(threshold: float = 0.0) -> Detector:
+def make_detector(threshold: ScoreThreshold = 0.0, runtime: str = "fast") -> Detector:
     return Detector(
-        small_model(), weights_name="small", device=CPU, score_threshold=threshold, max_detections=50
+        small_model(),
+        weights_name="small",
+        device=CPU,
+        score_threshold=threshold,
+        max_detections=50,
+        runtime=runtime,
     )
 
 
@@ -86,7 +93,7 @@ def test_ego_motion_between_exposures_is_accounted_for() -> None:
 
 
 def test_steps_equal_the_model_frame_by_frame() -> None:
-    detector = make_detector()
+    detector = make_detector(runtime="plain")
     model, memory = detector.model, detector.model.start_memory()
     for index in range(3):
         objects = detector.step(make_round(index))
@@ -99,7 +106,7 @@ def test_steps_equal_the_model_frame_by_frame() -> None:
             device=CPU,
         )
         with torch.no_grad():
-            predictions, memory = model(frame, memory)
+            predictions, memory = model(frame._replace(images=frame.images.contiguous()), memory)
         expected = decode(predictions, 50)
         assert np.allclose(objects.scores, expected.scores[0].numpy(), atol=1e-6)
         assert np.allclose(objects.boxes, expected.boxes[0].numpy(), atol=1e-4)
@@ -127,6 +134,36 @@ def test_the_threshold_cuts() -> None:
     scores = make_detector().step(make_round(0)).scores
     cut = float(scores[10])
     assert len(make_detector(cut).step(make_round(0)).scores) == int((scores >= cut).sum())
+
+
+def test_classes_may_have_thresholds_of_their_own() -> None:
+    everything = make_detector().step(make_round(0))
+    name = CLASS_NAMES[int(everything.labels[0])]
+    own = make_detector({name: float(everything.scores[0])} | dict.fromkeys(set(CLASS_NAMES) - {name}, 0.0))
+    cut = own.step(make_round(0))
+    others = everything.labels != everything.labels[0]
+    assert len(cut.scores) == 1 + int(others.sum())
+    assert np.array_equal(cut.scores[cut.labels != everything.labels[0]], everything.scores[others])
+
+
+def test_bad_thresholds_are_one_clear_sentence() -> None:
+    cases: list[tuple[ScoreThreshold, str]] = [
+        ({"lorry": 0.3}, "class 'lorry': expected one of car, truck"),
+        ({"car": 1.5}, "class 'car': 1.5: expected 0 .. 1"),
+        ({"car": float("nan")}, "class 'car': nan: expected 0 .. 1"),
+        (float("nan"), "score_threshold nan: expected 0 .. 1"),
+    ]
+    for threshold, text in cases:
+        with pytest.raises(UserError, match=text):
+            make_detector(threshold)
+    with pytest.raises(UserError, match="runtime 'fastest': expected one of auto, fast, plain"):
+        make_detector(runtime="fastest")
+
+
+def test_classes_left_out_keep_the_usual_threshold() -> None:
+    thresholds = class_thresholds({"car": 0.3}, CLASS_NAMES)
+    assert thresholds[CLASS_NAMES.index("car")] == 0.3
+    assert np.count_nonzero(thresholds == DEFAULT_THRESHOLD) == len(CLASS_NAMES) - 1
 
 
 def test_a_bad_view_is_refused_and_the_stream_goes_on() -> None:

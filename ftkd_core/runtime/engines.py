@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a detector's engine is, and the plain one: float32, eager, NCHW, all of it computed anew each frame.
+
+The plain engine is the protocol behind published figures and the twin that the fast one (`fast.py`) is held
+to.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ftkd_core.models.stream_petr import StreamPETR, decode
+from ftkd_core.runtime.preprocess import round_to_frame
+from ftkd_core.types import CameraRound, Detections
+
+Rows = NDArray[np.float64]
+"""Detections (K, 11), best first: box (9) in ego, score, label."""
+
+
+class Engine(Protocol):
+    """Runs rounds through a network and keeps the stream's memory, on one device and from one thread."""
+
+    def start(self, camera_round: CameraRound, *, time_s: float, is_first: bool) -> Callable[[], Rows]:
+        """Begin a round; the answer waits for its detections. time_s is relative to the stream.
+
+        Errors: UserError for images or calibration that cannot be used; the memory is untouched then.
+        """
+        ...
+
+
+def pack(detections: Detections) -> Tensor:
+    """Detections of a batch of one as one float32 tensor (K, 11), so that one copy fetches them."""
+    return torch.cat(
+        [detections.boxes[0], detections.scores[0, :, None], detections.labels[0, :, None].float()], dim=-1
+    )
+
+
+class PlainEngine:
+    """The model as it was trained, step by step."""
+
+    def __init__(self, model: StreamPETR, device: torch.device, max_detections: int) -> None:
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.device = device
+        self.max_detections = max_detections
+        self._memory = self.model.start_memory()
+
+    @torch.inference_mode()
+    def start(self, camera_round: CameraRound, *, time_s: float, is_first: bool) -> Callable[[], Rows]:
+        """See `Engine`; the work is done when this returns."""
+        config = self.model.config
+        frame = round_to_frame(
+            camera_round, config.image, config.channels, time_s=time_s, is_first=is_first, device=self.device
+        )
+        frame = frame._replace(images=frame.images.contiguous())  # NCHW
+        with self._attention():
+            predictions, self._memory = self.model(frame, self._memory)
+        rows: Rows = pack(decode(predictions, self.max_detections)).double().cpu().numpy()
+        return lambda: rows
+
+    def _attention(self) -> contextlib.AbstractContextManager[Any]:
+        """On a GPU attention as plain matrix products; on a CPU the library's only good one."""
+        if self.device.type == "cuda":
+            return sdpa_kernel(SDPBackend.MATH)
+        return contextlib.nullcontext()

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Camera images on their way to the network: scaled by OpenCV on the host, or uploaded and scaled on the
+device.
+
+Both leave network images (N, H, W, 3) uint8 in a static buffer; normalising them is the network's first
+operation. Symbols: N cameras, H/W network image, h/w camera image.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ftkd_core.config import ImageConfig
+from ftkd_core.runtime.header import unpack_header
+from ftkd_core.runtime.preprocess import stack_images
+from ftkd_core.runtime.replay import Replay
+from ftkd_core.runtime.resample import BatchTaps, ImageTaps, batch_taps, image_taps, resample
+from ftkd_core.types import CameraView
+
+Views = Sequence[CameraView | None]
+Size = tuple[int, int]
+
+
+class CpuImages:
+    """Scaled by OpenCV, which on a CPU is the fastest there is."""
+
+    def __init__(
+        self, config: ImageConfig, cameras: int, device: torch.device, _compile: Callable[[Any], Any]
+    ) -> None:
+        self._config = config
+        shape = (cameras, config.height, config.width, 3)
+        self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self.network_images = self._host.to(device)
+
+    def upload(self, views: Views, _header: Tensor) -> None:
+        """Scale a round's images and begin to copy them; the copy before must be over."""
+        self._host.copy_(torch.from_numpy(stack_images(views, self._config)))
+        if self.network_images is not self._host:
+            self.network_images.copy_(self._host, non_blocking=True)
+
+
+class DeviceImages:
+    """Uploaded through pinned memory, the cropped rows left out, and scaled by the device.
+
+    Buffers and taps are made where an image size is new; a camera that is missing keeps its own.
+    """
+
+    def __init__(
+        self, config: ImageConfig, cameras: int, device: torch.device, compile_: Callable[[Any], Any]
+    ) -> None:
+        self._config = config
+        self._device = device
+        self._resample: Callable[..., Tensor] = compile_(_resample_round)
+        self._sizes: list[Size | None] = [None] * cameras
+        self._taps: list[ImageTaps | None] = [None] * cameras
+        self.network_images = torch.zeros(
+            cameras, config.height, config.width, 3, dtype=torch.uint8, device=device
+        )
+
+    def upload(self, views: Views, header: Tensor) -> None:
+        """Begin to copy and scale a round's images; the header, which says which are there, goes before."""
+        sizes = [
+            old if view is None else (view.image.shape[1], view.image.shape[0])
+            for view, old in zip(views, self._sizes, strict=True)
+        ]
+        if sizes != self._sizes:
+            self._adopt(sizes, header)
+        for view, taps, host, device in zip(views, self._taps, self._host, self._raw, strict=True):
+            if view is None or taps is None:
+                continue
+            image = view.image[taps.first_row :]
+            _copy_in(host[: image.shape[0], : image.shape[1]], image)
+            device.copy_(host, non_blocking=True)
+        self._step()
+
+    def _adopt(self, sizes: list[Size | None], header: Tensor) -> None:
+        """Buffers and taps for these image sizes; waits for the device, as it happens once."""
+        self._taps = [None if size is None else image_taps(self._config, *size) for size in sizes]
+        known = [taps for taps in self._taps if taps is not None]
+        filler = known[0] if known else image_taps(self._config, self._config.width, self._config.height)
+        taps: BatchTaps = batch_taps([filler if t is None else t for t in self._taps], self._device)
+        heights = [int(t.rows.source.max()) + 1 for t in known] or [self._config.height]
+        widths = [int(t.columns.source.max()) + 1 for t in known] or [self._config.width]
+        shape = (len(sizes), max(heights), max(widths), 3)
+        self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+        self._raw = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+        raw = self._raw
+
+        def step() -> None:
+            self.network_images.copy_(self._resample(raw, header, taps))
+
+        self._step = Replay(step, self._device)
+        self._sizes = sizes
+
+
+def _copy_in(target: Tensor, image: NDArray[np.uint8]) -> None:
+    """Copy an image; on all cores where torch can read it (not if it is read-only or mirrored)."""
+    if image.flags.writeable and min(image.strides) > 0:
+        target.copy_(torch.from_numpy(image))
+    else:
+        np.copyto(target.numpy(), image)
+
+
+def _resample_round(raw: Tensor, header: Tensor, taps: BatchTaps) -> Tensor:
+    _, rig, _, _ = unpack_header(header, raw.shape[0])
+    return resample(raw, taps, rig.mask[0])
