@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nuscenes import NuScenes
+from nuscenes import NuScenes as NuScenes  # noqa: PLC0414  (re-exported: the devkit is imported in few places)
 from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.utils.splits import get_scenes_of_split
 
