@@ -113,7 +113,8 @@ class Experiment:
         return SyntheticClips(first_seed, image, self.arguments.clips, version=self.arguments.clips_version)
 
     def make_plan(self) -> Plan:
-        """The plan of the folder, or a new one; UserError where the command asks for another."""
+        """The plan of the folder, or a new one; UserError where the command would train another. Scoring
+        takes the plan as it is."""
         a = self.arguments
         asked = Plan(
             preset=a.preset, teacher_preset=a.teacher_preset, past_preset=a.past_preset, seeds=a.seeds,
@@ -124,6 +125,8 @@ class Experiment:
         path = self.out / "plan.json"
         if path.exists():
             found = Plan(**json.loads(path.read_text()))
+            if a.phase == "score":
+                return found
             for name in asdict(asked):
                 mine, yours = getattr(asked, name), getattr(found, name)
                 if mine != yours and not (name.endswith("steps") and mine == 0):

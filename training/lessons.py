@@ -16,7 +16,7 @@ from ftkd_core.config import to_dict
 from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset
 from ftkd_core.data.windows import WindowBatch
 from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer, teacher_answer
-from ftkd_core.distillation.cache import TeacherCache, collate_answers
+from ftkd_core.distillation.cache import Manifest, TeacherCache, collate_answers, describe
 from ftkd_core.distillation.methods import MethodConfig, build_method
 from ftkd_core.errors import UserError
 from ftkd_core.losses.detection import DetectionCriterion
@@ -83,6 +83,14 @@ class Distiller(nn.Module):
         """The same for all frames of a clip in order, some at a time; features are extracted once."""
         for windows, predictions, pyramid in view_clip(self.teacher, clip):
             yield self._answer(predictions, pyramid, windows.real)
+
+    def describe(self, teacher: str, data: str) -> Manifest:
+        """What a cache of these answers depends on; `teacher` is a hash of its weights, `data` the name of
+        the clips."""
+        return describe(
+            teacher=teacher, data=data, map_target=self.method.map_target, strides=self.method.strides,
+            with_previous=self.method.needs_previous,
+        )  # fmt: skip
 
     def _answer(self, predictions: Predictions, pyramid: Sequence[Tensor], real: Tensor) -> TeacherAnswer:
         levels = dict(zip((32, 16, 8, 4), reversed(pyramid[:4]), strict=False))

@@ -21,12 +21,12 @@ from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset, WindowDataset
 from ftkd_core.distillation.baselines import BaselineConfig
-from ftkd_core.distillation.cache import describe, fill_cache
+from ftkd_core.distillation.cache import fill_cache
 from ftkd_core.distillation.methods import method_config
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import PRESETS, preset, sparse_bev_preset
-from ftkd_core.weights import load_into, read_weights, read_window_weights, weights_hash
+from ftkd_core.weights import load_into, read_weights, read_window_weights, start_from, weights_hash
 from training import predicting
 from training.balance import balance
 from training.distill import load_teacher
@@ -95,14 +95,9 @@ def fill(
     model = load_teacher(teacher)
     distiller = make_distiller(model, build_stream_petr(preset(student)), method_config(widest))
     model.to(device)
-    description = describe(
-        teacher=weights_hash(teacher),
-        data=clips.name,
-        map_target=distiller.method.map_target,
-        strides=distiller.method.strides,
-        with_previous=distiller.method.needs_previous,
+    fill_cache(
+        folder, distiller.describe(weights_hash(teacher), clips.name), distiller.answer_clip, clips, scenes
     )
-    fill_cache(folder, description, distiller.answer_clip, clips, scenes)
 
 
 def balance_method(
@@ -114,7 +109,7 @@ def balance_method(
     torch.manual_seed(0)
     model, guide = build_stream_petr(preset(student)), load_teacher(teacher)
     if init:
-        load_into(model, read_weights(Path(init))[0], init)
+        start_from(Path(init), model, model.config)
     data = StreamDataset(clips, scenes, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
     pairs = PairedDataset(data, guide.config.num_past, guide.config.num_future)
     config, terms = balance(

@@ -28,7 +28,7 @@ from ftkd_core.data.clips import AugmentConfig, ClipSource, StreamDataset
 from ftkd_core.data.nuscenes_clips import NuScenesClips
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset, WindowDataset
-from ftkd_core.distillation.cache import TeacherCache, describe, fill_cache, refuse_augmentation
+from ftkd_core.distillation.cache import TeacherCache, fill_cache, refuse_augmentation
 from ftkd_core.distillation.methods import MethodConfig
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
@@ -285,13 +285,7 @@ def _open_cache(
     """The cache of a run, filled first where that was asked for."""
     assert teaching.cache is not None
     refuse_augmentation(config.augment)
-    description = describe(
-        teacher=teaching.weights_hash,
-        data=clips.name,
-        map_target=distiller.method.map_target,
-        strides=distiller.method.strides,
-        with_previous=distiller.method.needs_previous,
-    )
+    description = distiller.describe(teaching.weights_hash, clips.name)
     if teaching.fill_cache and fabric.is_global_zero:
         fill_cache(teaching.cache, description, distiller.answer_clip, clips, scenes)
     fabric.barrier()

@@ -257,19 +257,25 @@ def load_sweep_round(sweep_round: SweepRound) -> CameraRound:
     )
 
 
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """An image file as RGB (h, w, 3). Raises UserError naming the file if missing or damaged."""
+    bgr = cv2.imread(str(path), cv2.IMREAD_COLOR) if path.is_file() else None
+    if bgr is None:
+        reason = "cannot be decoded" if path.is_file() else "is missing"
+        raise UserError(f"image {str(path)!r} {reason}; copy this part of the data set again")
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
 def load_view(record: CameraRecord) -> CameraView:
     """Read one image as RGB. Raises UserError naming the file if missing, damaged or of another size."""
-    bgr = cv2.imread(str(record.path), cv2.IMREAD_COLOR) if record.path.is_file() else None
-    if bgr is None:
-        reason = "cannot be decoded" if record.path.is_file() else "is missing"
-        raise UserError(f"image {str(record.path)!r} {reason}; copy this part of the data set again")
-    if bgr.shape[:2] != (record.height, record.width):
+    image = read_image(record.path)
+    if image.shape[:2] != (record.height, record.width):
         raise UserError(
-            f"image {str(record.path)!r} is {bgr.shape[1]}x{bgr.shape[0]} but the data set says "
+            f"image {str(record.path)!r} is {image.shape[1]}x{image.shape[0]} but the data set says "
             f"{record.width}x{record.height}; its camera matrix would not fit"
         )
     return CameraView(
-        image=np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8),
+        image=image,
         intrinsics=record.intrinsics,
         ego_from_camera=record.ego_from_camera,
         global_from_ego=record.global_from_ego,

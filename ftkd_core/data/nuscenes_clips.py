@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -24,6 +23,7 @@ from ftkd_core.data.nuscenes import (
     camera_records,
     ground_truth,
     open_dataset,
+    read_image,
     sample_pose,
     sample_stamp_ns,
     scene_samples,
@@ -52,22 +52,19 @@ class ImageFiles:
         return (*self.paths.shape, self.image.height, self.image.width, 3)
 
     def __getitem__(self, frame: int) -> NDArray[np.uint8]:
-        return np.stack([resize_and_crop(self._read(path), self.image) for path in self.paths[frame]])
+        return np.stack(
+            [resize_and_crop(read_image(self.root / path), self.image) for path in self.paths[frame]]
+        )
 
     def zoomed(self, frame: int, zoom: float, left: float) -> NDArray[np.uint8]:
         """The frame's images drawn `zoom` times as large, from the files, so that no detail is lost; as
         `preprocess.zoom_and_crop`."""
         return np.stack(
-            [zoom_and_crop(self._read(path), self.image, zoom, left) for path in self.paths[frame]]
+            [
+                zoom_and_crop(read_image(self.root / path), self.image, zoom, left)
+                for path in self.paths[frame]
+            ]
         )
-
-    def _read(self, path: str) -> NDArray[np.uint8]:
-        file = self.root / path
-        bgr = cv2.imread(str(file), cv2.IMREAD_COLOR) if file.is_file() else None
-        if bgr is None:
-            reason = "cannot be decoded" if file.is_file() else "is missing"
-            raise UserError(f"image {str(file)!r} {reason}; copy this part of the data set again")
-        return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 class NuScenesClips:

@@ -81,6 +81,7 @@ def test_a_plan_is_kept_and_not_bent(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert plan("--minutes", "5", "--seeds", "2") == first  # time fixes a plan once
     with pytest.raises(UserError, match="has seeds 2, the command 3; give another --out"):
         plan("--seeds", "3")
+    assert plan("--seeds", "3", "--phase", "score") == first  # scoring needs to know no setting
     with pytest.raises(UserError, match="has steps"):
         plan("--seeds", "2", "--steps", "7")
 
