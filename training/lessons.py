@@ -112,6 +112,13 @@ class Distiller(nn.Module):
         return terms
 
 
+def split_item(item: StreamBatch | tuple[StreamBatch, Teaching]) -> tuple[StreamBatch, Teaching | None]:
+    """What the student sees, and what it is taught, if it is."""
+    if isinstance(item, StreamBatch):
+        return item, None
+    return item
+
+
 class StreamLesson(nn.Module):
     """StreamPETR on a frame of each of B streams; with a distiller, a batch is (frame, teaching)."""
 
@@ -139,8 +146,7 @@ class StreamLesson(nn.Module):
     def forward(
         self, batch: StreamBatch | tuple[StreamBatch, Teaching], state: State, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], State]:
-        seen, teaching = batch if isinstance(batch[0], StreamBatch) else (batch, None)
-        assert isinstance(seen, StreamBatch)
+        seen, teaching = split_item(batch)
         config = self.detector.config
         frame = seen.frame(normalise(seen.images, config.image))
         denoising = make_denoising(seen.targets, config.loss, self.detector.range_m, generator)
@@ -148,7 +154,7 @@ class StreamLesson(nn.Module):
         predictions, memory = self.detector(frame, Memory(*state[:kept]), denoising)
         terms: dict[str, Tensor] = self.criterion(predictions, seen.targets, seen.rig, denoising)
         if self.distiller is not None:
-            assert isinstance(teaching, (WindowBatch, TeacherAnswer))
+            assert teaching is not None
             stride = config.backbone.token_stride
             maps, previous = {stride: predictions.image_features}, None
             if state[kept:]:

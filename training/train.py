@@ -38,6 +38,7 @@ from ftkd_core.weights import start_from
 from training.lessons import CachedDataset, Distiller, StreamLesson, WindowLesson, make_distiller
 from training.loop import OptimConfig, Trainer
 from training.recipes import RECIPES
+from training.sliding import SlidingDataset, SlidingLesson
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,15 @@ class DataConfig:
     """Training scenes are seeds first_seed .. first_seed + scenes - 1 of the synthetic world, rendered once
     into `cache`; held-out scenes of the project start at seed 900000. With `root`, a nuScenes data set, they
     are the scenes of `split` of its `nuscenes` version instead, indexed once into `cache`. Segments of
-    `segment` key frames are trained on as one stream."""
+    `segment` key frames are trained on as one stream; with `window`, every step sees windows of that many
+    frames instead and learns from their last `graded` (sliding.py)."""
 
     scenes: int = 200
     first_seed: int = 0
     duration_s: float = 20.0
     segment: int = 10
+    window: int = 0
+    graded: int = 1
     cache: str = "build/clips"
     version: str = ""
     workers: int = 1
@@ -61,12 +65,14 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What surrounds a model in one run; `streams` is the batch size of each process."""
+    """What surrounds a model in one run; `streams` is the batch size of each process, `init_parts` names the
+    parts of the model, comma-separated, that --init is to give (none: all of it)."""
 
     steps: int = 20000
     streams: int = 4
     seed: int = 0
     save_every: int = 500
+    init_parts: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -110,6 +116,11 @@ def make_parser(
     parser.add_argument("--streams", type=int, help="scenes trained on side by side, per process (default 4)")
     parser.add_argument("--seed", type=int, help="seed of weights, order and augmentation (default 0)")
     parser.add_argument("--init", type=Path, help="start from this .safetensors file: a model or a backbone")
+    parser.add_argument(
+        "--init-parts",
+        metavar="PARTS",
+        help="take only these from it, of whatever kind its model is: e.g. backbone,neck,auxiliary",
+    )
     parser.add_argument("--accelerator", default="auto", help="auto, cpu or cuda")
     parser.add_argument(
         "--devices", default="1", help="processes on this machine, when not started by torchrun"
@@ -138,6 +149,11 @@ def resolve(arguments: argparse.Namespace) -> TrainConfig | WindowTrainConfig:
     return override(TrainConfig(model=preset(name)), settings)
 
 
+def split_parts(names: str) -> list[str]:
+    """The parts of `--init-parts`."""
+    return [name for name in names.split(",") if name]
+
+
 def _processes(arguments: argparse.Namespace) -> int:
     """How many processes share a step."""
     started = os.environ.get("WORLD_SIZE")
@@ -150,7 +166,7 @@ def assignments(arguments: argparse.Namespace) -> list[str]:
     """The settings that the command line changes."""
     named = [
         f"{name}={getattr(arguments, name)}"
-        for name in ("steps", "streams", "seed")
+        for name in ("steps", "streams", "seed", "init_parts")
         if getattr(arguments, name) is not None
     ]
     return [*named, *arguments.set]
@@ -199,13 +215,13 @@ def run(
     else:
         model = build_sparse_bev(config.model)
     if init is not None:
-        start_from(init, model, config.model)
+        start_from(init, model, config.model, split_parts(config.init_parts))
     distiller = None if teaching is None else make_distiller(teaching.teacher, model, teaching.method)
     out.mkdir(parents=True, exist_ok=True)
     clips, scenes = open_clips(config, fabric)
     lesson: StreamLesson | WindowLesson
     if isinstance(model, StreamPETR):
-        lesson = StreamLesson(model, config.streams, distiller)
+        lesson = stream_lesson(config, model, distiller)
     else:
         lesson = WindowLesson(model, distiller)
     trainer = Trainer(
@@ -221,8 +237,21 @@ def run(
             raise UserError("--cache serves streaming students; a SparseBEV student runs its teacher")
         cache = _open_cache(config, teaching, distiller, clips, scenes, fabric)
         dataset = CachedDataset(dataset.streams, cache)
+    if config.data.window and isinstance(lesson, SlidingLesson):
+        dataset = SlidingDataset(dataset, config.data.window)
     trainer.run(dataset, workers=config.data.workers, save_every=config.save_every)
     return out / "weights.safetensors"
+
+
+def stream_lesson(config: RunConfig, model: StreamPETR, distiller: Distiller | None) -> StreamLesson:
+    """What a step teaches the streaming student: a frame of each stream, or with `data.window` a window of
+    each."""
+    data = config.data
+    if not data.window:
+        return StreamLesson(model, config.streams, distiller)
+    if not 1 <= data.graded <= data.window:
+        raise UserError(f"data.graded {data.graded}: expected 1 .. data.window {data.window}")
+    return SlidingLesson(model, config.streams, distiller, data.graded)
 
 
 def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple[ClipSource, int]:
@@ -269,11 +298,12 @@ def _dataset(
         clips,
         scenes,
         num_streams=config.streams,
-        segment=config.data.segment,
+        segment=config.data.window or config.data.segment,
         augment=config.augment,
         seed=config.seed,
         first_stream=config.streams * fabric.global_rank,
         all_streams=config.streams * fabric.world_size,
+        staggered=not config.data.window,
     )
     return streams if teacher is None else PairedDataset(streams, teacher.num_past, teacher.num_future)
 

@@ -122,8 +122,8 @@ class StreamDataset(Dataset[StreamBatch]):
     its own.
 
     load(index) gives clip `index` of num_clips and is cached for the streams in flight. Streams are
-    staggered so that not all start at the same step; in a distributed run each rank takes its own of
-    all_streams (default: those of this data set).
+    staggered, unless told otherwise, so that not all start at the same step; in a distributed run each rank
+    takes its own of all_streams (default: those of this data set).
     """
 
     def __init__(
@@ -137,6 +137,7 @@ class StreamDataset(Dataset[StreamBatch]):
         seed: int,
         first_stream: int = 0,
         all_streams: int | None = None,
+        staggered: bool = True,
     ) -> None:
         if num_clips < 1 or num_streams < 1 or segment < 1:
             raise ValueError(
@@ -147,6 +148,7 @@ class StreamDataset(Dataset[StreamBatch]):
         self.streams = range(first_stream, first_stream + num_streams)
         self.all_streams = all_streams or num_streams
         self.segment = segment
+        self.staggered = staggered
         self.augment = augment
         self.seed = seed
 
@@ -159,7 +161,7 @@ class StreamDataset(Dataset[StreamBatch]):
 
     def choose(self, stream: int, step: int) -> "Choice":
         """What a stream shows at a step: a function of (seed, stream, step)."""
-        shifted = step + stream * self.segment // self.all_streams
+        shifted = step + (stream * self.segment // self.all_streams if self.staggered else 0)
         index, position = divmod(shifted, self.segment)
         random = np.random.default_rng([self.seed, stream, index])
         number = int(random.integers(self.num_clips))

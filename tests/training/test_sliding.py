@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sliding windows: which frames they show, that only the graded ones teach, and that a run of them learns."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ftkd_core.data.clips import AugmentConfig, StreamBatch, StreamDataset
+from ftkd_core.data.windows import PairedDataset
+from ftkd_core.distillation.methods import method_config
+from ftkd_core.errors import UserError
+from ftkd_core.models.memory import Memory
+from ftkd_core.models.stream_petr import build_stream_petr
+from ftkd_core.runtime.preprocess import normalise
+from tests.core.helpers import make_clip, small_config
+from tests.core.test_sparse_bev import small_sparse
+from training import train
+from training.lessons import StreamLesson, make_distiller
+from training.sliding import SlidingDataset, SlidingLesson
+
+PLAIN = AugmentConfig(flip=0.0, rotation=0.0, colour=0.0, camera_dropout=0.0)
+
+
+def streams(length: int) -> StreamDataset:
+    clips = [make_clip(seed=seed) for seed in range(2)]
+    return StreamDataset(
+        clips.__getitem__, 2, num_streams=2, segment=length, augment=PLAIN, seed=3, staggered=False
+    )
+
+
+def test_a_step_is_a_window_of_consecutive_frames_from_their_first() -> None:
+    windows = SlidingDataset(streams(3), 3)
+    for step in range(3):
+        window: list[StreamBatch] = windows[step]
+        assert [frame.is_first.tolist() for frame in window] == [[True, True], [False, False], [False, False]]
+        gaps = window[1].time - window[0].time, window[2].time - window[1].time
+        assert torch.allclose(torch.stack(gaps), torch.full((2, 2), 0.5, dtype=torch.float64))
+
+
+def test_the_last_frame_is_graded_as_streaming_grades_it() -> None:
+    torch.manual_seed(0)
+    model = build_stream_petr(small_config("loss.denoising_groups=0"))
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.0  # statistics stay as they are
+    window = SlidingDataset(streams(3), 3)[0]
+    sliding = SlidingLesson(model, 2)
+    model.train()
+    terms, state = sliding(window, sliding.start_state(), torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(state, sliding.start_state(), strict=True))
+    model.eval()
+    memory = model.start_memory(2)
+    with torch.no_grad():
+        for frame in window[:2]:
+            images = normalise(frame.images, model.config.image)
+            _, memory = model(frame.frame(images), Memory(*memory))
+    plain = StreamLesson(model, 2)
+    model.train()
+    expected, _ = plain(window[2], tuple(memory), torch.Generator().manual_seed(0))
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(terms[name], value, rtol=1e-4), name
+
+
+def test_frames_before_the_graded_get_no_gradient_and_leave_the_statistics_alone() -> None:
+    torch.manual_seed(0)
+    model = build_stream_petr(small_config())
+    lesson = SlidingLesson(model, 2, graded=2)
+    model.train()
+    model.backbone.eval()
+    before = model.auxiliary.classes[1].num_batches_tracked.clone()  # type: ignore[union-attr, index]
+    window = SlidingDataset(streams(4), 4)[0]
+    terms, _ = lesson(window, lesson.start_state(), torch.Generator().manual_seed(0))
+    torch.stack(list(terms.values())).sum().backward()
+    tracked = model.auxiliary.classes[1].num_batches_tracked  # type: ignore[union-attr, index]
+    assert int(tracked - before) == 2
+    assert model.training and model.auxiliary.training and not model.backbone.training  # type: ignore[union-attr]
+    assert model.regressor[0].weight.grad is not None
+
+
+def test_a_teacher_teaches_windows_too() -> None:
+    torch.manual_seed(0)
+    model = build_stream_petr(small_config())
+    distiller = make_distiller(small_sparse(past=1, future=1), model, method_config("stxd"))
+    lesson = SlidingLesson(model, 2, distiller)
+    window = SlidingDataset(PairedDataset(streams(3), 1, 1), 3)[0]
+    terms, _ = lesson(window, lesson.start_state(), torch.Generator().manual_seed(0))
+    assert float(terms["stxd/16"].detach()) > 0  # the frame before is known
+
+
+def test_a_run_of_windows_is_trained_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(steps: int, *more: str) -> int:
+        settings = [
+            "data.scenes=1", "data.duration_s=3.0", f"data.cache={tmp_path / 'clips'}", "data.workers=0",
+            "data.window=3", "save_every=1", "model.image.width=96", "model.image.height=32",
+            "model.backbone.base_channels=8", "model.decoder.num_image_queries=24", *more,
+        ]  # fmt: skip
+        return train.main(
+            ["--out", str(tmp_path / "run"), "--steps", str(steps), "--streams", "1", "--accelerator", "cpu",
+             *(part for setting in settings for part in ("--set", setting))]
+        )  # fmt: skip
+
+    assert run(1) == 0
+    assert run(2) == 0
+    assert "resumed at step 1 of 2" in capsys.readouterr().out
+    assert run(3, "data.graded=4") == 2
+    assert "data.graded 4: expected 1 .. data.window 3" in capsys.readouterr().err
+    with pytest.raises(UserError):
+        train.stream_lesson(
+            train.TrainConfig(model=small_config(), data=train.DataConfig(window=2, graded=0)),
+            build_stream_petr(small_config()), None,
+        )  # fmt: skip

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sliding-window training of the streaming student: every step sees whole windows from their first frame on.
+
+Streaming training serves one frame a step and carries the memory over; it is the faster of the two, and
+neighbouring steps see neighbouring frames. Here every step starts anew, runs the frames before the last
+`graded` for the memory alone, and learns from the last. Source: StreamPETR's two modes
+(exiawsh/StreamPETR, `stream_petr_*_90e` against `*_seq_*`); the mean over graded frames is ours (upstream:
+their sum).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ftkd_core.models.memory import Memory
+from ftkd_core.models.stream_petr import StreamPETR
+from ftkd_core.runtime.preprocess import normalise
+from training.lessons import Distiller, State, StreamLesson, split_item
+
+
+class SlidingDataset(Dataset[list[Any]]):
+    """Item `step` is the list of `length` items that make the step's windows, oldest first; frames serves
+    segments of that length whose streams all start together."""
+
+    def __init__(self, frames: Dataset[Any], length: int) -> None:
+        self.frames, self.length = frames, length
+
+    def __getitem__(self, step: int) -> list[Any]:
+        return [self.frames[step * self.length + place] for place in range(self.length)]
+
+
+class SlidingLesson(StreamLesson):
+    """StreamPETR on a window of frames of each of B scenes; nothing is carried from step to step."""
+
+    def __init__(
+        self, detector: StreamPETR, streams: int, distiller: Distiller | None = None, graded: int = 1
+    ) -> None:
+        super().__init__(detector, streams, distiller)
+        self.graded = graded
+
+    def forward(
+        self, batch: Sequence[Any], state: State, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], State]:
+        before, graded = batch[: -self.graded], batch[-self.graded :]
+        now = self._remember(before, self.start_state())
+        sums: dict[str, Tensor] = {}
+        for item in graded:
+            terms, now = super().forward(item, now, generator)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(graded)
+        return sums, state
+
+    @torch.no_grad()
+    def _remember(self, items: Sequence[Any], state: State) -> State:
+        """The state after frames that teach nothing: batch norms and dropout as at inference (upstream)."""
+        was_training = self.detector.training
+        frozen = {module for module in self.detector.modules() if not module.training}
+        self.detector.eval()
+        kept = len(Memory._fields)
+        for item in items:
+            seen, _ = split_item(item)
+            frame = seen.frame(normalise(seen.images, self.detector.config.image))
+            predictions, memory = self.detector(frame, Memory(*state[:kept]))
+            state = (*memory, *(predictions.image_features.float() for _ in state[kept:]))
+        self.detector.train(was_training)
+        for module in frozen:  # a backbone that learns nothing stays in eval mode
+            module.training = False
+        return state
