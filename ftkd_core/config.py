@@ -145,7 +145,9 @@ class SparseDecoderConfig:
     centres, in the model's frame. as_published: computes what the published weights were trained with,
     where ours differs: a point that no camera sees reads the edge of the first camera's maps, if it lies
     within one cell of it (ours: nothing); levels are weighed by the weights of other groups
-    (`sampling.scramble_groups`); distances are exact."""
+    (`sampling.scramble_groups`); distances are exact. num_image_queries: that many more queries start at the
+    peaks of the dense 2-D head of the current frame, as boxes, and every step changes the box it was given
+    instead of answering it anew (ours, as `DecoderConfig.num_image_queries` and `anchored`)."""
 
     channels: int = 256
     num_layers: int = 6
@@ -159,6 +161,7 @@ class SparseDecoderConfig:
     out_points: int = 128
     range_low_m: tuple[float, float, float] = (-51.2, -51.2, -5.0)
     range_high_m: tuple[float, float, float] = (51.2, 51.2, 3.0)
+    num_image_queries: int = field(default=0, metadata=UNSAID)
     as_published: bool = field(default=False, metadata=UNSAID)
 
     def __post_init__(self) -> None:
@@ -171,6 +174,10 @@ class SparseDecoderConfig:
         _require(
             math.isqrt(self.num_queries) ** 2 == self.num_queries > 0,
             f"num_queries {self.num_queries}: expected a square number, they start on a square grid",
+        )
+        _require(
+            not (self.as_published and self.num_image_queries),
+            f"as_published with {self.num_image_queries} image queries: the published SparseBEV has none",
         )
 
 
@@ -262,11 +269,25 @@ class SparseBEVConfig:
             self.num_past > 0 or self.num_future == 0,
             "a window with a future needs a past frame: velocities are answered as the move since it",
         )
+        _require(
+            self.model_from_ego is None or not self.decoder.num_image_queries,
+            "model_from_ego: image queries think in ego",
+        )
+        _require(
+            not self.decoder.num_image_queries or self.auxiliary_level >= 0,
+            f"image queries read stride {self.backbone.auxiliary_stride}; expected it among the "
+            f"{self.decoder.levels} pyramid levels",
+        )
 
     @property
     def num_frames(self) -> int:
         """Frames in the window, the current one included."""
         return 1 + self.num_past + self.num_future
+
+    @property
+    def auxiliary_level(self) -> int:
+        """Which pyramid level the 2-D head reads; negative if none has its stride."""
+        return min(self.decoder.levels, 4) - {8: 3, 16: 2}[self.backbone.auxiliary_stride]
 
 
 def to_dict(config: Any) -> dict[str, Any]:

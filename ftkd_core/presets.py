@@ -92,15 +92,17 @@ def sparse_bev_r101_704x256_offline() -> SparseBEVConfig:
 
 
 def sparse_bev_tiny() -> SparseBEVConfig:
-    """Half-width ResNet-18 at 352x128, 4 frames: student B for the synthetic world on a CPU (ours)."""
+    """Half-width ResNet-18 at 352x128, 4 frames: student B for the synthetic world on a CPU (ours). Backbone,
+    neck and 2-D head are those of `tiny`, so that either can start from the other's."""
     return SparseBEVConfig(
         preset="sparse_bev_tiny",
         image=ImageConfig(width=352, height=128),
-        backbone=BackboneConfig(depth=18, base_channels=32),
+        backbone=BackboneConfig(depth=18, base_channels=32, auxiliary_stride=8),
         decoder=SparseDecoderConfig(
-            channels=128, num_layers=3, num_heads=4, dropout=0.0, num_queries=196, levels=3, out_points=32,
-            range_low_m=(-61.2, -61.2, -5.0), range_high_m=(61.2, 61.2, 3.0),
+            channels=96, num_layers=3, num_heads=4, dropout=0.0, num_queries=100, num_image_queries=96,
+            levels=3, out_points=32, range_low_m=(-61.2, -61.2, -5.0), range_high_m=(61.2, 61.2, 3.0),
         ),
+        loss=LossConfig(denoising_groups=1),
         num_past=3,
     )  # fmt: skip
 

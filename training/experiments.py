@@ -54,6 +54,8 @@ class Plan:
     share: float
     lr: float
     init: str
+    init_parts: str
+    backbone_ratio: float
     teacher: str
     past_teacher: str
 
@@ -83,6 +85,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--share", type=float, default=0.1, help="of each part in the detection loss at start (default 0.1)")
     add("--lr", type=float, default=4e-4, help="highest learning rate (default 4e-4)")
     add("--init", type=Path, help="weights all students start from (default: random, by seed)")
+    add("--init-parts", default="", help="parts of it to take, e.g. backbone,neck,auxiliary (default all)")
+    add("--backbone-ratio", type=float, default=1.0, help="students' backbones learn at this share of --lr")
     add("--teacher", type=Path, help="weights of the offline teacher, instead of training one")
     add("--past-teacher", type=Path, help="weights of the past-only teacher, instead of training one")
     add("--parallel", type=int, default=1, help="student runs side by side (default 1)")
@@ -120,6 +124,7 @@ class Experiment:
             preset=a.preset, teacher_preset=a.teacher_preset, past_preset=a.past_preset, seeds=a.seeds,
             scenes=a.scenes, held_out=a.held_out, streams=a.streams, steps=a.steps,
             teacher_steps=a.teacher_steps, share=a.share, lr=a.lr, init=_text(a.init),
+            init_parts=a.init_parts, backbone_ratio=a.backbone_ratio,
             teacher=_text(a.teacher), past_teacher=_text(a.past_teacher),
         )  # fmt: skip
         path = self.out / "plan.json"
@@ -127,6 +132,7 @@ class Experiment:
             found = Plan(**json.loads(path.read_text()))
             if a.phase == "score":
                 return found
+            found = replace(found, seeds=a.seeds)  # more may be run later
             for name in asdict(asked):
                 mine, yours = getattr(asked, name), getattr(found, name)
                 if mine != yours and not (name.endswith("steps") and mine == 0):
@@ -192,8 +198,9 @@ class Experiment:
             ]  # fmt: skip
         command += ["--preset", plan.preset]
         if plan.init:
-            command += ["--init", plan.init]
+            command += ["--init", plan.init, "--init-parts", plan.init_parts]
         command += ["--set", "augment.flip=0", "--set", "augment.rotation=0"]
+        command += ["--set", f"optim.backbone_ratio={plan.backbone_ratio}"]
         return self.run(plan, f"{row_name}-{seed}", command, plan.steps * row.longer, seed)
 
     def balance(self, plan: Plan, row_name: str, teacher: Path) -> dict[str, float]:
@@ -203,7 +210,7 @@ class Experiment:
         if row_name not in found:
             row = ROWS[row_name]
             found[row_name] = stages.balance_method(
-                row.method, teacher, plan.preset, plan.init, self.clips(0), plan.scenes,
+                row.method, teacher, plan.preset, (plan.init, plan.init_parts), self.clips(0), plan.scenes,
                 streams=plan.streams, share=plan.share, device=self.device,
             )  # fmt: skip
             path.write_text(json.dumps(found, indent=1) + "\n")

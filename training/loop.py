@@ -31,8 +31,8 @@ _LEARNT_PLACES = ("reference_points", "query_boxes")
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW with linear warm-up and cosine decay to final_ratio * lr; gradients clipped to clip_norm; the
-    backbone learns at backbone_ratio * lr (1 from scratch); ema is the decay of the averaged weights (0:
-    none)."""
+    backbone learns at backbone_ratio * lr (1 from scratch; 0: it stays as it is, its statistics too); ema is
+    the decay of the averaged weights (0: none)."""
 
     lr: float = 4e-4
     weight_decay: float = 0.01
@@ -70,6 +70,8 @@ class Trainer:
         self.autocast = autocast
         self.lesson, self.raw = lesson, lesson.detector
         self.config = lesson.detector.config
+        if optim.backbone_ratio == 0:
+            self.raw.backbone.requires_grad_(False)
         self.average = copy.deepcopy(self.raw).eval().requires_grad_(False) if optim.ema else None
         optimizer = torch.optim.AdamW(
             _parameter_groups(lesson, optim), lr=optim.lr, weight_decay=optim.weight_decay
@@ -97,7 +99,7 @@ class Trainer:
         progress = tqdm(
             loader, initial=self.step, total=self.steps, desc="train", disable=writer is None, smoothing=0.05
         )
-        self.model.train()  # the teacher is no part of it and stays as it is
+        self.start_training()
         began = time.monotonic()
         for batch in progress:
             terms, norm = self.train_step(self.fabric.to_device(batch))
@@ -115,6 +117,12 @@ class Trainer:
                 self.save()
         if writer is not None:
             writer.close()
+
+    def start_training(self) -> None:
+        """Training mode for all that learns; the teacher is no part of the model and stays as it is."""
+        self.model.train()
+        if self.optim.backbone_ratio == 0:
+            self.raw.backbone.eval()
 
     def train_step(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         """One optimiser step on one batch of the lesson. Errors: FloatingPointError where a term is not
@@ -206,6 +214,8 @@ def _parameter_groups(lesson: torch.nn.Module, optim: OptimConfig) -> list[dict[
     decayed)."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, parameter in lesson.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decayed = parameter.ndim > 1 and not name.endswith(_LEARNT_PLACES)
         key = (name.startswith("detector.backbone."), decayed)
         groups.setdefault(key, []).append(parameter)

@@ -32,6 +32,7 @@ from training.balance import balance
 from training.distill import load_teacher
 from training.lessons import StreamLesson, WindowLesson, make_distiller
 from training.loop import OptimConfig, Trainer
+from training.train import split_parts
 
 HELD_OUT_SEED: Final = 900_000
 _VERSION, _SPLIT = "v1.0-synth", "held_out"
@@ -70,7 +71,7 @@ def seconds_per_step(
         fabric = Fabric(accelerator=device.type, devices=1)
         half = torch.bfloat16 if device.type == "cuda" else None
         trainer = Trainer(fabric, lesson, OptimConfig(), Path(folder), steps=100, seed=0, autocast=half)
-        trainer.model.train()
+        trainer.start_training()
         began = 0.0
         for step in range(2 + steps):
             if step == 2:
@@ -101,15 +102,16 @@ def fill(
 
 
 def balance_method(
-    method: str, teacher: Path, student: str, init: str, clips: SyntheticClips, scenes: int, *,
+    method: str, teacher: Path, student: str, init: tuple[str, str], clips: SyntheticClips, scenes: int, *,
     streams: int, share: float, device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
     """The weights that bring each part of a method to `share` of the detection loss, and the terms measured
-    before: `{"settings": {...}, "terms": {...}}`."""
+    before: `{"settings": {...}, "terms": {...}}`. init: the file that students start from and its parts, as
+    --init and --init-parts."""
     torch.manual_seed(0)
     model, guide = build_stream_petr(preset(student)), load_teacher(teacher)
-    if init:
-        start_from(Path(init), model, model.config)
+    if init[0]:
+        start_from(Path(init[0]), model, model.config, split_parts(init[1]))
     data = StreamDataset(clips, scenes, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
     pairs = PairedDataset(data, guide.config.num_past, guide.config.num_future)
     config, terms = balance(

@@ -113,7 +113,7 @@ def propose(maps: AuxiliaryMaps, features: Tensor, rig: CameraRig, stride: int, 
     _batch, _cameras, _, height, width = maps.heat.shape
     heat = maps.heat.detach().float().sigmoid().amax(2)  # (B, N, H, W)
     peak = F.max_pool2d(heat, 3, stride=1, padding=1) == heat
-    heat = torch.where(peak & rig.mask[:, :, None, None], heat, heat * 1e-3)
+    heat = torch.where(peak, heat, heat * 1e-3) * rig.mask[:, :, None, None]
     index = heat.flatten(1).topk(count, dim=1).indices  # (B, I)
     camera, cell = index // (height * width), index % (height * width)
     rows, columns = cell // width, cell % width

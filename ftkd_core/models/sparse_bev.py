@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from ftkd_core.boxes import CODE_DIM, decode_boxes
 from ftkd_core.config import SparseBEVConfig, SparseDecoderConfig
 from ftkd_core.geometry import full_precision, invert_rigid
+from ftkd_core.models.anchors import Anchors, anchor_features, change_anchors
 from ftkd_core.models.attention import HybridAttention
+from ftkd_core.models.auxiliary2d import AuxiliaryHead, ImageProposals, propose
 from ftkd_core.models.denoising import DenoisingQueries, attention_mask
 from ftkd_core.models.fpn import TopDownPyramid
 from ftkd_core.models.model_frame import codes_in_ego, denoising_in_model, frame_matrix, rig_in_model
@@ -113,6 +115,9 @@ class SparseDecoderLayer(nn.Module):
         nn.init.zeros_(self.sampling_offset.weight)
         nn.init.uniform_(self.sampling_offset.bias, -0.5, 0.5)
         nn.init.constant_(self.classifier[-1].bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
+        if config.num_image_queries:  # every box starts as it is
+            nn.init.normal_(self.regressor[-1].weight, std=0.01)  # type: ignore[arg-type]
+            nn.init.zeros_(self.regressor[-1].bias)  # type: ignore[arg-type]
 
     def forward(
         self, boxes: Tensor, features: Tensor, window: WindowFeatures, image_size: tuple[int, int],
@@ -129,6 +134,10 @@ class SparseDecoderLayer(nn.Module):
     def metric(self, boxes: Tensor) -> Tensor:
         """Codes (..., 10) with centres in 0..1 -> centres in ego metres."""
         return torch.cat([boxes[..., :3] * self.range_size + self.range_low, boxes[..., 3:]], dim=-1)
+
+    def normalised(self, points: Tensor) -> Tensor:
+        """Centres (..., 3) in ego metres -> 0..1, those outside at the border; the inverse of `metric`."""
+        return ((points - self.range_low) / self.range_size).clamp(0, 1)
 
     def attend(self, boxes: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
         """Scale-adaptive self-attention: it fades with the distance between the boxes."""
@@ -155,11 +164,20 @@ class SparseDecoderLayer(nn.Module):
         if config.as_published:
             weights = scramble_groups(weights, window.time.shape[1])
         views = project_to_views(moved, window.rig, image_size, keep_unseen=config.as_published)
-        return sample_pyramid(window.pyramid, views, weights)
+        return sample_pyramid(window.pyramid, views, weights, keep_unseen=config.as_published)
 
     def refine(self, boxes: Tensor, change: Tensor, time: Tensor) -> Tensor:
         """New boxes: the centre moves from where it was, the rest is answered anew; velocity is answered as
-        the move since frame 1, which must be past (or the current one repeated: then per second)."""
+        the move since frame 1, which must be past (or the current one repeated: then per second). With image
+        queries all of the box moves from what it was, in its own line of sight (models/anchors.py)."""
+        if self.config.num_image_queries:
+            moved = change_anchors(
+                self.metric(boxes),
+                change,
+                torch.zeros_like(change[..., :2]),
+                torch.zeros_like(change[..., 0]),
+            )
+            return torch.cat([self.normalised(moved[..., :3]), moved[..., 3:]], dim=-1)
         centers = (inverse_sigmoid(boxes[..., :3]) + change[..., :3]).sigmoid()
         velocity = change[..., 8:]
         if time.shape[1] > 1:
@@ -188,6 +206,12 @@ class SparseBEV(nn.Module):
         # A row a class for denoising queries and one for the learnt; one more channel tells the two apart
         # (DAB-DETR).
         self.label_embedding = nn.Embedding(len(config.class_names) + 1, decoder.channels - 1)
+        self.auxiliary = None
+        if decoder.num_image_queries:
+            classes = len(config.class_names)
+            self.auxiliary = AuxiliaryHead(decoder.channels, classes, config.backbone.auxiliary_stride)
+            self.proposal_content = nn.Linear(decoder.channels, decoder.channels)
+            self.anchor_content = nn.Linear(7 + classes, decoder.channels)
 
     def forward(
         self, window: FrameWindow, denoising: DenoisingQueries | None = None
@@ -211,33 +235,53 @@ class SparseBEV(nn.Module):
         image = self.config.image
         window = window._replace(rig=rig_in_model(window.rig, self.model_from_ego))
         denoising = denoising_in_model(denoising, self.model_from_ego)
-        boxes, features, mask = self.start(window.time.shape[0], denoising)
+        auxiliary, proposals = None, None
+        if self.auxiliary is not None:
+            fine = window.pyramid[self.config.auxiliary_level][:, 0]
+            rig = CameraRig(*(value[:, 0] for value in window.rig))
+            auxiliary = self.auxiliary(fine, rig)
+            proposals = propose(
+                auxiliary, fine, rig, self.auxiliary.stride, self.config.decoder.num_image_queries
+            )
+        boxes, features, mask = self.start(window.time.shape[0], denoising, proposals)
+        evidence = None
+        if proposals is not None:
+            seen = proposals.anchors.logits - _PRIOR_LOGIT
+            evidence = F.pad(seen, (0, 0, boxes.shape[1] - seen.shape[1], 0))
         logits, codes = [], []
         for _ in range(self.config.decoder.num_layers):
             features, scores, refined = self.decoder_layer(
                 boxes, features, window, (image.height, image.width), mask
             )
-            logits.append(scores)
+            logits.append(scores if evidence is None else scores + evidence)
             codes.append(codes_in_ego(self.decoder_layer.metric(refined), self.model_from_ego))
             boxes = refined.detach()
         noised = 0 if denoising is None else denoising.points_ego.shape[1]
         all_logits, all_codes = torch.stack(logits), torch.stack(codes)
         stride16 = window.pyramid[min(self.config.decoder.levels, 4) - 2][:, 0]
         return Predictions(
-            all_logits[:, :, noised:], all_codes[:, :, noised:], features[:, noised:], stride16, None,
+            all_logits[:, :, noised:], all_codes[:, :, noised:], features[:, noised:], stride16, auxiliary,
             all_logits[:, :, :noised] if noised else None, all_codes[:, :, :noised] if noised else None,
         )  # fmt: skip
 
-    def start(self, batch: int, denoising: DenoisingQueries | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def start(
+        self, batch: int, denoising: DenoisingQueries | None, proposals: ImageProposals | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Boxes (B, R+Q, 10), features (B, R+Q, C) and self-attention mask of the first step; denoising
-        queries come first, as upstream."""
+        queries come first, as upstream, and image queries last."""
         learnt = self.query_boxes[None].expand(batch, -1, -1)
         label = self.label_embedding.weight[-1]
         features = F.pad(label, (0, 1)).expand(batch, learnt.shape[1], -1)
+        if proposals is not None:
+            codes, scores = proposals.anchors
+            centers = self.decoder_layer.normalised(codes[..., :3])
+            learnt = torch.cat([learnt, torch.cat([centers, codes[..., 3:]], dim=-1)], dim=1)
+            told = self.anchor_content(anchor_features(Anchors(codes, scores)))
+            told = told + self.proposal_content(proposals.features) + F.pad(label, (0, 1))
+            features = torch.cat([features, told], dim=1)
         if denoising is None:
             return learnt, features, None
-        layer = self.decoder_layer
-        centers = ((denoising.points_ego - layer.range_low) / layer.range_size).clamp(0, 1)
+        centers = self.decoder_layer.normalised(denoising.points_ego)
         noised = torch.cat([centers, denoising.codes[..., 3:]], dim=-1)
         told = F.pad(self.label_embedding(denoising.labels), (0, 1), value=1.0)
         mask = attention_mask(denoising, learnt.shape[1], 0)

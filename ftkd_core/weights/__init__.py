@@ -8,6 +8,7 @@ float32.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,15 +88,46 @@ def load_backbone(path: Path, model: torch.nn.Module, config: BackboneConfig) ->
     load_into(model.get_submodule("backbone"), state, str(path))
 
 
-def start_from(path: Path, model: torch.nn.Module, config: DetectorConfig | SparseBEVConfig) -> None:
-    """Start a model of a configuration from a file: of all its weights, or of a backbone alone. UserError
-    where they do not fit."""
-    if _metadata(path).get("kind") == BackboneConfig.__name__:
+def start_from(
+    path: Path, model: torch.nn.Module, config: DetectorConfig | SparseBEVConfig, parts: Sequence[str] = ()
+) -> None:
+    """Start a model of a configuration from a file: of all its weights, or of a backbone alone; with `parts`
+    (`backbone`, `neck`, ...), from those of any kind of model. UserError where they do not fit."""
+    if parts:
+        load_parts(path, model, parts)
+    elif _metadata(path).get("kind") == BackboneConfig.__name__:
         load_backbone(path, model, config.backbone)
     elif isinstance(config, DetectorConfig):
         load_into(model, read_weights(path)[0], str(path))
     else:
         load_into(model, read_window_weights(path)[0], str(path))
+
+
+def load_parts(path: Path, model: torch.nn.Module, parts: Sequence[str]) -> int:
+    """Take from a model's file, of whatever kind, the tensors of some parts of a model: those whose name and
+    shape agree; what the file lacks stays as it is. Returns their number. UserError where a part of the file
+    holds nothing the model has, or a tensor of another shape."""
+    kind = SparseBEVConfig if _metadata(path).get("kind") == SparseBEVConfig.__name__ else DetectorConfig
+    state = _read(path, kind)[0]
+    own = model.state_dict()
+    taken: dict[str, Tensor] = {}
+    for part in parts:
+        found = {name: state[name] for name in own if name.startswith(f"{part}.") and name in state}
+        if not found:
+            has = ", ".join(sorted({name.split(".")[0] for name in state} & {n.split(".")[0] for n in own}))
+            raise UserError(
+                f"weights {str(path)!r} share no part {part!r} with the model; expected some of {has}"
+            )
+        taken |= found
+    for name, value in taken.items():
+        if value.shape != own[name].shape:
+            theirs, mine = tuple(value.shape), tuple(own[name].shape)
+            raise UserError(
+                f"weights {str(path)!r}: {name} is {theirs}, the model's {mine}; leave that part out, or "
+                "start from a model of the same widths"
+            )
+    model.load_state_dict(taken, strict=False)
+    return len(taken)
 
 
 def _metadata(path: Path) -> dict[str, str]:

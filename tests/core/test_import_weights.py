@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ftkd_core.classes import CLASS_NAMES
-from ftkd_core.config import BackboneConfig
+from ftkd_core.config import BackboneConfig, override
 from ftkd_core.errors import UserError
 from ftkd_core.models.resnet import ResNet
+from ftkd_core.models.sparse_bev import build_sparse_bev
 from ftkd_core.models.stream_petr import build_stream_petr
-from ftkd_core.presets import preset
+from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.weights import (
     check_fit,
     load_backbone,
@@ -147,6 +148,28 @@ def test_training_starts_from_a_backbone_or_from_a_model(tmp_path: Path, resnet1
     assert other.reference_points.equal(model.reference_points)
     with pytest.raises(UserError, match="not found"):
         start_from(tmp_path / "nothing.safetensors", other, config)
+
+
+def test_training_starts_from_parts_of_a_model_of_another_kind(tmp_path: Path) -> None:
+    tiny = preset("tiny")
+    student = build_stream_petr(tiny)
+    save_weights(tmp_path / "tiny.safetensors", student.state_dict(), tiny, half=False)
+    config = sparse_bev_preset("sparse_bev_tiny_offline")
+    teacher = build_sparse_bev(config)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    start_from(tmp_path / "tiny.safetensors", teacher, config, ("backbone", "neck", "auxiliary"))
+    after, given = teacher.state_dict(), student.state_dict()
+    for name, value in after.items():
+        shared = name.split(".")[0] in ("backbone", "neck", "auxiliary") and name in given
+        assert value.equal(given[name] if shared else before[name]), name
+    assert after["neck.output.0.weight"].equal(given["neck.output.0.weight"])
+    with pytest.raises(
+        UserError, match="share no part 'head' with the model; expected some of .*auxiliary, backbone"
+    ):
+        start_from(tmp_path / "tiny.safetensors", teacher, config, ("head",))
+    narrow = override(config, ["decoder.channels=64"])
+    with pytest.raises(UserError, match=r"neck.lateral.0.weight is \(96, 64, 1, 1\), the model's \(64, 64"):
+        start_from(tmp_path / "tiny.safetensors", build_sparse_bev(narrow), narrow, ("neck",))
 
 
 def test_counters_that_old_files_lack_are_zero(tmp_path: Path, resnet18: Path) -> None:

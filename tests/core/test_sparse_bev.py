@@ -9,6 +9,7 @@ from ftkd_core.data.clips import Augmentation, make_sample
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid, yaw_transform
 from ftkd_core.losses.detection import DetectionCriterion
+from ftkd_core.models.auxiliary2d import propose
 from ftkd_core.models.denoising import make_denoising
 from ftkd_core.models.sparse_bev import FeatureRing, SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import Predictions, decode
@@ -30,14 +31,21 @@ SMALL = [
     "decoder.points=2",
     "decoder.out_points=8",
 ]
+SETTINGS = pytest.mark.parametrize("image_queries", [0, 24])
 
 
-def small_sparse(*extra: str, past: int = 2, future: int = 0) -> SparseBEV:
+def small_sparse(*extra: str, past: int = 2, future: int = 0, image_queries: int = 0) -> SparseBEV:
     """A small model whose queries see, sample and mix by what they are."""
     torch.manual_seed(0)
     config = override(
         sparse_bev_preset("sparse_bev_tiny"),
-        [*SMALL, f"num_past={past}", f"num_future={future}", *extra],
+        [
+            *SMALL,
+            f"num_past={past}",
+            f"num_future={future}",
+            f"decoder.num_image_queries={image_queries}",
+            *extra,
+        ],
     )
     model = build_sparse_bev(config)
     with torch.no_grad():
@@ -48,6 +56,8 @@ def small_sparse(*extra: str, past: int = 2, future: int = 0) -> SparseBEV:
             layer.self_attention.fade.weight,
         ):
             parameter.normal_(0, 0.05)
+        if image_queries:  # else boxes stay where they are, and nothing can go wrong
+            layer.regressor[-1].weight.normal_(0, 0.1)
     return model.eval()
 
 
@@ -91,9 +101,10 @@ def test_shapes_and_boxes_in_range() -> None:
     assert decode(predictions, 5).boxes.shape == (1, 5, 9)
 
 
+@SETTINGS
 @torch.no_grad()
-def test_every_frame_of_the_window_matters() -> None:
-    model = small_sparse(past=2, future=1)
+def test_every_frame_of_the_window_matters(image_queries: int) -> None:
+    model = small_sparse(past=2, future=1, image_queries=image_queries)
     frames = drive(small_config(), 4)
     window = window_of(frames, 2, [1, 0, 3])
     before, _ = model(window)
@@ -118,9 +129,10 @@ def test_velocity_is_the_move_since_the_first_past_frame() -> None:
     assert torch.equal(repeated, change[..., 8:])
 
 
+@SETTINGS
 @torch.no_grad()
-def test_the_ring_equals_recomputation() -> None:
-    model = small_sparse(past=2)
+def test_the_ring_equals_recomputation(image_queries: int) -> None:
+    model = small_sparse(past=2, image_queries=image_queries)
     frames = drive(small_config(), 5)
     ring: FeatureRing | None = None
     shapes = None
@@ -134,9 +146,10 @@ def test_the_ring_equals_recomputation() -> None:
         shapes = now
 
 
+@SETTINGS
 @torch.no_grad()
-def test_a_reset_of_the_ring_equals_a_fresh_start() -> None:
-    model = small_sparse(past=2)
+def test_a_reset_of_the_ring_equals_a_fresh_start(image_queries: int) -> None:
+    model = small_sparse(past=2, image_queries=image_queries)
     ring = None
     for frame in drive(small_config(), 3, seed=40):
         _, ring = model.step(frame, ring)
@@ -147,9 +160,10 @@ def test_a_reset_of_the_ring_equals_a_fresh_start() -> None:
         assert_same(online, expected, 1e-6)
 
 
+@SETTINGS
 @torch.no_grad()
-def test_moving_the_global_frame_changes_nothing() -> None:
-    model = small_sparse(past=2)
+def test_moving_the_global_frame_changes_nothing(image_queries: int) -> None:
+    model = small_sparse(past=2, image_queries=image_queries)
     shift = torch.from_numpy(yaw_transform(2.1, (1500.0, -800.0, 3.0)))
     ring = moved_ring = None
     for frame in drive(small_config(), 3):
@@ -159,9 +173,10 @@ def test_moving_the_global_frame_changes_nothing() -> None:
         assert_same(a, b, 1e-3)
 
 
+@SETTINGS
 @torch.no_grad()
-def test_a_masked_camera_is_not_looked_at() -> None:
-    model = small_sparse(past=1)
+def test_a_masked_camera_is_not_looked_at(image_queries: int) -> None:
+    model = small_sparse(past=1, image_queries=image_queries)
     window = window_of(drive(small_config(), 2), 1, [0])
     window.rig.mask[:, 0, 2] = False
     images = window.images.clone()
@@ -172,9 +187,10 @@ def test_a_masked_camera_is_not_looked_at() -> None:
     assert not torch.allclose(model(window)[0].logits, a.logits, atol=1e-4)
 
 
+@SETTINGS
 @torch.no_grad()
-def test_batching_changes_nothing() -> None:
-    model = small_sparse(past=1)
+def test_batching_changes_nothing(image_queries: int) -> None:
+    model = small_sparse(past=1, image_queries=image_queries)
     first = window_of(drive(small_config(), 2), 1, [0])
     second = window_of(drive(small_config(), 2, seed=9), 1, [0])
     both = FrameWindow(
@@ -186,8 +202,11 @@ def test_batching_changes_nothing() -> None:
     assert torch.allclose(together.logits[:, 1:], model(second)[0].logits, atol=1e-4)
 
 
-def test_denoising_queries_never_touch_the_learnt_and_losses_reach_every_parameter() -> None:
-    model = small_sparse(past=1)
+@SETTINGS
+def test_denoising_queries_never_touch_the_learnt_and_losses_reach_every_parameter(
+    image_queries: int,
+) -> None:
+    model = small_sparse(past=1, image_queries=image_queries)
     clip = make_clip()
     samples = [make_sample(clip, index, Augmentation(), True) for index in (1, 0)]
     frames = [s.frame(normalise(s.images, model.config.image)) for s in reversed(samples)]
@@ -201,12 +220,61 @@ def test_denoising_queries_never_touch_the_learnt_and_losses_reach_every_paramet
     assert noised.denoising_logits is not None
     assert noised.denoising_logits.shape[2] == noise.points_ego.shape[1]
     model.train()
-    criterion = DetectionCriterion(small_config())
+    criterion = DetectionCriterion(model.config)
     predictions, _ = model(window, noise)
+    assert (predictions.auxiliary is not None) == bool(image_queries)
     terms = criterion(predictions, targets, samples[0].rig, noise)
     torch.stack(list(terms.values())).sum().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
+
+
+@torch.no_grad()
+def test_image_queries_start_as_the_boxes_of_the_dense_head() -> None:
+    model = small_sparse(past=1, image_queries=24)
+    layer = model.decoder_layer
+    layer.regressor[-1].weight.zero_()
+    layer.classifier[-1].weight.zero_()
+    window = window_of(drive(small_config(), 2), 1, [0])
+    predictions, pyramid = model(window)
+    assert predictions.logits.shape[2] == 16 + 24
+    now = CameraRig(*(value[:, 0] for value in window.rig))
+    assert model.auxiliary is not None
+    fine = pyramid[0][:, 0]
+    proposed = propose(model.auxiliary(fine, now), fine, now, 8, 24).anchors
+    low, high = (
+        torch.tensor(bound) for bound in (model.config.decoder.range_low_m, model.config.decoder.range_high_m)
+    )
+    proposed.codes[..., :3] = torch.minimum(torch.maximum(proposed.codes[..., :3], low), high)
+    assert torch.allclose(predictions.codes[-1, :, 16:], proposed.codes, atol=1e-3)
+    assert torch.allclose(predictions.logits[-1, :, 16:], proposed.logits, atol=1e-4)
+
+
+@torch.no_grad()
+def test_with_image_queries_a_turned_vehicle_sees_turned_boxes() -> None:
+    model = small_sparse(past=1, image_queries=24)
+    window = window_of(drive(small_config(), 2), 1, [0])
+    turned_by = torch.from_numpy(yaw_transform(0.7)).float()
+    rig = window.rig._replace(ego_from_camera=turned_by @ window.rig.ego_from_camera)
+    plain, turned = model(window)[0], model(window._replace(rig=rig))[0]
+    assert plain.auxiliary is not None and turned.auxiliary is not None
+    assert torch.allclose(plain.auxiliary.heat, turned.auxiliary.heat, atol=1e-5)
+    layer = model.decoder_layer
+    boxes = torch.cat([torch.rand(1, 8, 3) * 0.2 + 0.4, torch.randn(1, 8, 7)], dim=-1)
+    change = 0.1 * torch.randn(1, 8, 10)
+    moved = layer.metric(layer.refine(boxes, change, window.time))
+    metric = layer.metric(boxes)
+    sides = turned_by[:2, :2].mT
+
+    def turn_all(codes: torch.Tensor) -> torch.Tensor:
+        heading = codes[..., 6:8].flip(-1) @ sides
+        return torch.cat(
+            [codes[..., :2] @ sides, codes[..., 2:6], heading.flip(-1), codes[..., 8:] @ sides], dim=-1
+        )
+
+    other = turn_all(metric)
+    other = torch.cat([layer.normalised(other[..., :3]), other[..., 3:]], dim=-1)
+    assert torch.allclose(layer.metric(layer.refine(other, change, window.time)), turn_all(moved), atol=1e-3)
 
 
 def test_denoising_labels_are_partly_drawn_anew() -> None:
@@ -236,6 +304,10 @@ def test_settings_that_cannot_work_are_refused() -> None:
         sparse_bev_preset("sparse")
     with pytest.raises(UserError, match="square number"):
         override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.num_queries=190"])
+    with pytest.raises(UserError, match="read stride 8; expected it among the 2"):
+        override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.levels=2"])
+    with pytest.raises(UserError, match="published SparseBEV has none"):
+        override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.as_published=true"])
     with pytest.raises(UserError, match="needs a past frame"):
         SparseBEVConfig(preset="x", num_past=0, num_future=1)
     assert {SPARSE_BEV_PRESETS[name]().preset for name in SPARSE_BEV_PRESETS} == set(SPARSE_BEV_PRESETS)

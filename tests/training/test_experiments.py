@@ -3,6 +3,7 @@
 table is what the runs say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,8 +80,9 @@ def test_a_plan_is_kept_and_not_bent(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert first.teacher_steps == pytest.approx(2000 / 4, abs=1)  # a third of the time, one teacher
     assert first.steps == pytest.approx((0.9 * 6000 - 2000) / (2 * 4 * 1.0), abs=1)
     assert plan("--minutes", "5", "--seeds", "2") == first  # time fixes a plan once
-    with pytest.raises(UserError, match="has seeds 2, the command 3; give another --out"):
-        plan("--seeds", "3")
+    assert plan("--seeds", "3") == replace(first, seeds=3)  # more runs of the same
+    with pytest.raises(UserError, match="has scenes 200, the command 30; give another --out"):
+        plan("--seeds", "2", "--scenes", "30")
     assert plan("--seeds", "3", "--phase", "score") == first  # scoring needs to know no setting
     with pytest.raises(UserError, match="has steps"):
         plan("--seeds", "2", "--steps", "7")
