@@ -86,5 +86,6 @@ def test_fast_and_plain_sampling_agree(cameras: int) -> None:
     fast = sample_pyramid(pyramid, found, weights)
     assert fast.shape == (batch, 5, groups, frames * count, 4)
     assert torch.allclose(fast, sample_pyramid_plainly(pyramid, found, weights), atol=1e-5)
+    assert torch.allclose(fast, sample_pyramid(pyramid, found, weights, keep_unseen=True), atol=1e-5)
     unseen = ~found.seen.unflatten(3, (groups, count)).permute(0, 2, 3, 1, 4).flatten(3)
     assert torch.count_nonzero(fast[unseen]) == 0

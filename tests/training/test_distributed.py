@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two processes with a stream each learn what one process with both would."""
 
+import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,3 +33,33 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path, method: str) ->
     largest = max(float(value.abs().max()) for value in alone.values())
     for name, value in alone.items():
         assert torch.allclose(together[name], value, rtol=1e-3, atol=1e-5 * largest), name
+
+
+@pytest.mark.slow
+def test_two_nodes_train_one_run(tmp_path: Path) -> None:
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+    settings = [
+        "data.scenes=1", "data.duration_s=3.0", f"data.cache={tmp_path / 'clips'}", "data.workers=0",
+        "model.image.width=96", "model.image.height=32", "model.backbone.base_channels=8",
+        "model.decoder.num_image_queries=24",
+    ]  # fmt: skip
+
+    def node(rank: int) -> subprocess.Popen[str]:
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={rank}",
+            "--nproc-per-node=1", "--master-addr=127.0.0.1", f"--master-port={port}", "-m", "training.train",
+            "--out", str(tmp_path / "run"), "--steps", "3", "--streams", "1", "--accelerator", "cpu",
+            "--threads", "1", *(part for setting in settings for part in ("--set", setting)),
+        ]  # fmt: skip
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    nodes = [node(rank) for rank in range(2)]
+    words = [one.communicate(timeout=240)[0] for one in nodes]
+    assert [one.returncode for one in nodes] == [0, 0], words
+    assert ["train:" in word for word in words] == [True, False]  # one run: the first process tells
+    with safe_open(tmp_path / "run" / "weights.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["notes"])["steps"] == 3
