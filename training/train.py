@@ -44,14 +44,16 @@ from training.sliding import SlidingDataset, SlidingLesson
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Training scenes are seeds first_seed .. first_seed + scenes - 1 of the synthetic world, rendered once
-    into `cache`; held-out scenes of the project start at seed 900000. With `root`, a nuScenes data set, they
-    are the scenes of `split` of its `nuscenes` version instead, indexed once into `cache`. Segments of
-    `segment` key frames are trained on as one stream; with `window`, every step sees windows of that many
-    frames instead and learns from their last `graded` (sliding.py)."""
+    into `cache`; held-out scenes of the project start at seed 900000. Their frames are `intervals_s` apart,
+    each scene at the next of them (a student for 2 to 12 Hz is shown 0.5 to 0.083). With `root`, a nuScenes
+    data set, they are the scenes of `split` of its `nuscenes` version instead, indexed once into `cache`.
+    Segments of `segment` frames are trained on as one stream; with `window`, every step sees windows of that
+    many frames instead and learns from their last `graded` (sliding.py)."""
 
     scenes: int = 200
     first_seed: int = 0
     duration_s: float = 20.0
+    intervals_s: tuple[float, ...] = (0.5,)
     segment: int = 10
     window: int = 0
     graded: int = 1
@@ -258,6 +260,10 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
     """The clips to train on, rendered or indexed where they are not yet, and their number."""
     data = config.data
     if data.root:
+        if data.intervals_s != (0.5,):
+            raise UserError(
+                f"data.intervals_s {data.intervals_s} with data.root: nuScenes is annotated at 2 Hz; leave it"
+            )
         real = NuScenesClips(
             Path(data.root), data.nuscenes, data.split, config.model.image, config.model.channels,
             Path(data.cache),
@@ -267,7 +273,7 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
         fabric.barrier()
         return real, len(real)
     rendered = SyntheticClips(
-        data.first_seed, config.model.image, Path(data.cache), data.duration_s, data.version
+        data.first_seed, config.model.image, Path(data.cache), data.duration_s, data.version, data.intervals_s
     )
     if fabric.is_global_zero:
         rendered.render_all(data.scenes)

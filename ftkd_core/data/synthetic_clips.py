@@ -20,6 +20,7 @@ from ftkd_core.data.clips import Clip, ClipObjects
 from ftkd_core.data.synthetic.frame import SceneFrame, render_frame
 from ftkd_core.data.synthetic.rig import LIDAR_OFFSET_S, SurroundRig, nuscenes_rig
 from ftkd_core.data.synthetic.world import Scene, make_scene
+from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid
 from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop
 
@@ -35,10 +36,14 @@ def training_rig(image: ImageConfig) -> SurroundRig:
     return rig.resized(width, height, crop_top=height - _OVERSAMPLING * image.height)
 
 
-def render_clip(seed: int, image: ImageConfig, duration_s: float = 20.0) -> Clip:
-    """Key frames at 2 Hz of the scene of that seed, at the network's resolution."""
+def render_clip(
+    seed: int, image: ImageConfig, duration_s: float = 20.0, interval_s: float = KEY_FRAME_INTERVAL_S
+) -> Clip:
+    """Frames of the scene of that seed at the network's resolution, interval_s apart (default: nuScenes' key
+    frames)."""
     scene, rig = make_scene(seed, duration_s), training_rig(image)
-    frames = [render_frame(scene, float(t), rig) for t in key_times(scene)]
+    times = key_times(scene, interval_s)
+    frames = [render_frame(scene, float(t), rig) for t in times]
     ego_from_camera = [_ego_from_camera(frame, rig) for frame in frames]
     intrinsics = np.stack([network_intrinsics(k, image, rig.width, rig.height) for k in rig.intrinsics])
     return Clip(
@@ -47,15 +52,17 @@ def render_clip(seed: int, image: ImageConfig, duration_s: float = 20.0) -> Clip
         intrinsics=intrinsics,
         ego_from_camera=np.stack(ego_from_camera),
         global_from_ego=np.stack([frame.global_from_ego for frame in frames]),
-        times=key_times(scene),
+        times=times,
         objects=tuple(_objects(frame) for frame in frames),
     )
 
 
-def key_times(scene: Scene) -> NDArray[np.float64]:
-    """Scene times (T,) in seconds of the key frames: the ends of the lidar sweeps, as in the data set that
-    `synthetic.export` writes of the same seed."""
-    return np.arange(int(scene.duration_s / KEY_FRAME_INTERVAL_S)) * KEY_FRAME_INTERVAL_S + LIDAR_OFFSET_S
+def key_times(scene: Scene, interval_s: float = KEY_FRAME_INTERVAL_S) -> NDArray[np.float64]:
+    """Scene times (T,) in seconds of the frames: the ends of the lidar sweeps, as in the data set that
+    `synthetic.export` writes of the same seed. Frames that follow each other faster than key frames are as
+    many, and end sooner."""
+    count = int(scene.duration_s / max(interval_s, KEY_FRAME_INTERVAL_S))
+    return np.arange(count) * interval_s + LIDAR_OFFSET_S
 
 
 def _ego_from_camera(frame: SceneFrame, rig: SurroundRig) -> NDArray[np.float64]:
@@ -129,26 +136,36 @@ def world_version() -> str:
 
 class SyntheticClips:
     """Clips of consecutive seeds, rendered when first asked for; picklable, so that worker processes
-    render."""
+    render. Clip i has frames intervals_s[i mod their number] apart: a student that shall serve several rates
+    is shown them all. Errors: UserError for an interval outside of 0.05 to 2 s."""
 
     def __init__(
-        self, first_seed: int, image: ImageConfig, cache: Path, duration_s: float = 20.0, version: str = ""
-    ) -> None:
+        self, first_seed: int, image: ImageConfig, cache: Path, duration_s: float = 20.0, version: str = "",
+        intervals_s: tuple[float, ...] = (KEY_FRAME_INTERVAL_S,),
+    ) -> None:  # fmt: skip
+        if not intervals_s or not all(0.05 <= interval <= 2.0 for interval in intervals_s):
+            raise UserError(f"data.intervals_s {intervals_s}: expected one or more of 0.05 to 2 s")
         self.first_seed = first_seed
         self.image = image
         self.duration_s = duration_s
+        self.intervals_s = intervals_s
         self.cache = cache / f"{image.width}x{image.height}-{duration_s:g}s-{version or world_version()}"
 
     @property
     def name(self) -> str:
-        """Resolution, duration, world and first seed."""
-        return f"{self.cache.name} from seed {self.first_seed}"
+        """Resolution, duration, world, first seed, and intervals where they are not those of key frames."""
+        name = f"{self.cache.name} from seed {self.first_seed}"
+        if self.intervals_s == (KEY_FRAME_INTERVAL_S,):
+            return name
+        return f"{name} every {', '.join(f'{interval:g}' for interval in self.intervals_s)} s"
 
     def __call__(self, index: int) -> Clip:
         seed = self.first_seed + index
-        folder = self.cache / f"seed-{seed:07d}"
+        interval = self.intervals_s[index % len(self.intervals_s)]
+        faster = "" if interval == KEY_FRAME_INTERVAL_S else f"-every-{interval:g}s"
+        folder = self.cache / f"seed-{seed:07d}{faster}"
         if not folder.is_dir():
-            save_clip(render_clip(seed, self.image, self.duration_s), folder)
+            save_clip(render_clip(seed, self.image, self.duration_s, interval), folder)
         return load_clip(folder)
 
     def render_all(self, count: int, progress: Callable[..., tqdm] = tqdm) -> None:  # type: ignore[type-arg]

@@ -260,16 +260,7 @@ class StreamPETR(nn.Module):
         tokens, token_position = self.position(tokens, geometry)
         kept = self.config.decoder.num_propagated
 
-        points = self.points_in_metres(self.reference_points)[None].expand(batch, -1, -1)
-        if denoising is not None:
-            points = torch.cat([denoising.points_ego, points], dim=1)
-        fresh = points.shape[1]
-        anchors = points_as_anchors(points, len(self.config.class_names))
-        if proposals is not None:
-            seen_codes = proposals.anchors.codes
-            inside = seen_codes[..., :3].clamp(-self.range_m, self.range_m)
-            seen_codes = torch.cat([inside, seen_codes[..., 3:]], dim=-1)
-            anchors = join(anchors, Anchors(seen_codes, proposals.anchors.logits - _PRIOR_LOGIT))
+        anchors, fresh = self.new_anchors(batch, proposals, denoising)
         past = self.past_anchors(local)
         past_motion = torch.cat(
             [local.velocity_ego, local.age[..., None], local.ego_from_past[..., :3, :].flatten(-2)], dim=-1
@@ -284,13 +275,7 @@ class StreamPETR(nn.Module):
         past_position, past_content = self.embed(past.codes[..., :3], past_motion, local.embedding)
         everything = join(anchors, past)  # (B, R+Q+M-P)
         if self.config.decoder.anchored:
-            told = self.anchor_content(anchor_features(everything))
-            count = content.shape[1]
-            origin = torch.cat(
-                [self.origin[:1].expand(fresh, -1), self.origin[1:2].expand(count - fresh, -1)]
-            )
-            content = content + told[:, :count] + origin
-            past_content = past_content + told[:, count:] + self.origin[2]
+            content, past_content = self.tell_anchors(everything, content, past_content, fresh)
         denoised = 0 if denoising is None else denoising.points_ego.shape[1]
         queries = position.shape[1] + kept
         context = DecoderContext(
@@ -308,6 +293,33 @@ class StreamPETR(nn.Module):
             distances=_ground_distances(everything.codes, queries) if self.config.decoder.anchored else None,
         )
         return context, torch.cat([content, past_content[:, :kept]], dim=1)
+
+    def new_anchors(
+        self, batch: int, proposals: ImageProposals | None, denoising: DenoisingQueries | None
+    ) -> tuple[Anchors, int]:
+        """Anchors (B, R+Q) of queries that are not from the memory: denoising, learnt, and last those from
+        the image; and how many are not from the image."""
+        points = self.points_in_metres(self.reference_points)[None].expand(batch, -1, -1)
+        if denoising is not None:
+            points = torch.cat([denoising.points_ego, points], dim=1)
+        anchors = points_as_anchors(points, len(self.config.class_names))
+        if proposals is None:
+            return anchors, points.shape[1]
+        codes = proposals.anchors.codes
+        inside = codes[..., :3].clamp(-self.range_m, self.range_m)
+        codes = torch.cat([inside, codes[..., 3:]], dim=-1)
+        seen = Anchors(codes, proposals.anchors.logits - _PRIOR_LOGIT)
+        return join(anchors, seen), points.shape[1]
+
+    def tell_anchors(
+        self, anchors: Anchors, content: Tensor, past_content: Tensor, fresh: int
+    ) -> tuple[Tensor, Tensor]:
+        """Contents of new queries (B, R+Q, C), the first `fresh` not from the image, and of the memory's,
+        told what their anchors are and where they come from."""
+        told = self.anchor_content(anchor_features(anchors))
+        count = content.shape[1]
+        origin = torch.cat([self.origin[:1].expand(fresh, -1), self.origin[1:2].expand(count - fresh, -1)])
+        return content + told[:, :count] + origin, past_content + told[:, count:] + self.origin[2]
 
     def past_anchors(self, local: LocalMemory) -> Anchors:
         """The memory's boxes (B, M): points where they were (upstream), or anchored, moved to where they
