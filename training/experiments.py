@@ -191,7 +191,7 @@ class Experiment:
         command = ["training.train"]
         if row.method:
             settings = self.balance(plan, row_name, teachers[row.teacher])
-            cache = self.out / f"answers_{row.teacher}_{stages.cache_of(row.method)}"
+            cache = self.cache(row_name)
             command = [
                 "training.distill", "--teacher", str(teachers[row.teacher]), "--method", row.method,
                 "--cache", str(cache), *(f"--set-method={k}={v}" for k, v in settings.items()),
@@ -203,6 +203,11 @@ class Experiment:
         command += ["--set", f"optim.backbone_ratio={plan.backbone_ratio}"]
         return self.run(plan, f"{row_name}-{seed}", command, plan.steps * row.longer, seed)
 
+    def cache(self, row_name: str) -> Path:
+        """The folder of the teacher's answers that a row reads."""
+        row = ROWS[row_name]
+        return self.out / f"answers_{row.teacher}_{stages.cache_of(row.method)}"
+
     def balance(self, plan: Plan, row_name: str, teacher: Path) -> dict[str, float]:
         """The settings that balance a row's method, measured once and kept."""
         path = self.out / "balance.json"
@@ -211,7 +216,7 @@ class Experiment:
             row = ROWS[row_name]
             found[row_name] = stages.balance_method(
                 row.method, teacher, plan.preset, (plan.init, plan.init_parts), self.clips(0), plan.scenes,
-                streams=plan.streams, share=plan.share, device=self.device,
+                cache=self.cache(row_name), streams=plan.streams, share=plan.share, device=self.device,
             )  # fmt: skip
             path.write_text(json.dumps(found, indent=1) + "\n")
         settings: dict[str, float] = found[row_name]["settings"]
@@ -229,7 +234,7 @@ class Experiment:
             sys.executable, "-m", *command, "--out", str(folder), "--steps", str(steps), "--seed", str(seed),
             "--streams", str(plan.streams), "--accelerator", a.accelerator, "--threads", str(a.threads),
             "--set", f"data.scenes={plan.scenes}", "--set", f"data.cache={a.clips}",
-            "--set", f"optim.lr={plan.lr}",
+            "--set", f"optim.lr={plan.lr}", "--set", f"optim.warmup_steps={min(200, 1 + steps // 10)}",
             *(["--set", f"data.version={a.clips_version}"] if a.clips_version else []),
         ]  # fmt: skip
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
@@ -250,12 +255,10 @@ class Experiment:
             row = ROWS[row_name]
             if row.method:
                 stages.fill(
-                    self.out / f"answers_{row.teacher}_{stages.cache_of(row.method)}", row.method,
-                    teachers[row.teacher], plan.preset, self.clips(0), plan.scenes, self.device,
+                    self.cache(row_name), row.method, teachers[row.teacher], plan.preset, self.clips(0),
+                    plan.scenes, self.device,
                 )  # fmt: skip
                 self.balance(plan, row_name, teachers[row.teacher])
-        for name, weights in teachers.items():
-            self.detect(plan, f"{name}-0", weights)
         runs = [(row, seed) for seed in range(plan.seeds) for row in self.rows]
         with ThreadPoolExecutor(self.arguments.parallel) as pool, tqdm(total=len(runs), unit="run") as bar:
 
@@ -263,7 +266,8 @@ class Experiment:
                 self.detect(plan, f"{run[0]}-{run[1]}", self.train_student(plan, *run, teachers))
                 bar.update()
 
-            for future in [pool.submit(one, run) for run in runs]:
+            taught = [pool.submit(self.detect, plan, f"{name}-0", file) for name, file in teachers.items()]
+            for future in [*taught, *(pool.submit(one, run) for run in runs)]:
                 future.result()
 
     def detect(self, plan: Plan, name: str, weights: Path) -> None:

@@ -19,9 +19,9 @@ from ftkd_core.data.clips import AugmentConfig, StreamDataset
 from ftkd_core.data.nuscenes import NuScenes, open_dataset
 from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
-from ftkd_core.data.windows import PairedDataset, WindowDataset
+from ftkd_core.data.windows import WindowDataset
 from ftkd_core.distillation.baselines import BaselineConfig
-from ftkd_core.distillation.cache import fill_cache
+from ftkd_core.distillation.cache import TeacherCache, fill_cache
 from ftkd_core.distillation.methods import method_config
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
@@ -30,7 +30,7 @@ from ftkd_core.weights import load_into, read_weights, read_window_weights, star
 from training import predicting
 from training.balance import balance
 from training.distill import load_teacher
-from training.lessons import StreamLesson, WindowLesson, make_distiller
+from training.lessons import CachedDataset, StreamLesson, WindowLesson, make_distiller
 from training.loop import OptimConfig, Trainer
 from training.train import split_parts
 
@@ -103,20 +103,20 @@ def fill(
 
 def balance_method(
     method: str, teacher: Path, student: str, init: tuple[str, str], clips: SyntheticClips, scenes: int, *,
-    streams: int, share: float, device: torch.device,
+    cache: Path, streams: int, share: float, device: torch.device,
 ) -> dict[str, Any]:  # fmt: skip
     """The weights that bring each part of a method to `share` of the detection loss, and the terms measured
-    before: `{"settings": {...}, "terms": {...}}`. init: the file that students start from and its parts, as
-    --init and --init-parts."""
+    before, on the teacher's cached answers: `{"settings": {...}, "terms": {...}}`. init: the file that
+    students start from and its parts, as --init and --init-parts."""
     torch.manual_seed(0)
     model, guide = build_stream_petr(preset(student)), load_teacher(teacher)
     if init[0]:
         start_from(Path(init[0]), model, model.config, split_parts(init[1]))
     data = StreamDataset(clips, scenes, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
-    pairs = PairedDataset(data, guide.config.num_past, guide.config.num_future)
-    config, terms = balance(
-        guide, model.to(device), method_config(method), pairs, streams=streams, share=share
-    )
+    chosen = method_config(method)
+    description = make_distiller(guide, model, chosen).describe(weights_hash(teacher), clips.name)
+    answers = CachedDataset(data, TeacherCache(cache, description, scenes))
+    config, terms = balance(guide, model.to(device), chosen, answers, streams=streams, share=share)
     settings = {name: value for name, value in asdict(config).items() if name in _SETTINGS}
     return {"settings": settings, "terms": terms}
 
