@@ -24,6 +24,9 @@ SYMMETRIC: Final = ("barrier",)
 HEADINGLESS: Final = ("traffic_cone",)
 """Classes whose heading the devkit does not score."""
 
+IMMOBILE: Final = ("barrier", "traffic_cone")
+"""Classes that never move; the devkit does not score their velocity."""
+
 CLASS_RANGES: Final[dict[str, float]] = {
     "car": 50.0,
     "truck": 50.0,

@@ -147,7 +147,9 @@ class SparseDecoderConfig:
     within one cell of it (ours: nothing); levels are weighed by the weights of other groups
     (`sampling.scramble_groups`); distances are exact. num_image_queries: that many more queries start at the
     peaks of the dense 2-D head of the current frame, as boxes, and every step changes the box it was given
-    instead of answering it anew (ours, as `DecoderConfig.num_image_queries` and `anchored`)."""
+    instead of answering it anew (ours, as `DecoderConfig.num_image_queries` and `anchored`). link_proposals:
+    the dense head looks at all frames of the window, and what it sees there tells image queries their
+    velocity (ours; models/linking.py)."""
 
     channels: int = 256
     num_layers: int = 6
@@ -162,6 +164,7 @@ class SparseDecoderConfig:
     range_low_m: tuple[float, float, float] = (-51.2, -51.2, -5.0)
     range_high_m: tuple[float, float, float] = (51.2, 51.2, 3.0)
     num_image_queries: int = field(default=0, metadata=UNSAID)
+    link_proposals: bool = field(default=False, metadata=UNSAID)
     as_published: bool = field(default=False, metadata=UNSAID)
 
     def __post_init__(self) -> None:
@@ -178,6 +181,10 @@ class SparseDecoderConfig:
         _require(
             not (self.as_published and self.num_image_queries),
             f"as_published with {self.num_image_queries} image queries: the published SparseBEV has none",
+        )
+        _require(
+            self.num_image_queries > 0 or not self.link_proposals,
+            "link_proposals: expected num_image_queries, which are what is linked",
         )
 
 

@@ -100,7 +100,8 @@ def sparse_bev_tiny() -> SparseBEVConfig:
         backbone=BackboneConfig(depth=18, base_channels=32, auxiliary_stride=8),
         decoder=SparseDecoderConfig(
             channels=96, num_layers=3, num_heads=4, dropout=0.0, num_queries=100, num_image_queries=96,
-            levels=3, out_points=32, range_low_m=(-61.2, -61.2, -5.0), range_high_m=(61.2, 61.2, 3.0),
+            levels=3, link_proposals=True, out_points=32,
+            range_low_m=(-61.2, -61.2, -5.0), range_high_m=(61.2, 61.2, 3.0),
         ),
         loss=LossConfig(denoising_groups=1),
         num_past=3,

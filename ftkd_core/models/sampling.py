@@ -87,13 +87,15 @@ def sample_pyramid(
     if scale_weights.ndim == 5:
         scale_weights = scale_weights[:, :, None]
     shape = (groups, count)
-    uv = points.uv.unflatten(3, shape).movedim(3, 2).flatten(0, 2)  # (BTG, Q, P, 2)
-    view = points.view.unflatten(3, shape).movedim(3, 2).flatten(0, 2)[..., None].to(uv.dtype)
+    uv = torch.unflatten(points.uv, 3, shape).movedim(3, 2).flatten(0, 2)  # (BTG, Q, P, 2)
+    view = torch.unflatten(points.view, 3, shape).movedim(3, 2).flatten(0, 2)[..., None].to(uv.dtype)
     read_views = _read_as_volume if keep_unseen else _read_stacked
     result: Tensor | None = None
     for level, features in enumerate(pyramid):
-        maps = features.unflatten(3, (groups, -1)).permute(0, 1, 3, 4, 2, 5, 6).flatten(0, 2)  # (BTG,C,N,H,W)
-        read = read_views(maps, uv, view, cameras).unflatten(0, (batch, frames, groups))
+        maps = (
+            torch.unflatten(features, 3, (groups, -1)).permute(0, 1, 3, 4, 2, 5, 6).flatten(0, 2)
+        )  # (BTG,C,N,H,W)
+        read = torch.unflatten(read_views(maps, uv, view, cameras), 0, (batch, frames, groups))
         weight = scale_weights[..., level].permute(0, 2, 3, 1, 4)[:, :, :, None]  # (B, 1 or T, G, 1, Q, P)
         result = read * weight if result is None else result + read * weight
     assert result is not None

@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkd_core.boxes import CODE_DIM, decode_boxes
+from ftkd_core.classes import IMMOBILE
 from ftkd_core.config import SparseBEVConfig, SparseDecoderConfig
 from ftkd_core.geometry import full_precision, invert_rigid
 from ftkd_core.models.anchors import Anchors, anchor_features, change_anchors
 from ftkd_core.models.attention import HybridAttention
-from ftkd_core.models.auxiliary2d import AuxiliaryHead, ImageProposals, propose
+from ftkd_core.models.auxiliary2d import AuxiliaryHead, AuxiliaryMaps, ImageProposals, propose
 from ftkd_core.models.denoising import DenoisingQueries, attention_mask
 from ftkd_core.models.fpn import TopDownPyramid
+from ftkd_core.models.linking import FrameProposals, link_proposals
 from ftkd_core.models.model_frame import codes_in_ego, denoising_in_model, frame_matrix, rig_in_model
 from ftkd_core.models.position import inverse_sigmoid
 from ftkd_core.models.resnet import ResNet
@@ -235,14 +237,7 @@ class SparseBEV(nn.Module):
         image = self.config.image
         window = window._replace(rig=rig_in_model(window.rig, self.model_from_ego))
         denoising = denoising_in_model(denoising, self.model_from_ego)
-        auxiliary, proposals = None, None
-        if self.auxiliary is not None:
-            fine = window.pyramid[self.config.auxiliary_level][:, 0]
-            rig = CameraRig(*(value[:, 0] for value in window.rig))
-            auxiliary = self.auxiliary(fine, rig)
-            proposals = propose(
-                auxiliary, fine, rig, self.auxiliary.stride, self.config.decoder.num_image_queries
-            )
+        auxiliary, proposals = self.propose(window)
         boxes, features, mask = self.start(window.time.shape[0], denoising, proposals)
         evidence = None
         if proposals is not None:
@@ -263,6 +258,35 @@ class SparseBEV(nn.Module):
             all_logits[:, :, noised:], all_codes[:, :, noised:], features[:, noised:], stride16, auxiliary,
             all_logits[:, :, :noised] if noised else None, all_codes[:, :, :noised] if noised else None,
         )  # fmt: skip
+
+    def propose(self, window: WindowFeatures) -> tuple[AuxiliaryMaps | None, ImageProposals | None]:
+        """What the dense head says of the current frame, and the boxes that image queries start as."""
+        if self.auxiliary is None:
+            return None, None
+        stride, count = self.auxiliary.stride, self.config.decoder.num_image_queries
+        fine = window.pyramid[self.config.auxiliary_level]
+        rig = CameraRig(*(value[:, 0] for value in window.rig))
+        auxiliary = self.auxiliary(fine[:, 0], rig)
+        proposals = propose(auxiliary, fine[:, 0], rig, stride, count)
+        if not self.config.decoder.link_proposals:
+            return auxiliary, proposals
+        others = [self._look(fine[:, t], window.rig, t) for t in range(1, fine.shape[1])]
+        codes, logits = zip(proposals.anchors, *others, strict=True)
+        origin = window.rig.ego_from_camera[..., :2, 3].mean(2)
+        frames = FrameProposals(torch.stack(codes, 1), torch.stack(logits, 1), origin, window.time)
+        fixed = [i for i, name in enumerate(self.config.class_names) if name in IMMOBILE]
+        return auxiliary, proposals._replace(anchors=link_proposals(frames, fixed))
+
+    @torch.no_grad()
+    def _look(self, fine: Tensor, rigs: CameraRig, frame: int) -> Anchors:
+        """The dense head's boxes of another frame; it learns nothing there, its statistics neither."""
+        assert self.auxiliary is not None
+        rig = CameraRig(*(value[:, frame] for value in rigs))
+        was_training = self.auxiliary.training
+        self.auxiliary.eval()
+        maps = self.auxiliary(fine, rig)
+        self.auxiliary.train(was_training)
+        return propose(maps, fine, rig, self.auxiliary.stride, self.config.decoder.num_image_queries).anchors
 
     def start(
         self, batch: int, denoising: DenoisingQueries | None, proposals: ImageProposals | None = None

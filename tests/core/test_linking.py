@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linking proposals through a window: speeds and places it must find, and what it must not make up."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ftkd_core.models.anchors import Anchors
+from ftkd_core.models.linking import FrameProposals, link_proposals
+
+TIMES = (0.0, -0.5, -1.0, 0.5, 1.0)
+SPARE = 4  # proposals a frame that belong to nothing, far away and weak
+
+
+def window(
+    start: list[tuple[float, float]], velocity: list[tuple[float, float]], labels: list[int],
+    *, times: tuple[float, ...] = TIMES, noise: float = 0.0, seed: int = 0,
+) -> FrameProposals:  # fmt: skip
+    """Objects that move evenly, seen in every frame in another order, beside proposals of nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(start) + SPARE
+    codes = torch.zeros(1, len(times), count, 10)
+    logits = torch.full((1, len(times), count, 3), -8.0)
+    for frame, time in enumerate(times):
+        order = torch.arange(len(start))
+        if frame:
+            order = torch.randperm(len(start), generator=generator)
+        for place, own in enumerate(order.tolist()):
+            there = torch.tensor(start[own]) + time * torch.tensor(velocity[own])
+            there = there + noise * torch.randn(2, generator=generator)
+            codes[0, frame, place, :2] = there
+            codes[0, frame, place, 7] = 1.0  # faces ahead
+            logits[0, frame, place, labels[own]] = 3.0
+        codes[0, frame, len(start) :, :2] = 200.0 + 50.0 * torch.rand(SPARE, 2, generator=generator)
+    origin = torch.zeros(1, len(times), 2)
+    return FrameProposals(codes, logits, origin, torch.tensor([times]))
+
+
+def velocities(anchors: Anchors, count: int) -> Tensor:
+    return anchors.codes[0, :count, 8:]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(2.0, 15.0), st.floats(-math.pi, math.pi))
+def test_the_velocity_of_an_even_motion_is_found(speed: float, direction: float) -> None:
+    moving = (speed * math.cos(direction), speed * math.sin(direction))
+    found = link_proposals(window([(20.0, 3.0), (-15.0, -8.0)], [moving, (0.0, 0.0)], [0, 0]))
+    error = velocities(found, 2) - torch.tensor([moving, (0.0, 0.0)])
+    assert error.norm(dim=-1).max() < 0.1 * speed + 0.1  # held back a little
+
+
+def test_two_that_cross_keep_their_own_velocities() -> None:
+    start, velocity = [(20.0, 0.0), (24.0, 6.0)], [(6.0, 0.0), (0.0, -6.0)]
+    found = velocities(link_proposals(window(start, velocity, [0, 0])), 2)
+    assert torch.allclose(found, torch.tensor(velocity), atol=0.8)
+
+
+def test_what_faces_the_other_way_is_turned_to_where_it_goes() -> None:
+    found = link_proposals(window([(20.0, 0.0)], [(-8.0, 0.0)], [0])).codes[0, 0]
+    assert found[7] == -1.0
+
+
+def test_proposals_of_another_class_are_not_linked_and_some_classes_never_move() -> None:
+    frames = window([(20.0, 0.0)], [(6.0, 0.0)], [0])
+    frames.logits[0, 1:, 0] = torch.tensor([-8.0, 3.0, -8.0])
+    assert velocities(link_proposals(frames), 1).norm() < 1e-3
+    frames = window([(20.0, 0.0)], [(6.0, 0.0)], [2])
+    assert velocities(link_proposals(frames), 1).norm() > 5
+    assert velocities(link_proposals(frames, fixed=[2]), 1).norm() == 0
+
+
+def test_what_stands_is_placed_better_than_by_one_frame() -> None:
+    start = [(x, y) for x in (-30.0, -15.0, 15.0, 30.0) for y in (-12.0, 12.0)]
+    errors = []
+    for seed in range(8):
+        frames = window(start, [(0.0, 0.0)] * 8, [0] * 8, noise=0.6, seed=seed)
+        linked = link_proposals(frames).codes[0, :8, :2]
+        truth = torch.tensor(start)
+        errors.append([(c - truth).norm(dim=-1).mean() for c in (frames.codes[0, 0, :8, :2], linked)])
+    alone, together = torch.tensor(errors).mean(0)
+    assert together < 0.75 * alone
+
+
+@pytest.mark.parametrize("times", [(0.0,), (0.0, 0.0, 0.0)])
+def test_a_window_without_other_moments_says_nothing(times: tuple[float, ...]) -> None:
+    frames = window([(20.0, 3.0), (-9.0, 1.0)], [(5.0, 0.0), (0.0, 0.0)], [0, 1], times=times)
+    found = link_proposals(frames)
+    assert torch.allclose(found.codes[:, :2], frames.codes[:, 0, :2], atol=1e-4)
+    assert found.logits.equal(frames.logits[:, 0])
+
+
+def test_a_repeated_frame_of_the_scene_end_adds_no_motion() -> None:
+    plain = velocities(link_proposals(window([(20.0, 3.0)], [(5.0, 1.0)], [0], times=(0.0, -0.5, -1.0))), 1)
+    ended = velocities(
+        link_proposals(window([(20.0, 3.0)], [(5.0, 1.0)], [0], times=(0.0, -0.5, -1.0, 0.0, 0.0))), 1
+    )
+    assert torch.allclose(plain, ended, atol=0.6)
+
+
+def test_the_world_may_be_turned_and_windows_batched() -> None:
+    frames = window([(20.0, 3.0), (-15.0, 9.0)], [(5.0, 2.0), (0.0, 0.0)], [0, 1], noise=0.2)
+    cos, sin = math.cos(0.7), math.sin(0.7)
+    turn = torch.tensor([[cos, sin], [-sin, cos]])
+    codes = frames.codes.clone()
+    for pair in ([0, 1], [7, 6], [8, 9]):
+        codes[..., pair] = codes[..., pair] @ turn
+    turned = frames._replace(codes=codes)
+    plain, other = link_proposals(frames).codes, link_proposals(turned).codes
+    for pair in ([0, 1], [7, 6], [8, 9]):
+        assert torch.allclose(plain[0, :2, pair] @ turn, other[0, :2, pair], atol=1e-3)
+    both = FrameProposals(*(torch.cat(pair) for pair in zip(turned, frames, strict=True)))
+    assert torch.allclose(link_proposals(both).codes[1:], plain, atol=1e-4)
