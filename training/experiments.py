@@ -281,23 +281,28 @@ class Experiment:
 
     def score(self, plan: Plan) -> Path:
         """matrix.json with an entry a run whose detections are there."""
-        dataset = stages.held_out_dataset(self.out / "held_out", plan.held_out)
+        stages.write_held_out(self.out / "held_out", plan.held_out)
         path = self.out / "matrix.json"
         entries = {(e["method"], e["seed"]): e for e in (read_matrix(path) if path.exists() else [])}
-        for file in tqdm(sorted((self.out / "predictions").glob("*.npz")), desc="score", unit="run"):
-            method, _, seed = file.stem.rpartition("-")
-            if (method, int(seed)) in entries:
-                continue
-            summary = stages.score(file, dataset)
-            entry: dict[str, Any] = {"method": method, "seed": int(seed)}
+        runs = {_run_of(file): file for file in sorted((self.out / "predictions").glob("*.npz"))}
+        missing = [file for run, file in runs.items() if run not in entries]
+        scores = stages.score(missing, self.out / "held_out")
+        for file, summary in tqdm(zip(missing, scores, strict=True), "score", len(missing), unit="run"):
+            method, seed = _run_of(file)
+            entry: dict[str, Any] = {"method": method, "seed": seed}
             entry |= {name: summary[name] for name in SCORES}
             entry |= {"preset": plan.preset, **json.loads(file.with_suffix(".json").read_text())}
             entry |= {"subsets": summary["subsets"], "samples": summary["samples"]}
-            entries[method, int(seed)] = entry
+            entries[method, seed] = entry
             path.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
         if not entries:
             raise UserError(f"no detections in {str(self.out / 'predictions')!r}; train first")
         return path
+
+
+def _run_of(predictions: Path) -> tuple[str, int]:
+    method, _, seed = predictions.stem.rpartition("-")
+    return method, int(seed)
 
 
 def _machine(device: torch.device) -> dict[str, Any]:

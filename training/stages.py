@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the stages of the distillation experiment do; `experiments.py` says when."""
 
+import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +18,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
-from ftkd_core.data.nuscenes import NuScenes, open_dataset
+from ftkd_core.data.nuscenes import open_dataset
 from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import WindowDataset
@@ -149,14 +151,21 @@ def detect(weights: Path, clips: SyntheticClips, count: int, output: Path, devic
     predicting.predict(load_model(weights), clips, count, output, device)
 
 
-def held_out_dataset(folder: Path, count: int) -> NuScenes:
-    """The held-out scenes as a nuScenes data set, written when first asked for."""
+def write_held_out(folder: Path, count: int) -> None:
+    """The held-out scenes as a nuScenes data set, unless they are there."""
     if not folder.is_dir():
         seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + count)
         write_dataset(folder, seeds, version=_VERSION, split=_SPLIT, width=704, height=396, sweeps=False)
-    return open_dataset(folder, _VERSION)
 
 
-def score(predictions: Path, dataset: NuScenes) -> dict[str, Any]:
-    """Official scores of a file of detections."""
-    return predicting.score(predictions, dataset, _SPLIT)
+def score(files: Sequence[Path], folder: Path) -> Iterator[dict[str, Any]]:
+    """Official scores of files of detections, in their order, on the held-out data set of a folder; on all
+    cores, for the devkit uses one."""
+    # A forked process would inherit the locks of PyTorch's threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+        yield from pool.map(partial(_score_one, folder), files)
+
+
+def _score_one(folder: Path, predictions: Path) -> dict[str, Any]:
+    return predicting.score(predictions, open_dataset(folder, _VERSION), _SPLIT)

@@ -168,6 +168,7 @@ def test_what_is_true_in_the_clips_is_true_in_the_data_set(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_whole_experiment_runs_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = arguments(
         tmp_path / "out", "--rows", "none,ftkd,stxd,ftkd_past_teacher", "--seeds", "1", "--scenes", "1",
