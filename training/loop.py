@@ -202,6 +202,14 @@ class Trainer:
         if [value.shape for value in state["state"]] != [value.shape for value in self.state]:
             there, here = (len(values[0]) for values in (state["state"], self.state))
             raise UserError(f"{str(path)!r} has {there} streams; this run has {here}")
+        theirs, mine = (
+            [len(group["params"]) for group in groups["param_groups"]]
+            for groups in (state["optimizer"], self.optimizer.state_dict())
+        )
+        if theirs != mine:
+            raise UserError(
+                f"{str(path)!r} trained other parameters (optim.backbone_ratio 0 or not); give another --out"
+            )
         self.lesson.load_state_dict(state["lesson"])
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])

@@ -15,21 +15,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ftkd_core.data.clips import StreamBatch, StreamDataset
+from ftkd_core.data.windows import PairedDataset
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.preprocess import normalise
-from training.lessons import Distiller, State, StreamLesson, split_item
+from training.lessons import CachedDataset, Distiller, State, StreamLesson
 
 
 class SlidingDataset(Dataset[list[Any]]):
-    """Item `step` is the list of `length` items that make the step's windows, oldest first; frames serves
-    segments of that length whose streams all start together."""
+    """Item `step` is the list of `length` frames that make the step's windows, oldest first; the last
+    `graded` come with what a teacher says of them, if items hold that. items serves segments of that length
+    whose streams all start together."""
 
-    def __init__(self, frames: Dataset[Any], length: int) -> None:
-        self.frames, self.length = frames, length
+    def __init__(
+        self, items: StreamDataset | PairedDataset | CachedDataset, length: int, graded: int = 1
+    ) -> None:
+        self.items, self.length, self.graded = items, length, graded
 
     def __getitem__(self, step: int) -> list[Any]:
-        return [self.frames[step * self.length + place] for place in range(self.length)]
+        frames = self.items if isinstance(self.items, StreamDataset) else self.items.streams
+        first, taught = step * self.length, self.length - self.graded
+        return [(self.items if k >= taught else frames)[first + k] for k in range(self.length)]
 
 
 class SlidingLesson(StreamLesson):
@@ -54,18 +61,15 @@ class SlidingLesson(StreamLesson):
         return sums, state
 
     @torch.no_grad()
-    def _remember(self, items: Sequence[Any], state: State) -> State:
+    def _remember(self, items: Sequence[StreamBatch], state: State) -> State:
         """The state after frames that teach nothing: batch norms and dropout as at inference (upstream)."""
-        was_training = self.detector.training
-        frozen = {module for module in self.detector.modules() if not module.training}
+        modes = {module: module.training for module in self.detector.modules()}
         self.detector.eval()
         kept = len(Memory._fields)
-        for item in items:
-            seen, _ = split_item(item)
+        for seen in items:
             frame = seen.frame(normalise(seen.images, self.detector.config.image))
             predictions, memory = self.detector(frame, Memory(*state[:kept]))
             state = (*memory, *(predictions.image_features.float() for _ in state[kept:]))
-        self.detector.train(was_training)
-        for module in frozen:  # a backbone that learns nothing stays in eval mode
-            module.training = False
+        for module, mode in modes.items():  # a backbone that learns nothing was in eval mode before
+            module.training = mode
         return state

@@ -169,7 +169,7 @@ def assignments(arguments: argparse.Namespace) -> list[str]:
     named = [
         f"{name}={getattr(arguments, name)}"
         for name in ("steps", "streams", "seed", "init_parts")
-        if getattr(arguments, name) is not None
+        if getattr(arguments, name) not in (None, "")
     ]
     return [*named, *arguments.set]
 
@@ -217,13 +217,19 @@ def run(
     else:
         model = build_sparse_bev(config.model)
     if init is not None:
-        start_from(init, model, config.model, split_parts(config.init_parts))
+        lacking = start_from(init, model, config.model, split_parts(config.init_parts))
+        if lacking:
+            fabric.print(f"{init} lacks {', '.join(lacking)}: these start as in a new model")
+    elif config.init_parts:
+        raise UserError(f"init_parts {config.init_parts!r} without a file; give one with --init")
     distiller = None if teaching is None else make_distiller(teaching.teacher, model, teaching.method)
     out.mkdir(parents=True, exist_ok=True)
     clips, scenes = open_clips(config, fabric)
     lesson: StreamLesson | WindowLesson
     if isinstance(model, StreamPETR):
         lesson = stream_lesson(config, model, distiller)
+    elif config.data.window:
+        raise UserError(f"data.window {config.data.window}: a SparseBEV always sees windows; leave it out")
     else:
         lesson = WindowLesson(model, distiller)
     trainer = Trainer(
@@ -240,7 +246,8 @@ def run(
         cache = _open_cache(config, teaching, distiller, clips, scenes, fabric)
         dataset = CachedDataset(dataset.streams, cache)
     if config.data.window and isinstance(lesson, SlidingLesson):
-        dataset = SlidingDataset(dataset, config.data.window)
+        assert not isinstance(dataset, WindowDataset)
+        dataset = SlidingDataset(dataset, config.data.window, config.data.graded)
     trainer.run(dataset, workers=config.data.workers, save_every=config.save_every)
     return out / "weights.safetensors"
 

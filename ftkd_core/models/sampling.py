@@ -104,8 +104,8 @@ def sample_pyramid(
 
 def _read_stacked(maps: Tensor, uv: Tensor, view: Tensor, cameras: int) -> Tensor:
     """maps (X, C, N, H, W) at uv (X, Q, P, 2) of view (X, Q, P, 1) -> (X, C, Q, P): the cameras' maps stacked
-    to one image, in which a point that lies between the outer cells of its camera touches no other. Several
-    times faster than the volume on a CPU, whose trilinear look-up is not vectorised."""
+    to one image, in which a point that lies between the outer cells of its camera touches no other. On a CPU
+    about half the time of the volume, forward and backward."""
     height = maps.shape[3]
     row = uv[..., 1:] * (height - 1) + view * height
     last = max(cameras * height - 1, 1)

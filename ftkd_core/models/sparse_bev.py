@@ -270,23 +270,29 @@ class SparseBEV(nn.Module):
         proposals = propose(auxiliary, fine[:, 0], rig, stride, count)
         if not self.config.decoder.link_proposals:
             return auxiliary, proposals
-        others = [self._look(fine[:, t], window.rig, t) for t in range(1, fine.shape[1])]
-        codes, logits = zip(proposals.anchors, *others, strict=True)
+        others = self._look(fine[:, 1:], CameraRig(*(value[:, 1:] for value in window.rig)))
+        codes, logits = (
+            torch.cat([own[:, None], other], dim=1)
+            for own, other in zip(proposals.anchors, others, strict=True)
+        )
         origin = window.rig.ego_from_camera[..., :2, 3].mean(2)
-        frames = FrameProposals(torch.stack(codes, 1), torch.stack(logits, 1), origin, window.time)
+        frames = FrameProposals(codes, logits, origin, window.time)
         fixed = [i for i, name in enumerate(self.config.class_names) if name in IMMOBILE]
         return auxiliary, proposals._replace(anchors=link_proposals(frames, fixed))
 
     @torch.no_grad()
-    def _look(self, fine: Tensor, rigs: CameraRig, frame: int) -> Anchors:
-        """The dense head's boxes of another frame; it learns nothing there, its statistics neither."""
+    def _look(self, fine: Tensor, rig: CameraRig) -> Anchors:
+        """The dense head's boxes (B, T, I) of frames (B, T, N, C, h, w); it learns nothing there, its
+        statistics neither."""
         assert self.auxiliary is not None
-        rig = CameraRig(*(value[:, frame] for value in rigs))
+        shape = fine.shape[:2]
+        fine, rig = fine.flatten(0, 1), CameraRig(*(value.flatten(0, 1) for value in rig))
         was_training = self.auxiliary.training
-        self.auxiliary.eval()
-        maps = self.auxiliary(fine, rig)
+        maps = self.auxiliary.eval()(fine, rig)
         self.auxiliary.train(was_training)
-        return propose(maps, fine, rig, self.auxiliary.stride, self.config.decoder.num_image_queries).anchors
+        count = self.config.decoder.num_image_queries
+        anchors = propose(maps, fine, rig, self.auxiliary.stride, count).anchors
+        return Anchors(*(torch.unflatten(value, 0, shape) for value in anchors))
 
     def start(
         self, batch: int, denoising: DenoisingQueries | None, proposals: ImageProposals | None = None

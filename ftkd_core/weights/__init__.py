@@ -90,35 +90,34 @@ def load_backbone(path: Path, model: torch.nn.Module, config: BackboneConfig) ->
 
 def start_from(
     path: Path, model: torch.nn.Module, config: DetectorConfig | SparseBEVConfig, parts: Sequence[str] = ()
-) -> None:
+) -> list[str]:
     """Start a model of a configuration from a file: of all its weights, or of a backbone alone; with `parts`
-    (`backbone`, `neck`, ...), from those of any kind of model. UserError where they do not fit."""
+    (`backbone`, `neck`, ...), from those of any kind of model. Returns the tensors of these parts that the
+    file lacks, which stay as they are. UserError where they do not fit."""
     if parts:
-        load_parts(path, model, parts)
-    elif _metadata(path).get("kind") == BackboneConfig.__name__:
+        return load_parts(path, model, parts)
+    if _metadata(path).get("kind") == BackboneConfig.__name__:
         load_backbone(path, model, config.backbone)
     elif isinstance(config, DetectorConfig):
         load_into(model, read_weights(path)[0], str(path))
     else:
         load_into(model, read_window_weights(path)[0], str(path))
+    return []
 
 
-def load_parts(path: Path, model: torch.nn.Module, parts: Sequence[str]) -> int:
-    """Take from a model's file, of whatever kind, the tensors of some parts of a model: those whose name and
-    shape agree; what the file lacks stays as it is. Returns their number. UserError where a part of the file
-    holds nothing the model has, or a tensor of another shape."""
+def load_parts(path: Path, model: torch.nn.Module, parts: Sequence[str]) -> list[str]:
+    """Take from a model's file, of whatever kind, the tensors of some parts of a model; returns those of them
+    that the file lacks. UserError where it has nothing of a part, or a tensor of another shape."""
     kind = SparseBEVConfig if _metadata(path).get("kind") == SparseBEVConfig.__name__ else DetectorConfig
-    state = _read(path, kind)[0]
-    own = model.state_dict()
-    taken: dict[str, Tensor] = {}
+    state, own = _read(path, kind)[0], model.state_dict()
+    wanted = [name for name in own if name.split(".")[0] in parts]
+    taken = {name: state[name] for name in wanted if name in state}
     for part in parts:
-        found = {name: state[name] for name in own if name.startswith(f"{part}.") and name in state}
-        if not found:
-            has = ", ".join(sorted({name.split(".")[0] for name in state} & {n.split(".")[0] for n in own}))
+        if not any(name.startswith(f"{part}.") for name in taken):
+            has = ", ".join(sorted({name.split(".")[0] for name in own.keys() & state.keys() if "." in name}))
             raise UserError(
                 f"weights {str(path)!r} share no part {part!r} with the model; expected some of {has}"
             )
-        taken |= found
     for name, value in taken.items():
         if value.shape != own[name].shape:
             theirs, mine = tuple(value.shape), tuple(own[name].shape)
@@ -127,7 +126,7 @@ def load_parts(path: Path, model: torch.nn.Module, parts: Sequence[str]) -> int:
                 "start from a model of the same widths"
             )
     model.load_state_dict(taken, strict=False)
-    return len(taken)
+    return [name for name in wanted if name not in taken]
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from ftkd_core.errors import UserError
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.runtime.preprocess import normalise
+from ftkd_core.weights import read_weights
 from tests.core.helpers import make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
 from training import train
@@ -85,28 +86,61 @@ def test_a_teacher_teaches_windows_too() -> None:
     distiller = make_distiller(small_sparse(past=1, future=1), model, method_config("stxd"))
     lesson = SlidingLesson(model, 2, distiller)
     window = SlidingDataset(PairedDataset(streams(3), 1, 1), 3)[0]
+    assert [isinstance(item, StreamBatch) for item in window] == [True, True, False]
     terms, _ = lesson(window, lesson.start_state(), torch.Generator().manual_seed(0))
     assert float(terms["stxd/16"].detach()) > 0  # the frame before is known
 
 
+def small_run(out: Path, steps: int, *settings: str, more: tuple[str, ...] = ()) -> int:
+    """`python -m training.train` on one short scene, with a small `tiny`."""
+    every = [
+        "data.scenes=1", "data.duration_s=3.0", f"data.cache={out.parent / 'clips'}", "data.workers=0",
+        "save_every=1", "model.image.width=96", "model.image.height=32", "model.backbone.base_channels=8",
+        "model.decoder.num_image_queries=24", *settings,
+    ]  # fmt: skip
+    assigned = [part for setting in every for part in ("--set", setting)]
+    return train.main(
+        ["--out", str(out), "--steps", str(steps), "--streams", "1", "--accelerator", "cpu", *more, *assigned]
+    )
+
+
+def test_a_run_starts_from_parts_and_leaves_a_frozen_backbone_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def state(run: str) -> dict[str, torch.Tensor]:
+        return read_weights(tmp_path / run / "weights.safetensors")[0]
+
+    file = str(tmp_path / "first" / "weights.safetensors")
+    assert small_run(tmp_path / "first", 1, "seed=1") == 0
+    parts = ("--init", file, "--init-parts", "backbone,neck")
+    assert small_run(tmp_path / "second", 2, "optim.backbone_ratio=0", "seed=2", more=parts) == 0
+    assert small_run(tmp_path / "third", 2, "optim.backbone_ratio=1", "seed=2", more=parts) == 0
+    first, frozen, learnt = (state(run) for run in ("first", "second", "third"))
+    backbone = [name for name in first if name.startswith("backbone.")]
+    assert all(frozen[name].equal(first[name]) for name in backbone)  # batch statistics too
+    assert not any(
+        learnt[name].equal(first[name]) for name in ("backbone.conv1.weight", "backbone.bn1.running_mean")
+    )
+    assert not frozen["neck.lateral.0.weight"].equal(first["neck.lateral.0.weight"])
+    assert (frozen["classifier.0.weight"] - first["classifier.0.weight"]).abs().max() > 0.01  # another seed's
+    whole = ("--init", file, "--init-parts", "")  # as the experiment says it where no parts are named
+    assert small_run(tmp_path / "fourth", 1, more=whole) == 0
+    assert small_run(tmp_path / "fifth", 1, more=("--init-parts", "neck")) == 2
+    assert "init_parts 'neck' without a file; give one with --init" in capsys.readouterr().err
+
+
 def test_a_run_of_windows_is_trained_and_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(steps: int, *more: str) -> int:
-        settings = [
-            "data.scenes=1", "data.duration_s=3.0", f"data.cache={tmp_path / 'clips'}", "data.workers=0",
-            "data.window=3", "save_every=1", "model.image.width=96", "model.image.height=32",
-            "model.backbone.base_channels=8", "model.decoder.num_image_queries=24", *more,
-        ]  # fmt: skip
-        return train.main(
-            ["--out", str(tmp_path / "run"), "--steps", str(steps), "--streams", "1", "--accelerator", "cpu",
-             *(part for setting in settings for part in ("--set", setting))]
-        )  # fmt: skip
+        return small_run(tmp_path / "run", steps, "data.window=3", *more)
 
     assert run(1) == 0
     assert run(2) == 0
     assert "resumed at step 1 of 2" in capsys.readouterr().out
     assert run(3, "data.graded=4") == 2
     assert "data.graded 4: expected 1 .. data.window 3" in capsys.readouterr().err
-    with pytest.raises(UserError):
+    assert run(3, "optim.backbone_ratio=0") == 2
+    assert "trained other parameters (optim.backbone_ratio 0 or not)" in capsys.readouterr().err
+    with pytest.raises(UserError, match="data.graded 0: expected 1"):
         train.stream_lesson(
             train.TrainConfig(model=small_config(), data=train.DataConfig(window=2, graded=0)),
             build_stream_petr(small_config()), None,
