@@ -75,7 +75,7 @@ def run(
     camera_rounds = driving_rounds(2, nuscenes_rig())
     camera_times = time_detectors([fast, plain], camera_rounds, repeats=timed, warm_up=warm_up)
     return {
-        "device": _device_name(device),
+        "device": device_name(device),
         "preset": preset,
         "weights": weights_name,
         **_figures(times, ""),
@@ -105,13 +105,13 @@ def _figures(times: Sequence[StepTimes], suffix: str) -> dict[str, Any]:
     return result
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} of {os.cpu_count()} cores"
 
 
-def _environment(note: str | None) -> dict[str, Any]:
+def environment(note: str | None) -> dict[str, Any]:
     load = os.getloadavg()[0]
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -124,10 +124,10 @@ def _environment(note: str | None) -> dict[str, Any]:
     }
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Floats to six digits, for people."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
-    text = json.dumps(_rounded(result | {"environment": _environment(options.note)}), indent=2)
+    text = json.dumps(rounded(result | {"environment": environment(options.note)}), indent=2)
     print(text)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)

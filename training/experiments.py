@@ -72,6 +72,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="folder of the experiment; gone on with if it holds one")
     add("--minutes", type=float, default=25.0, help="time for everything but scoring (default 25)")
     add("--phase", choices=("all", "train", "score"), default="all", help="train, score, or both (default)")
+    add(
+        "--subsets",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="score also by visibility, distance and time in view (default; takes ten times as long)",
+    )
     add("--preset", default="r18_352x128", help="streaming student (default r18_352x128)")
     add("--teacher-preset", default="sparse_bev_r18_352x128_offline", help="the teacher with a future")
     add("--past-preset", default="sparse_bev_r18_352x128", help="the teacher without")
@@ -266,8 +272,9 @@ class Experiment:
                 self.detect(plan, f"{run[0]}-{run[1]}", self.train_student(plan, *run, teachers))
                 bar.update()
 
-            taught = [pool.submit(self.detect, plan, f"{name}-0", file) for name, file in teachers.items()]
-            for future in [*taught, *(pool.submit(one, run) for run in runs)]:
+            work = [pool.submit(one, run) for run in runs]
+            work += [pool.submit(self.detect, plan, f"{name}-0", file) for name, file in teachers.items()]
+            for future in work:
                 future.result()
 
     def detect(self, plan: Plan, name: str, weights: Path) -> None:
@@ -275,29 +282,44 @@ class Experiment:
         output = self.out / "predictions" / f"{name}.npz"
         if not output.exists() or output.stat().st_mtime < weights.stat().st_mtime:
             clips = self.clips(stages.HELD_OUT_SEED)
-            stages.detect(weights, clips, plan.held_out, output, self.device)
+            stages.detect(weights, clips, plan.held_out, output, self.device, self.arguments.threads)
             notes = {"steps": stages.steps_of(weights), **_machine(self.device)}
             output.with_suffix(".json").write_text(json.dumps(notes, indent=1) + "\n")
 
     def score(self, plan: Plan) -> Path:
-        """matrix.json with an entry a run whose detections are there."""
+        """matrix.json with an entry a run whose detections are there: first the scores of all of them, then
+        those of part of the objects at a time, which take some ten times as long."""
         stages.write_held_out(self.out / "held_out", plan.held_out)
         path = self.out / "matrix.json"
         entries = {(e["method"], e["seed"]): e for e in (read_matrix(path) if path.exists() else [])}
         runs = {_run_of(file): file for file in sorted((self.out / "predictions").glob("*.npz"))}
-        missing = [file for run, file in runs.items() if run not in entries]
-        scores = stages.score(missing, self.out / "held_out")
-        for file, summary in tqdm(zip(missing, scores, strict=True), "score", len(missing), unit="run"):
-            method, seed = _run_of(file)
-            entry: dict[str, Any] = {"method": method, "seed": seed}
-            entry |= {name: summary[name] for name in SCORES}
-            entry |= {"preset": plan.preset, **json.loads(file.with_suffix(".json").read_text())}
-            entry |= {"subsets": summary["subsets"], "samples": summary["samples"]}
-            entries[method, seed] = entry
-            path.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
-        if not entries:
+        if not runs:
             raise UserError(f"no detections in {str(self.out / 'predictions')!r}; train first")
+        for subsets in (False, True) if self.arguments.subsets else (False,):
+            missing = {
+                run: file
+                for run, file in runs.items()
+                if run not in entries or (subsets and "subsets" not in entries[run])
+            }
+            scores = stages.score(list(missing.values()), self.out / "held_out", subsets=subsets)
+            words = "score parts" if subsets else "score"
+            for (run, file), found in tqdm(
+                zip(missing.items(), scores, strict=True), words, len(missing), unit="run"
+            ):
+                if subsets:
+                    entries[run]["subsets"] = found
+                else:
+                    entries[run] = _entry(run, found, plan, file)
+                path.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
         return path
+
+
+def _entry(run: tuple[str, int], summary: dict[str, Any], plan: Plan, predictions: Path) -> dict[str, Any]:
+    """A run's entry in the matrix."""
+    entry: dict[str, Any] = {"method": run[0], "seed": run[1]}
+    entry |= {name: summary[name] for name in SCORES}
+    entry |= {"preset": plan.preset, **json.loads(predictions.with_suffix(".json").read_text())}
+    return entry | {"samples": summary["samples"]}
 
 
 def _run_of(predictions: Path) -> tuple[str, int]:

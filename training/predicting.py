@@ -79,15 +79,22 @@ def predict(
     return output
 
 
-def score(predictions: Path, dataset: NuScenes, split: str, *, subsets: bool = True) -> dict[str, Any]:
-    """Official metrics of a file of `predict` on the data set of the same seeds; with `subsets` also those of
-    part of the objects. UserError where the two are not of the same drives."""
+def score(predictions: Path, dataset: NuScenes, split: str) -> dict[str, Any]:
+    """Official metrics of a file of `predict` on the data set of the same seeds. UserError where the two are
+    not of the same drives."""
+    tokens, results = _results(predictions, dataset, split)
+    return evaluate(dataset, results, sample_tokens=tokens)
+
+
+def score_subsets(predictions: Path, dataset: NuScenes, split: str) -> dict[str, Any]:
+    """Official metrics of part of the objects at a time, as `evaluation.subsets`; errors as of `score`."""
+    tokens, results = _results(predictions, dataset, split)
+    return evaluate_subsets(dataset, results, tokens)
+
+
+def _results(predictions: Path, dataset: NuScenes, split: str) -> tuple[tuple[str, ...], dict[str, Any]]:
     tokens = sample_tokens_of(dataset, split=split)
-    results = to_devkit_results(_posed(predictions, dataset, tokens), tokens)
-    summary = evaluate(dataset, results, sample_tokens=tokens)
-    if subsets:
-        summary["subsets"] = evaluate_subsets(dataset, results, tokens)
-    return summary
+    return tokens, to_devkit_results(_posed(predictions, dataset, tokens), tokens)
 
 
 def _posed(predictions: Path, dataset: NuScenes, tokens: Sequence[str]) -> dict[str, PosedObjects]:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
-from ftkd_core.data.nuscenes import open_dataset
+from ftkd_core.data.nuscenes import NuScenes, open_dataset
 from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import WindowDataset
@@ -146,8 +146,20 @@ def load_model(weights: Path) -> StreamPETR | SparseBEV:
     return model
 
 
-def detect(weights: Path, clips: SyntheticClips, count: int, output: Path, device: torch.device) -> None:
-    """Write the detections of a weights file on the first `count` clips."""
+def detect(
+    weights: Path, clips: SyntheticClips, count: int, output: Path, device: torch.device, threads: int = 0
+) -> None:
+    """Write the detections of a weights file on the first `count` clips, in a process of its own: two in the
+    threads of one would wait for each other. threads 0: PyTorch's choice."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(_detect, weights, clips, count, output, device, threads).result()
+
+
+def _detect(
+    weights: Path, clips: SyntheticClips, count: int, output: Path, device: torch.device, threads: int
+) -> None:
+    if threads:
+        torch.set_num_threads(threads)
     predicting.predict(load_model(weights), clips, count, output, device)
 
 
@@ -158,14 +170,17 @@ def write_held_out(folder: Path, count: int) -> None:
         write_dataset(folder, seeds, version=_VERSION, split=_SPLIT, width=704, height=396, sweeps=False)
 
 
-def score(files: Sequence[Path], folder: Path) -> Iterator[dict[str, Any]]:
-    """Official scores of files of detections, in their order, on the held-out data set of a folder; on all
-    cores, for the devkit uses one."""
+def score(files: Sequence[Path], folder: Path, *, subsets: bool) -> Iterator[dict[str, Any]]:
+    """Official scores of files of detections, in their order, on the held-out data set of a folder, or those
+    of part of the objects at a time; on all cores, for the devkit uses one."""
     # A forked process would inherit the locks of PyTorch's threads.
     context = multiprocessing.get_context("spawn")
+    work = predicting.score_subsets if subsets else predicting.score
     with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        yield from pool.map(partial(_score_one, folder), files)
+        yield from pool.map(partial(_score_one, work, folder), files)
 
 
-def _score_one(folder: Path, predictions: Path) -> dict[str, Any]:
-    return predicting.score(predictions, open_dataset(folder, _VERSION), _SPLIT)
+def _score_one(
+    work: Callable[[Path, NuScenes, str], dict[str, Any]], folder: Path, predictions: Path
+) -> dict[str, Any]:
+    return work(predictions, open_dataset(folder, _VERSION), _SPLIT)

@@ -28,7 +28,7 @@ from nuscenes.nuscenes import NuScenes
 from ftkd_core.classes import CLASS_NAMES, attribute_for
 from ftkd_core.data.nuscenes import scene_samples, split_scenes
 from ftkd_core.errors import UserError
-from ftkd_core.geometry import rotation_to_quaternion, transform_points, yaw_transform
+from ftkd_core.geometry import rotation_to_quaternion, transform_points
 from ftkd_core.types import ObjectList
 
 CONFIG_NAME: Final = "detection_cvpr_2019"
@@ -171,28 +171,38 @@ def _sample_results(token: str, posed: PosedObjects) -> list[dict[str, Any]]:
             f"detection {boxes[first].tolist()} with score {objects.scores[first]} at {objects.stamp_ns} ns; "
             "expected finite numbers and sizes above 0"
         )
-    centers = transform_points(posed.global_from_ego, boxes[:, :3])
-    rotation = posed.global_from_ego[:3, :3]
-    velocity_ego = np.concatenate([np.nan_to_num(boxes[:, 7:9]), np.zeros((len(boxes), 1))], axis=1)
-    velocities = velocity_ego @ rotation.T
-    entries = []
-    for box, center, velocity, score, label in zip(
-        boxes, centers, velocities, objects.scores, objects.labels, strict=True
-    ):
-        name = CLASS_NAMES[int(label)]
-        entries.append(
-            {
-                "sample_token": token,
-                "translation": center.tolist(),
-                "size": [box[4], box[3], box[5]],
-                "rotation": rotation_to_quaternion(rotation @ yaw_transform(box[6])[:3, :3]).tolist(),
-                "velocity": velocity[:2].tolist(),
-                "detection_name": name,
-                "detection_score": float(score),
-                "attribute_name": attribute_for(name, float(np.hypot(*velocity[:2]))),
-            }
-        )
-    return _plain(entries)  # type: ignore[no-any-return]
+    pose = posed.global_from_ego
+    centers = transform_points(pose, boxes[:, :3])
+    velocities = np.nan_to_num(boxes[:, 7:9]) @ pose[:2, :2].T
+    columns = (
+        centers.tolist(),
+        boxes[:, [4, 3, 5]].tolist(),
+        _turned(rotation_to_quaternion(pose[:3, :3]), boxes[:, 6]).tolist(),
+        velocities.tolist(),
+        np.hypot(*velocities.T).tolist(),
+        objects.scores.tolist(),
+        [CLASS_NAMES[label] for label in objects.labels.tolist()],
+    )
+    return [
+        {
+            "sample_token": token,
+            "translation": center,
+            "size": size,
+            "rotation": rotation,
+            "velocity": velocity,
+            "detection_name": name,
+            "detection_score": score,
+            "attribute_name": attribute_for(name, speed),
+        }
+        for center, size, rotation, velocity, speed, score, name in zip(*columns, strict=True)
+    ]
+
+
+def _turned(quaternion: NDArray[np.float64], yaws: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quaternions (n, 4), as (w, x, y, z), of turning by each yaw about z and then by `quaternion` (4,)."""
+    w, x, y, z = quaternion
+    c, s = np.cos(yaws / 2), np.sin(yaws / 2)
+    return np.stack([w * c - z * s, x * c + y * s, y * c - x * s, z * c + w * s], axis=-1)
 
 
 def load_results(results: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:

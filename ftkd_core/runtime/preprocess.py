@@ -5,6 +5,7 @@ follow.
 Symbols: N cameras, H/W network size.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,11 +31,18 @@ def resize_and_crop(image: NDArray[np.uint8], config: ImageConfig) -> NDArray[np
     """Camera image (h, w, 3) uint8 -> network image (H, W, 3) uint8: area-averaged when it shrinks, top
     rows cut.
 
-    An image too flat for the crop is padded with black on top. The filter is the one of training.
+    An image too flat for the crop is padded with black on top. The filter is the one of training. Rows that
+    the crop takes away are not scaled, as far as rows of the two images share a border there; the pixels are
+    those of scaling the whole image.
     """
     height, width = image.shape[:2]
     scaled_height = round(height * config.width / width)
     if (scaled_height, config.width) != (height, width):
+        if scaled_height > config.height and config.width < width:
+            blocks = math.gcd(height, scaled_height)  # of rows: their borders are borders after scaling too
+            spared = (scaled_height - config.height) * blocks // scaled_height
+            image = image[spared * (height // blocks) :]
+            scaled_height -= spared * (scaled_height // blocks)
         filter_ = cv2.INTER_AREA if config.width < width else cv2.INTER_LINEAR
         image = cv2.resize(image, (config.width, scaled_height), interpolation=filter_)  # type: ignore[assignment]
     cut = scaled_height - config.height

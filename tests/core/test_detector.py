@@ -4,6 +4,7 @@
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -64,6 +65,16 @@ def test_the_network_image_is_the_scaled_image_without_its_top() -> None:
     k = network_intrinsics(np.eye(3), config, 192, 108)
     # The middle of the white square, pixel (101, 61), falls on the middle of the white cell.
     assert (k @ [101.0, 61.0, 1.0])[:2] == pytest.approx([column + 0.5, row + 0.5])
+
+
+@pytest.mark.parametrize("size", [(1600, 900), (800, 450), (1920, 1080), (1936, 1216), (1440, 928)])
+def test_rows_that_are_cut_need_not_be_scaled(size: tuple[int, int]) -> None:
+    """The plain twin: scale the whole image, then cut."""
+    config = ImageConfig(width=704, height=256)
+    image = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    scaled = (config.width, round(size[1] * config.width / size[0]))
+    whole = cv2.resize(image, scaled, interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(resize_and_crop(image, config), whole[-config.height :])
 
 
 def test_a_flat_image_is_padded_on_top() -> None:

@@ -17,7 +17,7 @@ from ftkd_core.boxes import transform_boxes
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.errors import UserError
 from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, sample_tokens_of, to_devkit_results
-from ftkd_core.geometry import invert_rigid, make_transform
+from ftkd_core.geometry import invert_rigid, make_transform, quaternion_to_rotation, yaw_transform
 from ftkd_core.types import ObjectList
 from tests.core.tiny_nuscenes import write_tiny_nuscenes
 
@@ -157,6 +157,20 @@ def test_attributes_follow_class_and_speed(dataset: NuScenes) -> None:
         "vehicle.parked",
         "vehicle.parked",
     ]
+
+
+def test_headings_turn_with_a_vehicle_that_tilts() -> None:
+    """The plain twin: the product of the rotation matrices."""
+    rng = np.random.default_rng(0)
+    pose = make_transform(rng.normal(size=4) * [1, 0.1, 0.1, 1], [500.0, -20.0, 3.0])
+    boxes = np.tile([10.0, 0, 0, 4, 2, 1.5, 0, 3.0, 1.0], (40, 1))
+    boxes[:, 6] = rng.uniform(-4, 4, 40)
+    objects = ObjectList(boxes=boxes, scores=np.ones(40), labels=np.zeros(40, dtype=np.int64), stamp_ns=0)
+    entries = to_devkit_results({"s": PosedObjects(objects, pose)}, ["s"])["results"]["s"]
+    for box, entry in zip(boxes, entries, strict=True):
+        expected = pose[:3, :3] @ yaw_transform(box[6])[:3, :3]
+        np.testing.assert_allclose(quaternion_to_rotation(entry["rotation"]), expected, atol=1e-12)
+        np.testing.assert_allclose(entry["velocity"], (pose[:3, :3] @ [3.0, 1.0, 0.0])[:2], atol=1e-12)
 
 
 @pytest.mark.parametrize(("column", "value"), [(0, np.nan), (3, 0.0), (5, -1.0), (6, np.inf)])

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast training data come from a nuScenes data set: what a worker process does, and what several deliver.
+
+    python -m benchmarks.loader --json FILE
+    python -m benchmarks.loader --data-root DATA/nuscenes --version v1.0-mini --split mini_train --json FILE
+
+Without `--data-root`, a rendered data set of 1600x900 JPEGs takes its place; decoding depends on size and
+quality, hardly on what is to be seen. Files are read once before, so that the disk has no part in it.
+`stages` are of one image in one thread: JPEG to RGB (libjpeg-turbo, in OpenCV), then scaling and cropping to
+the network's size, without and with the recipe's zoom. `loader` is what PyTorch's DataLoader gives with that
+many workers, as training uses it: a batch is a frame of each stream, with rig and targets, augmented as in
+the recipe.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from benchmarks.detector import environment, rounded
+from benchmarks.run import median_ms
+from ftkd_core.data.clips import AugmentConfig, StreamDataset
+from ftkd_core.data.nuscenes import read_image
+from ftkd_core.data.nuscenes_clips import ImageFiles, NuScenesClips
+from ftkd_core.data.synthetic.export import write_dataset
+from ftkd_core.errors import UserError
+from ftkd_core.presets import preset
+from ftkd_core.runtime.preprocess import resize_and_crop, zoom_and_crop
+
+_AUGMENT = AugmentConfig(
+    colour=0.0, camera_dropout=0.0, zoom_least=0.864, zoom_most=1.25
+)  # as in training.recipes
+_BATCHES_TO_WARM_UP = 4
+
+
+def run(
+    clips: NuScenesClips, preset_name: str, *, streams: int, workers: Sequence[int], seconds: float
+) -> dict[str, Any]:
+    """All figures of one data set."""
+    clips.prepare()
+    images = clips(0).images
+    assert isinstance(images, ImageFiles)
+    files = [clips.root / path for clip in range(len(clips)) for path in _paths(clips, clip)]
+    _read_all(files)
+    cv2.setNumThreads(1)
+    image = read_image(files[0])
+    channels = images.shape[1]
+    data = StreamDataset(clips, len(clips), num_streams=streams, segment=20, augment=_AUGMENT, seed=0)
+    return {
+        "data": clips.name,
+        "preset": preset_name,
+        "images": len(files),
+        "image_size": [image.shape[1], image.shape[0]],
+        "mean_bytes": float(np.mean([file.stat().st_size for file in files])),
+        "stages": {
+            "decode_ms": _over(files, read_image),
+            "scale_ms": median_ms(lambda: resize_and_crop(image, images.image), 50),
+            "zoom_ms": median_ms(lambda: zoom_and_crop(image, images.image, 1.1, 0.5), 50),
+        },
+        "streams": streams,
+        "loader": {
+            str(count): _deliver(data, count, streams * channels, seconds)
+            for count in tqdm(workers, desc="loader", unit="number of workers")
+        },
+    }
+
+
+def _paths(clips: NuScenesClips, number: int) -> list[str]:
+    images = clips(number).images
+    assert isinstance(images, ImageFiles)
+    return [str(path) for path in images.paths.ravel()]
+
+
+def _read_all(files: Sequence[Path]) -> None:
+    for file in files:
+        file.read_bytes()
+
+
+def _over(files: Sequence[Path], work: Any, repeats: int = 60) -> float:
+    """Median time over different files."""
+    turn = iter([files[place % len(files)] for place in range(repeats + 3)])
+    return median_ms(lambda: work(next(turn)), repeats)
+
+
+def _deliver(data: StreamDataset, workers: int, images: int, seconds: float) -> dict[str, float]:
+    """Batches and images a second that a loader delivers to a reader who does nothing else."""
+    loader = DataLoader(
+        data,
+        batch_size=None,
+        sampler=range(1_000_000),  # type: ignore[arg-type]
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+    )
+    batches = iter(loader)
+    for _ in range(_BATCHES_TO_WARM_UP * max(workers, 1)):
+        next(batches)
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        next(batches)
+        count += 1
+    rate = count / (time.perf_counter() - began)
+    return {"batches_per_s": rate, "images_per_s": rate * images}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.loader",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data-root", type=Path, help="a nuScenes data set (default: one is rendered)")
+    add("--version", default="v1.0-trainval", help="of the data set (default v1.0-trainval)")
+    add("--split", default="train", help="of the data set (default train)")
+    add("--preset", default="r50_704x256_428q", help="whose image size (default r50_704x256_428q)")
+    add("--streams", type=int, default=8, help="batch size (default 8)")
+    add("--workers", default="0,1,2", help="numbers of worker processes to try (default 0,1,2)")
+    add("--seconds", type=float, default=10.0, help="how long each is timed (default 10)")
+    add("--note", help="said in the JSON, such as who else used the machine")
+    add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    options = parser.parse_args(argv)
+    try:
+        counts = _numbers(options.workers)
+        model = preset(options.preset)
+        with tempfile.TemporaryDirectory() as folder:
+            root, version, split = options.data_root, options.version, options.split
+            if root is None:
+                root, version, split = Path(folder) / "rendered", "v1.0-synth", "bench"
+                write_dataset(
+                    root, [0, 1], version=version, split=split, width=1600, height=900, duration_s=10.0,
+                    sweeps=False,
+                )  # fmt: skip
+            clips = NuScenesClips(root, version, split, model.image, model.channels, Path(folder) / "index")
+            result = run(
+                clips, options.preset, streams=options.streams, workers=counts, seconds=options.seconds
+            )
+    except UserError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 2
+    text = json.dumps(rounded(result | {"environment": environment(options.note)}), indent=2)
+    print(text)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(text + "\n")
+    return 0
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0:
+        raise UserError(f"--workers {text!r}: expected numbers such as 0,2,4")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

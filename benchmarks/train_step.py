@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What distillation costs in training: a student's step alone, with cached answers, with its teacher running.
+
+    python -m benchmarks.train_step --preset tiny --teacher-preset sparse_bev_tiny_offline --json FILE
+
+All variants train in one process on the same scenes, interleaved A-B-C-A-B-C, from batches on the device to
+updated weights. Reading a batch is timed apart (`load_ms`), for worker processes do it beside the step. On a
+GPU everything is done in float32 (convolutions in TF32, as PyTorch has it) and in bfloat16. Weights are
+random with a seed: the figures are times, not scores. `processor_ms` is the processor time of all threads,
+for a CPU that others use too.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch.utils.data import Dataset
+
+from benchmarks.detector import device_name, environment, rounded
+from ftkd_core.data.clips import AugmentConfig, StreamDataset
+from ftkd_core.data.synthetic_clips import SyntheticClips
+from ftkd_core.data.windows import PairedDataset
+from ftkd_core.distillation.cache import TeacherCache, fill_cache
+from ftkd_core.distillation.methods import METHODS, method_config
+from ftkd_core.errors import UserError
+from ftkd_core.evaluation.latency import summarize_ms
+from ftkd_core.models.sparse_bev import build_sparse_bev
+from ftkd_core.models.stream_petr import build_stream_petr
+from ftkd_core.presets import preset, sparse_bev_preset
+from ftkd_core.runtime.detector import resolve_device
+from training.lessons import CachedDataset, Distiller, StreamLesson, make_distiller
+from training.loop import OptimConfig, Trainer
+
+_SCENES, _DURATION_S, _WARM_UP = 2, 10.0, 3
+_PLAIN = AugmentConfig(flip=0.0, rotation=0.0)  # what cached answers are about
+VARIANTS = ("student", "cached", "online")
+
+
+@dataclass
+class Course:
+    """A training to be timed: its trainer, its batches, and the times so far in milliseconds."""
+
+    trainer: Trainer
+    data: Dataset[Any]
+    load: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+
+    def step(self, number: int) -> None:
+        """Read a batch and train on it."""
+        began = time.perf_counter()
+        batch = self.data[number]
+        self.load.append(1e3 * (time.perf_counter() - began))
+        batch = self.trainer.fabric.to_device(batch)
+        _wait(self.trainer.fabric.device)
+        wall, processor = time.perf_counter(), time.process_time()
+        self.trainer.train_step(batch)
+        _wait(self.trainer.fabric.device)
+        self.wall.append(1e3 * (time.perf_counter() - wall))
+        self.processor.append(1e3 * (time.process_time() - processor))
+
+    def figures(self) -> dict[str, float]:
+        """Medians after warm-up."""
+        names = (("step_ms", self.wall), ("processor_ms", self.processor), ("load_ms", self.load))
+        return {name: summarize_ms(times[_WARM_UP:]).p50 or 0.0 for name, times in names}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def run(
+    name: str, teacher_name: str, method: str, device: torch.device, *, streams: int, repeats: int
+) -> dict[str, Any]:
+    """All figures of a pair of student and teacher on one device."""
+    with tempfile.TemporaryDirectory() as folder:
+        clips = SyntheticClips(0, preset(name).image, Path(folder), _DURATION_S)
+        clips.render_all(_SCENES)
+        courses: dict[str, Course] = {}
+        for kind, half in (("fp32", None), ("bf16", torch.bfloat16)):
+            if half is None or device.type == "cuda":
+                for variant, data, distiller in _variants(name, teacher_name, method, device, clips, streams):
+                    torch.manual_seed(0)
+                    lesson = StreamLesson(build_stream_petr(preset(name)), streams, distiller)
+                    fabric = Fabric(
+                        accelerator=device.type, devices=[device.index or 0] if device.index else 1
+                    )
+                    trainer = Trainer(
+                        fabric, lesson, OptimConfig(), Path(folder), steps=1000, seed=0, autocast=half
+                    )
+                    trainer.start_training()
+                    courses[f"{variant}_{kind}"] = Course(trainer, data)
+        for number in range(_WARM_UP + repeats):
+            for course in courses.values():
+                course.step(number)
+    return {
+        "device": device_name(device),
+        "preset": name,
+        "teacher_preset": teacher_name,
+        "method": method,
+        "streams": streams,
+        **{key: course.figures() for key, course in courses.items()},
+        "ratios": _ratios({key: course.figures() for key, course in courses.items()}),
+        "runs": {"timed": repeats, "warm_up": _WARM_UP, "order": "interleaved", "figure": "median"},
+    }
+
+
+def _variants(
+    name: str, teacher_name: str, method: str, device: torch.device, clips: SyntheticClips, streams: int
+) -> list[tuple[str, Dataset[Any], Distiller | None]]:
+    """The data and the distiller of each of VARIANTS; the cache is filled here, once."""
+    torch.manual_seed(1)
+    teacher = build_sparse_bev(sparse_bev_preset(teacher_name))
+    student = build_stream_petr(preset(name))
+    distillers = [make_distiller(teacher, student, method_config(method)) for _ in range(2)]
+    teacher.to(device)
+    manifest = distillers[0].describe("random", clips.name)
+    folder = clips.cache / "answers"
+    fill_cache(folder, manifest, distillers[0].answer_clip, clips, _SCENES)
+    data = StreamDataset(clips, _SCENES, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
+    windows = PairedDataset(data, teacher.config.num_past, teacher.config.num_future)
+    cached = CachedDataset(data, TeacherCache(folder, manifest, _SCENES))
+    return [("student", data, None), ("cached", cached, distillers[0]), ("online", windows, distillers[1])]
+
+
+def _ratios(figures: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of steps by wall time, and by processor time where the processor does the work."""
+    found = {}
+    for kind in ("fp32", "bf16"):
+        if f"student_{kind}" in figures:
+            for clock, suffix in (("step_ms", ""), ("processor_ms", "_processor")):
+                student, cached, online = (figures[f"{variant}_{kind}"][clock] for variant in VARIANTS)
+                found[f"cached_over_student_{kind}{suffix}"] = cached / student
+                found[f"online_over_cached_{kind}{suffix}"] = online / cached
+    if "student_bf16" in figures:
+        found["student_fp32_over_bf16"] = (
+            figures["student_fp32"]["step_ms"] / figures["student_bf16"]["step_ms"]
+        )
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.train_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--preset", default="tiny", help="streaming student (default tiny)")
+    add("--teacher-preset", default="sparse_bev_tiny_offline", help="its teacher")
+    add("--method", default="ftkd", help=f"{', '.join(METHODS)} (default ftkd)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    add("--streams", type=int, default=2, help="batch size (default 2)")
+    add("--repeats", type=int, default=20, help="timed steps of each variant (default 20)")
+    add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice)")
+    add("--note", help="said in the JSON, such as who else used the machine")
+    add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    options = parser.parse_args(argv)
+    try:
+        if options.repeats < 1 or options.streams < 1:
+            raise UserError("--repeats and --streams: expected at least 1")
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        result = run(
+            options.preset, options.teacher_preset, options.method, resolve_device(options.device),
+            streams=options.streams, repeats=options.repeats,
+        )  # fmt: skip
+    except UserError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 2
+    text = json.dumps(rounded(result | {"environment": environment(options.note)}), indent=2)
+    print(text)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
