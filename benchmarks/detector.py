@@ -12,18 +12,15 @@ each frame.
 """
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 
+from benchmarks.report import device_name, report
 from ftkd_core.data.synthetic.rig import nuscenes_rig
 from ftkd_core.errors import UserError
 from ftkd_core.runtime.detector import Detector, resolve_device
@@ -105,32 +102,6 @@ def _figures(times: Sequence[StepTimes], suffix: str) -> dict[str, Any]:
     return result
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} of {os.cpu_count()} cores"
-
-
-def environment(note: str | None) -> dict[str, Any]:
-    load = os.getloadavg()[0]
-    return {
-        "date": time.strftime("%Y-%m-%d"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "opencv": cv2.__version__,
-        "load_average": round(load, 2),
-        "note": note,
-    }
-
-
-def rounded(value: Any) -> Any:
-    """Floats to six digits, for people."""
-    if isinstance(value, dict):
-        return {key: rounded(item) for key, item in value.items()}
-    return float(f"{value:.6g}") if isinstance(value, float) else value
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(
@@ -167,11 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
-    text = json.dumps(rounded(result | {"environment": environment(options.note)}), indent=2)
-    print(text)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
+    report(result, options.json, options.note)
     return 0
 
 

@@ -13,7 +13,6 @@ the recipe.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -26,8 +25,9 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from benchmarks.detector import environment, rounded
+from benchmarks.report import report
 from benchmarks.run import median_ms
+from ftkd_core.config import override
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
 from ftkd_core.data.nuscenes import read_image
 from ftkd_core.data.nuscenes_clips import ImageFiles, NuScenesClips
@@ -35,10 +35,8 @@ from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.errors import UserError
 from ftkd_core.presets import preset
 from ftkd_core.runtime.preprocess import resize_and_crop, zoom_and_crop
+from training.recipes import RECIPES
 
-_AUGMENT = AugmentConfig(
-    colour=0.0, camera_dropout=0.0, zoom_least=0.864, zoom_most=1.25
-)  # as in training.recipes
 _BATCHES_TO_WARM_UP = 4
 
 
@@ -47,14 +45,14 @@ def run(
 ) -> dict[str, Any]:
     """All figures of one data set."""
     clips.prepare()
-    images = clips(0).images
-    assert isinstance(images, ImageFiles)
-    files = [clips.root / path for clip in range(len(clips)) for path in _paths(clips, clip)]
-    _read_all(files)
+    files = [path for number in range(len(clips)) for path in _files(clips, number)]
+    for file in files:
+        file.read_bytes()
     cv2.setNumThreads(1)
-    image = read_image(files[0])
-    channels = images.shape[1]
-    data = StreamDataset(clips, len(clips), num_streams=streams, segment=20, augment=_AUGMENT, seed=0)
+    image, size = read_image(files[0]), clips.image
+    data = StreamDataset(
+        clips, len(clips), num_streams=streams, segment=20, augment=_recipe_augmentation(), seed=0
+    )
     return {
         "data": clips.name,
         "preset": preset_name,
@@ -63,26 +61,26 @@ def run(
         "mean_bytes": float(np.mean([file.stat().st_size for file in files])),
         "stages": {
             "decode_ms": _over(files, read_image),
-            "scale_ms": median_ms(lambda: resize_and_crop(image, images.image), 50),
-            "zoom_ms": median_ms(lambda: zoom_and_crop(image, images.image, 1.1, 0.5), 50),
+            "scale_ms": median_ms(lambda: resize_and_crop(image, size), 50),
+            "zoom_ms": median_ms(lambda: zoom_and_crop(image, size, 1.1, 0.5), 50),
         },
         "streams": streams,
         "loader": {
-            str(count): _deliver(data, count, streams * channels, seconds)
+            str(count): _deliver(data, count, streams * len(clips.channels), seconds)
             for count in tqdm(workers, desc="loader", unit="number of workers")
         },
     }
 
 
-def _paths(clips: NuScenesClips, number: int) -> list[str]:
+def _files(clips: NuScenesClips, number: int) -> list[Path]:
     images = clips(number).images
     assert isinstance(images, ImageFiles)
-    return [str(path) for path in images.paths.ravel()]
+    return [images.root / path for path in images.paths.ravel()]
 
 
-def _read_all(files: Sequence[Path]) -> None:
-    for file in files:
-        file.read_bytes()
+def _recipe_augmentation() -> AugmentConfig:
+    changes = [text for text in RECIPES["stream_petr_r50"].settings(1) if text.startswith("augment.")]
+    return override(AugmentConfig(), [text.removeprefix("augment.") for text in changes])
 
 
 def _over(files: Sequence[Path], work: Any, repeats: int = 60) -> float:
@@ -147,11 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
-    text = json.dumps(rounded(result | {"environment": environment(options.note)}), indent=2)
-    print(text)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
+    report(result, options.json, options.note)
     return 0
 
 

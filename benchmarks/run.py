@@ -8,9 +8,6 @@ Medians over repeated runs after warm-up, one process; CPU figures depend on wha
 """
 
 import argparse
-import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +18,7 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks.report import device_name, report
 from ftkd_core.data.synthetic.lidar import lidar_hits
 from ftkd_core.data.synthetic.render import render_camera
 from ftkd_core.data.synthetic.rig import nuscenes_rig
@@ -105,22 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = {
             "world": bench_world(arguments.repeats),
             "detector": bench_detector(arguments.device, arguments.repeats),
-            "machine": {
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "date": time.strftime("%Y-%m-%d"),
-            },
+            "machine": device_name(torch.device("cpu")),
         }
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n")
+    report(result, arguments.json)
     return 0
 
 

@@ -11,7 +11,6 @@ for a CPU that others use too.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -23,8 +22,9 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
-from benchmarks.detector import device_name, environment, rounded
+from benchmarks.report import device_name, report
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset
@@ -82,34 +82,33 @@ def run(
     name: str, teacher_name: str, method: str, device: torch.device, *, streams: int, repeats: int
 ) -> dict[str, Any]:
     """All figures of a pair of student and teacher on one device."""
+    fabric = Fabric(accelerator=device.type, devices=[device.index or 0] if device.type == "cuda" else 1)
+    kinds = {"fp32": None, "bf16": torch.bfloat16} if device.type == "cuda" else {"fp32": None}
     with tempfile.TemporaryDirectory() as folder:
         clips = SyntheticClips(0, preset(name).image, Path(folder), _DURATION_S)
         clips.render_all(_SCENES)
         courses: dict[str, Course] = {}
-        for kind, half in (("fp32", None), ("bf16", torch.bfloat16)):
-            if half is None or device.type == "cuda":
-                for variant, data, distiller in _variants(name, teacher_name, method, device, clips, streams):
-                    torch.manual_seed(0)
-                    lesson = StreamLesson(build_stream_petr(preset(name)), streams, distiller)
-                    fabric = Fabric(
-                        accelerator=device.type, devices=[device.index or 0] if device.index else 1
-                    )
-                    trainer = Trainer(
-                        fabric, lesson, OptimConfig(), Path(folder), steps=1000, seed=0, autocast=half
-                    )
-                    trainer.start_training()
-                    courses[f"{variant}_{kind}"] = Course(trainer, data)
-        for number in range(_WARM_UP + repeats):
+        for kind, half in kinds.items():
+            for variant, data, distiller in _variants(name, teacher_name, method, device, clips, streams):
+                torch.manual_seed(0)
+                lesson = StreamLesson(build_stream_petr(preset(name)), streams, distiller)
+                trainer = Trainer(
+                    fabric, lesson, OptimConfig(), Path(folder), steps=1000, seed=0, autocast=half
+                )
+                trainer.start_training()
+                courses[f"{variant}_{kind}"] = Course(trainer, data)
+        for number in tqdm(range(_WARM_UP + repeats), desc="time", unit="round"):
             for course in courses.values():
                 course.step(number)
+    figures = {key: course.figures() for key, course in courses.items()}
     return {
         "device": device_name(device),
         "preset": name,
         "teacher_preset": teacher_name,
         "method": method,
         "streams": streams,
-        **{key: course.figures() for key, course in courses.items()},
-        "ratios": _ratios({key: course.figures() for key, course in courses.items()}),
+        **figures,
+        "ratios": _ratios(figures),
         "runs": {"timed": repeats, "warm_up": _WARM_UP, "order": "interleaved", "figure": "median"},
     }
 
@@ -117,7 +116,7 @@ def run(
 def _variants(
     name: str, teacher_name: str, method: str, device: torch.device, clips: SyntheticClips, streams: int
 ) -> list[tuple[str, Dataset[Any], Distiller | None]]:
-    """The data and the distiller of each of VARIANTS; the cache is filled here, once."""
+    """The data and the distiller of each of VARIANTS; the cache is filled by the first call."""
     torch.manual_seed(1)
     teacher = build_sparse_bev(sparse_bev_preset(teacher_name))
     student = build_stream_petr(preset(name))
@@ -178,11 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
-    text = json.dumps(rounded(result | {"environment": environment(options.note)}), indent=2)
-    print(text)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
+    report(result, options.json, options.note)
     return 0
 
 

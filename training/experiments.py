@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--subsets",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="score also by visibility, distance and time in view (default; takes ten times as long)",
+        help="score also by visibility, distance and time in view (default; takes several times as long)",
     )
     add("--preset", default="r18_352x128", help="streaming student (default r18_352x128)")
     add("--teacher-preset", default="sparse_bev_r18_352x128_offline", help="the teacher with a future")
@@ -146,6 +146,10 @@ class Experiment:
                         f"{str(path)!r} has {name} {yours!r}, the command {mine!r}; give another --out"
                     )
             return found
+        if a.phase == "score":
+            raise UserError(
+                f"{str(self.out)!r} holds no experiment; name the folder that --phase train wrote"
+            )
         self.render(asked)
         plan = self.fix_steps(asked)
         path.write_text(json.dumps(asdict(plan), indent=1) + "\n")
@@ -266,29 +270,38 @@ class Experiment:
                 )  # fmt: skip
                 self.balance(plan, row_name, teachers[row.teacher])
         runs = [(row, seed) for seed in range(plan.seeds) for row in self.rows]
-        with ThreadPoolExecutor(self.arguments.parallel) as pool, tqdm(total=len(runs), unit="run") as bar:
+        parallel = self.arguments.parallel
+        with (
+            ThreadPoolExecutor(parallel) as pool,
+            stages.processes(parallel) as detectors,
+            tqdm(total=len(runs), unit="run") as bar,
+        ):
 
             def one(run: tuple[str, int]) -> None:
-                self.detect(plan, f"{run[0]}-{run[1]}", self.train_student(plan, *run, teachers))
+                weights = self.train_student(plan, *run, teachers)
+                self.detect(plan, f"{run[0]}-{run[1]}", weights, detectors)
                 bar.update()
 
             work = [pool.submit(one, run) for run in runs]
-            work += [pool.submit(self.detect, plan, f"{name}-0", file) for name, file in teachers.items()]
+            for name, weights in teachers.items():
+                work.append(pool.submit(self.detect, plan, f"{name}-0", weights, detectors))
             for future in work:
                 future.result()
 
-    def detect(self, plan: Plan, name: str, weights: Path) -> None:
-        """The detections of a run, unless they are there and of these weights."""
+    def detect(self, plan: Plan, name: str, weights: Path, detectors: Executor) -> None:
+        """The detections of a run, unless they are there and of these weights; made in one of `detectors`."""
         output = self.out / "predictions" / f"{name}.npz"
         if not output.exists() or output.stat().st_mtime < weights.stat().st_mtime:
             clips = self.clips(stages.HELD_OUT_SEED)
-            stages.detect(weights, clips, plan.held_out, output, self.device, self.arguments.threads)
+            detectors.submit(
+                stages.detect, weights, clips, plan.held_out, output, self.device, self.arguments.threads
+            ).result()
             notes = {"steps": stages.steps_of(weights), **_machine(self.device)}
             output.with_suffix(".json").write_text(json.dumps(notes, indent=1) + "\n")
 
     def score(self, plan: Plan) -> Path:
         """matrix.json with an entry a run whose detections are there: first the scores of all of them, then
-        those of part of the objects at a time, which take some ten times as long."""
+        those of part of the objects at a time, which take several times as long."""
         stages.write_held_out(self.out / "held_out", plan.held_out)
         path = self.out / "matrix.json"
         entries = {(e["method"], e["seed"]): e for e in (read_matrix(path) if path.exists() else [])}

@@ -149,15 +149,8 @@ def load_model(weights: Path) -> StreamPETR | SparseBEV:
 def detect(
     weights: Path, clips: SyntheticClips, count: int, output: Path, device: torch.device, threads: int = 0
 ) -> None:
-    """Write the detections of a weights file on the first `count` clips, in a process of its own: two in the
-    threads of one would wait for each other. threads 0: PyTorch's choice."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(_detect, weights, clips, count, output, device, threads).result()
-
-
-def _detect(
-    weights: Path, clips: SyntheticClips, count: int, output: Path, device: torch.device, threads: int
-) -> None:
+    """Write the detections of a weights file on the first `count` clips, on `threads` CPU threads
+    (0: PyTorch's choice)."""
     if threads:
         torch.set_num_threads(threads)
     predicting.predict(load_model(weights), clips, count, output, device)
@@ -170,13 +163,17 @@ def write_held_out(folder: Path, count: int) -> None:
         write_dataset(folder, seeds, version=_VERSION, split=_SPLIT, width=704, height=396, sweeps=False)
 
 
+def processes(count: int) -> ProcessPoolExecutor:
+    """Processes for work that would wait for each other in the threads of one. Started anew: a forked one
+    would inherit the locks of PyTorch's threads."""
+    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
+
+
 def score(files: Sequence[Path], folder: Path, *, subsets: bool) -> Iterator[dict[str, Any]]:
     """Official scores of files of detections, in their order, on the held-out data set of a folder, or those
     of part of the objects at a time; on all cores, for the devkit uses one."""
-    # A forked process would inherit the locks of PyTorch's threads.
-    context = multiprocessing.get_context("spawn")
     work = predicting.score_subsets if subsets else predicting.score
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+    with processes(os.cpu_count() or 1) as pool:
         yield from pool.map(partial(_score_one, work, folder), files)
 
 

@@ -3,6 +3,7 @@
 table is what the runs say."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ftkd_core.errors import UserError
 from tests.core.helpers import make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
 from tests.training.test_lessons import pairs, stream_lesson, teacher
-from training import predicting
+from training import predicting, stages
 from training.balance import balance, balanced, measure_terms
 from training.experiments import Experiment, Plan, main, make_parser
 from training.matrix import ROWS, SCORES, choose_rows, read_matrix, subset_table, table
@@ -166,6 +167,46 @@ def test_what_is_true_in_the_clips_is_true_in_the_data_set(tmp_path: Path) -> No
     np.savez(tmp_path / "few.npz", **{**values, "counts": values["counts"][:-1]})
     with pytest.raises(UserError, match="holds 3 frames, the data set 4"):
         predicting.score(tmp_path / "few.npz", dataset, "held_out")
+
+
+def test_a_folder_that_holds_no_experiment_is_not_scored(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(tmp_path, "--phase", "score")) == 2
+    assert "holds no experiment" in capsys.readouterr().err
+
+
+def test_whole_runs_are_scored_before_parts_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, list[str]]] = []
+
+    def scores(files: Sequence[Path], folder: Path, *, subsets: bool) -> Iterator[dict[str, object]]:
+        asked.append((subsets, [file.stem for file in files]))
+        whole = {**dict.fromkeys(SCORES, 0.5), "samples": 1}
+        return iter([{"distance_0_20": {"AP": 0.5}} if subsets else dict(whole) for _ in files])
+
+    monkeypatch.setattr(stages, "render", lambda clips, count: None)
+    monkeypatch.setattr(stages, "write_held_out", lambda folder, count: None)
+    monkeypatch.setattr(stages, "score", scores)
+    command = arguments(tmp_path, "--steps", "1", "--teacher-steps", "1")
+    Experiment(make_parser().parse_args(command)).make_plan()
+
+    def run(*names: str, more: Sequence[str] = ()) -> list[dict[str, object]]:
+        asked.clear()
+        for name in names:
+            (tmp_path / "predictions").mkdir(exist_ok=True)
+            (tmp_path / "predictions" / f"{name}.npz").touch()
+            (tmp_path / "predictions" / f"{name}.json").write_text('{"steps": 1}')
+        assert main([*command, "--phase", "score", *more]) == 0
+        return read_matrix(tmp_path / "matrix.json")
+
+    first = run("none-0", more=["--no-subsets"])
+    assert asked == [(False, ["none-0"])]
+    assert "subsets" not in first[0]
+    second = run("ftkd-0")
+    assert asked == [(False, ["ftkd-0"]), (True, ["ftkd-0", "none-0"])]
+    assert [e["method"] for e in second if "subsets" in e] == ["none", "ftkd"]
+    run()
+    assert asked == [(False, []), (True, [])]  # nothing is scored twice
 
 
 @pytest.mark.slow

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all benchmarks say beside their figures, and how they are printed and kept."""
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or how much of the CPU PyTorch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} of {os.cpu_count()} cores"
+
+
+def report(figures: dict[str, Any], path: Path | None, note: str | None = None) -> None:
+    """Print figures with the environment they are of, and write them to a file where one is named. note: said
+    beside them, such as who else used the machine."""
+    text = json.dumps(_rounded(figures | {"environment": _environment(note)}), indent=2)
+    print(text)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+
+def _environment(note: str | None) -> dict[str, Any]:
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "opencv": cv2.__version__,
+        "load_average": round(os.getloadavg()[0], 2),
+        "note": note,
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to six digits, for people."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
