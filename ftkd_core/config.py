@@ -94,8 +94,9 @@ class DecoderConfig:
     SparseBEV; see models/anchors.py). as_published: computes what StreamPETR's published weights were trained
     with, where ours differs: no projection before the tokens' own MLP, the spatial alignment told of points
     in 0..1 (ours: their inverse sigmoid) at other depths, remembered velocities told along the axes of the
-    moment they were answered at (ours: the current ones). point_range_m: low x, y, z and high x, y, z in
-    metres of the space of reference points and centres; None for +-position_range_m.
+    moment they were answered at (ours: the current ones). link_memory: queries from the image start with the
+    velocity that links them to remembered boxes (ours; models/linking.py). point_range_m: low x, y, z and
+    high x, y, z in metres of the space of reference points and centres; None for +-position_range_m.
     """
 
     channels: int = 256
@@ -113,6 +114,7 @@ class DecoderConfig:
     locality: bool = False
     content_from_position: bool = False
     anchored: bool = False
+    link_memory: bool = field(default=False, metadata=UNSAID)
     as_published: bool = field(default=False, metadata=UNSAID)
     point_range_m: tuple[float, ...] | None = field(default=None, metadata=UNSAID)
 
@@ -125,6 +127,10 @@ class DecoderConfig:
         _require(
             reach is None or (len(reach) == 6 and all(reach[i] < reach[i + 3] for i in range(3))),
             f"point range {reach}: expected low x, y, z and high x, y, z",
+        )
+        _require(
+            not self.link_memory or (self.anchored and self.num_image_queries > 0),
+            "link_memory: expected anchored queries and num_image_queries, which are what is linked",
         )
         _require(
             not self.as_published or self.num_depths > 30,

@@ -45,6 +45,7 @@ def tiny() -> DetectorConfig:
             locality=True,
             content_from_position=True,
             anchored=True,
+            link_memory=True,
         ),
         loss=LossConfig(denoising_groups=1),
     )

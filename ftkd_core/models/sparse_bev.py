@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkd_core.boxes import CODE_DIM, decode_boxes
-from ftkd_core.classes import IMMOBILE
 from ftkd_core.config import SparseBEVConfig, SparseDecoderConfig
 from ftkd_core.geometry import full_precision, invert_rigid
 from ftkd_core.models.anchors import Anchors, anchor_features, change_anchors
@@ -24,7 +23,7 @@ from ftkd_core.models.attention import HybridAttention
 from ftkd_core.models.auxiliary2d import AuxiliaryHead, AuxiliaryMaps, ImageProposals, propose
 from ftkd_core.models.denoising import DenoisingQueries, attention_mask
 from ftkd_core.models.fpn import TopDownPyramid
-from ftkd_core.models.linking import FrameProposals, link_proposals
+from ftkd_core.models.linking import FrameProposals, immobile_classes, link_proposals, proposals_now
 from ftkd_core.models.model_frame import codes_in_ego, denoising_in_model, frame_matrix, rig_in_model
 from ftkd_core.models.position import inverse_sigmoid
 from ftkd_core.models.resnet import ResNet
@@ -271,14 +270,13 @@ class SparseBEV(nn.Module):
         if not self.config.decoder.link_proposals:
             return auxiliary, proposals
         others = self._look(fine[:, 1:], CameraRig(*(value[:, 1:] for value in window.rig)))
-        codes, logits = (
-            torch.cat([own[:, None], other], dim=1)
-            for own, other in zip(proposals.anchors, others, strict=True)
-        )
         origin = window.rig.ego_from_camera[..., :2, 3].mean(2)
-        frames = FrameProposals(codes, logits, origin, window.time)
-        fixed = [i for i, name in enumerate(self.config.class_names) if name in IMMOBILE]
-        return auxiliary, proposals._replace(anchors=link_proposals(frames, fixed))
+        linked = link_proposals(
+            proposals_now(proposals.anchors, origin[:, 0]),
+            FrameProposals(others.codes, others.logits, origin[:, 1:], window.time[:, 1:]),
+            immobile_classes(self.config.class_names),
+        )
+        return auxiliary, proposals._replace(anchors=linked)
 
     @torch.no_grad()
     def _look(self, fine: Tensor, rig: CameraRig) -> Anchors:

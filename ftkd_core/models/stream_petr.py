@@ -26,6 +26,7 @@ from ftkd_core.models.attention import HybridAttention, TokenAttention
 from ftkd_core.models.auxiliary2d import AuxiliaryHead, AuxiliaryMaps, ImageProposals, propose
 from ftkd_core.models.denoising import DenoisingQueries, attention_mask
 from ftkd_core.models.fpn import TopDownPyramid
+from ftkd_core.models.linking import FrameProposals, immobile_classes, link_proposals, proposals_now
 from ftkd_core.models.memory import LocalMemory, Memory, empty_memory, memorise, recall
 from ftkd_core.models.model_frame import (
     codes_in_ego,
@@ -48,6 +49,8 @@ from ftkd_core.models.resnet import ResNet
 from ftkd_core.types import CameraRig, Detections, Frame
 
 _PRIOR_LOGIT = -4.6  # focal loss prior of 0.01: what the classifier says before it has learnt
+_NOTHING_LOGIT = -100.0
+_LEAST_AGE_S = 0.02
 _MOST_EVIDENCE = 7.0  # a remembered box starts at a score of at most 0.92, so that it can still be dropped
 _MOTION_DIM = 180  # 15 numbers (vx, vy, age, 12 of the pose) at 6 frequencies, sine and cosine
 
@@ -209,6 +212,8 @@ class StreamPETR(nn.Module):
             memory, frame, self.points_in_metres(self.pseudo_points),
             velocity_as_answered=self.config.decoder.as_published,
         )  # fmt: skip
+        if proposals is not None and self.config.decoder.link_memory:
+            proposals = proposals._replace(anchors=self.link(proposals.anchors, local))
         context, queries = self.prepare(features, geometry, local, proposals, denoising)
         logits, codes, last = self.run_decoder(queries, context)
         noised = 0 if denoising is None else denoising.points_ego.shape[1]
@@ -221,6 +226,23 @@ class StreamPETR(nn.Module):
             logits[:, :, :noised] if noised else None, codes[:, :, :noised] if noised else None,
         )  # fmt: skip
         return predictions, after
+
+    def link(self, anchors: Anchors, local: LocalMemory) -> Anchors:
+        """The image's boxes (B, I) with the velocity that the remembered boxes speak for. One image tells no
+        speed, and most things stand: without this, a first answer is 0 and nothing ever contradicts it."""
+        shape = (-1, self.config.decoder.num_propagated)
+        count = local.age.shape[1] // shape[1] * shape[1]  # whole frames, P slots each
+        codes = torch.cat([local.centers_ego, local.shape_ego, local.velocity_ego], dim=-1)
+        known = local.age[:, :count, None] > _LEAST_AGE_S
+        logits = torch.where(known, local.logits[:, :count] + _PRIOR_LOGIT, _NOTHING_LOGIT)
+        past = FrameProposals(
+            codes[:, :count].unflatten(1, shape),
+            logits.unflatten(1, shape),
+            local.ego_from_past[:, :count, :2, 3].unflatten(1, shape)[:, :, 0],
+            -local.age[:, :count].unflatten(1, shape)[..., 0],
+        )
+        now = proposals_now(anchors, torch.zeros_like(past.origin[:, 0]))
+        return link_proposals(now, past, immobile_classes(self.config.class_names))
 
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, N, 3, H, W) -> feature maps (B, N, C, H/stride, W/stride) for the tokens and for the

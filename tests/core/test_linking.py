@@ -2,6 +2,7 @@
 """Linking proposals through a window: speeds and places it must find, and what it must not make up."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -40,6 +41,15 @@ def window(
     return FrameProposals(codes, logits, origin, torch.tensor([times]))
 
 
+def linked(frames: FrameProposals, fixed: Sequence[int] = ()) -> Anchors:
+    """The first frame is the current one."""
+    return link_proposals(
+        FrameProposals(*(value[:, :1] for value in frames)),
+        FrameProposals(*(value[:, 1:] for value in frames)),
+        fixed,
+    )
+
+
 def velocities(anchors: Anchors, count: int) -> Tensor:
     return anchors.codes[0, :count, 8:]
 
@@ -48,29 +58,29 @@ def velocities(anchors: Anchors, count: int) -> Tensor:
 @given(st.floats(2.0, 15.0), st.floats(-math.pi, math.pi))
 def test_the_velocity_of_an_even_motion_is_found(speed: float, direction: float) -> None:
     moving = (speed * math.cos(direction), speed * math.sin(direction))
-    found = link_proposals(window([(20.0, 3.0), (-15.0, -8.0)], [moving, (0.0, 0.0)], [0, 0]))
+    found = linked(window([(20.0, 3.0), (-15.0, -8.0)], [moving, (0.0, 0.0)], [0, 0]))
     error = velocities(found, 2) - torch.tensor([moving, (0.0, 0.0)])
     assert error.norm(dim=-1).max() < 0.1 * speed + 0.1  # held back a little
 
 
 def test_two_that_cross_keep_their_own_velocities() -> None:
     start, velocity = [(20.0, 0.0), (24.0, 6.0)], [(6.0, 0.0), (0.0, -6.0)]
-    found = velocities(link_proposals(window(start, velocity, [0, 0])), 2)
+    found = velocities(linked(window(start, velocity, [0, 0])), 2)
     assert torch.allclose(found, torch.tensor(velocity), atol=0.8)
 
 
 def test_what_faces_the_other_way_is_turned_to_where_it_goes() -> None:
-    found = link_proposals(window([(20.0, 0.0)], [(-8.0, 0.0)], [0])).codes[0, 0]
+    found = linked(window([(20.0, 0.0)], [(-8.0, 0.0)], [0])).codes[0, 0]
     assert found[7] == -1.0
 
 
 def test_proposals_of_another_class_are_not_linked_and_some_classes_never_move() -> None:
     frames = window([(20.0, 0.0)], [(6.0, 0.0)], [0])
     frames.logits[0, 1:, 0] = torch.tensor([-8.0, 3.0, -8.0])
-    assert velocities(link_proposals(frames), 1).norm() < 1e-3
+    assert velocities(linked(frames), 1).norm() < 1e-3
     frames = window([(20.0, 0.0)], [(6.0, 0.0)], [2])
-    assert velocities(link_proposals(frames), 1).norm() > 5
-    assert velocities(link_proposals(frames, fixed=[2]), 1).norm() == 0
+    assert velocities(linked(frames), 1).norm() > 5
+    assert velocities(linked(frames, fixed=[2]), 1).norm() == 0
 
 
 def test_what_stands_is_placed_better_than_by_one_frame() -> None:
@@ -78,26 +88,24 @@ def test_what_stands_is_placed_better_than_by_one_frame() -> None:
     errors = []
     for seed in range(8):
         frames = window(start, [(0.0, 0.0)] * 8, [0] * 8, noise=0.6, seed=seed)
-        linked = link_proposals(frames).codes[0, :8, :2]
+        together = linked(frames).codes[0, :8, :2]
         truth = torch.tensor(start)
-        errors.append([(c - truth).norm(dim=-1).mean() for c in (frames.codes[0, 0, :8, :2], linked)])
-    alone, together = torch.tensor(errors).mean(0)
-    assert together < 0.75 * alone
+        errors.append([(c - truth).norm(dim=-1).mean() for c in (frames.codes[0, 0, :8, :2], together)])
+    before, after = torch.tensor(errors).mean(0)
+    assert after < 0.75 * before
 
 
 @pytest.mark.parametrize("times", [(0.0,), (0.0, 0.0, 0.0)])
 def test_a_window_without_other_moments_says_nothing(times: tuple[float, ...]) -> None:
     frames = window([(20.0, 3.0), (-9.0, 1.0)], [(5.0, 0.0), (0.0, 0.0)], [0, 1], times=times)
-    found = link_proposals(frames)
+    found = linked(frames)
     assert torch.allclose(found.codes[:, :2], frames.codes[:, 0, :2], atol=1e-4)
     assert found.logits.equal(frames.logits[:, 0])
 
 
 def test_a_repeated_frame_of_the_scene_end_adds_no_motion() -> None:
-    plain = velocities(link_proposals(window([(20.0, 3.0)], [(5.0, 1.0)], [0], times=(0.0, -0.5, -1.0))), 1)
-    ended = velocities(
-        link_proposals(window([(20.0, 3.0)], [(5.0, 1.0)], [0], times=(0.0, -0.5, -1.0, 0.0, 0.0))), 1
-    )
+    plain = velocities(linked(window([(20.0, 3.0)], [(5.0, 1.0)], [0], times=(0.0, -0.5, -1.0))), 1)
+    ended = velocities(linked(window([(20.0, 3.0)], [(5.0, 1.0)], [0], times=(0.0, -0.5, -1.0, 0.0, 0.0))), 1)
     assert torch.allclose(plain, ended, atol=0.6)
 
 
@@ -109,8 +117,8 @@ def test_the_world_may_be_turned_and_windows_batched() -> None:
     for pair in ([0, 1], [7, 6], [8, 9]):
         codes[..., pair] = codes[..., pair] @ turn
     turned = frames._replace(codes=codes)
-    plain, other = link_proposals(frames).codes, link_proposals(turned).codes
+    plain, other = linked(frames).codes, linked(turned).codes
     for pair in ([0, 1], [7, 6], [8, 9]):
         assert torch.allclose(plain[0, :2, pair] @ turn, other[0, :2, pair], atol=1e-3)
     both = FrameProposals(*(torch.cat(pair) for pair in zip(turned, frames, strict=True)))
-    assert torch.allclose(link_proposals(both).codes[1:], plain, atol=1e-4)
+    assert torch.allclose(linked(both).codes[1:], plain, atol=1e-4)
