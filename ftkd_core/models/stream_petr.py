@@ -230,17 +230,18 @@ class StreamPETR(nn.Module):
     def link(self, anchors: Anchors, local: LocalMemory) -> Anchors:
         """The image's boxes (B, I) with the velocity that the remembered boxes speak for. One image tells no
         speed, and most things stand: without this, a first answer is 0 and nothing ever contradicts it."""
-        shape = (-1, self.config.decoder.num_propagated)
-        count = local.age.shape[1] // shape[1] * shape[1]  # whole frames, P slots each
+        kept = self.config.decoder.num_propagated
+        frames = local.age.shape[1] // kept
+
+        def by_frame(values: Tensor) -> Tensor:  # (B, M, ...) -> (B, T, P, ...); the newest come first
+            return torch.unflatten(values[:, : frames * kept], 1, (frames, kept))
+
+        age = by_frame(local.age)
         codes = torch.cat([local.centers_ego, local.shape_ego, local.velocity_ego], dim=-1)
-        known = local.age[:, :count, None] > _LEAST_AGE_S
-        logits = torch.where(known, local.logits[:, :count] + _PRIOR_LOGIT, _NOTHING_LOGIT)
-        past = FrameProposals(
-            codes[:, :count].unflatten(1, shape),
-            logits.unflatten(1, shape),
-            local.ego_from_past[:, :count, :2, 3].unflatten(1, shape)[:, :, 0],
-            -local.age[:, :count].unflatten(1, shape)[..., 0],
-        )
+        logits = by_frame(local.logits) + _PRIOR_LOGIT
+        logits = torch.where(age[..., None] > _LEAST_AGE_S, logits, _NOTHING_LOGIT)  # a stream that starts
+        origin = by_frame(local.ego_from_past)[:, :, 0, :2, 3]
+        past = FrameProposals(by_frame(codes), logits, origin, -age[..., 0])
         now = proposals_now(anchors, torch.zeros_like(past.origin[:, 0]))
         return link_proposals(now, past, immobile_classes(self.config.class_names))
 

@@ -34,7 +34,10 @@ NO_AUGMENTATION = AugmentConfig(flip=0.0, rotation=0.0, colour=0.0, camera_dropo
 def small_config(*extra: str, image_queries: int = 8) -> DetectorConfig:
     """The tiny preset shrunk until a step takes milliseconds; everything of it is still there. Without image
     queries, queries are points, as StreamPETR's."""
-    queries = [f"decoder.num_image_queries={image_queries}", f"decoder.anchored={image_queries > 0}"]
+    queries = [
+        f"decoder.num_image_queries={image_queries}",
+        *(f"decoder.{name}={image_queries > 0}" for name in ("anchored", "link_memory")),
+    ]
     return override(preset("tiny"), [*SMALL, *queries, *extra])
 
 

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from ftkd_core.data.clips import Augmentation, make_sample
+from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
+from ftkd_core.models.anchors import Anchors
 from ftkd_core.models.denoising import make_denoising
+from ftkd_core.models.memory import recall
 from ftkd_core.models.stream_petr import Predictions, StreamPETR, decode
 from ftkd_core.presets import preset
 from ftkd_core.runtime.preprocess import normalise
@@ -223,3 +226,35 @@ def test_half_precision_keeps_geometry_exact(image_queries: int) -> None:
     expected = predictions.codes[-1][0, :, :3].double() @ there[:3, :3].mT + there[:3, 3]
     nearest = torch.cdist(memory.centers_global[0, :6], expected).amin(1)
     assert float(nearest.max()) < 1e-3
+
+
+def test_what_is_seen_starts_with_the_speed_that_links_it_to_what_is_remembered() -> None:
+    """A vehicle at 4 m/s remembers a car at 10 m/s: in the image it starts at 10 m/s over the ground."""
+    model = small_model("decoder.memory_length=19")  # three frames of six slots, and one that is no frame
+    frame = drive(model.config, 1)[0]._replace(
+        is_first=torch.tensor([False]), time=torch.tensor([1.5], dtype=torch.float64)
+    )
+    poses = [yaw_transform(0.0, (4.0 * time, 0.0, 0.0)) for time in (1.0, 0.5, 0.0, -0.5)]
+    memory = model.start_memory(1)
+    for frame_number, time in enumerate((1.0, 0.5, 0.0)):
+        slots = slice(6 * frame_number, 6 * frame_number + 6)
+        memory.centers_global[0, slots] = torch.tensor([40.0, -30.0, 0.0]).double()  # empty-handed slots
+        memory.centers_global[0, slots.start] = torch.tensor([20.0 + 10 * time, 0.0, 0.0]).double()
+        memory.logits[0, slots.start, 0] = 8.0
+        memory.time[0, slots] = time
+        memory.global_from_ego[0, slots] = torch.from_numpy(poses[frame_number])
+    frame = frame._replace(global_from_ego=torch.from_numpy(yaw_transform(0.0, (6.0, 0.0, 0.0)))[None])
+    local = recall(memory, frame, model.points_in_metres(model.pseudo_points))
+    seen = Anchors(torch.zeros(1, 2, 10), torch.full((1, 2, 10), -9.0))
+    seen.codes[0, 0, 0], seen.codes[0, 1, 0] = 29.0, -20.0  # 35 m in the world; the other is new
+    seen.logits[0, :, 0] = 2.0
+    linked = model.link(seen, local)
+    assert linked.codes[0, 0, 8:].tolist() == pytest.approx([10.0, 0.0], abs=1.5)  # held back a little
+    assert linked.codes[0, 1].equal(seen.codes[0, 1])
+    start = recall(memory, frame._replace(is_first=torch.tensor([True])), model.pseudo_points * 0)
+    assert model.link(seen, start).codes.equal(seen.codes)  # a stream that starts remembers nothing
+
+
+def test_linking_needs_queries_that_are_boxes_from_the_image() -> None:
+    with pytest.raises(UserError, match="link_memory"):
+        small_config("decoder.link_memory=true", image_queries=0)
