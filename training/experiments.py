@@ -291,13 +291,14 @@ class Experiment:
     def detect(self, plan: Plan, name: str, weights: Path, detectors: Executor) -> None:
         """The detections of a run, unless they are there and of these weights; made in one of `detectors`."""
         output = self.out / "predictions" / f"{name}.npz"
-        if not output.exists() or output.stat().st_mtime < weights.stat().st_mtime:
+        noted = output.with_suffix(".json")  # written last: a run that was killed before detects again
+        if not noted.exists() or noted.stat().st_mtime < weights.stat().st_mtime:
             clips = self.clips(stages.HELD_OUT_SEED)
             detectors.submit(
                 stages.detect, weights, clips, plan.held_out, output, self.device, self.arguments.threads
             ).result()
             notes = {"steps": stages.steps_of(weights), **_machine(self.device)}
-            output.with_suffix(".json").write_text(json.dumps(notes, indent=1) + "\n")
+            noted.write_text(json.dumps(notes, indent=1) + "\n")
 
     def score(self, plan: Plan) -> Path:
         """matrix.json with an entry a run whose detections are there: first the scores of all of them, then
@@ -305,7 +306,8 @@ class Experiment:
         stages.write_held_out(self.out / "held_out", plan.held_out)
         path = self.out / "matrix.json"
         entries = {(e["method"], e["seed"]): e for e in (read_matrix(path) if path.exists() else [])}
-        runs = {_run_of(file): file for file in sorted((self.out / "predictions").glob("*.npz"))}
+        noted = sorted((self.out / "predictions").glob("*.json"))
+        runs = {_run_of(file): file.with_suffix(".npz") for file in noted}
         if not runs:
             raise UserError(f"no detections in {str(self.out / 'predictions')!r}; train first")
         for subsets in (False, True) if self.arguments.subsets else (False,):
