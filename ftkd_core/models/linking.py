@@ -21,6 +21,7 @@ from ftkd_core.models.anchors import Anchors, face_forward
 _FASTEST_M_S: Final = 22.0
 _SAME_MOMENT_S: Final = 1e-3
 _EXACT: Final = "donot_use_mm_for_euclid_dist"  # the default is good to centimetres only
+_LEAST_SURE, _NEVER = 1e-20, -1e4  # as a logarithm; exp of the second is 0
 _NEAR_M: Final = 0.4
 _GROWTH: Final = 0.08
 """How far off a proposal may be: metres near, and per metre of distance from the vehicle, as errors of depth
@@ -86,10 +87,8 @@ def link_proposals(
     support = -_STILL_SHARE * velocity.norm(dim=-1) / 5.0 * own.score[..., None]
     for t in range(others.time.shape[1]):
         seen = _Seen(*(value[:, t] for value in there))
-        same = (own.label[:, :, None] == seen.label[:, None]) * seen.score[:, None]  # (B, I, J)
-        gone = own.points[:, :, None] + velocity * others.time[:, t, None, None, None]  # (B, I, V, 2)
-        near = _nearness(gone, seen.points, seen.spread)  # (B, I, V, J)
-        support = support + (near * same[:, :, None]).amax(-1)
+        gone = own.points[:, :, None] + velocity * others.time[:, t, None, None, None]
+        support = support + _support(own.label, gone, seen)
     best = support.argmax(-1)[..., None, None].expand(-1, -1, 1, 2)
     chosen = velocity.gather(2, best)[:, :, 0]  # (B, I, 2)
     center, fitted = _line(own, there, others.time, chosen)
@@ -124,11 +123,22 @@ def _candidates(own: _Seen, there: _Seen, time: Tensor, count: int) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-def _nearness(a: Tensor, points: Tensor, spread: Tensor) -> Tensor:
-    """How well places a (B, I, V, 2) agree with proposals (B, J, 2) of a spread (B, J), in 0..1:
-    (B, I, V, J)."""
-    distance = torch.unflatten(torch.cdist(a.flatten(1, 2), points, compute_mode=_EXACT), 1, a.shape[1:3])
-    return torch.exp(-0.5 * (distance / spread[:, None, None]).square())
+def _support(label: Tensor, gone: Tensor, seen: _Seen) -> Tensor:
+    """How much (B, I, V) the proposals of one frame speak for places gone (B, I, V, 2) of objects of a class
+    (B, I): the best one's sureness times exp(-distance^2 / 2 spread^2).
+
+    Their logarithm is one product of matrices, quadratic in the place; places of all pairs would be some
+    millions.
+    """
+    inverse = seen.spread.square().reciprocal()  # (B, J)
+    constant = seen.score.clamp(min=_LEAST_SURE).log() - 0.5 * inverse * seen.points.square().sum(-1)
+    of_seen = torch.stack([*(inverse[..., None] * seen.points).unbind(-1), -0.5 * inverse, constant], dim=1)
+    of_gone = torch.cat(
+        [gone, gone.square().sum(-1, keepdim=True), torch.ones_like(gone[..., :1])], dim=-1
+    )  # (B, I, V, 4)
+    logarithm = torch.unflatten(of_gone.flatten(1, 2) @ of_seen, 1, gone.shape[1:3])  # (B, I, V, J)
+    another = (label[:, :, None] != seen.label[:, None])[:, :, None]
+    return logarithm.masked_fill_(another, _NEVER).amax(-1).exp()
 
 
 def _line(own: _Seen, there: _Seen, time: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ftkd_core.models.anchors import Anchors
-from ftkd_core.models.linking import FrameProposals, link_proposals
+from ftkd_core.models.linking import FrameProposals, _Seen, _support, link_proposals
 
 TIMES = (0.0, -0.5, -1.0, 0.5, 1.0)
 SPARE = 4  # proposals a frame that belong to nothing, far away and weak
@@ -122,3 +122,20 @@ def test_the_world_may_be_turned_and_windows_batched() -> None:
         assert torch.allclose(plain[0, :2, pair] @ turn, other[0, :2, pair], atol=1e-3)
     both = FrameProposals(*(torch.cat(pair) for pair in zip(turned, frames, strict=True)))
     assert torch.allclose(linked(both).codes[1:], plain, atol=1e-4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_support_is_that_of_all_pairs(seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    points = 25 * torch.randn(2, 12, 2, generator=random)
+    seen = _Seen(
+        points, 0.4 + 0.08 * points.norm(dim=-1), torch.rand(2, 12, generator=random),
+        torch.randint(3, (2, 12), generator=random),
+    )  # fmt: skip
+    label = torch.randint(4, (2, 5), generator=random)  # one class nobody saw
+    gone = points[:, :5, None] + torch.randn(2, 5, 7, 2, generator=random)
+    distance = (gone[:, :, :, None] - seen.points[:, None, None]).norm(dim=-1)  # (B, I, V, J)
+    near = torch.exp(-0.5 * (distance / seen.spread[:, None, None]).square()) * seen.score[:, None, None]
+    plain = (near * (label[:, :, None, None] == seen.label[:, None, None])).amax(-1)
+    assert torch.allclose(_support(label, gone, seen), plain, atol=5e-3)
