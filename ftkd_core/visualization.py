@@ -365,15 +365,15 @@ def _draw_legend(image: Image, labels: set[int], detections: int, truth: int | N
     if truth is not None:
         counts += f", {truth} true (dashed)"
     cv2.putText(image, counts, (10, 20), _FONT, 0.45, _TEXT_COLOR, 1, cv2.LINE_AA)
-    x = 10
+    x, y = 10, size - 10
     for label in sorted(labels):
         name = CLASS_NAMES[label].replace("_", " ")
-        text_width = cv2.getTextSize(name, _FONT, 0.42, 1)[0][0]
-        if x + 18 + text_width > size:
-            break
-        cv2.rectangle(image, (x, size - 20), (x + 10, size - 10), class_color(label), -1)
-        cv2.putText(image, name, (x + 15, size - 10), _FONT, 0.42, _TEXT_COLOR, 1, cv2.LINE_AA)
-        x += 15 + text_width + 16
+        width = 15 + cv2.getTextSize(name, _FONT, 0.42, 1)[0][0]
+        if x > 10 and x + width > size - 10:
+            x, y = 10, y - 18  # a further row, above
+        cv2.rectangle(image, (x, y - 10), (x + 10, y), class_color(label), -1)
+        cv2.putText(image, name, (x + 15, y), _FONT, 0.42, _TEXT_COLOR, 1, cv2.LINE_AA)
+        x += width + 16
 
 
 def _to_pixels(points_ego: NDArray[Any], range_m: float, scale: float) -> NDArray[Any]:

@@ -153,3 +153,12 @@ def test_each_class_has_a_colour_of_its_own(name: str) -> None:
     others = [CLASS_COLORS[other] for other in CLASS_NAMES if other != name]
     distances = [np.abs(np.array(CLASS_COLORS[name]) - np.array(other)).sum() for other in others]
     assert min(distances) > 60
+
+
+def test_the_legend_names_every_class_that_is_there() -> None:
+    found = objects(*[(20.0, 0.0, 0.0, 4.0, 2.0, 1.5, 0.0, 0.0, 0.0)] * len(CLASS_NAMES))
+    found.labels[:] = np.arange(len(CLASS_NAMES))
+    picture = draw_bird_eye(found)
+    bottom = picture[-60:].reshape(-1, 3)
+    for name in CLASS_NAMES:
+        assert (bottom == CLASS_COLORS[name]).all(axis=1).sum() >= 100, name  # a square of eleven pixels
