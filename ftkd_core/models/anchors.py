@@ -17,7 +17,8 @@ from ftkd_core.boxes import CODE_DIM
 
 VELOCITY_UNIT: Final = 3.0
 """Velocities are answered and embedded in units of this many m/s."""
-_LEAST_AGE_S: Final = 0.02
+LEAST_AGE_S: Final = 0.02
+"""A query that is younger was not remembered."""
 _DRIVING_M_S: Final = 1.0
 
 
@@ -84,8 +85,8 @@ def change_anchors(codes: Tensor, change: Tensor, gain: Tensor, age: Tensor) -> 
     move = change[..., :2] * reach
     center = codes[..., :2] + turn(move, axis)
     heading = codes[..., 6:8].flip(-1) + turn(change[..., 6:8].flip(-1), axis)
-    remembered = (age > _LEAST_AGE_S)[..., None]
-    missed = torch.where(remembered, move.detach() / age.clamp(min=_LEAST_AGE_S)[..., None], 0.0)
+    remembered = (age > LEAST_AGE_S)[..., None]
+    missed = torch.where(remembered, move.detach() / age.clamp(min=LEAST_AGE_S)[..., None], 0.0)
     velocity = codes[..., 8:10] + turn(change[..., 8:10] * VELOCITY_UNIT + gain * missed, axis)
     middle = codes[..., 2:6] + change[..., 2:6]
     return torch.cat([center, middle, heading.flip(-1), velocity], dim=-1)

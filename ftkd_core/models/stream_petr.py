@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ftkd_core.boxes import CODE_DIM, decode_boxes
 from ftkd_core.config import DecoderConfig, DetectorConfig
 from ftkd_core.models.anchors import (
+    LEAST_AGE_S,
     Anchors,
     anchor_features,
     change_anchors,
@@ -49,8 +50,7 @@ from ftkd_core.models.resnet import ResNet
 from ftkd_core.types import CameraRig, Detections, Frame
 
 _PRIOR_LOGIT = -4.6  # focal loss prior of 0.01: what the classifier says before it has learnt
-_NOTHING_LOGIT = -100.0
-_LEAST_AGE_S = 0.02
+_NOTHING_LOGIT = -100.0  # of a slot that holds no box: it supports nothing
 _MOST_EVIDENCE = 7.0  # a remembered box starts at a score of at most 0.92, so that it can still be dropped
 _MOTION_DIM = 180  # 15 numbers (vx, vy, age, 12 of the pose) at 6 frequencies, sine and cosine
 
@@ -239,7 +239,7 @@ class StreamPETR(nn.Module):
         age = by_frame(local.age)
         codes = torch.cat([local.centers_ego, local.shape_ego, local.velocity_ego], dim=-1)
         logits = by_frame(local.logits) + _PRIOR_LOGIT
-        logits = torch.where(age[..., None] > _LEAST_AGE_S, logits, _NOTHING_LOGIT)  # a stream that starts
+        logits = torch.where(age[..., None] > LEAST_AGE_S, logits, _NOTHING_LOGIT)  # a stream that starts
         origin = by_frame(local.ego_from_past)[:, :, 0, :2, 3]
         past = FrameProposals(by_frame(codes), logits, origin, -age[..., 0])
         now = proposals_now(anchors, torch.zeros_like(past.origin[:, 0]))

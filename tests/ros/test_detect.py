@@ -4,6 +4,7 @@
 import json
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -134,31 +135,17 @@ def test_offline_and_over_ros_give_the_same_detections(recorded: Recorded, tmp_p
     assert np.abs(first - last).max() > 1e-3, "a network that ignores its input would prove nothing"
 
 
-def _through_ros(path: Path) -> dict[int, ObjectList]:
-    """Detections of the live node for the messages of a bag, published a round at a time."""
-    import rclpy
-    from rclpy.context import Context
-    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+def _live_node(context: Any, offsets_s: list[float]) -> Any:
+    """The detector node, active, with the small detector and patience."""
     from rclpy.parameter import Parameter
-    from rclpy.qos import DurabilityPolicy, QoSProfile
-    from sensor_msgs.msg import PointCloud2
-    from vision_msgs.msg import Detection3DArray
 
-    from ftkd_ros.bag.node_running import message_class
     from ftkd_ros.detector_node import DetectorNode
-    from ftkd_ros.messages import detections_to_objects, stamp_to_ns
 
-    context = Context()
-    rclpy.init(context=context)
-    with BagReader(path) as bag:
-        offsets_ns = Drive(bag).offsets_ns
-        messages = [(c.topic, bytes(content)) for c, _, content in bag.raw() if c.topic not in _TRUTH]
-        kinds = {c.topic: message_class(c.msgtype) for c in bag.connections if c.topic not in _TRUTH}
     overrides = {
         "qos_reliability": "reliable",
         "sync_deadline_s": 5.0,
         "tf_timeout_s": 5.0,
-        "camera_time_offsets_s": [offset * 1e-9 for offset in offsets_ns if offset is not None],
+        "camera_time_offsets_s": offsets_s,
     }
     node = DetectorNode(
         lambda _: small_detector(),
@@ -167,6 +154,40 @@ def _through_ros(path: Path) -> dict[int, ObjectList]:
     )
     node.trigger_configure()
     node.trigger_activate()
+    return node
+
+
+def _publish_by_round(
+    publishers: dict[str, Any], messages: list[tuple[str, bytes]], answered: Callable[[], tuple[int, int]]
+) -> None:
+    """A round at a time: the node keeps the newest, and here all of them shall be compared."""
+    images = 0
+    for topic, content in messages:
+        publishers[topic].publish(content)
+        images += topic.endswith("/image/compressed")
+        if topic.endswith("/image/compressed") and images % 6 == 0:
+            _wait(lambda wanted=images // 6: answered() == (wanted, wanted))
+
+
+def _through_ros(path: Path) -> dict[int, ObjectList]:
+    """Detections of the live node for the messages of a bag, published a round at a time."""
+    import rclpy
+    from rclpy.context import Context
+    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+    from sensor_msgs.msg import PointCloud2
+    from vision_msgs.msg import Detection3DArray
+
+    from ftkd_ros.bag.node_running import message_class
+    from ftkd_ros.messages import detections_to_objects, stamp_to_ns
+
+    context = Context()
+    rclpy.init(context=context)
+    with BagReader(path) as bag:
+        offsets_ns = Drive(bag).offsets_ns
+        messages = [(c.topic, bytes(content)) for c, _, content in bag.raw() if c.topic not in _TRUTH]
+        kinds = {c.topic: message_class(c.msgtype) for c in bag.connections if c.topic not in _TRUTH}
+    node = _live_node(context, [offset * 1e-9 for offset in offsets_ns if offset is not None])
     bench = rclpy.create_node("bench", context=context)
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     publishers = {
@@ -191,14 +212,7 @@ def _through_ros(path: Path) -> dict[int, ObjectList]:
         heard = [topic for topic in publishers if topic != "/odom"]
         _wait(lambda: all(publishers[topic].get_subscription_count() for topic in heard))
         _wait(lambda: bench.count_publishers(VELOCITIES_TOPIC) > 0)
-        images = 0
-        for topic, content in messages:
-            publishers[topic].publish(content)
-            images += topic.endswith("/image/compressed")
-            if topic.endswith("/image/compressed") and images % 6 == 0:
-                # A round at a time: the node keeps the newest, and here all of them shall be compared.
-                rounds = images // 6
-                _wait(lambda wanted=rounds: len(clouds) == len(arrays) == wanted)
+        _publish_by_round(publishers, messages, lambda: (len(clouds), len(arrays)))
     finally:
         node.close()
         rclpy.shutdown(context=context)

@@ -52,6 +52,7 @@ def test_lifecycle_stops_and_starts_listening(bench: Bench) -> None:
         running.node.trigger_deactivate()
         running.node.trigger_cleanup()
         bench.wait_until(lambda: bench.node.count_publishers("/detections") == 0)
+        assert not bench.is_connected()
     finally:
         running.close()
 
