@@ -24,6 +24,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ class Plan:
     backbone_ratio: float
     teacher: str
     past_teacher: str
+    keep_features: bool = False
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -95,6 +97,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--backbone-ratio", type=float, default=1.0, help="students' backbones learn at this share of --lr")
     add("--teacher", type=Path, help="weights of the offline teacher, instead of training one")
     add("--past-teacher", type=Path, help="weights of the past-only teacher, instead of training one")
+    add(
+        "--keep-features",
+        action="store_true",
+        help="read features of the frozen backbone of --init from disk; needs --backbone-ratio 0",
+    )
     add("--parallel", type=int, default=1, help="student runs side by side (default 1)")
     add("--threads", type=int, default=0, help="CPU threads of each run (0: PyTorch's choice)")
     add("--accelerator", default="auto", help="auto, cpu or cuda")
@@ -109,6 +116,8 @@ class Experiment:
     def __init__(self, arguments: argparse.Namespace) -> None:
         preset(arguments.preset)  # errors before any work
         sparse_bev_preset(arguments.teacher_preset), sparse_bev_preset(arguments.past_preset)
+        if arguments.keep_features and (arguments.init is None or arguments.backbone_ratio):
+            raise UserError("--keep-features needs a backbone that stays: give --init and --backbone-ratio 0")
         self.arguments, self.out = arguments, Path(arguments.out)
         self.rows = choose_rows(arguments.rows)
         self.began = time.monotonic()
@@ -131,7 +140,7 @@ class Experiment:
             scenes=a.scenes, held_out=a.held_out, streams=a.streams, steps=a.steps,
             teacher_steps=a.teacher_steps, share=a.share, lr=a.lr, init=_text(a.init),
             init_parts=a.init_parts, backbone_ratio=a.backbone_ratio,
-            teacher=_text(a.teacher), past_teacher=_text(a.past_teacher),
+            teacher=_text(a.teacher), past_teacher=_text(a.past_teacher), keep_features=a.keep_features,
         )  # fmt: skip
         path = self.out / "plan.json"
         if path.exists():
@@ -211,6 +220,8 @@ class Experiment:
             command += ["--init", plan.init, "--init-parts", plan.init_parts]
         command += ["--set", "augment.flip=0", "--set", "augment.rotation=0"]
         command += ["--set", f"optim.backbone_ratio={plan.backbone_ratio}"]
+        if plan.keep_features:
+            command += ["--set", "data.keep_features=true", "--set", "augment.colour=0"]
         return self.run(plan, f"{row_name}-{seed}", command, plan.steps * row.longer, seed)
 
     def cache(self, row_name: str) -> Path:
@@ -227,6 +238,7 @@ class Experiment:
             found[row_name] = stages.balance_method(
                 row.method, teacher, plan.preset, (plan.init, plan.init_parts), self.clips(0), plan.scenes,
                 cache=self.cache(row_name), streams=plan.streams, share=plan.share, device=self.device,
+                keep=plan.keep_features,
             )  # fmt: skip
             path.write_text(json.dumps(found, indent=1) + "\n")
         settings: dict[str, float] = found[row_name]["settings"]
@@ -266,9 +278,12 @@ class Experiment:
             if row.method:
                 stages.fill(
                     self.cache(row_name), row.method, teachers[row.teacher], plan.preset, self.clips(0),
-                    plan.scenes, self.device,
+                    plan.scenes, self.device, keep=plan.keep_features,
                 )  # fmt: skip
                 self.balance(plan, row_name, teachers[row.teacher])
+        if plan.keep_features:
+            files = [Path(plan.init), *teachers.values()]
+            stages.keep_held_out(files, self.clips(stages.HELD_OUT_SEED), plan.held_out, self.device)
         runs = [(row, seed) for seed in range(plan.seeds) for row in self.rows]
         parallel = self.arguments.parallel
         with (
@@ -294,8 +309,9 @@ class Experiment:
         noted = output.with_suffix(".json")  # written last: a run that was killed before detects again
         if not noted.exists() or noted.stat().st_mtime < weights.stat().st_mtime:
             clips = self.clips(stages.HELD_OUT_SEED)
+            work = partial(stages.detect, keep=plan.keep_features)
             detectors.submit(
-                stages.detect, weights, clips, plan.held_out, output, self.device, self.arguments.threads
+                work, weights, clips, plan.held_out, output, self.device, self.arguments.threads
             ).result()
             notes = {"steps": stages.steps_of(weights), **_machine(self.device)}
             noted.write_text(json.dumps(notes, indent=1) + "\n")

@@ -26,6 +26,7 @@ from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import Predictions, StreamPETR
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig, FrameWindow, Targets
+from training.kept_features import network_input
 from training.whole_clips import view_clip
 
 State = tuple[Tensor, ...]
@@ -148,7 +149,7 @@ class StreamLesson(nn.Module):
     ) -> tuple[dict[str, Tensor], State]:
         seen, teaching = split_item(batch)
         config = self.detector.config
-        frame = seen.frame(normalise(seen.images, config.image))
+        frame = seen.frame(network_input(seen.images, config.image))
         denoising = make_denoising(seen.targets, config.loss, self.detector.range_m, generator)
         kept = len(Memory._fields)
         predictions, memory = self.detector(frame, Memory(*state[:kept]), denoising)
@@ -195,7 +196,7 @@ class WindowLesson(nn.Module):
     ) -> tuple[dict[str, Tensor], State]:
         config = self.detector.config
         mine = config.num_frames
-        images = normalise(batch.images[:, :mine], config.image)
+        images = network_input(batch.images[:, :mine], config.image)
         rig = CameraRig(*(value[:, :mine] for value in batch.rig))
         window = FrameWindow(images, rig, batch.time[:, :mine])
         reach = batch.time.new_tensor(config.decoder.range_high_m)

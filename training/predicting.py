@@ -21,8 +21,8 @@ from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, sample_tokens_
 from ftkd_core.evaluation.subsets import evaluate_subsets
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR, decode
-from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import Detections, ObjectList
+from training.kept_features import network_input
 from training.whole_clips import view_clip
 
 _LEAST_SCORE = 0.01  # below it a detection changes no metric and only fills the file
@@ -31,7 +31,8 @@ _SAME_POSE_M = 1e-3
 
 @torch.inference_mode()
 def detect_clip(model: StreamPETR | SparseBEV, clip: Clip, device: torch.device) -> list[Detections]:
-    """Detections of every frame of a clip, in order: streamed, or window by window."""
+    """Detections of every frame of a clip, in order: streamed, or window by window. A model of kept features
+    takes clips that hold them."""
     model = model.to(device).eval()
     if isinstance(model, SparseBEV):
         return [one for view in view_clip(model, clip) for one in _each(decode(view.predictions))]
@@ -39,7 +40,8 @@ def detect_clip(model: StreamPETR | SparseBEV, clip: Clip, device: torch.device)
     memory = model.start_memory()
     for index in range(len(clip.times)):
         sample = move_data_to_device(make_sample(clip, index, Augmentation(), index == 0), device)
-        predictions, memory = model(sample.frame(normalise(sample.images, model.config.image)), memory)
+        frame = sample.frame(network_input(sample.images, model.config.image))
+        predictions, memory = model(frame, memory)
         found.append(decode(predictions))
     return found
 

@@ -19,7 +19,7 @@ from ftkd_core.data.clips import StreamBatch, StreamDataset
 from ftkd_core.data.windows import PairedDataset
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.stream_petr import StreamPETR
-from ftkd_core.runtime.preprocess import normalise
+from training.kept_features import network_input
 from training.lessons import CachedDataset, Distiller, State, StreamLesson
 
 
@@ -67,7 +67,7 @@ class SlidingLesson(StreamLesson):
         self.detector.eval()
         kept = len(Memory._fields)
         for seen in items:
-            frame = seen.frame(normalise(seen.images, self.detector.config.image))
+            frame = seen.frame(network_input(seen.images, self.detector.config.image))
             predictions, memory = self.detector(frame, Memory(*state[:kept]))
             state = (*memory, *(predictions.image_features.float() for _ in state[kept:]))
         for module, mode in modes.items():  # a backbone that learns nothing was in eval mode before

@@ -32,13 +32,14 @@ from ftkd_core.weights import load_into, read_weights, read_window_weights, star
 from training import predicting
 from training.balance import balance
 from training.distill import load_teacher
+from training.kept_features import keep_features
 from training.lessons import CachedDataset, StreamLesson, WindowLesson, make_distiller
 from training.loop import OptimConfig, Trainer
 from training.train import split_parts
 
 HELD_OUT_SEED: Final = 900_000
 _VERSION, _SPLIT = "v1.0-synth", "held_out"
-_PLAIN: Final = AugmentConfig(flip=0.0, rotation=0.0)
+_PLAIN: Final = AugmentConfig(flip=0.0, rotation=0.0)  # training adds colours, where it sees images
 _SETTINGS: Final = ("weight", "pv_weight", "bev_weight", "logits_weight")
 
 
@@ -90,31 +91,34 @@ def cache_of(method: str) -> str:
 
 def fill(
     folder: Path, method: str, teacher: Path, student: str, clips: SyntheticClips, scenes: int,
-    device: torch.device,
+    device: torch.device, *, keep: bool = False,
 ) -> None:  # fmt: skip
     """Fill a cache with all that methods of its kind read: the maps with the future absorbed, or the maps as
-    they are and those of the frame before."""
+    they are and those of the frame before. With `keep`, from kept features of the teacher's backbone."""
     widest = "stxd" if cache_of(method) == "relations" else "ftkd"
     model = load_teacher(teacher)
     distiller = make_distiller(model, build_stream_petr(preset(student)), method_config(widest))
     model.to(device)
-    fill_cache(
-        folder, distiller.describe(weights_hash(teacher), clips.name), distiller.answer_clip, clips, scenes
-    )
+    description = distiller.describe(weights_hash(teacher), clips.name)
+    shown = keep_features(model, clips, clips.cache.parent, scenes, device) if keep else clips
+    fill_cache(folder, description, distiller.answer_clip, shown, scenes)
 
 
 def balance_method(
     method: str, teacher: Path, student: str, init: tuple[str, str], clips: SyntheticClips, scenes: int, *,
-    cache: Path, streams: int, share: float, device: torch.device,
+    cache: Path, streams: int, share: float, device: torch.device, keep: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The weights that bring each part of a method to `share` of the detection loss, and the terms measured
     before, on the teacher's cached answers: `{"settings": {...}, "terms": {...}}`. init: the file that
-    students start from and its parts, as --init and --init-parts."""
+    students start from and its parts, as --init and --init-parts; keep, as students are shown kept
+    features."""
     torch.manual_seed(0)
     model, guide = build_stream_petr(preset(student)), load_teacher(teacher)
     if init[0]:
         start_from(Path(init[0]), model, model.config, split_parts(init[1]))
-    data = StreamDataset(clips, scenes, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
+    model.to(device)
+    shown = keep_features(model, clips, clips.cache.parent, scenes, device) if keep else clips
+    data = StreamDataset(shown, scenes, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
     chosen = method_config(method)
     description = make_distiller(guide, model, chosen).describe(weights_hash(teacher), clips.name)
     answers = CachedDataset(data, TeacherCache(cache, description, scenes))
@@ -146,14 +150,23 @@ def load_model(weights: Path) -> StreamPETR | SparseBEV:
     return model
 
 
+def keep_held_out(files: Sequence[Path], clips: SyntheticClips, count: int, device: torch.device) -> None:
+    """Extract the features of clips that the backbones of weights files see, each distinct one once."""
+    for file in files:
+        keep_features(load_model(file), clips, clips.cache.parent, count, device)
+
+
 def detect(
-    weights: Path, clips: SyntheticClips, count: int, output: Path, device: torch.device, threads: int = 0
-) -> None:
+    weights: Path, clips: SyntheticClips, count: int, output: Path, device: torch.device, threads: int = 0,
+    *, keep: bool = False,
+) -> None:  # fmt: skip
     """Write the detections of a weights file on the first `count` clips, on `threads` CPU threads
-    (0: PyTorch's choice)."""
+    (0: PyTorch's choice); with `keep`, from kept features of its backbone."""
     if threads:
         torch.set_num_threads(threads)
-    predicting.predict(load_model(weights), clips, count, output, device)
+    model = load_model(weights)
+    shown = keep_features(model, clips, clips.cache.parent, count, device) if keep else clips
+    predicting.predict(model, shown, count, output, device)
 
 
 def write_held_out(folder: Path, count: int) -> None:

@@ -35,6 +35,7 @@ from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS, preset, sparse_bev_preset
 from ftkd_core.weights import start_from
+from training.kept_features import keep_features, refuse_images
 from training.lessons import CachedDataset, Distiller, StreamLesson, WindowLesson, make_distiller
 from training.loop import OptimConfig, Trainer
 from training.recipes import RECIPES
@@ -48,7 +49,8 @@ class DataConfig:
     each scene at the next of them (a student for 2 to 12 Hz is shown 0.5 to 0.083). With `root`, a nuScenes
     data set, they are the scenes of `split` of its `nuscenes` version instead, indexed once into `cache`.
     Segments of `segment` frames are trained on as one stream; with `window`, every step sees windows of that
-    many frames instead and learns from their last `graded` (sliding.py)."""
+    many frames instead and learns from their last `graded` (sliding.py). keep_features reads a frozen
+    backbone's features from `cache` instead of running it (kept_features.py)."""
 
     scenes: int = 200
     first_seed: int = 0
@@ -63,6 +65,7 @@ class DataConfig:
     root: str = ""
     nuscenes: str = "v1.0-trainval"
     split: str = "train"
+    keep_features: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +228,7 @@ def run(
     distiller = None if teaching is None else make_distiller(teaching.teacher, model, teaching.method)
     out.mkdir(parents=True, exist_ok=True)
     clips, scenes = open_clips(config, fabric)
+    shown = kept_clips(config, model, clips, scenes, fabric)
     lesson: StreamLesson | WindowLesson
     if isinstance(model, StreamPETR):
         lesson = stream_lesson(config, model, distiller)
@@ -239,7 +243,7 @@ def run(
         trainer.resume(out / "state.pt")
         fabric.print(f"resumed at step {trainer.step} of {config.steps}")
     seen_by = None if teaching is None else teaching.teacher.config
-    dataset = _dataset(config, clips, scenes, fabric, seen_by)
+    dataset = _dataset(config, shown, scenes, fabric, seen_by)
     if teaching is not None and teaching.cache is not None:
         if not isinstance(dataset, PairedDataset) or distiller is None:
             raise UserError("--cache serves streaming students; a SparseBEV student runs its teacher")
@@ -286,6 +290,20 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
         rendered.render_all(data.scenes)
     fabric.barrier()
     return rendered, data.scenes
+
+
+def kept_clips(
+    config: RunConfig, model: StreamPETR | SparseBEV, clips: ClipSource, scenes: int, fabric: Fabric
+) -> ClipSource:
+    """The clips as `data.keep_features` asks for them: with images, or with features that the model then
+    takes. Errors: UserError where images or backbone would change."""
+    if not config.data.keep_features:
+        return clips
+    refuse_images(config.augment, config.optim.backbone_ratio)
+    mine = scenes if fabric.is_global_zero else 0  # the first process extracts for all
+    kept = keep_features(model, clips, Path(config.data.cache), mine, fabric.device)
+    fabric.barrier()
+    return kept
 
 
 def _dataset(

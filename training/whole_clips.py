@@ -13,7 +13,7 @@ from ftkd_core.data.clips import Augmentation, Clip, make_sample
 from ftkd_core.data.windows import WindowBatch, collate_windows, make_window, window_order
 from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
 from ftkd_core.models.stream_petr import Predictions
-from ftkd_core.runtime.preprocess import normalise
+from training.kept_features import network_input
 
 
 class WindowView(NamedTuple):
@@ -33,7 +33,7 @@ def view_clip(model: SparseBEV, clip: Clip, batch: int = 4) -> Iterator[WindowVi
     device = model.query_boxes.device
     length = len(clip.times)
     frames = [make_sample(clip, index, Augmentation(), True).images for index in range(length)]
-    levels = [model.extract(normalise(images.to(device), config.image)) for images in frames]
+    levels = [model.extract(network_input(images.to(device), config.image)) for images in frames]
     pyramid = tuple(torch.cat(level) for level in zip(*levels, strict=True))  # (F, N, C, H, W) each
     for first in range(0, length, batch):
         chosen = range(first, min(first + batch, length))

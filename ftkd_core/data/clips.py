@@ -58,7 +58,9 @@ class ImageSource(Protocol):
 class Clip:
     """images (T, N, H, W, 3) uint8, an array or files that are read when a frame is asked for; intrinsics (N,
     3, 3) in network pixels; ego_from_camera (T, N, 4, 4), ego at the key time, camera at its exposure;
-    global_from_ego (T, 4, 4); times (T,) seconds; objects, one entry a frame."""
+    global_from_ego (T, 4, 4); times (T,) seconds; objects, one entry a frame; features (T, N, C, h, w), what
+    a frozen backbone says of the images, in their place where they are kept, and blank (C, h, w), what it
+    says of no image."""
 
     name: str
     images: NDArray[np.uint8] | ImageSource
@@ -67,6 +69,8 @@ class Clip:
     global_from_ego: Array
     times: Array
     objects: tuple[ClipObjects, ...]
+    features: Array | None = None
+    blank: Array | None = None
 
 
 class ClipSource(Protocol):
@@ -231,14 +235,17 @@ def make_sample(
         images = images[:, :, ::-1]
         intrinsics[:, 0, 2] = images.shape[2] - intrinsics[:, 0, 2]
     images = _recolour(images, change)
+    if clip.features is not None:
+        images = clip.features[index]
     present = np.ones(len(intrinsics), dtype=bool)
     if dropped_camera >= 0:
         present[dropped_camera] = False
-        images = images * present[:, None, None, None].astype(np.uint8)
+        nothing = images.dtype.type(0) if clip.blank is None else clip.blank
+        images = np.where(present[:, None, None, None], images, nothing)
     objects = clip.objects[index]
     boxes = augment_boxes(objects.boxes, new_from_ego, change)
     targets = make_targets(
-        boxes, objects, intrinsics, ego_from_camera, present, (images.shape[1], images.shape[2])
+        boxes, objects, intrinsics, ego_from_camera, present, (clip.images.shape[2], clip.images.shape[3])
     )
     rig = CameraRig(
         torch.from_numpy(intrinsics).float()[None],
