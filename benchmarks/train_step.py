@@ -7,7 +7,8 @@ All variants train in one process on the same scenes, interleaved A-B-C-A-B-C, f
 updated weights. Reading a batch is timed apart (`load_ms`), for worker processes do it beside the step. On a
 GPU everything is done in float32 (convolutions in TF32, as PyTorch has it) and in bfloat16. Weights are
 random with a seed: the figures are times, not scores. `processor_ms` is the processor time of all threads,
-for a CPU that others use too.
+for a CPU that others use too. `--keep-features` adds the student with a frozen backbone, on images (`frozen`)
+and on features kept of it (`kept`).
 """
 
 import argparse
@@ -36,12 +37,14 @@ from ftkd_core.models.sparse_bev import build_sparse_bev
 from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.runtime.detector import resolve_device
+from training.kept_features import keep_features
 from training.lessons import CachedDataset, Distiller, StreamLesson, make_distiller
 from training.loop import OptimConfig, Trainer
 
 _SCENES, _DURATION_S, _WARM_UP = 2, 10.0, 3
 _PLAIN = AugmentConfig(flip=0.0, rotation=0.0)  # what cached answers are about
 VARIANTS = ("student", "cached", "online")
+_FROZEN = OptimConfig(backbone_ratio=0.0)
 
 
 @dataclass
@@ -79,9 +82,10 @@ def _wait(device: torch.device) -> None:
 
 
 def run(
-    name: str, teacher_name: str, method: str, device: torch.device, *, streams: int, repeats: int
-) -> dict[str, Any]:
-    """All figures of a pair of student and teacher on one device."""
+    name: str, teacher_name: str, method: str, device: torch.device, *, streams: int, repeats: int,
+    keep: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """All figures of a pair of student and teacher on one device; with `keep`, of frozen backbones too."""
     fabric = Fabric(accelerator=device.type, devices=[device.index or 0] if device.type == "cuda" else 1)
     kinds = {"fp32": None, "bf16": torch.bfloat16} if device.type == "cuda" else {"fp32": None}
     with tempfile.TemporaryDirectory() as folder:
@@ -97,6 +101,9 @@ def run(
                 )
                 trainer.start_training()
                 courses[f"{variant}_{kind}"] = Course(trainer, data)
+            if keep:
+                for variant in ("frozen", "kept"):
+                    courses[f"{variant}_{kind}"] = _frozen(variant, name, fabric, clips, streams, half)
         for number in tqdm(range(_WARM_UP + repeats), desc="time", unit="round"):
             for course in courses.values():
                 course.step(number)
@@ -131,6 +138,22 @@ def _variants(
     return [("student", data, None), ("cached", cached, distillers[0]), ("online", windows, distillers[1])]
 
 
+def _frozen(
+    variant: str, name: str, fabric: Fabric, clips: SyntheticClips, streams: int, half: torch.dtype | None
+) -> Course:
+    """The student with a backbone that does not learn, on images or on kept features."""
+    torch.manual_seed(0)
+    model = build_stream_petr(preset(name))
+    folder = clips.cache.parent
+    shown = clips if variant == "frozen" else keep_features(model, clips, folder, _SCENES, fabric.device)
+    data = StreamDataset(shown, _SCENES, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
+    trainer = Trainer(
+        fabric, StreamLesson(model, streams), _FROZEN, folder, steps=1000, seed=0, autocast=half
+    )
+    trainer.start_training()
+    return Course(trainer, data)
+
+
 def _ratios(figures: dict[str, dict[str, float]]) -> dict[str, float]:
     """Of steps by wall time, and by processor time where the processor does the work."""
     found = {}
@@ -140,6 +163,9 @@ def _ratios(figures: dict[str, dict[str, float]]) -> dict[str, float]:
                 student, cached, online = (figures[f"{variant}_{kind}"][clock] for variant in VARIANTS)
                 found[f"cached_over_student_{kind}{suffix}"] = cached / student
                 found[f"online_over_cached_{kind}{suffix}"] = online / cached
+                if f"kept_{kind}" in figures:
+                    kept, frozen = (figures[f"{variant}_{kind}"][clock] for variant in ("kept", "frozen"))
+                    found[f"kept_over_frozen_{kind}{suffix}"] = kept / frozen
     if "student_bf16" in figures:
         found["student_fp32_over_bf16"] = (
             figures["student_fp32"]["step_ms"] / figures["student_bf16"]["step_ms"]
@@ -161,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     add("--streams", type=int, default=2, help="batch size (default 2)")
     add("--repeats", type=int, default=20, help="timed steps of each variant (default 20)")
+    add("--keep-features", action="store_true", help="also a frozen backbone, on images and on kept features")
     add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice)")
     add("--note", help="said in the JSON, such as who else used the machine")
     add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
@@ -172,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             torch.set_num_threads(options.threads)
         result = run(
             options.preset, options.teacher_preset, options.method, resolve_device(options.device),
-            streams=options.streams, repeats=options.repeats,
+            streams=options.streams, repeats=options.repeats, keep=options.keep_features,
         )  # fmt: skip
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)
