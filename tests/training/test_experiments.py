@@ -20,7 +20,7 @@ from ftkd_core.errors import UserError
 from tests.core.helpers import make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
 from tests.training.test_lessons import pairs, stream_lesson, teacher
-from training import predicting, stages
+from training import predicting, speeds, stages
 from training.balance import balance, balanced, measure_terms
 from training.experiments import Experiment, Plan, main, make_parser
 from training.matrix import ROWS, SCORES, choose_rows, read_matrix, subset_table, table
@@ -160,6 +160,12 @@ def test_what_is_true_in_the_clips_is_true_in_the_data_set(tmp_path: Path) -> No
     parts = predicting.score_subsets(tmp_path / "truth.npz", dataset, "held_out")
     assert found["mAP_present"] > 0.97
     assert parts["distance_0_20"]["AP"] > 0.97
+    by_class = speeds.speeds(tmp_path / "truth.npz", dataset, "held_out")
+    moving = [own for own in by_class.values() if (own["still"] or 0) > 0.5]
+    assert moving and all(
+        own["AVE"] < 0.2 * own["still"] for own in moving
+    )
+    assert f"| mean |  | {by_class['mean']['AVE']:.2f} |" in speeds.table(by_class)
     values["global_from_ego"] = values["global_from_ego"][::-1]
     np.savez(tmp_path / "other.npz", **values)
     with pytest.raises(UserError, match="differ in where frame 0 was taken"):
