@@ -162,9 +162,7 @@ def test_what_is_true_in_the_clips_is_true_in_the_data_set(tmp_path: Path) -> No
     assert parts["distance_0_20"]["AP"] > 0.97
     by_class = speeds.speeds(tmp_path / "truth.npz", dataset, "held_out")
     moving = [own for own in by_class.values() if (own["still"] or 0) > 0.5]
-    assert moving and all(
-        own["AVE"] < 0.2 * own["still"] for own in moving
-    )
+    assert moving and all(own["AVE"] < 0.2 * own["still"] for own in moving)
     assert f"| mean |  | {by_class['mean']['AVE']:.2f} |" in speeds.table(by_class)
     values["global_from_ego"] = values["global_from_ego"][::-1]
     np.savez(tmp_path / "other.npz", **values)
