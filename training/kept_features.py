@@ -74,7 +74,8 @@ class KeptFeatures:
     def __init__(self, clips: ClipSource, backbone: ResNet, image: ImageConfig, cache: Path) -> None:
         self.clips, self.image, self.hash = clips, image, backbone_hash(backbone)
         self.name = f"features {self.hash} of {clips.name}"
-        self.folder = cache / f"features-{self.hash}-{hashlib.sha256(clips.name.encode()).hexdigest()[:8]}"
+        seen = hashlib.sha256(f"{clips.name}, {image}".encode()).hexdigest()[:8]  # images, and how scaled
+        self.folder = cache / f"features-{self.hash}-{seen}"
 
     def file(self, index: int) -> Path:
         """Where the features of a clip are kept."""

@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,8 @@ def test_each_backbone_and_source_has_its_own_and_what_is_there_is_kept(tmp_path
     second = KeptFeatures(clips, model.backbone, image, tmp_path)
     clips.name = "other clips"
     third = KeptFeatures(clips, model.backbone, image, tmp_path)
-    assert len({first.folder, second.folder, third.folder}) == 3
+    fourth = KeptFeatures(clips, model.backbone, replace(image, mean=(0.0, 0.0, 0.0)), tmp_path)
+    assert len({first.folder, second.folder, third.folder, fourth.folder}) == 4
 
 
 def test_another_process_extracts_what_this_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
