@@ -10,6 +10,7 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -368,7 +369,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
-def override(config: ConfigT, assignments: list[str]) -> ConfigT:
+def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
     """A copy of the configuration with `a.b=value` assignments applied; values are read as YAML."""
     import yaml
 

@@ -31,11 +31,23 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ftkd_core.config import override
 from ftkd_core.data.synthetic_clips import SyntheticClips
+from ftkd_core.distillation.methods import method_config
 from ftkd_core.errors import UserError
 from ftkd_core.presets import preset, sparse_bev_preset
 from training import stages
-from training.matrix import OFFLINE, PAST, ROWS, SCORES, choose_rows, read_matrix, subset_table, table
+from training.matrix import (
+    OFFLINE,
+    PAST,
+    ROWS,
+    SCORES,
+    choose_rows,
+    chosen_settings,
+    read_matrix,
+    subset_table,
+    table,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +72,7 @@ class Plan:
     teacher: str
     past_teacher: str
     keep_features: bool = False
+    set_method: tuple[str, ...] = ()
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -91,6 +104,13 @@ def make_parser() -> argparse.ArgumentParser:
     add("--steps", type=int, default=0, help="steps of every student (default: what --minutes allows)")
     add("--teacher-steps", type=int, default=0, help="steps of each teacher (default: likewise)")
     add("--share", type=float, default=0.1, help="of each part in the detection loss at start (default 0.1)")
+    add(
+        "--set-method",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting of FTKD, in all its rows (FTKDConfig; weights are balanced after)",
+    )
     add("--lr", type=float, default=4e-4, help="highest learning rate (default 4e-4)")
     add("--init", type=Path, help="weights all students start from (default: random, by seed)")
     add("--init-parts", default="", help="parts of it to take, e.g. backbone,neck,auxiliary (default all)")
@@ -118,6 +138,7 @@ class Experiment:
         sparse_bev_preset(arguments.teacher_preset), sparse_bev_preset(arguments.past_preset)
         if arguments.keep_features and (arguments.init is None or arguments.backbone_ratio):
             raise UserError("--keep-features needs a backbone that stays: give --init and --backbone-ratio 0")
+        override(method_config("ftkd"), arguments.set_method)  # errors before any work
         self.arguments, self.out = arguments, Path(arguments.out)
         self.rows = choose_rows(arguments.rows)
         self.began = time.monotonic()
@@ -141,10 +162,12 @@ class Experiment:
             teacher_steps=a.teacher_steps, share=a.share, lr=a.lr, init=_text(a.init),
             init_parts=a.init_parts, backbone_ratio=a.backbone_ratio,
             teacher=_text(a.teacher), past_teacher=_text(a.past_teacher), keep_features=a.keep_features,
+            set_method=tuple(a.set_method),
         )  # fmt: skip
         path = self.out / "plan.json"
         if path.exists():
             found = Plan(**json.loads(path.read_text()))
+            found = replace(found, set_method=tuple(found.set_method))  # a list, in JSON
             if a.phase == "score":
                 return found
             found = replace(found, seeds=a.seeds)  # more may be run later
@@ -213,7 +236,9 @@ class Experiment:
             cache = self.cache(row_name)
             command = [
                 "training.distill", "--teacher", str(teachers[row.teacher]), "--method", row.method,
-                "--cache", str(cache), *(f"--set-method={k}={v}" for k, v in settings.items()),
+                "--cache", str(cache),
+                *(f"--set-method={text}" for text in chosen_settings(row_name, plan.set_method)),
+                *(f"--set-method={k}={v}" for k, v in settings.items()),
             ]  # fmt: skip
         command += ["--preset", plan.preset]
         if plan.init:
@@ -238,7 +263,7 @@ class Experiment:
             found[row_name] = stages.balance_method(
                 row.method, teacher, plan.preset, (plan.init, plan.init_parts), self.clips(0), plan.scenes,
                 cache=self.cache(row_name), streams=plan.streams, share=plan.share, device=self.device,
-                keep=plan.keep_features,
+                keep=plan.keep_features, settings=chosen_settings(row_name, plan.set_method),
             )  # fmt: skip
             path.write_text(json.dumps(found, indent=1) + "\n")
         settings: dict[str, float] = found[row_name]["settings"]

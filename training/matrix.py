@@ -49,6 +49,11 @@ def choose_rows(names: str) -> list[str]:
     return chosen
 
 
+def chosen_settings(row: str, settings: Sequence[str]) -> list[str]:
+    """Those of the experiment's settings of FTKD that a row takes: all in FTKD's own rows, none in others."""
+    return list(settings) if ROWS[row].method.startswith("ftkd") else []
+
+
 def read_matrix(path: Path) -> list[dict[str, Any]]:
     """The entries of a matrix file, one a run; UserError where it is none."""
     try:

@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 from safetensors import safe_open
 from tqdm import tqdm
 
+from ftkd_core.config import override
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
 from ftkd_core.data.nuscenes import NuScenes, open_dataset
 from ftkd_core.data.synthetic.export import write_dataset
@@ -107,11 +108,12 @@ def fill(
 def balance_method(
     method: str, teacher: Path, student: str, init: tuple[str, str], clips: SyntheticClips, scenes: int, *,
     cache: Path, streams: int, share: float, device: torch.device, keep: bool = False,
+    settings: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """The weights that bring each part of a method to `share` of the detection loss, and the terms measured
     before, on the teacher's cached answers: `{"settings": {...}, "terms": {...}}`. init: the file that
     students start from and its parts, as --init and --init-parts; keep, as students are shown kept
-    features."""
+    features; settings, changes of the method, each `name=value`."""
     torch.manual_seed(0)
     model, guide = build_stream_petr(preset(student)), load_teacher(teacher)
     if init[0]:
@@ -119,12 +121,12 @@ def balance_method(
     model.to(device)
     shown = keep_features(model, clips, clips.cache.parent, scenes, device) if keep else clips
     data = StreamDataset(shown, scenes, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
-    chosen = method_config(method)
+    chosen = override(method_config(method), settings)
     description = make_distiller(guide, model, chosen).describe(weights_hash(teacher), clips.name)
     answers = CachedDataset(data, TeacherCache(cache, description, scenes))
     config, terms = balance(guide, model.to(device), chosen, answers, streams=streams, share=share)
-    settings = {name: value for name, value in asdict(config).items() if name in _SETTINGS}
-    return {"settings": settings, "terms": terms}
+    weights = {name: value for name, value in asdict(config).items() if name in _SETTINGS}
+    return {"settings": weights, "terms": terms}
 
 
 def steps_of(weights: Path) -> int:

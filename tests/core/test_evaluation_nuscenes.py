@@ -111,6 +111,11 @@ def test_numbers_are_those_of_the_devkit(dataset: NuScenes, tmp_path: Path, spli
     assert summary == evaluate(dataset, results, sample_tokens=tokens)
     assert json.loads((tmp_path / "ours" / "metrics_summary.json").read_text()) == summary
 
+    ours = json.loads((tmp_path / "ours" / "metrics_devkit.json").read_text())
+    theirs = json.loads(json.dumps(official.serialize()).replace("NaN", "null"))
+    for name in ("label_aps", "label_tp_errors", "tp_scores"):
+        assert ours[name] == theirs[name]
+
 
 def test_no_detections_at_all_score_zero_and_say_so(dataset: NuScenes) -> None:
     summary = evaluate(dataset, to_devkit_results({}, sample_tokens_of(dataset, split="all")), split="all")

@@ -23,7 +23,7 @@ from tests.training.test_lessons import pairs, stream_lesson, teacher
 from training import predicting, speeds, stages
 from training.balance import balance, balanced, measure_terms
 from training.experiments import Experiment, Plan, main, make_parser
-from training.matrix import ROWS, SCORES, choose_rows, read_matrix, subset_table, table
+from training.matrix import OFFLINE, PAST, ROWS, SCORES, choose_rows, read_matrix, subset_table, table
 
 
 def entry(method: str, seed: int, score: float, **more: object) -> dict[str, object]:
@@ -87,6 +87,32 @@ def test_a_plan_is_kept_and_not_bent(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert plan("--seeds", "3", "--phase", "score") == first  # scoring needs to know no setting
     with pytest.raises(UserError, match="has steps"):
         plan("--seeds", "2", "--steps", "7")
+
+
+def test_settings_of_ftkd_are_of_the_plan_and_of_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Experiment, "render", lambda self, plan: None)
+    asked = ["--steps", "3", "--teacher", "a", "--past-teacher", "b", "--set-method", "bev_mask=both"]
+    parse = make_parser().parse_args
+    experiment = Experiment(parse(arguments(tmp_path, *asked)))
+    plan = experiment.make_plan()
+    assert plan.set_method == ("bev_mask=both",)
+    assert experiment.make_plan() == plan  # read back
+    with pytest.raises(UserError, match="has set_method"):
+        Experiment(parse(arguments(tmp_path, *asked[:-2]))).make_plan()
+    with pytest.raises(UserError, match="expected one of channel"):
+        Experiment(parse(arguments(tmp_path, *asked[:-1], "bev_mask=half")))
+
+    commands: dict[str, list[str]] = {}
+    monkeypatch.setattr(Experiment, "balance", lambda self, plan, row, teacher: {"weight": 2.0})
+    monkeypatch.setattr(
+        Experiment, "run", lambda self, plan, name, command, steps, seed: commands.update({name: command})
+    )
+    for row in ("none", "mgd", "ftkd_no_pv", "ftkd_past_teacher"):
+        experiment.train_student(plan, row, 0, {OFFLINE: Path("a"), PAST: Path("b")})
+    told = {name for name, command in commands.items() if "--set-method=bev_mask=both" in command}
+    assert told == {"ftkd_no_pv-0", "ftkd_past_teacher-0"}
 
 
 def test_both_teachers_share_the_time_of_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
