@@ -24,10 +24,18 @@ _EXACT: Final = "donot_use_mm_for_euclid_dist"  # the default is good to centime
 _LEAST_SURE, _NEVER = 1e-20, -1e4  # as a logarithm; exp of the second is 0
 _NEAR_M: Final = 0.4
 _GROWTH: Final = 0.08
-"""How far off a proposal may be: metres near, and per metre of distance from the vehicle, as errors of depth
-grow."""
-_STILL_SHARE: Final = 0.6
-"""Of a frame's support that a candidate must win over standing still, at 5 m/s; most things stand."""
+_OF_LENGTH: Final = 0.1
+"""How far off a proposal may be: metres near, per metre of distance from the vehicle, as errors of depth
+grow, and per metre of its own length, of which one image often shows one end."""
+_LONGEST_M: Final = 20.0
+_STEEP: Final = 0.6
+_TYPICAL_M_S: Final = {"pedestrian": 1.0}
+_OTHERS_TYPICAL_M_S: Final = 10.0
+_MOVING: Final = {"trailer": 2.0, "construction_vehicle": 2.0}
+_OTHERS_MOVING: Final = 1.0
+_SLOW_M_S: Final = 1.0
+"""What a candidate of speed v must win over standing still, in supports of one frame:
+moving * v / (v + slow) for moving at all, for most things stand, and steep * v / typical for its speed."""
 _SPEED_SPREAD_M_S: Final = 6.0
 _CREEP_M_S: Final = 0.5
 """Prior spreads of the speed of what moves, and of what is taken to stand."""
@@ -50,9 +58,26 @@ def proposals_now(anchors: Anchors, origin: Tensor) -> FrameProposals:
     return FrameProposals(anchors.codes[:, None], anchors.logits[:, None], origin[:, None], time)
 
 
-def immobile_classes(names: Sequence[str]) -> list[int]:
-    """Labels of the classes that never move."""
-    return [index for index, name in enumerate(names) if name in IMMOBILE]
+class MotionPrior(NamedTuple):
+    """What is known of how classes move before one looks, each (K,): mobile 1, or 0 for those that never
+    do; moving and typical_m_s make a candidate's cost."""
+
+    mobile: Tensor
+    moving: Tensor
+    typical_m_s: Tensor
+
+    def cost(self, label: Tensor, speed: Tensor) -> Tensor:
+        """What candidates of a speed (B, I, V) must win over standing still, objects of a class (B, I)."""
+        typical, moving = self.typical_m_s[label][..., None], self.moving[label][..., None]
+        return moving * speed / (speed + _SLOW_M_S) + _STEEP * speed / typical
+
+
+def motion_prior(names: Sequence[str]) -> Tensor:
+    """The rows of `MotionPrior` (3, K) for classes in this order."""
+    mobile = [float(name not in IMMOBILE) for name in names]
+    moving = [_MOVING.get(name, _OTHERS_MOVING) for name in names]
+    typical = [_TYPICAL_M_S.get(name, _OTHERS_TYPICAL_M_S) for name in names]
+    return torch.tensor([mobile, moving, typical])
 
 
 class _Seen(NamedTuple):
@@ -68,23 +93,22 @@ class _Seen(NamedTuple):
 @torch.no_grad()
 @full_precision
 def link_proposals(
-    now: FrameProposals, others: FrameProposals, fixed: Sequence[int] = (), candidate_frames: int = 2
+    now: FrameProposals, others: FrameProposals, prior: MotionPrior, candidate_frames: int = 2
 ) -> Anchors:
     """Anchors (B, I) of the current frame (`now`, of one frame) with the velocity, and the centre in the
     ground plane, that the other frames speak for.
 
     Candidates are standing still and the velocities that lead to a proposal of the same class in one of the
-    `candidate_frames` frames nearest in time. The one with the most support over all frames is refined by a
-    weighted line through the proposals that support it. Classes in `fixed` never move.
+    `candidate_frames` frames nearest in time. The one with the most support over all frames, less what the
+    prior asks of it, is refined by a weighted line through the proposals that support it.
     """
     own = _Seen(*(value[:, 0] for value in _seen(now)))
     there = _seen(others)
-    moves = torch.ones_like(own.label, dtype=torch.bool)
-    for index in fixed:
-        moves &= own.label != index
+    prior = MotionPrior(*(value.float() for value in prior))
+    moves = prior.mobile[own.label] > 0
     velocity = _candidates(own, there, others.time, candidate_frames)  # (B, I, V, 2)
     velocity = velocity * moves[..., None, None]
-    support = -_STILL_SHARE * velocity.norm(dim=-1) / 5.0 * own.score[..., None]
+    support = -prior.cost(own.label, velocity.norm(dim=-1)) * own.score[..., None]
     for t in range(others.time.shape[1]):
         seen = _Seen(*(value[:, t] for value in there))
         gone = own.points[:, :, None] + velocity * others.time[:, t, None, None, None]
@@ -101,7 +125,8 @@ def link_proposals(
 
 def _seen(frames: FrameProposals) -> _Seen:
     points, score = frames.codes[..., :2], frames.logits.sigmoid().amax(-1).sqrt()
-    spread = _NEAR_M + _GROWTH * (points - frames.origin[:, :, None]).norm(dim=-1)
+    length = frames.codes[..., 3:6].amax(-1).exp().clamp(max=_LONGEST_M)
+    spread = _NEAR_M + _GROWTH * (points - frames.origin[:, :, None]).norm(dim=-1) + _OF_LENGTH * length
     return _Seen(points, spread, score, frames.logits.argmax(-1))
 
 

@@ -23,7 +23,7 @@ from ftkd_core.models.attention import HybridAttention
 from ftkd_core.models.auxiliary2d import AuxiliaryHead, AuxiliaryMaps, ImageProposals, propose
 from ftkd_core.models.denoising import DenoisingQueries, attention_mask
 from ftkd_core.models.fpn import TopDownPyramid
-from ftkd_core.models.linking import FrameProposals, immobile_classes, link_proposals, proposals_now
+from ftkd_core.models.linking import FrameProposals, MotionPrior, link_proposals, motion_prior, proposals_now
 from ftkd_core.models.model_frame import codes_in_ego, denoising_in_model, frame_matrix, rig_in_model
 from ftkd_core.models.position import inverse_sigmoid
 from ftkd_core.models.resnet import ResNet
@@ -192,6 +192,7 @@ class SparseBEV(nn.Module):
     ring)`."""
 
     model_from_ego: Tensor | None
+    motion_prior: Tensor
 
     def __init__(self, config: SparseBEVConfig) -> None:
         super().__init__()
@@ -202,6 +203,7 @@ class SparseBEV(nn.Module):
         levels = range(max(stages - decoder.levels, 0), stages)
         self.neck = TopDownPyramid(self.backbone.out_channels, decoder.channels, tuple(levels))
         self.register_buffer("model_from_ego", frame_matrix(config.model_from_ego), persistent=False)
+        self.register_buffer("motion_prior", motion_prior(config.class_names), persistent=False)
         self.decoder_layer = SparseDecoderLayer(decoder, config.num_frames, len(config.class_names))
         self.query_boxes = nn.Parameter(_pillar_grid(decoder.num_queries))
         # A row a class for denoising queries and one for the learnt; one more channel tells the two apart
@@ -274,7 +276,7 @@ class SparseBEV(nn.Module):
         linked = link_proposals(
             proposals_now(proposals.anchors, origin[:, 0]),
             FrameProposals(others.codes, others.logits, origin[:, 1:], window.time[:, 1:]),
-            immobile_classes(self.config.class_names),
+            MotionPrior(*self.motion_prior),
         )
         return auxiliary, proposals._replace(anchors=linked)
 

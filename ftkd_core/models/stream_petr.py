@@ -27,7 +27,7 @@ from ftkd_core.models.attention import HybridAttention, TokenAttention
 from ftkd_core.models.auxiliary2d import AuxiliaryHead, AuxiliaryMaps, ImageProposals, propose
 from ftkd_core.models.denoising import DenoisingQueries, attention_mask
 from ftkd_core.models.fpn import TopDownPyramid
-from ftkd_core.models.linking import FrameProposals, immobile_classes, link_proposals, proposals_now
+from ftkd_core.models.linking import FrameProposals, MotionPrior, link_proposals, motion_prior, proposals_now
 from ftkd_core.models.memory import LocalMemory, Memory, empty_memory, memorise, recall
 from ftkd_core.models.model_frame import (
     codes_in_ego,
@@ -128,6 +128,7 @@ class StreamPETR(nn.Module):
     points_center: Tensor
     points_half: Tensor
     model_from_ego: Tensor | None
+    motion_prior: Tensor
 
     def __init__(self, config: DetectorConfig) -> None:
         super().__init__()
@@ -149,6 +150,7 @@ class StreamPETR(nn.Module):
         self.register_buffer("points_center", center, persistent=False)
         self.register_buffer("points_half", half, persistent=False)
         self.register_buffer("model_from_ego", frame_matrix(config.model_from_ego), persistent=False)
+        self.register_buffer("motion_prior", motion_prior(config.class_names), persistent=False)
         self.query_embedding = nn.Sequential(
             nn.Linear(channels // 2 * 3, channels), nn.ReLU(), nn.Linear(channels, channels)
         )
@@ -243,7 +245,7 @@ class StreamPETR(nn.Module):
         origin = by_frame(local.ego_from_past)[:, :, 0, :2, 3]
         past = FrameProposals(by_frame(codes), logits, origin, -age[..., 0])
         now = proposals_now(anchors, torch.zeros_like(past.origin[:, 0]))
-        return link_proposals(now, past, immobile_classes(self.config.class_names))
+        return link_proposals(now, past, MotionPrior(*self.motion_prior))
 
     def extract(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, N, 3, H, W) -> feature maps (B, N, C, H/stride, W/stride) for the tokens and for the

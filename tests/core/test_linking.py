@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ftkd_core.models.anchors import Anchors
-from ftkd_core.models.linking import FrameProposals, _Seen, _support, link_proposals
+from ftkd_core.models.linking import (
+    FrameProposals,
+    MotionPrior,
+    _Seen,
+    _support,
+    link_proposals,
+    motion_prior,
+)
 
 TIMES = (0.0, -0.5, -1.0, 0.5, 1.0)
 SPARE = 4  # proposals a frame that belong to nothing, far away and weak
@@ -41,12 +48,12 @@ def window(
     return FrameProposals(codes, logits, origin, torch.tensor([times]))
 
 
-def linked(frames: FrameProposals, fixed: Sequence[int] = ()) -> Anchors:
+def linked(frames: FrameProposals, names: Sequence[str] = ("car", "car", "car")) -> Anchors:
     """The first frame is the current one."""
     return link_proposals(
         FrameProposals(*(value[:, :1] for value in frames)),
         FrameProposals(*(value[:, 1:] for value in frames)),
-        fixed,
+        MotionPrior(*motion_prior(names)),
     )
 
 
@@ -80,7 +87,7 @@ def test_proposals_of_another_class_are_not_linked_and_some_classes_never_move()
     assert velocities(linked(frames), 1).norm() < 1e-3
     frames = window([(20.0, 0.0)], [(6.0, 0.0)], [2])
     assert velocities(linked(frames), 1).norm() > 5
-    assert velocities(linked(frames, fixed=[2]), 1).norm() == 0
+    assert velocities(linked(frames, ("car", "car", "barrier")), 1).norm() == 0
 
 
 def test_what_stands_is_placed_better_than_by_one_frame() -> None:
