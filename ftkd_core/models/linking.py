@@ -31,7 +31,7 @@ _LONGEST_M: Final = 20.0
 _STEEP: Final = 0.6
 _TYPICAL_M_S: Final = {"pedestrian": 1.0}
 _OTHERS_TYPICAL_M_S: Final = 10.0
-_MOVING: Final = {"trailer": 2.0, "construction_vehicle": 2.0}
+_MOVING: Final = {"trailer": 2.0, "construction_vehicle": 2.0, "pedestrian": 0.5}
 _OTHERS_MOVING: Final = 1.0
 _SLOW_M_S: Final = 1.0
 """What a candidate of speed v must win over standing still, in supports of one frame:
