@@ -24,7 +24,9 @@ from ftkd_core.data.clips import AugmentConfig, Clip
 from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer
 from ftkd_core.errors import UserError
 
-_FORMAT: Final = "ftkd-teacher-cache-1"
+_FORMAT: Final = "ftkd-teacher-cache-2"
+"""Raised with every change of the code that changes what the same weights answer: 2 since linking knows how
+classes move."""
 _MANIFEST: Final = "manifest.json"
 Manifest = dict[str, Any]
 

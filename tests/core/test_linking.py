@@ -102,6 +102,39 @@ def test_what_stands_is_placed_better_than_by_one_frame() -> None:
     assert after < 0.75 * before
 
 
+@pytest.mark.parametrize("name", ["car", "trailer", "pedestrian", "bicycle"])
+def test_what_stands_gets_no_speed_from_the_noise_of_its_places(name: str) -> None:
+    """Places half as far off as linking takes them to be, which is 1.4 m and more at 12 m."""
+    start = [(x, y) for x in (-12.0, 0.0, 12.0) for y in (-12.0, 12.0)]
+    speeds = []
+    for seed in range(10):
+        frames = window(start, [(0.0, 0.0)] * 6, [0] * 6, noise=0.7, seed=seed)
+        speeds.append(velocities(linked(frames, (name, "car", "car")), 6).norm(dim=-1))
+    said = torch.cat(speeds)
+    assert (said < 0.5).float().mean() > 0.9
+    assert said.mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "speed"), [("car", 3.0), ("car", 20.0), ("trailer", 4.0), ("pedestrian", 1.2), ("bicycle", 3.0)]
+)
+def test_what_moves_as_its_class_does_is_found_to(name: str, speed: float) -> None:
+    frames = window([(15.0, 3.0)], [(0.0, speed)], [0], times=(0.0, -0.5, -1.0, -1.5, -2.0), noise=0.1)
+    found = velocities(linked(frames, (name, "car", "car")), 1)[0]
+    assert found[1] == pytest.approx(speed, rel=0.25)
+
+
+def test_a_class_asks_more_of_a_speed_that_is_unusual_for_it() -> None:
+    names = ("car", "pedestrian", "trailer", "barrier")
+    prior = MotionPrior(*motion_prior(names))
+    speeds = torch.tensor([0.0, 1.0, 3.0, 10.0]).expand(1, 4, 4)
+    cost = prior.cost(torch.arange(4)[None], speeds)[0]  # (class, speed)
+    assert (cost[:, 0] == 0).all() and (cost.diff(dim=1) > 0).all()
+    assert cost[1, 3] > 4 > cost[0, 3]  # nobody walks at 10 m/s, whatever four frames say
+    assert cost[2, 1] > cost[0, 1]  # most trailers stand
+    assert prior.mobile.tolist() == [1, 1, 1, 0]
+
+
 @pytest.mark.parametrize("times", [(0.0,), (0.0, 0.0, 0.0)])
 def test_a_window_without_other_moments_says_nothing(times: tuple[float, ...]) -> None:
     frames = window([(20.0, 3.0), (-9.0, 1.0)], [(5.0, 0.0), (0.0, 0.0)], [0, 1], times=times)
