@@ -96,8 +96,11 @@ class DecoderConfig:
     with, where ours differs: no projection before the tokens' own MLP, the spatial alignment told of points
     in 0..1 (ours: their inverse sigmoid) at other depths, remembered velocities told along the axes of the
     moment they were answered at (ours: the current ones). link_memory: queries from the image start with the
-    velocity that links them to remembered boxes (ours; models/linking.py). point_range_m: low x, y, z and
-    high x, y, z in metres of the space of reference points and centres; None for +-position_range_m.
+    velocity that links them to remembered boxes (ours; models/linking.py). memory_interval_s: a frame that
+    comes sooner after the newest remembered one is answered but not remembered, so that a memory trained on
+    key frames holds what it knows, whatever the cameras' rate (ours; 0 remembers every frame). point_range_m:
+    low x, y, z and high x, y, z in metres of the space of reference points and centres; None for
+    +-position_range_m.
     """
 
     channels: int = 256
@@ -116,6 +119,7 @@ class DecoderConfig:
     content_from_position: bool = False
     anchored: bool = False
     link_memory: bool = field(default=False, metadata=UNSAID)
+    memory_interval_s: float = field(default=0.0, metadata=UNSAID)
     as_published: bool = field(default=False, metadata=UNSAID)
     point_range_m: tuple[float, ...] | None = field(default=None, metadata=UNSAID)
 
@@ -132,6 +136,10 @@ class DecoderConfig:
         _require(
             not self.link_memory or (self.anchored and self.num_image_queries > 0),
             "link_memory: expected anchored queries and num_image_queries, which are what is linked",
+        )
+        _require(
+            0 <= self.memory_interval_s < 60,
+            f"memory_interval_s {self.memory_interval_s}: expected 0 to 60 seconds",
         )
         _require(
             not self.as_published or self.num_depths > 30,

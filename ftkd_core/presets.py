@@ -46,6 +46,7 @@ def tiny() -> DetectorConfig:
             content_from_position=True,
             anchored=True,
             link_memory=True,
+            memory_interval_s=0.4,
         ),
         loss=LossConfig(denoising_groups=1),
     )

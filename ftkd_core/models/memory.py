@@ -146,6 +146,19 @@ def memorise(
     )
 
 
+def remember_spaced(before: Memory, after: Memory, frame: Frame, interval_s: float) -> Memory:
+    """`after`, or `before` where this frame came less than interval_s after the newest one in it: an answer
+    that is not remembered. A stream that starts, or that time turned back in, is remembered at once."""
+    gap = frame.time - before.time[:, 0]
+    due = frame.is_first | (gap >= interval_s) | (gap < 0)  # (B,)
+    return Memory(
+        *(
+            torch.where(due.view(-1, *[1] * (new.ndim - 1)), new, old.to(new.dtype))
+            for old, new in zip(before, after, strict=True)
+        )
+    )
+
+
 def _as_answered(velocity_global: Tensor, global_from_past: Tensor) -> Tensor:
     """Velocities (B, M, 2) as they were before `memorise` turned them: the exact inverse, also on a slope; 0
     where there is no pose."""

@@ -28,7 +28,7 @@ from ftkd_core.models.auxiliary2d import AuxiliaryHead, AuxiliaryMaps, ImageProp
 from ftkd_core.models.denoising import DenoisingQueries, attention_mask
 from ftkd_core.models.fpn import TopDownPyramid
 from ftkd_core.models.linking import FrameProposals, MotionPrior, link_proposals, motion_prior, proposals_now
-from ftkd_core.models.memory import LocalMemory, Memory, empty_memory, memorise, recall
+from ftkd_core.models.memory import LocalMemory, Memory, empty_memory, memorise, recall, remember_spaced
 from ftkd_core.models.model_frame import (
     codes_in_ego,
     denoising_in_model,
@@ -222,6 +222,8 @@ class StreamPETR(nn.Module):
         kept = self.config.decoder.num_propagated
         last_codes, evidence = codes[-1, :, noised:], logits[-1, :, noised:] - _PRIOR_LOGIT
         after = memorise(memory, local, frame, last[:, noised:], last_codes, evidence, kept)
+        if self.config.decoder.memory_interval_s:
+            after = remember_spaced(memory, after, frame, self.config.decoder.memory_interval_s)
         codes = codes_in_ego(codes, self.model_from_ego)
         predictions = Predictions(
             logits[:, :, noised:], codes[:, :, noised:], last[:, noised:], features, auxiliary,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ftkd_core.config import ImageConfig, override
+from ftkd_core.data.synthetic.rig import nuscenes_rig
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.resnet import ResNet
@@ -20,7 +21,7 @@ from ftkd_core.runtime.detector import Detector
 from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.runtime.header import pack_header, rig_key, unpack_header
 from ftkd_core.runtime.inference_model import fold_batch_norms, inference_model
-from ftkd_core.runtime.measure import compare_detectors
+from ftkd_core.runtime.measure import compare_detectors, driving_rounds
 from ftkd_core.runtime.preprocess import resize_and_crop, round_rig
 from ftkd_core.runtime.resample import batch_taps, image_taps, resample
 from ftkd_core.types import CameraRound
@@ -157,13 +158,14 @@ def test_the_fast_engine_streams_as_the_plain_one(arguments: dict[str, object]) 
 
 
 def test_the_shipped_detector_computes_as_its_plain_twin() -> None:
+    """On a rendered drive: in noise many peaks are equally strong, and rounding would choose among them."""
     fast, plain = (
         Detector.from_weights(device="cpu", runtime=runtime, score_threshold=0.0)
         for runtime in ("fast", "plain")
     )
-    agreement = compare_detectors(plain, fast, [make_round(index) for index in range(6)])
+    agreement = compare_detectors(plain, fast, driving_rounds(6, nuscenes_rig()))
     assert agreement.unmatched == 0
-    assert agreement.center_p99_m < 0.01 and agreement.score < 0.005
+    assert agreement.center_m < 0.01 and agreement.score < 0.005
 
 
 def test_a_rig_is_encoded_once_and_anew_where_it_changes() -> None:

@@ -10,7 +10,7 @@ from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.models.anchors import Anchors
 from ftkd_core.models.denoising import make_denoising
-from ftkd_core.models.memory import recall
+from ftkd_core.models.memory import recall, remember_spaced
 from ftkd_core.models.stream_petr import Predictions, StreamPETR, decode
 from ftkd_core.presets import preset
 from ftkd_core.runtime.preprocess import normalise
@@ -255,6 +255,54 @@ def test_what_is_seen_starts_with_the_speed_that_links_it_to_what_is_remembered(
     assert torch.allclose(
         model.link(seen, start).codes, seen.codes, atol=1e-6
     )  # a stream that starts remembers nothing
+
+
+def at_times(model: StreamPETR, times: list[float], *, first: bool = True) -> list[Frame]:
+    """The vehicle of `drive` at 2 m/s, seen at these times."""
+    frames = []
+    for index, time in enumerate(times):
+        frame = drive(model.config, 1)[0]
+        generator = torch.Generator().manual_seed(int(1000 * time))
+        frames.append(
+            frame._replace(
+                images=torch.randn(frame.images.shape, generator=generator),
+                global_from_ego=torch.from_numpy(yaw_transform(0.0, (2.0 * time, 0.0, 0.0)))[None],
+                time=torch.tensor([time], dtype=torch.float64),
+                is_first=torch.tensor([first and index == 0]),
+            )
+        )
+    return frames
+
+
+def test_frames_between_are_answered_and_not_remembered() -> None:
+    """Key frames of a stream at 12 Hz are answered as those of a stream of key frames alone."""
+    model = small_model("decoder.memory_interval_s=0.45")
+    key_times = [0.0, 0.5, 1.0, 1.5]
+    times = sorted({*key_times, *(round(t / 12, 3) for t in range(18))})
+    key = dict(zip(key_times, stream(model, at_times(model, key_times)), strict=True))
+    whole = dict(zip(times, stream(model, at_times(model, times)), strict=True))
+    for time in key_times:
+        assert torch.equal(whole[time].codes, key[time].codes)
+    every = small_model("decoder.memory_interval_s=0")
+    other = dict(zip(times, stream(every, at_times(every, times)), strict=True))
+    assert not torch.allclose(other[1.5].codes, key[1.5].codes, atol=1e-3)
+    alone = stream(model, at_times(model, [times[1]]))[0]  # between, the past is not forgotten either
+    assert not torch.allclose(whole[times[1]].logits, alone.logits, atol=1e-3)
+
+
+def test_what_is_remembered_is_each_streams_own() -> None:
+    """One stream of a batch is due, another not; one that starts, or whose time turned back, is."""
+    before = small_model().start_memory(4)._replace(time=torch.full((4, 18), 10.0).double())
+    after = before._replace(embedding=before.embedding + 1, time=before.time + 1)
+    frame = drive(small_config(), 1)[0]._replace(
+        time=torch.tensor([10.5, 10.1, 10.1, 9.0]).double(),
+        is_first=torch.tensor([False, False, True, False]),
+    )
+    kept = remember_spaced(before, after, frame, 0.4)
+    assert kept.embedding.flatten(1)[:, 0].tolist() == [1, 0, 1, 1]
+    assert kept.time[:, 0].tolist() == [11, 10, 11, 11]
+    with pytest.raises(UserError, match="memory_interval_s -1"):
+        small_config("decoder.memory_interval_s=-1")
 
 
 def test_linking_needs_queries_that_are_boxes_from_the_image() -> None:
