@@ -31,9 +31,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ftkd_core.config import override
 from ftkd_core.data.synthetic_clips import SyntheticClips
-from ftkd_core.distillation.methods import method_config
 from ftkd_core.errors import UserError
 from ftkd_core.presets import preset, sparse_bev_preset
 from training import stages
@@ -42,6 +40,7 @@ from training.matrix import (
     PAST,
     ROWS,
     SCORES,
+    check_settings,
     choose_rows,
     chosen_settings,
     read_matrix,
@@ -138,7 +137,7 @@ class Experiment:
         sparse_bev_preset(arguments.teacher_preset), sparse_bev_preset(arguments.past_preset)
         if arguments.keep_features and (arguments.init is None or arguments.backbone_ratio):
             raise UserError("--keep-features needs a backbone that stays: give --init and --backbone-ratio 0")
-        override(method_config("ftkd"), arguments.set_method)  # errors before any work
+        check_settings(arguments.set_method)
         self.arguments, self.out = arguments, Path(arguments.out)
         self.rows = choose_rows(arguments.rows)
         self.began = time.monotonic()

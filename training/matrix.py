@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from ftkd_core.config import override
+from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.errors import UserError
 
 SCORES: Final = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
@@ -47,6 +49,16 @@ def choose_rows(names: str) -> list[str]:
         if name not in ROWS:
             raise UserError(f"unknown row {name!r}; expected some of {', '.join(ROWS)}")
     return chosen
+
+
+def check_settings(settings: Sequence[str]) -> None:
+    """UserError for settings that FTKD does not have, or that change what the rows' shared caches hold."""
+    changed = override(FTKDConfig(), settings)
+    if changed.pv_target != FTKDConfig().pv_target:
+        raise UserError(
+            "--set-method pv_target: all rows share the caches of the teachers' answers, which depend on it; "
+            "use python -m training.distill --set-method with a cache of its own"
+        )
 
 
 def chosen_settings(row: str, settings: Sequence[str]) -> list[str]:

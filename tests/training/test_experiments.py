@@ -103,6 +103,8 @@ def test_settings_of_ftkd_are_of_the_plan_and_of_its_rows(
         Experiment(parse(arguments(tmp_path, *asked[:-2]))).make_plan()
     with pytest.raises(UserError, match="expected one of channel"):
         Experiment(parse(arguments(tmp_path, *asked[:-1], "bev_mask=half")))
+    with pytest.raises(UserError, match="share the caches"):
+        Experiment(parse(arguments(tmp_path, *asked[:-1], "pv_target=sum")))
 
     commands: dict[str, list[str]] = {}
     monkeypatch.setattr(Experiment, "balance", lambda self, plan, row, teacher: {"weight": 2.0})
