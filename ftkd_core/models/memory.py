@@ -153,7 +153,7 @@ def remember_spaced(before: Memory, after: Memory, frame: Frame, interval_s: flo
     due = frame.is_first | (gap >= interval_s) | (gap < 0)  # (B,)
     return Memory(
         *(
-            torch.where(due.view(-1, *[1] * (new.ndim - 1)), new, old.to(new.dtype))
+            torch.where(due.view(-1, *[1] * (new.ndim - 1)), new, old)
             for old, new in zip(before, after, strict=True)
         )
     )

@@ -61,9 +61,10 @@ def student() -> StreamPETR:
     return build_stream_petr(small_config())
 
 
-def close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    """The losses agree within the half precision that features are kept in."""
+def assert_close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """The losses agree within the half precision that features are kept in, and are losses."""
     assert first.keys() == second.keys()
+    assert sum(first.values()) > 0.1
     for name, value in first.items():
         assert torch.allclose(value, second[name], rtol=1e-2, atol=1e-3), name
 
@@ -88,7 +89,7 @@ def test_a_streaming_step_is_that_of_the_images(tmp_path: Path) -> None:
         sum(terms.values()).backward()  # type: ignore[union-attr]
         losses.append({name: value.detach() for name, value in terms.items()})
         gradients.append(model.neck.lateral[0].weight.grad)
-    close(*losses)
+    assert_close(*losses)
     assert gradients[0].abs().max() > 0
     assert torch.nn.functional.cosine_similarity(*(g.flatten() for g in gradients), dim=0) > 0.99
 
@@ -100,10 +101,11 @@ def test_a_step_of_windows_is_that_of_the_images(tmp_path: Path) -> None:
         kept = keep_features(model, clips, tmp_path, 2, CPU) if keep else clips
         frozen(model)
         data = WindowDataset(kept, 2, batch=2, num_past=1, num_future=1, augment=TURNED, seed=3)
+        assert data[0].images.is_floating_point() == keep
         with torch.no_grad():
             terms, _ = WindowLesson(model)(data[0], (), torch.Generator().manual_seed(0))
         losses.append(terms)
-    close(*losses)
+    assert_close(*losses)
 
 
 def test_a_whole_clip_looks_the_same(tmp_path: Path) -> None:
