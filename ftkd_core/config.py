@@ -227,7 +227,8 @@ class LossConfig:
 class DetectorConfig:
     """Everything that makes a detector; `preset` is its name.
 
-    auxiliary_head: whether it has our dense 2-D head; imported models have none. model_from_ego: the frame
+    auxiliary_head: whether it has a 2-D head for training. auxiliary_kind: which, `dense`, ours, that image
+    queries start at, or `focal`, StreamPETR's own. model_from_ego: the frame
     the network thinks in, where that is not ego, as a rigid transform; what goes in and comes out is in ego
     nevertheless. class_names: the classes of the outputs, in their order.
     """
@@ -240,6 +241,7 @@ class DetectorConfig:
     channels: tuple[str, ...] = CAMERA_CHANNELS
     class_names: tuple[str, ...] = CLASS_NAMES
     auxiliary_head: bool = field(default=True, metadata=UNSAID)
+    auxiliary_kind: str = field(default="dense", metadata=UNSAID)
     model_from_ego: Matrix | None = field(default=None, metadata=UNSAID)
 
     def __post_init__(self) -> None:
@@ -249,8 +251,16 @@ class DetectorConfig:
         )
         decoder = self.decoder
         _require(
-            self.auxiliary_head or not decoder.num_image_queries,
-            f"{decoder.num_image_queries} image queries start at the 2-D head: expected auxiliary_head",
+            self.auxiliary_kind in ("dense", "focal"),
+            f"auxiliary_kind {self.auxiliary_kind!r}: expected dense or focal",
+        )
+        _require(
+            (self.auxiliary_head and self.auxiliary_kind == "dense") or not decoder.num_image_queries,
+            f"{decoder.num_image_queries} image queries start at a dense 2-D head: expected one",
+        )
+        _require(
+            self.auxiliary_kind == "dense" or self.backbone.neck_channels % 32 == 0,
+            f"auxiliary_kind focal, {self.backbone.neck_channels} neck channels: expected a multiple of 32",
         )
         _require(
             not decoder.as_published or decoder.channels == self.backbone.neck_channels,

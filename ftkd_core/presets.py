@@ -53,21 +53,21 @@ def tiny() -> DetectorConfig:
 
 
 def r50_704x256() -> DetectorConfig:
-    """StreamPETR R50, 704x256, 300 + 128 queries, memory 512 (exiawsh/StreamPETR,
+    """StreamPETR R50, 704x256, 300 + 128 queries, memory 512, its 2-D head (exiawsh/StreamPETR,
     stream_petr_r50_flash_704_bs2_seq_428q)."""
-    return DetectorConfig(preset="r50_704x256")
+    return DetectorConfig(preset="r50_704x256", auxiliary_kind="focal")
 
 
 def r50_704x256_428q() -> DetectorConfig:
     """The same network under the name that says its queries."""
-    return DetectorConfig(preset="r50_704x256_428q")
+    return DetectorConfig(preset="r50_704x256_428q", auxiliary_kind="focal")
 
 
 def r50_704x256_900q() -> DetectorConfig:
-    """StreamPETR R50, 704x256, 644 + 256 queries, memory 1024 (exiawsh/StreamPETR,
+    """StreamPETR R50, 704x256, 644 + 256 queries, memory 1024, its 2-D head (exiawsh/StreamPETR,
     stream_petr_r50_704_bs2_seq_90e)."""
     decoder = DecoderConfig(num_queries=644, num_propagated=256, memory_length=1024)
-    return DetectorConfig(preset="r50_704x256_900q", decoder=decoder)
+    return DetectorConfig(preset="r50_704x256_900q", decoder=decoder, auxiliary_kind="focal")
 
 
 def r18_352x128() -> DetectorConfig:

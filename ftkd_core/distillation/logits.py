@@ -9,11 +9,11 @@ teacher queries, K classes.
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ftkd_core.losses.counting import shared_count
+from ftkd_core.losses.focal import quality_focal_loss
 
 
 class Alignment(NamedTuple):
@@ -22,13 +22,6 @@ class Alignment(NamedTuple):
 
     teacher: Tensor
     foreground: Tensor
-
-
-def quality_focal_loss(logits: Tensor, quality: Tensor, beta: float = 2.0) -> Tensor:
-    """Elementwise quality focal loss (Li et al. 2020) of logits against soft targets in 0..1; 0 where they
-    agree."""
-    wrong = (logits.sigmoid() - quality).abs() ** beta
-    return wrong * F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
 
 
 @torch.no_grad()
@@ -120,13 +113,21 @@ def logit_losses(
     paired = alignment.teacher >= 0
     count = shared_count(alignment.foreground.sum())
     terms: dict[str, Tensor] = {}
-    belief = quality.amax(-1) if background_by_score else torch.ones_like(by_box)
+    weights = pair_weights(teacher_logits.float().sigmoid(), alignment) if background_by_score else paired
     parts = (
-        ("foreground", foreground, paired & alignment.foreground, torch.ones_like(by_box)),
-        ("background", background, paired & ~alignment.foreground, belief),
+        ("foreground", foreground, paired & alignment.foreground),
+        ("background", background, paired & ~alignment.foreground),
     )
-    for name, wanted, pairs, weight in parts:
+    for name, wanted, pairs in parts:
         if wanted:
             terms[f"{name}_class"] = class_weight * (by_class * pairs).sum() / count
-            terms[f"{name}_box"] = box_weight * (by_box * weight * pairs).sum() / count
+            terms[f"{name}_box"] = box_weight * (by_box * weights * pairs).sum() / count
     return terms
+
+
+def pair_weights(teacher_scores: Tensor, alignment: Alignment) -> Tensor:
+    """Weights (B, Qs) of pairs from the teacher's scores (B, Qt, K): 1 in the foreground, in the background
+    the best score of the teacher's query, 0 without a partner."""
+    best = teacher_scores.detach().amax(-1).gather(1, alignment.teacher.clamp(min=0))
+    weights = torch.where(alignment.foreground, torch.ones_like(best), best)
+    return weights * (alignment.teacher >= 0)

@@ -2,8 +2,8 @@
 """Detection losses: what every decoder layer, the denoising queries and the 2-D head answer for.
 
 Criteria return a dict of *weighted* terms; their sum is the loss. Source: StreamPETR (method.md section 4)
-for the 3-D part; the dense 2-D part is ours (auxiliary2d.py). Symbols: B batch, N cameras, Q queries, G
-slots, K classes, Y layers.
+for the 3-D part; the dense 2-D part is ours (auxiliary2d.py), that of StreamPETR's own head is in
+focal_head.py. Symbols: B batch, N cameras, Q queries, G slots, K classes, Y layers.
 """
 
 import torch
@@ -14,20 +14,15 @@ from ftkd_core.boxes import encode_boxes
 from ftkd_core.classes import CLASS_NAMES, HEADINGLESS, SYMMETRIC
 from ftkd_core.config import DetectorConfig, SparseBEVConfig
 from ftkd_core.losses.counting import shared_count
+from ftkd_core.losses.focal import heat_loss, sigmoid_focal_loss
+from ftkd_core.losses.focal_head import focal_head_losses
 from ftkd_core.losses.matching import match
 from ftkd_core.models.anchors import turn_back, view_axis
 from ftkd_core.models.auxiliary2d import REFERENCE_FOCAL_PX, AuxiliaryMaps
 from ftkd_core.models.denoising import DenoisingQueries
+from ftkd_core.models.focal_head import FocalMaps
 from ftkd_core.models.stream_petr import Predictions
 from ftkd_core.types import CameraRig, Targets, pad_targets
-
-
-def sigmoid_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Elementwise focal loss (Lin et al. 2017) of logits against targets in {0, 1} of the same shape."""
-    probability = logits.sigmoid()
-    wrong = probability * (1 - targets) + (1 - probability) * targets
-    weight = (alpha * targets + (1 - alpha) * (1 - targets)) * wrong**gamma
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * weight
 
 
 class DetectionCriterion(nn.Module):
@@ -68,7 +63,10 @@ class DetectionCriterion(nn.Module):
                 terms |= self._layer(name, logits, codes, assigned, targets, denoising.real, loss.denoising)
         if predictions.auxiliary is not None:
             stride = self.config.backbone.auxiliary_stride
-            auxiliary = auxiliary_losses(predictions.auxiliary, targets, rig, stride)
+            if isinstance(predictions.auxiliary, FocalMaps):
+                auxiliary = focal_head_losses(predictions.auxiliary, targets, stride)
+            else:
+                auxiliary = auxiliary_losses(predictions.auxiliary, targets, rig, stride)
             terms |= {name: loss.auxiliary * value for name, value in auxiliary.items()}
         return terms
 
@@ -118,7 +116,7 @@ def auxiliary_losses(maps: AuxiliaryMaps, targets: Targets, rig: CameraRig, stri
     batch, camera, slot = (targets.mask_2d & inside).nonzero(as_tuple=True)  # (P,) objects seen
     count = shared_count(torch.tensor(len(batch), device=row.device))
     heat = _heat_targets(maps.heat, targets, (batch, camera, slot), cells, stride)
-    terms = {"auxiliary/heat": _heat_loss(maps.heat.float(), heat) / count}
+    terms = {"auxiliary/heat": heat_loss(maps.heat.float(), heat) / count}
 
     batch, camera, slot, row, column, share = _cells_of(
         (batch, camera, slot), targets.boxes_2d / stride - 0.5, row, column, (height, width)
@@ -238,11 +236,3 @@ def _heat_targets(
     goal = torch.zeros(batches * cameras * classes, height * width, device=heat.device)
     goal.scatter_reduce_(0, plane[:, None].expand(-1, height * width), bumps.flatten(1).float(), "amax")
     return goal.view(batches, cameras, classes, height, width)
-
-
-def _heat_loss(logits: Tensor, goal: Tensor) -> Tensor:
-    """Sum of CenterNet's penalty-reduced focal loss (alpha 2, beta 4)."""
-    probability = logits.sigmoid()
-    positive = F.logsigmoid(logits) * (1 - probability) ** 2 * (goal > 0.999)
-    negative = F.logsigmoid(-logits) * probability**2 * (1 - goal) ** 4
-    return -(positive + negative * (goal <= 0.999)).sum()

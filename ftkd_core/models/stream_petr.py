@@ -26,6 +26,7 @@ from ftkd_core.models.anchors import (
 from ftkd_core.models.attention import HybridAttention, TokenAttention
 from ftkd_core.models.auxiliary2d import AuxiliaryHead, AuxiliaryMaps, ImageProposals, propose
 from ftkd_core.models.denoising import DenoisingQueries, attention_mask
+from ftkd_core.models.focal_head import FocalHead, FocalMaps
 from ftkd_core.models.fpn import TopDownPyramid
 from ftkd_core.models.linking import FrameProposals, MotionPrior, link_proposals, motion_prior, proposals_now
 from ftkd_core.models.memory import LocalMemory, Memory, empty_memory, memorise, recall, remember_spaced
@@ -64,7 +65,7 @@ class Predictions(NamedTuple):
     codes: Tensor
     features: Tensor
     image_features: Tensor
-    auxiliary: AuxiliaryMaps | None = None
+    auxiliary: AuxiliaryMaps | FocalMaps | None = None
     denoising_logits: Tensor | None = None
     denoising_codes: Tensor | None = None
 
@@ -164,11 +165,12 @@ class StreamPETR(nn.Module):
         final = self.classifier[-1]
         assert isinstance(final, nn.Linear)
         nn.init.constant_(final.bias, _PRIOR_LOGIT)
-        self.auxiliary = None
-        if config.auxiliary_head:
-            self.auxiliary = AuxiliaryHead(
-                config.backbone.neck_channels, len(config.class_names), config.backbone.auxiliary_stride
-            )
+        self.auxiliary: AuxiliaryHead | FocalHead | None = None
+        width, classes = config.backbone.neck_channels, len(config.class_names)
+        if config.auxiliary_head and config.auxiliary_kind == "focal":
+            self.auxiliary = FocalHead(width, classes)
+        elif config.auxiliary_head:
+            self.auxiliary = AuxiliaryHead(width, classes, config.backbone.auxiliary_stride)
         if decoder.num_image_queries:
             self.proposal_content = nn.Linear(config.backbone.neck_channels, channels)
         if decoder.anchored:
@@ -202,11 +204,13 @@ class StreamPETR(nn.Module):
         features, fine = self.extract(frame.images)
         geometry = self.geometry(frame.rig) if geometry is None else geometry
         count = self.config.decoder.num_image_queries
-        auxiliary = None
-        if self.auxiliary is not None and (self.training or count):
+        auxiliary: AuxiliaryMaps | FocalMaps | None = None
+        if isinstance(self.auxiliary, AuxiliaryHead) and (self.training or count):
             auxiliary = self.auxiliary(fine, frame.rig)
+        elif isinstance(self.auxiliary, FocalHead) and self.training:
+            auxiliary = self.auxiliary(fine)
         proposals = None
-        if count and auxiliary is not None:
+        if count and isinstance(auxiliary, AuxiliaryMaps):
             proposals = propose(auxiliary, fine, frame.rig, self.config.backbone.auxiliary_stride, count)
         frame = frame_in_model(frame, self.model_from_ego)
         denoising = denoising_in_model(denoising, self.model_from_ego)

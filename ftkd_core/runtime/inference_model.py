@@ -18,12 +18,16 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def inference_model(
     model: StreamPETR, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> StreamPETR:
-    """A copy of the model for inference on a device: folded, channels last, its matrices in `dtype`.
+    """A copy of the model for inference on a device: folded, channels last, its matrices in `dtype`, and
+    without a 2-D head that only training needs.
 
     With a half `dtype` run it under autocast of that type. What answers in metres or scores (and the encoding
     of the rays) stays in float32: depth as a logarithm in float16 is good to 8 cm at 40 m.
     """
-    fast = fold_batch_norms(copy.deepcopy(model).eval().requires_grad_(False))
+    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    if not model.config.decoder.num_image_queries:
+        fast.auxiliary = None
+    fast = fold_batch_norms(fast)
     fast = fast.to(device)
     nn.Module.to(fast, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if dtype != torch.float32:

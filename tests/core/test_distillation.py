@@ -13,7 +13,12 @@ from ftkd_core.data.clips import Augmentation, make_sample
 from ftkd_core.distillation.answer import TeacherAnswer, teacher_answer
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.ftkd import FTKD
-from ftkd_core.distillation.logits import Alignment, align, logit_losses, quality_focal_loss
+from ftkd_core.distillation.logits import (
+    Alignment,
+    align,
+    logit_losses,
+    pair_weights,
+)
 from ftkd_core.distillation.reconstruction import (
     PerspectiveReconstruction,
     QueryReconstruction,
@@ -21,6 +26,7 @@ from ftkd_core.distillation.reconstruction import (
     random_mask,
 )
 from ftkd_core.errors import UserError
+from ftkd_core.losses.focal import quality_focal_loss
 from ftkd_core.models.stream_petr import Predictions
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import Frame, Targets
@@ -130,6 +136,22 @@ def predictions_of(count: int, seed: int) -> tuple[Tensor, Tensor]:
     logits = torch.randn(2, count, 10, generator=draws(seed)) * 2 - 2
     codes = torch.randn(2, count, 10, generator=draws(seed + 100)) * 5
     return logits, codes
+
+
+def test_a_pair_the_teacher_does_not_believe_in_rebuilds_little() -> None:
+    torch.manual_seed(0)
+    branch = QueryReconstruction(6, 5, 0.5, "none")
+    student, teacher = torch.randn(1, 4, 6, requires_grad=True), torch.randn(1, 4, 5)
+    pairs = Alignment(torch.tensor([[0, 2, 3, -1]]), torch.tensor([[True, False, False, False]]))
+    scores = torch.tensor([[[0.1, 0.2], [0.9, 0.9], [0.05, 0.5], [0.0, 0.0]]])
+    weights = pair_weights(scores, pairs)
+    assert weights.tolist() == [[1.0, 0.5, 0.0, 0.0]]
+    loss = branch(student, teacher, pairs.teacher, draws(), weights)
+    loss.backward()
+    assert student.grad is not None
+    assert student.grad[0, :2].abs().sum(1).gt(0).all() and not student.grad[0, 2:].any()
+    alone = [branch(student[:, i : i + 1], teacher, pairs.teacher[:, i : i + 1], draws()) for i in range(2)]
+    assert torch.allclose(loss, (alone[0] + 0.5 * alone[1]) / 1.5)
 
 
 def test_a_student_equal_to_its_teacher_follows_itself_at_no_cost() -> None:

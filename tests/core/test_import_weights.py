@@ -94,7 +94,8 @@ def test_an_imported_file_is_a_model_of_ours(tmp_path: Path) -> None:
     assert notes["format"] == "stream_petr_r50_428q"
     assert config.class_names == order
     assert config.model_from_ego == model_from_ego()
-    assert not config.auxiliary_head
+    assert config.auxiliary_kind == "focal"
+    assert ours["auxiliary.ltrb.bias"].equal(state["img_roi_head.ltrb.bias"])
     assert config.decoder.as_published
     packed = torch.cat(
         [ours[f"layers.4.cross_attention.{part}.weight"] for part in ("query", "key", "value")]

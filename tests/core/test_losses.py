@@ -7,7 +7,8 @@ import torch
 
 from ftkd_core.boxes import encode_boxes
 from ftkd_core.data.clips import Augmentation, StreamBatch, collate, make_sample
-from ftkd_core.losses.detection import DetectionCriterion, auxiliary_losses, sigmoid_focal_loss
+from ftkd_core.losses.detection import DetectionCriterion, auxiliary_losses
+from ftkd_core.losses.focal import sigmoid_focal_loss
 from ftkd_core.losses.matching import match
 from ftkd_core.models.auxiliary2d import REFERENCE_FOCAL_PX, AuxiliaryMaps, propose
 from ftkd_core.models.stream_petr import Predictions

@@ -31,9 +31,6 @@ _CODE_WEIGHTS: Final = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 _MOTION: Final = 180
 _CONE: Final = 8
 
-IGNORED: Final = ("img_roi_head.",)
-"""The 2-D head that upstream trains with and drops; ours is another, so an imported model has none."""
-
 
 def stream_petr_config(name: str, class_names: tuple[str, ...]) -> DetectorConfig:
     """Configuration of the public model that our preset `name` has the sizes of."""
@@ -43,7 +40,7 @@ def stream_petr_config(name: str, class_names: tuple[str, ...]) -> DetectorConfi
         config,
         decoder=decoder,
         class_names=class_names,
-        auxiliary_head=False,
+        auxiliary_kind="focal",
         model_from_ego=model_from_ego(),
     )
 
@@ -56,8 +53,9 @@ def stream_petr_map(config: DetectorConfig) -> KeyMap:
         *_embedding_rules(config),
         *_decoder_rules(config),
         *_branch_rules(config),
+        *_focal_head_rules(config),
     ]
-    return KeyMap(rules=tuple(rules), constants=_constants(config), ignored=IGNORED)
+    return KeyMap(rules=tuple(rules), constants=_constants(config))
 
 
 def _neck_rules(channels: int) -> list[Rule]:
@@ -140,6 +138,20 @@ def _branch_rules(config: DetectorConfig) -> list[Rule]:
                         targets=(f"{target}.{layer}.{part}",), convert=_our_answer if last else keep,
                     )
                 )  # fmt: skip
+    return rules
+
+
+def _focal_head_rules(config: DetectorConfig) -> list[Rule]:
+    """The 2-D head, which runs in training alone: without it, fine-tuning would start it anew."""
+    channels = config.backbone.neck_channels
+    rules: list[Rule] = []
+    for name in ("shared_cls", "shared_reg"):
+        source, target = f"img_roi_head.{name}", f"auxiliary.{name}"
+        rules += affine(f"{source}.0", f"{target}.0", (channels, channels, 3, 3), channels)
+        rules += norm(f"{source}.1", f"{target}.1", channels)
+    for name, outputs in (("cls", len(config.class_names)), ("centerness", 1), ("ltrb", 4), ("center2d", 2)):
+        shape = (outputs, channels, 1, 1)
+        rules += affine(f"img_roi_head.{name}", f"auxiliary.{name}", shape, outputs)
     return rules
 
 

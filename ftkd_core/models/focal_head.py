@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""StreamPETR's own 2-D head: every cell answers for one object of its camera; it runs in training alone.
+
+Source: exiawsh/StreamPETR (`FocalHead`, after Focal-PETR, Wang et al. 2022), re-implemented. Ours, which the
+decoder can also start queries at, is in auxiliary2d.py. Symbols: B batch, N cameras, K classes, C channels,
+H/W feature size.
+"""
+
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ftkd_core.geometry import full_precision
+from ftkd_core.models.position import inverse_sigmoid
+
+_GROUPS: Final = 32  # of the group norms
+_PRIOR_LOGIT: Final = -4.59512  # a score of 0.01
+
+
+class FocalMaps(NamedTuple):
+    """logits (B, N, H, W, K); centerness (B, N, H, W) logits; boxes (B, N, H, W, 4) `[x1, y1, x2, y2]` and
+    centers (B, N, H, W, 2), the projected 3-D centres, in fractions 0..1 of the image."""
+
+    logits: Tensor
+    centerness: Tensor
+    boxes: Tensor
+    centers: Tensor
+
+
+class FocalHead(nn.Module):
+    """Feature maps (B, N, C, H, W) -> FocalMaps."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.shared_cls, self.shared_reg = _tower(channels), _tower(channels)
+        self.cls, self.centerness = (nn.Conv2d(channels, width, 1) for width in (num_classes, 1))
+        self.ltrb, self.center2d = (nn.Conv2d(channels, width, 1) for width in (4, 2))
+        for layer in (self.cls, self.centerness):
+            nn.init.constant_(layer.bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> FocalMaps:
+        shape = features.shape[:2]
+        flat = features.flatten(0, 1)
+        seen, shaped = self.shared_cls(flat), self.shared_reg(flat)
+        answers = (self.cls(seen), self.centerness(seen), self.ltrb(shaped), self.center2d(shaped))
+        logits, centerness, edges, offset = (
+            answer.unflatten(0, shape).permute(0, 1, 3, 4, 2).float() for answer in answers
+        )
+        return FocalMaps(logits, centerness[..., 0], *_placed(edges, offset))
+
+
+@full_precision
+def _placed(edges: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes and centres from what cells (B, N, H, W) say of their distances to the four edges (., 4) and of
+    the centre (., 2), both before the sigmoid."""
+    height, width = edges.shape[2:4]
+    x = (torch.arange(width, device=edges.device) + 0.5) / width
+    y = (torch.arange(height, device=edges.device) + 0.5) / height
+    cells = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (H, W, 2)
+    edges = edges.sigmoid()
+    boxes = torch.cat([cells - edges[..., :2], cells + edges[..., 2:]], dim=-1).clamp(0.0, 1.0)
+    return boxes, (inverse_sigmoid(cells) + offset).sigmoid()
+
+
+def _tower(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(_GROUPS, channels), nn.ReLU(inplace=True)
+    )
