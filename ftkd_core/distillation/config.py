@@ -32,6 +32,9 @@ class FTKDConfig:
     bev_mask: what is hidden of a query's feature. A generator that works query by query learns nothing from
     a query that is hidden whole, so the default hides channels [ours]; `query` and `both` are offered for
     comparison, `none` reconstructs from the whole feature.
+    bev_by_score: in the BEV reconstruction, a background pair counts as much as the teacher believes in its
+    box [ours: most pairs are background, met by Hungarian matching, and a teacher query that found nothing
+    has little to say].
     foreground, background: which parts of the logit distillation are on; both [note]. matching: `object`
     pairs the foreground through the object both answer for [ours], `prediction` by Hungarian matching with
     the teacher's predictions, as DETRDistill (Chang et al. 2023) does.
@@ -48,6 +51,7 @@ class FTKDConfig:
     bev_mask_ratio: float = 0.5
     pv_target: str = "mean_residual"
     bev_mask: str = "channel"
+    bev_by_score: bool = False
     foreground: bool = True
     background: bool = True
     matching: str = "object"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer
 from ftkd_core.distillation.config import FTKDConfig
-from ftkd_core.distillation.logits import Alignment, align, logit_losses
+from ftkd_core.distillation.logits import Alignment, align, logit_losses, pair_weights
 from ftkd_core.distillation.reconstruction import PerspectiveReconstruction, QueryReconstruction
 from ftkd_core.losses.matching import match
 from ftkd_core.models.stream_petr import Predictions
@@ -71,7 +71,12 @@ class FTKD(nn.Module):
         if config.bev_weight or config.logits_weight:
             alignments = self.alignments(student, answer, targets)
             if config.bev_weight:
-                loss = self.query_branch(student.features, answer.features, alignments[-1].teacher, generator)
+                weight = None
+                if config.bev_by_score:
+                    weight = pair_weights(answer.logits[-1].float().sigmoid(), alignments[-1])
+                loss = self.query_branch(
+                    student.features, answer.features, alignments[-1].teacher, generator, weight
+                )
                 terms["ftkd/bev"] = config.bev_weight * loss
             if config.logits_weight:
                 terms |= self._logits(student, answer, alignments)

@@ -79,12 +79,12 @@ class PerspectiveReconstruction(nn.Module):
 
 
 class QueryReconstruction(nn.Module):
-    """BEV-FFR: `loss = branch(student, teacher, teacher_of_student, generator)`.
+    """BEV-FFR: `loss = branch(student, teacher, teacher_of_student, generator, weight)`.
 
     Student query features (B, Qs, Cs) lose channels and, or, whole queries (`FTKDConfig.bev_mask`); an FFN
     with layer norm rebuilds the features (B, Qt, Ct) of the teacher queries they are aligned with [note].
-    teacher_of_student (B, Qs) int64, -1 where a query has no partner; the loss is the mean squared error over
-    the pairs.
+    teacher_of_student (B, Qs) int64, -1 where a query has no partner; weight (B, Qs), of each pair, 1 without
+    it; the loss is the weighted mean of the pairs' mean squared errors.
     """
 
     def __init__(
@@ -100,19 +100,22 @@ class QueryReconstruction(nn.Module):
         )
 
     def forward(
-        self, student: Tensor, teacher: Tensor, teacher_of_student: Tensor, generator: torch.Generator
-    ) -> Tensor:
+        self, student: Tensor, teacher: Tensor, teacher_of_student: Tensor, generator: torch.Generator,
+        weight: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         kept = student.new_ones(1)
         if self.masking in ("channel", "both"):
             kept = kept * random_mask(tuple(student.shape), 1 - self.mask_ratio, generator, student)
         if self.masking in ("query", "both"):
             shape = (*student.shape[:2], 1)
             kept = kept * random_mask(shape, 1 - self.mask_ratio, generator, student)
-        paired = teacher_of_student >= 0
+        counts = (teacher_of_student >= 0).float()
+        if weight is not None:
+            counts = counts * weight
         index = teacher_of_student.clamp(min=0)[..., None].expand(-1, -1, teacher.shape[-1])
         target = teacher.detach().float().gather(1, index)
         error = (self.generator(student * kept).float() - target).square().mean(-1)  # (B, Qs)
-        loss: Tensor = (error * paired).sum() / shared_count(paired.sum())
+        loss: Tensor = (error * counts).sum() / shared_count(counts.sum())
         return loss
 
 
