@@ -89,3 +89,18 @@ def test_fast_and_plain_sampling_agree(cameras: int) -> None:
     assert torch.allclose(fast, sample_pyramid(pyramid, found, weights, keep_unseen=True), atol=1e-5)
     unseen = ~found.seen.unflatten(3, (groups, count)).permute(0, 2, 3, 1, 4).flatten(3)
     assert torch.count_nonzero(fast[unseen]) == 0
+
+
+@pytest.mark.parametrize("keep_unseen", [False, True])
+def test_places_keep_their_precision_in_half_precision_maps(keep_unseen: bool) -> None:
+    """What is read of bfloat16 maps is what is read of the same numbers in float32, also under autocast."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(1, 2, 6, 8, SIZE[0] // 4, SIZE[1] // 4, generator=generator).bfloat16()
+    points = torch.randn(1, 2, 9, 4, 3, generator=generator) * torch.tensor([12.0, 12.0, 1.0])
+    found = project_to_views(points + torch.tensor([0, 0, 1.5]), window_rig(), SIZE, keep_unseen=keep_unseen)
+    weights = torch.rand(1, 9, 2, 2, 1, generator=generator)
+    exact = sample_pyramid([maps.float()], found, weights, keep_unseen=keep_unseen)
+    with torch.autocast("cpu", torch.bfloat16):
+        read = sample_pyramid([maps], found, weights, keep_unseen=keep_unseen)
+    assert torch.count_nonzero(exact) > 100
+    assert torch.equal(read, exact)

@@ -2,6 +2,7 @@
 """The teacher's answers on disk: the same losses as the teacher itself, and nothing wrong is ever read."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from ftkd_core.data.clips import Augmentation, AugmentConfig, Clip, StreamDataset
 from ftkd_core.data.windows import make_window
+from ftkd_core.distillation.answer import TeacherAnswer
 from ftkd_core.distillation.cache import (
     Manifest,
     TeacherCache,
@@ -130,6 +132,14 @@ def test_damage_is_found(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         cache(0, 0)
     assert cache(1, 0).features.shape == (1, 16, 32)
+    before = (folder / "scene-00001.safetensors").stat().st_mtime_ns
+    for cut in (b"", bytes(content[: len(content) // 2])):  # before it is opened: told at once, and mended
+        shard.write_bytes(cut)
+        with pytest.raises(UserError, match=rf"has {len(cut)} bytes; expected {len(content)}: .* cut off"):
+            TeacherCache(folder, DESCRIPTION, 2)
+        fill(folder, count=2)
+        assert TeacherCache(folder, DESCRIPTION, 2)(0, 0).features.shape == (1, 16, 32)
+    assert (folder / "scene-00001.safetensors").stat().st_mtime_ns == before
     (folder / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="manifest"):
         TeacherCache(folder, DESCRIPTION, 1)
@@ -141,3 +151,14 @@ def test_a_turned_world_is_refused() -> None:
     refuse_augmentation(AugmentConfig(flip=0.0, rotation=0.0, colour=0.5, camera_dropout=0.5))
     with pytest.raises(UserError, match=r"augment.rotation 0.3"):
         refuse_augmentation(AugmentConfig(flip=0.0, rotation=0.3))
+    with pytest.raises(UserError, match=r"augment.zoom_least 0.9 and zoom_most 1.2"):
+        refuse_augmentation(AugmentConfig(flip=0.0, rotation=0.0, zoom_least=0.9, zoom_most=1.2))
+
+
+def test_answers_beyond_half_precision_are_refused(tmp_path: Path) -> None:
+    def loud(clip: Clip) -> Iterator[TeacherAnswer]:
+        for answer in distiller().answer_clip(clip):
+            yield answer._replace(features=answer.features * 1e6)
+
+    with pytest.raises(UserError, match=r"the teacher's features reach .*, beyond what the cache's float16"):
+        fill_cache(tmp_path / "cache", DESCRIPTION, loud, CLIPS.__getitem__, 1)
