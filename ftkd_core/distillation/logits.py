@@ -9,6 +9,7 @@ teacher queries, K classes.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -46,13 +47,12 @@ def align(
     a pair is foreground where the teacher's query is (DETRDistill). Codes are both ours, (., 10) in ego
     metres.
     """
-    device = student_logits.device
-    student_logits, student_codes, teacher_logits, teacher_codes, student_objects, teacher_objects = (
-        value.detach().float().cpu() if value.is_floating_point() else value.cpu()
-        for value in (
-            student_logits, student_codes, teacher_logits, teacher_codes, student_objects, teacher_objects,
-        )
-    )  # fmt: skip
+    device = student_objects.device
+    costs = class_weight * class_costs(student_logits.detach(), teacher_logits.detach())
+    costs += box_weight * torch.cdist(student_codes.detach().float(), teacher_codes.detach().float(), p=1)
+    costs, belief, student_objects, teacher_objects = (  # all that pairing needs, in four copies
+        value.cpu() for value in (costs, teacher_logits.float().amax(-1), student_objects, teacher_objects)
+    )
     partner = torch.full(student_objects.shape, -1, dtype=torch.long)
     foreground = torch.zeros(student_objects.shape, dtype=torch.bool)
     for sample in range(len(partner)):
@@ -64,10 +64,9 @@ def align(
         partner[sample] = torch.where(foreground[sample], same.byte().argmax(1), -1)
         rows = (mine < 0).nonzero()[:, 0]
         columns = torch.arange(len(yours)) if by_prediction else (yours < 0).nonzero()[:, 0]
-        worth = teacher_logits[sample, columns].amax(-1) + 1e6 * (yours[columns] >= 0)  # foreground stays
+        worth = belief[sample, columns] + 1e6 * (yours[columns] >= 0)  # foreground stays
         columns = columns[worth.topk(min(len(rows), len(columns))).indices.sort().values]
-        cost = class_weight * _class_cost(student_logits[sample, rows], teacher_logits[sample, columns])
-        cost += box_weight * torch.cdist(student_codes[sample, rows], teacher_codes[sample, columns], p=1)
+        cost = costs[sample][rows][:, columns]
         if not torch.isfinite(cost).all():
             raise ValueError("distillation: the predictions of student or teacher hold nan or inf")
         chosen, matched = map(torch.as_tensor, linear_sum_assignment(cost.numpy()))
@@ -76,11 +75,25 @@ def align(
     return Alignment(partner.to(device), foreground.to(device))
 
 
-def _class_cost(student: Tensor, teacher: Tensor) -> Tensor:
-    """Quality focal loss of every student query (Qs, K) against every teacher query (Qt, K): (Qs, Qt)."""
-    return quality_focal_loss(
-        student[:, None].expand(-1, len(teacher), -1), teacher.sigmoid()[None].expand(len(student), -1, -1)
-    ).sum(-1)
+def class_costs(student: Tensor, teacher: Tensor) -> Tensor:
+    """Quality focal loss of every student query's logits (B, Qs, K) towards every teacher query's scores, as
+    logits (B, Qt, K), summed over classes: (B, Qs, Qt) float32.
+
+    With p and t the two scores, s the student's logit and a = log(1 + e^s), the loss is (p - t)^2 (a - s t),
+    a polynomial in t: one matrix product over powers of t instead of Qs Qt K losses. In float64, for where
+    both agree large terms cancel. Plain twin: `quality_focal_loss`.
+    """
+    logit = student.double()
+    score, quality = logit.sigmoid(), teacher.double().sigmoid()
+    entropy = F.softplus(logit)
+    factors = (
+        score**2 * entropy,
+        -(score**2) * logit - 2 * score * entropy,
+        2 * score * logit + entropy,
+        -logit,
+    )
+    powers = torch.cat([quality**power for power in range(4)], dim=-1)  # (B, Qt, 4 K)
+    return (torch.cat(factors, dim=-1) @ powers.mT).float()
 
 
 def logit_losses(

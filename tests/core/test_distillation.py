@@ -16,6 +16,7 @@ from ftkd_core.distillation.ftkd import FTKD
 from ftkd_core.distillation.logits import (
     Alignment,
     align,
+    class_costs,
     logit_losses,
     pair_weights,
 )
@@ -164,6 +165,17 @@ def test_a_student_equal_to_its_teacher_follows_itself_at_no_cost() -> None:
     terms = logit_losses(logits, codes, logits, codes, found, torch.tensor(WEIGHTS))
     assert set(terms) == {"foreground_class", "foreground_box", "background_class", "background_box"}
     assert all(float(value) == pytest.approx(0, abs=1e-9) for value in terms.values())
+
+
+def test_costs_of_all_pairs_are_the_loss_of_each() -> None:
+    mine, yours = 4 * torch.randn(2, 7, 10, generator=draws()), 4 * torch.randn(2, 9, 10, generator=draws(1))
+    yours[0, 2] = mine[0, 3]  # they agree: nothing but rounding is left
+    plain = quality_focal_loss(
+        mine[:, :, None].expand(-1, -1, 9, -1), yours.sigmoid()[:, None].expand(-1, 7, -1, -1)
+    ).sum(-1)
+    found = class_costs(mine, yours)
+    assert torch.allclose(found, plain, rtol=1e-5, atol=1e-6)
+    assert abs(float(found[0, 3, 2])) < 1e-9
 
 
 def test_foreground_meets_through_the_object_and_the_rest_by_least_cost() -> None:
