@@ -180,6 +180,7 @@ class DetectorNode(LifecycleNode):
             "sync": counts,
             "device": str(self._detector.device),
             "weights": self._detector.weights_name,
+            "training": self._detector.training,
         }
 
     # -- inputs ----------------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 """The detector as a node or an offline runner uses it: a round of cameras in, objects out, memory kept
 inside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class Detector:
 
     score_threshold: of all classes, or by class name (see `thresholds`). runtime: fast, or plain, the
     straightforward twin it is held to; auto is fast on a CPU, and plain on a GPU, where the fast one has not
-    been proven yet (docs/runtime.md).
+    been proven yet (docs/runtime.md). training: how the weights were trained, in words.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Detector:
         score_threshold: ScoreThreshold = DEFAULT_THRESHOLD,
         max_detections: int = 300,
         runtime: str = "auto",
+        training: str = "",
     ) -> None:
         self._thresholds = class_thresholds(score_threshold, model.config.class_names)
         self._our_labels = _our_labels(model.config.class_names)
@@ -54,6 +55,7 @@ class Detector:
         self.channels = model.config.channels
         self.input_size = (model.config.image.width, model.config.image.height)
         self.weights_name = weights_name
+        self.training = training
         self.device = device
         self.score_threshold = score_threshold
         self.max_detections = max_detections
@@ -79,7 +81,7 @@ class Detector:
         there, or an argument is out of its range.
         """
         path = SHIPPED if weights is None or str(weights) == "" else Path(weights)
-        state, config, _ = read_weights(path)
+        state, config, notes = read_weights(path)
         if preset and preset != config.preset:
             raise UserError(f"weights {str(path)!r} are of preset {config.preset!r}; expected {preset!r}")
         model = build_stream_petr(config)
@@ -91,6 +93,7 @@ class Detector:
             score_threshold=score_threshold,
             max_detections=max_detections,
             runtime=runtime,
+            training=describe_training(notes),
         )
 
     def reset(self) -> None:
@@ -138,6 +141,16 @@ class Detector:
         keep = rows[:, 9] >= self._thresholds[labels]
         ours = self._our_labels[labels[keep]]
         return ObjectList(boxes=rows[keep, :9], scores=rows[keep, 9], labels=ours, stamp_ns=stamp_ns)
+
+
+def describe_training(notes: Mapping[str, Any]) -> str:
+    """What the notes of a weights file say of its training, for people: "500 steps, distilled by ftkd"."""
+    told = [f"{notes['steps']} steps"] if "steps" in notes else []
+    if notes.get("method"):
+        told.append(f"distilled by {notes['method']}")
+    if notes.get("format"):
+        told.append(f"imported from {notes['format']}")
+    return ", ".join(told)
 
 
 def _our_labels(class_names: tuple[str, ...]) -> NDArray[np.int64]:

@@ -32,6 +32,7 @@ class RoundDetector(Protocol):
 
     channels: tuple[str, ...]
     weights_name: str
+    training: str
     preset: str
     device: Any
 
@@ -54,6 +55,7 @@ class DetectionSummary:
     latency_ms: dict[str, float | None]
     device: str
     weights: str
+    training: str
     preset: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -67,6 +69,7 @@ class DetectionSummary:
             "latency_ms": self.latency_ms | {"meaning": "detector step, images already decoded"},
             "device": self.device,
             "weights": self.weights,
+            "training": self.training,
             "preset": self.preset,
         }
 
@@ -134,6 +137,7 @@ def _detect(drive: Drive, detector: RoundDetector, bag: BagWriter, progress: boo
         latency_ms=percentiles(milliseconds),
         device=str(detector.device),
         weights=detector.weights_name,
+        training=detector.training,
         preset=detector.preset,
     )
 

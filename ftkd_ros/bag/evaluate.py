@@ -27,6 +27,7 @@ from ftkd_ros.bag.drive import Drive, KeyFrame, nearest, read_objects
 from ftkd_ros.bag.io import BagReader
 
 JOIN_WITHIN_NS: Final = 25_000_000
+_TOLD: Final = ("device", "weights", "training", "preset", "latency_ms")
 _SMALL_MODEL_ON_REAL_DATA: Final = (
     "These are real camera images, and the weights were trained on synthetic scenes only: the small model "
     "finds nothing sensible here. What counts is that real data runs through every stage."
@@ -151,7 +152,7 @@ def evaluate_recording(
 
 
 def detector_summary(detections_path: Path, summary_file: Path | None) -> dict[str, Any]:
-    """Device, weights, preset and latency as the detector told them; None where it left no summary.
+    """Device, weights and their training, preset and latency as the detector told them; None where it left no summary.
 
     The rounds it counted are kept as `detector_rounds`: those of metrics.json are counted in the two bags.
     """
@@ -161,7 +162,7 @@ def detector_summary(detections_path: Path, summary_file: Path | None) -> dict[s
         return unknown
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        told = {key: summary[key] for key in ("device", "weights", "preset", "latency_ms") if key in summary}
+        told = {key: summary[key] for key in _TOLD if key in summary}
         stages = {name: values["p50"] for name, values in summary.get("stage_ms", {}).items()}
         rounds = {key: value for key, value in summary.items() if key.startswith("rounds_")}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

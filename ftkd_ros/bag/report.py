@@ -200,6 +200,7 @@ def _facts_table(metrics: Mapping[str, Any]) -> str:
         for key, label in (
             ("data", "Data"),
             ("weights", "Weights"),
+            ("training", "Trained"),
             ("preset", "Model preset"),
             ("device", "Device"),
             ("command", "Command"),

@@ -14,7 +14,7 @@ from ftkd_core.config import ImageConfig
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.models.stream_petr import decode
-from ftkd_core.runtime.detector import Detector, resolve_device
+from ftkd_core.runtime.detector import Detector, describe_training, resolve_device
 from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop, round_to_frame
 from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
 from ftkd_core.types import CameraRound, CameraView
@@ -211,6 +211,12 @@ def test_weights_round_trip_in_half_precision(tmp_path: Path) -> None:
     loaded = Detector.from_weights(tmp_path / "w.safetensors", device="cpu", score_threshold=0.0)
     assert len(loaded.step(make_round(0)).scores) > 0
     assert loaded.weights_name == "w.safetensors"
+
+
+def test_a_detector_says_how_it_was_trained() -> None:
+    assert Detector.from_weights(device="cpu").training == "500 steps, distilled by ftkd"
+    assert describe_training({}) == ""
+    assert describe_training({"format": "stream_petr_r50_428q"}) == "imported from stream_petr_r50_428q"
 
 
 def test_bad_weights_are_one_clear_sentence(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class FakeDetector:
 
     channels = CAMERA_CHANNELS
     weights_name = "fake.safetensors"
+    training = "7 steps"
     device = "cpu"
 
     def __init__(self) -> None:

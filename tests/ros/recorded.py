@@ -39,6 +39,7 @@ class KnowingDetector:
 
     channels = CAMERA_CHANNELS
     weights_name = "knowing.safetensors"
+    training = "300 steps, distilled by ftkd"
     preset = "none"
     device = "cpu"
 

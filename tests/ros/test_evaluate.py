@@ -64,6 +64,7 @@ def test_perfect_detections_give_perfect_metrics(
     assert metrics["coverage"]["with_detections"] == metrics["coverage"]["key_frames"] == 5
     assert metrics["coverage"]["offset_ms"]["mean"] == pytest.approx(-0.5, abs=0.01)
     assert metrics["weights"] == "knowing.safetensors"
+    assert metrics["training"] == "300 steps, distilled by ftkd"
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     assert len(json.loads((tmp_path / "results.json").read_text())["results"]) == 5
     assert any(line.startswith("mAP 0.100") for line in summary_lines(metrics))

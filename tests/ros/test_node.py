@@ -43,6 +43,7 @@ def running(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     assert summary["latency_ms"]["p95"] >= summary["latency_ms"]["p50"] > 0
     assert {"decode", "geometry", "detect", "publish"} <= set(summary["stage_ms"])
     assert (summary["device"], summary["weights"]) == ("cpu", "fake.safetensors")
+    assert summary["training"] == "7 steps"
 
 
 def test_six_cameras_give_detections_at_the_reference_stamp(bench: Bench, running: Running) -> None:

@@ -65,6 +65,7 @@ def some_metrics(**changes: Any) -> dict[str, Any]:
         "stages_ms": {"decode": 12.5},
         "device": "cpu",
         "weights": "tiny.safetensors",
+        "training": "500 steps, distilled by ftkd",
         "data": "synthetic v1.0-synth, scene-1",
         "versions": {"Python": "3.11"},
         **changes,
@@ -103,7 +104,9 @@ def test_the_page_is_whole_and_fetches_nothing(tmp_path: Path) -> None:
 def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", some_metrics(), frames(1))
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
-    for expected in ("0.421", "0.487", "38 / 40", "80.2 ms", "120.5 ms", "tiny.safetensors", "traffic cone"):
+    for expected in (
+        "0.421", "0.487", "38 / 40", "80.2 ms", "120.5 ms", "tiny.safetensors", "distilled by ftkd", "traffic cone",
+    ):  # fmt: skip
         assert expected in text
     assert "Velocity <is> unknown & odd." in text
 
