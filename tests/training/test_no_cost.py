@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No cost at inference: what runs after a distilled training is the graph that runs after a plain one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from ftkd_core.models.memory import Memory
+from ftkd_core.models.stream_petr import build_stream_petr, decode
+from ftkd_core.types import CameraRig, Frame
+from ftkd_core.weights import load_into, read_weights
+from tests.core.helpers import make_frame
+from tests.training.test_lessons import make_trainer, pairs, stream_lesson
+
+Node = tuple[str, str, tuple[str, ...]]
+
+
+def graph_of(weights: Path) -> tuple[list[Node], int, Tensor]:
+    """Operations of one frame of a weights file, as a runtime would build and compile it; its parameters;
+    its best boxes."""
+    state, config, _ = read_weights(weights)
+    model = build_stream_petr(config)
+    load_into(model, state, "test")
+    model.eval().requires_grad_(False)
+    frame, found = make_frame(config, 0), []
+
+    def keep(graph: fx.GraphModule, _inputs: list[Any]) -> Any:
+        found.extend(
+            (node.op, str(node.target), tuple(argument.name for argument in node.all_input_nodes))
+            for node in graph.graph.nodes
+        )
+        return graph
+
+    def step(images: Tensor, intrinsics: Tensor, poses: Tensor, memory: Memory) -> Tensor:
+        rig = CameraRig(intrinsics, poses, frame.rig.mask)
+        shown = Frame(images, rig, frame.global_from_ego, frame.time, frame.is_first)
+        return decode(model(shown, memory)[0]).boxes
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=keep)
+    with torch.no_grad():
+        boxes = compiled(frame.images, frame.rig.intrinsics, frame.rig.ego_from_camera, model.start_memory())
+    return found, sum(p.numel() for p in model.parameters()), boxes
+
+
+@pytest.mark.timeout(600)
+def test_a_distilled_student_runs_the_graph_of_a_plain_one(tmp_path: Path) -> None:
+    graphs = {}
+    for method in ("ftkd", ""):
+        trainer = make_trainer(tmp_path / f"with{method}", stream_lesson(method), 2)
+        for step in range(2):
+            item = pairs()[step]
+            trainer.train_step(item if method else item[0])
+        trainer.save()
+        graphs[method] = graph_of(trainer.out / "weights.safetensors")
+    (taught, count, boxes), (plain, same_count, other) = graphs["ftkd"], graphs[""]
+    assert len(taught) > 300 and taught == plain
+    assert count == same_count
+    assert not torch.equal(boxes, other)  # two students, not one measured twice
