@@ -2,7 +2,10 @@
 """The ten nuScenes detection classes: order, attributes, and the evaluation ranges of the official
 metrics."""
 
+from collections.abc import Sequence
 from typing import Final
+
+from ftkd_core.errors import UserError
 
 CLASS_NAMES: Final[tuple[str, ...]] = (
     "car",
@@ -52,6 +55,14 @@ CAMERA_CHANNELS: Final[tuple[str, ...]] = (
 """Camera order inside the model. The result does not depend on it; a fixed order keeps arrays comparable."""
 
 _MOVING_SPEED_M_S: Final = 0.2
+
+
+def our_labels(class_names: Sequence[str]) -> list[int]:
+    """Place in CLASS_NAMES of each of a model's classes. Errors: UserError for a class that is not there."""
+    strange = [name for name in class_names if name not in CLASS_NAMES]
+    if strange:
+        raise UserError(f"model has class {strange[0]!r}; expected among {', '.join(CLASS_NAMES)}")
+    return [CLASS_NAMES.index(name) for name in class_names]
 
 
 def attribute_for(class_name: str, speed_m_s: float) -> str:

@@ -170,6 +170,12 @@ def _add_detect(commands: "Commands") -> None:
         metavar="S",
         help="keep detections from here (default 0.05)",
     )
+    parser.add_argument(
+        "--runtime",
+        default="auto",
+        help="fast, plain (its slower, straightforward twin), or auto: fast on a CPU, plain on a GPU "
+        "(default auto)",
+    )
 
 
 def _run_detect(options: argparse.Namespace) -> int:
@@ -181,6 +187,7 @@ def _run_detect(options: argparse.Namespace) -> int:
         weights=options.weights,
         device=options.device,
         score_threshold=options.score_threshold,
+        runtime=options.runtime,
     )
     print(
         f"{options.output}: {summary.detections} detections in {summary.rounds_detected} of "
@@ -326,9 +333,10 @@ def _add_import_weights(commands: "Commands") -> None:
         "import-weights",
         _run_import_weights,
         "convert a public checkpoint (StreamPETR, SparseBEV, ResNet) to weights of ours",
-        "Recognises the checkpoint, holds it against an explicit key map and writes a .safetensors file that "
-        "`ftkd detect --weights` or training starts from. Whatever does not fit is listed and refused. No "
-        "code in the file is ever run.",
+        "Recognises the checkpoint, holds it against an explicit key map and writes a .safetensors file: a "
+        "StreamPETR for `ftkd detect --weights`, the node or training; a SparseBEV, which `ftkd detect` does "
+        "not run, as a teacher or student in training; a ResNet for a backbone to start from. Whatever does "
+        "not fit is listed and refused. No code in the file is ever run.",
     )
     parser.add_argument("file", type=Path, nargs="?", metavar="FILE", help=".pth, .pt or .safetensors")
     parser.add_argument("--output", type=Path, metavar="FILE", help="new .safetensors file")

@@ -57,6 +57,7 @@ def load_detector(parameters: DetectorParameters) -> Any:
         parameters.weights or None,
         preset=parameters.preset or None,
         device=parameters.device,
+        runtime=parameters.runtime,
         score_threshold=parameters.score_threshold,
         max_detections=parameters.max_detections,
     )

@@ -15,6 +15,7 @@ from rclpy.node import Node
 
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.errors import UserError
+from ftkd_core.runtime import RUNTIMES
 from ftkd_ros.round_building import REFERENCE_TIMES
 
 SYNC_POLICIES: Final = ("surround", "approximate", "exact")
@@ -26,6 +27,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "weights": "weights file; empty: the one that is shipped",
     "preset": "preset the weights must be of; empty: any",
     "device": "auto (GPU where there is one), cpu, cuda or cuda:N",
+    "runtime": "fast, plain (its slower, straightforward twin), or auto: fast on a CPU, plain on a GPU",
     "score_threshold": "detections below this score are not published, 0..1",
     "max_detections": "at most this many detections a round",
     "cameras": "camera names in the order of the model's channels; {camera} in the topics",
@@ -63,6 +65,7 @@ class DetectorParameters:
     weights: str = ""
     preset: str = ""
     device: str = "auto"
+    runtime: str = "auto"
     score_threshold: float = 0.05
     max_detections: int = 300
     cameras: tuple[str, ...] = tuple(channel.lower() for channel in CAMERA_CHANNELS)
@@ -147,6 +150,7 @@ class DetectorParameters:
 
     def _check_choices(self) -> None:
         choices = {
+            "runtime": RUNTIMES,
             "image_transport": IMAGE_TRANSPORTS,
             "qos_reliability": RELIABILITIES,
             "sync_policy": SYNC_POLICIES,

@@ -21,6 +21,7 @@ SHARE = Path(get_package_share_directory("ftkd_ros"))
 OVERRIDES = {
     "weights": "weights file (empty: that of the parameter file)",
     "device": "auto, cpu, cuda or cuda:N (empty: that of the parameter file)",
+    "runtime": "auto, fast or plain (empty: that of the parameter file)",
     "qos_reliability": "best_effort or reliable (empty: that of the parameter file)",
     "sync_deadline_s": "seconds until an incomplete round goes masked (empty: that of the parameter file)",
     "summary_file": "JSON file with counters and latency (empty: that of the parameter file)",

@@ -60,10 +60,11 @@ def project_to_views(
     image_from_ego = rig.intrinsics.float() @ invert_rigid(rig.ego_from_camera.float())[..., :3, :]
     rotation, translation = image_from_ego[..., :3].mT, image_from_ego[..., 3]
     flat = points_ego.flatten(2, 3)[:, :, None]  # (B, T, 1, Q R, 3)
-    image = flat @ rotation + translation[..., None, :]  # (B, T, N, Q R, 3)
-    depth = image[..., 2:]
-    uv = image[..., :2] / depth.clamp(min=_NEAREST_M) / image.new_tensor([width, height])
-    inside = (depth[..., 0] > _NEAREST_M) & (uv > 0).all(-1) & (uv < 1).all(-1) & rig.mask[..., None]
+    x, y, depth = (flat @ rotation + translation[..., None, :]).unbind(-1)  # each (B, T, N, Q R)
+    near = depth.clamp(min=_NEAREST_M)
+    # Divided by numbers: a tensor of them would be copied from the host, for which a GPU is waited for.
+    uv = torch.stack([x / near / width, y / near / height], dim=-1)
+    inside = (depth > _NEAREST_M) & (uv > 0).all(-1) & (uv < 1).all(-1) & rig.mask[..., None]
     view = inside.byte().argmax(dim=2)  # (B, T, Q R), the first that sees it
     chosen = uv.gather(2, view[:, :, None, :, None].expand(-1, -1, 1, -1, 2))[:, :, 0]
     shape = points_ego.shape[2:4]

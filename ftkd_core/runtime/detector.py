@@ -4,23 +4,21 @@ inside."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ftkd_core.classes import CLASS_NAMES
+from ftkd_core.classes import our_labels
 from ftkd_core.config import DetectorConfig
 from ftkd_core.errors import UserError
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.runtime import RUNTIMES
 from ftkd_core.runtime.engines import Engine, PlainEngine, Rows
 from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
 from ftkd_core.types import CameraRound, CameraView, ObjectList
 from ftkd_core.weights import SHIPPED, load_into, read_weights
-
-RUNTIMES: Final = ("auto", "fast", "plain")
 
 
 class Detector:
@@ -44,7 +42,7 @@ class Detector:
         training: str = "",
     ) -> None:
         self._thresholds = class_thresholds(score_threshold, model.config.class_names)
-        self._our_labels = _our_labels(model.config.class_names)
+        self._our_labels = np.array(our_labels(model.config.class_names), dtype=np.int64)
         if max_detections < 1:
             raise UserError(f"max_detections {max_detections}: expected at least 1")
         if runtime not in RUNTIMES:
@@ -153,14 +151,6 @@ def describe_training(notes: Mapping[str, Any]) -> str:
     return ", ".join(told)
 
 
-def _our_labels(class_names: tuple[str, ...]) -> NDArray[np.int64]:
-    """Index into CLASS_NAMES of each of a model's classes."""
-    strange = [name for name in class_names if name not in CLASS_NAMES]
-    if strange:
-        raise UserError(f"model has class {strange[0]!r}; expected among {', '.join(CLASS_NAMES)}")
-    return np.array([CLASS_NAMES.index(name) for name in class_names], dtype=np.int64)
-
-
 def resolve_device(name: str) -> torch.device:
     """`auto` is the first GPU or else the CPU; UserError where the named device is not there."""
     if name == "auto":
@@ -171,4 +161,7 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name!r}: this machine has no usable CUDA GPU; use auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise UserError(f"device {name!r}: this machine's last CUDA GPU is cuda:{last}")
     return device

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a detector's engine is, and the plain one: float32, eager, NCHW, all of it computed anew each frame.
+"""What a detector's engine is, and the plain one: float32 (on a GPU without TF32), eager, NCHW, all of it
+computed anew each frame.
 
 The plain engine is the protocol behind published figures and the twin that the fast one (`fast.py`) is held
 to.
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ftkd_core.models.stream_petr import StreamPETR, decode
+from ftkd_core.runtime.devices import numbered, working_on
 from ftkd_core.runtime.preprocess import round_to_frame
 from ftkd_core.types import CameraRound, Detections
 
@@ -45,22 +47,22 @@ class PlainEngine:
     """The model as it was trained, step by step."""
 
     def __init__(self, model: StreamPETR, device: torch.device, max_detections: int) -> None:
-        self.model = model.to(device).eval().requires_grad_(False)
-        self.device = device
+        self.device = numbered(device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
         self.max_detections = max_detections
         self._memory = self.model.start_memory()
 
     @torch.inference_mode()
     def start(self, camera_round: CameraRound, *, time_s: float, is_first: bool) -> Callable[[], Rows]:
         """See `Engine`; the work is done when this returns."""
-        config = self.model.config
-        frame = round_to_frame(
-            camera_round, config.image, config.channels, time_s=time_s, is_first=is_first, device=self.device
-        )
-        frame = frame._replace(images=frame.images.contiguous())  # NCHW
-        with self._attention():
+        config, device = self.model.config, self.device
+        with working_on(device), self._attention():
+            frame = round_to_frame(
+                camera_round, config.image, config.channels, time_s=time_s, is_first=is_first, device=device
+            )
+            frame = frame._replace(images=frame.images.contiguous())  # NCHW
             predictions, self._memory = self.model(frame, self._memory)
-        rows: Rows = pack(decode(predictions, self.max_detections)).double().cpu().numpy()
+            rows: Rows = pack(decode(predictions, self.max_detections)).double().cpu().numpy()
         return lambda: rows
 
     def _attention(self) -> contextlib.AbstractContextManager[Any]:

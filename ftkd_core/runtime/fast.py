@@ -3,10 +3,12 @@
 
 Host and device meet twice a frame: images and one header of numbers go in, one table of detections comes out;
 between the two the host waits for nothing. On a GPU the three steps (images, rig, frame) are compiled and
-captured over static buffers; on a CPU they are called. Which part pays on what is told in docs/runtime.md.
+captured over static buffers; on a CPU they are called. What is float32 there is computed without TF32. Which
+part pays on what is told in docs/runtime.md.
 Symbols: N cameras, H/W network image, h/w camera image, K detections.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,8 @@ from torch import Tensor
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.position import EncodedRays, TokenGeometry
 from ftkd_core.models.stream_petr import StreamPETR, decode
+from ftkd_core.runtime.compiling import compile_alone
+from ftkd_core.runtime.devices import numbered, working_on
 from ftkd_core.runtime.engines import Rows, pack
 from ftkd_core.runtime.header import Header, RigKey, pack_header, rig_key, unpack_header
 from ftkd_core.runtime.inference_model import inference_model
@@ -44,7 +48,7 @@ class FastEngine:
         device_images: bool | None = None,
         compile_mode: str | None = None,
     ) -> None:
-        on_gpu = device.type == "cuda"
+        device, on_gpu = numbered(device), device.type == "cuda"
         if on_gpu:
             torch.backends.cudnn.benchmark = True  # shapes never change: choosing once pays
         self.device = device
@@ -55,20 +59,19 @@ class FastEngine:
         config = model.config
         self._compile: Callable[[Any], Any] = lambda function: function
         if on_gpu if compiled is None else compiled:
-            self._compile = lambda function: torch.compile(
-                function, fullgraph=True, dynamic=False, mode=compile_mode
-            )
+            self._compile = functools.partial(compile_alone, mode=compile_mode)
         on_device = on_gpu if device_images is None else device_images
         images = DeviceImages if on_device else CpuImages
-        self._images: DeviceImages | CpuImages = images(
-            config.image, len(config.channels), device, self._compile
-        )
-        # One number for each of a row's 3 W values, so that whole rows are normalised at once.
-        self._mean = torch.tensor(config.image.mean, device=device).repeat(config.image.width)
-        self._std = torch.tensor(config.image.std, device=device).repeat(config.image.width)
-        self._header = Header(len(config.channels), device)
         self._rig_key: RigKey | None = None
-        self._allocate()
+        with working_on(device):
+            self._images: DeviceImages | CpuImages = images(
+                config.image, len(config.channels), device, self._compile
+            )
+            # One number for each of a row's 3 W values, so that whole rows are normalised at once.
+            self._mean = torch.tensor(config.image.mean, device=device).repeat(config.image.width)
+            self._std = torch.tensor(config.image.std, device=device).repeat(config.image.width)
+            self._header = Header(len(config.channels), device)
+            self._allocate()
 
     @torch.inference_mode()
     def _allocate(self) -> None:
@@ -104,23 +107,25 @@ class FastEngine:
         """See `Engine`. Returns before a GPU has worked; one round at a time is under way."""
         config = self.model.config
         rig = round_rig(camera_round, config.image, config.channels)  # refuses what cannot be used
-        self._wait()  # the buffers below may still be read by the round before
-        self._header.upload(pack_header(rig, camera_round.global_from_ego, time_s, is_first))
-        self._images.upload(camera_round.views, self._header.device_values)
-        key = rig_key(rig)
-        if key != self._rig_key:
-            self._rig_step()
-            self._rig_key = key
-            self.rigs_encoded += 1
-        self._frame_step()
-        self._host_rows.copy_(self._rows, non_blocking=True)
-        if self._done is not None:
-            self._done.record()
+        with working_on(self.device):
+            self._wait()  # the buffers below may still be read by the round before
+            self._header.upload(pack_header(rig, camera_round.global_from_ego, time_s, is_first))
+            self._images.upload(camera_round.views, self._header.device_values)
+            key = rig_key(rig)
+            if key != self._rig_key:
+                self._rig_step()
+                self._rig_key = key
+                self.rigs_encoded += 1
+            self._frame_step()
+            self._host_rows.copy_(self._rows, non_blocking=True)
+            if self._done is not None:
+                self._done.record()
         return self._finish
 
     def _wait(self) -> None:
         if self._done is not None:
-            self._done.synchronize()
+            with working_on(self.device):
+                self._done.synchronize()
 
     def _finish(self) -> Rows:
         self._wait()

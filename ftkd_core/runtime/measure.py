@@ -29,6 +29,10 @@ from ftkd_core.types import CameraRound, CameraView
 from ftkd_core.weights import SHIPPED, load_into, read_weights
 
 WEIGHTS_SEED: Final = 0
+TOLERANCE_M: Final = 0.02
+TOLERANCE_SCORE: Final = 0.005
+"""How far a box of the fast engine may be from the plain one's; a few may be farther in half precision, where
+peaks of an image are equally strong and rounding decides which is looked at."""
 _SCENE_SEED: Final = 900_000
 _PERIOD_S: Final = 0.5
 _COUNTERPART_M: Final = 2.0
@@ -109,7 +113,8 @@ class Agreement:
     """The best boxes of one detector and their counterparts in another's answer, over a drive.
 
     center_m: largest distance in metres, and center_p99_m its 99th percentile; score: largest difference;
-    unmatched: how many of those `compared` have no counterpart of their class within 2 m.
+    unmatched: how many of those `compared` have no counterpart of their class within 2 m; within: the share
+    of those compared whose counterpart is within `TOLERANCE_M` and `TOLERANCE_SCORE`.
     """
 
     center_m: float
@@ -117,6 +122,7 @@ class Agreement:
     score: float
     unmatched: int
     compared: int
+    within: float
 
 
 def compare_detectors(
@@ -145,12 +151,19 @@ def compare_detectors(
     return Agreement(
         center_m=float(centers.max()), center_p99_m=float(np.percentile(centers, 99)),
         score=float(scores.max()), unmatched=compared - len(pairs), compared=compared,
+        within=sum(c <= TOLERANCE_M and s <= TOLERANCE_SCORE for c, s in pairs) / max(compared, 1),
     )  # fmt: skip
 
 
-def count_parameters(model: StreamPETR) -> int:
-    """Parameters of a model; batch norm's running statistics are none."""
-    return sum(parameter.numel() for parameter in model.parameters())
+def count_parameters(model: StreamPETR, *, at_inference: bool = False) -> int:
+    """Parameters of a model; batch norm's running statistics are none. at_inference: without a 2-D head that
+    only training needs."""
+    spared = "auxiliary." if at_inference and not model.config.decoder.num_image_queries else None
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if spared is None or not name.startswith(spared)
+    )
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ where it is: inputs are copied in, results copied out, and state that feeds back
 memory) is copied into its own buffers by the last operations inside the graph.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -50,7 +51,14 @@ class Replay:
         torch.cuda.current_stream(self._device).wait_stream(stream)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        # Other threads of a node may use the GPU meanwhile: only this thread's stream is being captured.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # Other threads of a node may use the GPU meanwhile: only this thread's stream is being captured. By
+        # itself torch would capture on a stream of the GPU on which the process captured first.
+        with torch.cuda.graph(graph, stream=_capture_stream(self._device), capture_error_mode="thread_local"):
             self._function()
         return graph
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of a GPU that graphs are captured on: one, since libraries keep a workspace for each."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

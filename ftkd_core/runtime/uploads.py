@@ -54,7 +54,8 @@ class DeviceImages:
     ) -> None:
         self._config = config
         self._device = device
-        self._resample: Callable[..., Tensor] = compile_(_resample_round)
+        self._compile = compile_
+        self._compiled: dict[tuple[torch.Size, ...], Callable[..., Tensor]] = {}
         self._sizes: list[Size | None] = [None] * cameras
         self._taps: list[ImageTaps | None] = [None] * cameras
         self.network_images = torch.zeros(
@@ -88,13 +89,20 @@ class DeviceImages:
         shape = (len(sizes), max(heights), max(widths), 3)
         self._host = torch.zeros(shape, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         self._raw = torch.zeros(shape, dtype=torch.uint8, device=self._device)
-        raw = self._raw
+        raw, resampled = self._raw, self._resample_of(self._raw, taps)
 
         def step() -> None:
-            self.network_images.copy_(self._resample(raw, header, taps))
+            self.network_images.copy_(resampled(raw, header, taps))
 
         self._step = Replay(step, self._device)
         self._sizes = sizes
+
+    def _resample_of(self, raw: Tensor, taps: BatchTaps) -> Callable[..., Tensor]:
+        """`_resample_round` compiled for these shapes, once: a camera that comes late brings no new ones."""
+        shapes = (raw.shape, *(values.shape for values in taps))
+        if shapes not in self._compiled:
+            self._compiled[shapes] = self._compile(_resample_round)
+        return self._compiled[shapes]
 
 
 def _copy_in(target: Tensor, image: NDArray[np.uint8]) -> None:

@@ -74,11 +74,15 @@ class DetectionSummary:
         }
 
 
-def load_detector(weights: Path | None, device: str, score_threshold: float) -> RoundDetector:
+def load_detector(weights: Path | None, device: str, score_threshold: float, runtime: str) -> RoundDetector:
     """The shipped detector, or that of a weights file; torch is imported here."""
     from ftkd_core.runtime.detector import Detector
 
-    return Detector.from_weights(weights, device=device, score_threshold=score_threshold)
+    return Detector.from_weights(weights, device=device, score_threshold=score_threshold, runtime=runtime)
+
+
+DetectorFactory = Callable[[Path | None, str, float, str], RoundDetector]
+"""Of weights, device, score threshold and runtime."""
 
 
 def detect_bag(
@@ -88,7 +92,8 @@ def detect_bag(
     weights: Path | None = None,
     device: str = "auto",
     score_threshold: float = 0.05,
-    factory: Callable[[Path | None, str, float], RoundDetector] = load_detector,
+    runtime: str = "auto",
+    factory: DetectorFactory = load_detector,
     progress: bool = True,
 ) -> DetectionSummary:
     """Detect every round of a bag and write /detections and /detections/velocities to the new bag `output`.
@@ -98,7 +103,7 @@ def detect_bag(
     """
     with BagReader(input_path) as source:
         check_new(output)
-        detector = factory(weights, device, score_threshold)
+        detector = factory(weights, device, score_threshold, runtime)
         drive = Drive(source, detector.channels)
         detector.warm_up()
         notes = {"detector_weights": detector.weights_name, "detector_device": str(detector.device)}

@@ -152,7 +152,8 @@ def evaluate_recording(
 
 
 def detector_summary(detections_path: Path, summary_file: Path | None) -> dict[str, Any]:
-    """Device, weights and their training, preset and latency as the detector told them; None where it left no summary.
+    """Device, weights and their training, preset and latency as the detector told them; None where it left no
+    summary.
 
     The rounds it counted are kept as `detector_rounds`: those of metrics.json are counted in the two bags.
     """

@@ -111,14 +111,18 @@ def test_a_bag_without_cameras_is_told_by_detect(tmp_path: Path, capsys: pytest.
     assert "nowhere" in one_sentence(capsys)
 
 
-def test_a_device_that_is_not_there_is_named(
-    dataroot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [("--device", "device 'abacus'"), ("--runtime", "runtime 'abacus': expected one of auto, fast, plain")],
+)
+def test_a_device_or_runtime_that_is_not_there_is_named(
+    option: str, text: str, dataroot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ("--dataroot", dataroot, "--version", VERSION)
     assert run("convert", *data, "--scene", SCENE, "--output", tmp_path / "bag") == 0
     capsys.readouterr()
-    assert run("detect", "--bag", tmp_path / "bag", "--output", tmp_path / "out", "--device", "abacus") == 2
-    assert "abacus" in one_sentence(capsys)
+    assert run("detect", "--bag", tmp_path / "bag", "--output", tmp_path / "out", option, "abacus") == 2
+    assert text in one_sentence(capsys)
     assert not (tmp_path / "out").exists()
 
 

@@ -16,6 +16,7 @@ from recorded import KnowingDetector, Recorded, record
 from ftkd_core.errors import UserError
 from ftkd_core.runtime.detector import Detector
 from ftkd_core.types import ObjectList
+from ftkd_ros import cli
 from ftkd_ros.bag import message_builders as build
 from ftkd_ros.bag.detect import DETECTIONS_TOPIC, SUMMARY_NAME, VELOCITIES_TOPIC, detect_bag
 from ftkd_ros.bag.drive import Drive, read_objects
@@ -55,6 +56,26 @@ def test_every_round_is_detected_once_at_its_stamp(recorded: Recorded, tmp_path:
     assert told["rounds_dropped"] == 0
     assert (told["weights"], told["device"]) == ("knowing.safetensors", "cpu")
     assert told["latency_ms"]["p95"] >= told["latency_ms"]["p50"] > 0
+
+
+@pytest.mark.parametrize(("options", "runtime"), [((), "auto"), (("--runtime", "plain"), "plain")])
+def test_the_runtime_can_be_chosen(
+    options: tuple[str, ...],
+    runtime: str,
+    recorded: Recorded,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def from_weights(_weights: object, **arguments: Any) -> KnowingDetector:
+        asked.append(arguments)
+        return KnowingDetector(recorded.key_frames)
+
+    monkeypatch.setattr(Detector, "from_weights", from_weights)
+    bags = ["--bag", str(recorded.key_frames), "--output", str(tmp_path / "out")]
+    assert cli.main(["detect", *bags, *options]) == 0
+    assert asked == [{"device": "auto", "score_threshold": 0.05, "runtime": runtime}]
 
 
 def test_the_same_bag_gives_the_same_bytes(recorded: Recorded, tmp_path: Path) -> None:

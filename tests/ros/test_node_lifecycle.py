@@ -15,8 +15,10 @@ from fakes import OFFSETS_S, Bench, FakeDetector, Running, send_and_receive
 from rclpy.context import Context
 
 from ftkd_core.errors import UserError
-from ftkd_ros.detector_node import DetectorNode
+from ftkd_core.runtime.detector import Detector
+from ftkd_ros.detector_node import DetectorNode, load_detector
 from ftkd_ros.messages import detections_to_objects
+from ftkd_ros.parameters import DetectorParameters
 
 pytestmark = pytest.mark.ros
 
@@ -71,8 +73,19 @@ def test_detector_that_cannot_be_loaded_fails_configure_with_its_sentence() -> N
     rclpy.shutdown(context=context)
 
 
+def test_the_detector_is_loaded_as_the_parameters_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, dict[str, object]]] = []
+    monkeypatch.setattr(Detector, "from_weights", lambda weights, **others: asked.append((weights, others)))
+    load_detector(DetectorParameters(runtime="plain", device="cpu", max_detections=7))
+    load_detector(DetectorParameters())
+    others = {"preset": None, "device": "cpu", "runtime": "plain", "score_threshold": 0.05}
+    assert asked[0] == (None, {**others, "max_detections": 7})
+    assert asked[1][1]["runtime"] == "auto"
+
+
 BAD_PARAMETERS = [
     ("sync_policy:=nearest", "parameter sync_policy: 'nearest'; expected surround or approximate or exact"),
+    ("runtime:=fastest", "parameter runtime: 'fastest'; expected auto or fast or plain"),
     ("score_threshold:=1.5", "parameter score_threshold: 1.5; expected 0 to 1"),
     ("score_threshold:=high", "parameter score_threshold: 'high' is a str; expected a float"),
     ("cameras:=[a, a]", "parameter cameras: ['a', 'a']; expected different names"),

@@ -105,7 +105,8 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", some_metrics(), frames(1))
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     for expected in (
-        "0.421", "0.487", "38 / 40", "80.2 ms", "120.5 ms", "tiny.safetensors", "distilled by ftkd", "traffic cone",
+        "0.421", "0.487", "38 / 40", "80.2 ms", "120.5 ms", "tiny.safetensors", "distilled by ftkd",
+        "traffic cone",
     ):  # fmt: skip
         assert expected in text
     assert "Velocity <is> unknown & odd." in text
