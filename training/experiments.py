@@ -8,22 +8,25 @@
 Trains an offline teacher, which sees the future, and one that sees only the past; stores their answers;
 brings every part of every method to the same share of the detection loss; trains each row of the table with
 each seed, all for the same number of steps; detects on held-out scenes; scores with the nuScenes devkit. Stop
-it at any time: the same command goes on with what is missing. `--minutes` fixes the numbers of steps when the
-run begins. Without the devkit (`--phase train`), the detections are kept, and `--phase score` scores them on
-another machine. All students see the world as it is, not mirrored or turned, for the cached answers are about
-that world.
+it at any time: the same command goes on with what is missing. Without the devkit (`--phase train`), the
+detections are kept, and `--phase score` scores them on another machine. All students see the world as it is,
+not mirrored or turned, for the cached answers are about that world.
+
+A new experiment gets the numbers of steps that fit into --minutes, as measured on this machine. Where
+--minutes is given, each call also stops in time: it begins no run, no balancing and no scene of a teacher's
+answers that would end later, says how many runs are left, and ends with exit code 3, without scoring. The
+same command goes on, with as much time again. (Rendering, and extracting kept features, are not interrupted.)
+Exit codes: 0 all is done, 2 bad input, 3 the time is over.
 """
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,43 +38,32 @@ from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.errors import UserError
 from ftkd_core.presets import preset, sparse_bev_preset
 from training import stages
+from training.balance import BATCHES
 from training.matrix import (
     OFFLINE,
     PAST,
     ROWS,
-    SCORES,
     check_settings,
     choose_rows,
     chosen_settings,
+    method_of,
     read_matrix,
     subset_table,
     table,
+    teachers_of,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What an experiment is; kept in plan.json, and the same for all its runs. Steps are of every student and
-    of each teacher; teachers may be given instead of trained."""
-
-    preset: str
-    teacher_preset: str
-    past_preset: str
-    seeds: int
-    scenes: int
-    held_out: int
-    streams: int
-    steps: int
-    teacher_steps: int
-    share: float
-    lr: float
-    init: str
-    init_parts: str
-    backbone_ratio: float
-    teacher: str
-    past_teacher: str
-    keep_features: bool = False
-    set_method: tuple[str, ...] = ()
+from training.planning import (
+    DEFAULT_MINUTES,
+    Clock,
+    OutOfTime,
+    Plan,
+    asked_plan,
+    choose_steps,
+    go_on,
+    read_plan,
+)
+from training.provenance import made_with
+from training.timing import Costs, needs_of
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -84,7 +76,12 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--table", type=Path, metavar="FILE", help="print a matrix file as Markdown, and nothing else")
     add("--out", type=Path, help="folder of the experiment; gone on with if it holds one")
-    add("--minutes", type=float, default=25.0, help="time for everything but scoring (default 25)")
+    add(
+        "--minutes",
+        type=float,
+        help="for everything but scoring: the numbers of steps are chosen for it (default 25), and a call "
+        "that is given it stops in time, with exit code 3 where runs are left",
+    )
     add("--phase", choices=("all", "train", "score"), default="all", help="train, score, or both (default)")
     add(
         "--subsets",
@@ -138,13 +135,19 @@ class Experiment:
         if arguments.keep_features and (arguments.init is None or arguments.backbone_ratio):
             raise UserError("--keep-features needs a backbone that stays: give --init and --backbone-ratio 0")
         check_settings(arguments.set_method)
+        if arguments.phase != "train":
+            stages.require_devkit()
         self.arguments, self.out = arguments, Path(arguments.out)
         self.rows = choose_rows(arguments.rows)
-        self.began = time.monotonic()
+        self.clock = Clock(arguments.minutes)
         self.device = torch.device(
             "cuda" if arguments.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
         )
         self.out.mkdir(parents=True, exist_ok=True)
+        self.costs = Costs(  # which do not depend on what a plan that is found may have otherwise
+            asked_plan(arguments), self.clips(0), self.device, self.out / "costs.json",
+            threads=arguments.threads, parallel=arguments.parallel,
+        )  # fmt: skip
 
     def clips(self, first_seed: int) -> SyntheticClips:
         """Scenes of consecutive seeds at the student's resolution."""
@@ -154,36 +157,18 @@ class Experiment:
     def make_plan(self) -> Plan:
         """The plan of the folder, or a new one; UserError where the command would train another. Scoring
         takes the plan as it is."""
-        a = self.arguments
-        asked = Plan(
-            preset=a.preset, teacher_preset=a.teacher_preset, past_preset=a.past_preset, seeds=a.seeds,
-            scenes=a.scenes, held_out=a.held_out, streams=a.streams, steps=a.steps,
-            teacher_steps=a.teacher_steps, share=a.share, lr=a.lr, init=_text(a.init),
-            init_parts=a.init_parts, backbone_ratio=a.backbone_ratio,
-            teacher=_text(a.teacher), past_teacher=_text(a.past_teacher), keep_features=a.keep_features,
-            set_method=tuple(a.set_method),
-        )  # fmt: skip
-        path = self.out / "plan.json"
+        path, scoring = self.out / "plan.json", self.arguments.phase == "score"
         if path.exists():
-            found = Plan(**json.loads(path.read_text()))
-            found = replace(found, set_method=tuple(found.set_method))  # a list, in JSON
-            if a.phase == "score":
-                return found
-            found = replace(found, seeds=a.seeds)  # more may be run later
-            for name in asdict(asked):
-                mine, yours = getattr(asked, name), getattr(found, name)
-                if mine != yours and not (name.endswith("steps") and mine == 0):
-                    raise UserError(
-                        f"{str(path)!r} has {name} {yours!r}, the command {mine!r}; give another --out"
-                    )
-            return found
-        if a.phase == "score":
+            return read_plan(path) if scoring else go_on(path, asked_plan(self.arguments))
+        if scoring:
             raise UserError(
                 f"{str(self.out)!r} holds no experiment; name the folder that --phase train wrote"
             )
+        asked = asked_plan(self.arguments)
         self.render(asked)
         plan = self.fix_steps(asked)
         path.write_text(json.dumps(asdict(plan), indent=1) + "\n")
+        self.clock.moved = True  # the next call need not render
         return plan
 
     def render(self, plan: Plan) -> None:
@@ -192,39 +177,19 @@ class Experiment:
         stages.render(self.clips(stages.HELD_OUT_SEED), plan.held_out)
 
     def fix_steps(self, plan: Plan) -> Plan:
-        """Numbers of steps that fit into the time that is left: a third for the teachers, if they are
-        trained, and a tenth for everything beside training."""
-        left = 60 * self.arguments.minutes - (time.monotonic() - self.began)
-        both = ((plan.teacher_preset, plan.teacher, False), (plan.past_preset, plan.past_teacher, True))
-        trained = [name for name, given, past in both if self.needs(past) and not given]
-        for_teachers = left / 3 if trained else 0.0
-        if trained and not plan.teacher_steps:
-            step = sum(self.seconds_per_step(name) for name in trained)
-            plan = replace(plan, teacher_steps=max(1, int(for_teachers / step)))
-        if not plan.steps:
-            units = plan.seeds * sum(ROWS[row].longer for row in self.rows)
-            for_students = 0.9 * left - for_teachers
-            step = self.seconds_per_step(plan.preset) * (1.0 if self.arguments.parallel == 1 else 0.6)
-            plan = replace(plan, steps=max(1, int(for_students / (units * step))))
-        return plan
+        """The plan with the numbers of steps that fit into the time that is left."""
+        trained = [name for name in teachers_of(self.rows) if not plan.given(name)]
+        if plan.steps and (plan.teacher_steps or not trained):
+            return plan
+        minutes = DEFAULT_MINUTES if self.arguments.minutes is None else self.arguments.minutes
+        needs = needs_of(plan, self.rows, self.costs)
+        return choose_steps(plan, needs, minutes, self.clock.spent())
 
-    def needs(self, past: bool) -> bool:
-        """Whether a row learns from the past-only teacher, or from the offline one."""
-        return any(ROWS[row].method and (ROWS[row].teacher == PAST) == past for row in self.rows)
-
-    def seconds_per_step(self, name: str) -> float:
-        """Of a training step of that preset on this machine."""
-        a = self.arguments
-        return stages.seconds_per_step(name, a.streams, self.clips(0), a.scenes, self.device)
-
-    def train_teacher(self, plan: Plan, past: bool) -> Path:
+    def train_teacher(self, plan: Plan, name: str) -> Path:
         """Weights of a teacher: given, trained before, or trained now."""
-        given = plan.past_teacher if past else plan.teacher
-        if given:
-            return Path(given)
-        name = PAST if past else OFFLINE
-        command = ["training.train", "--preset", plan.past_preset if past else plan.teacher_preset]
-        return self.run(plan, name, command, plan.teacher_steps, 0)
+        if plan.given(name):
+            return Path(plan.given(name))
+        return self.run(plan, name, ["training.train"], plan.teacher_steps, 0)
 
     def train_student(self, plan: Plan, row_name: str, seed: int, teachers: dict[str, Path]) -> Path:
         """Weights of one run of the table."""
@@ -239,7 +204,6 @@ class Experiment:
                 *(f"--set-method={text}" for text in chosen_settings(row_name, plan.set_method)),
                 *(f"--set-method={k}={v}" for k, v in settings.items()),
             ]  # fmt: skip
-        command += ["--preset", plan.preset]
         if plan.init:
             command += ["--init", plan.init, "--init-parts", plan.init_parts]
         command += ["--set", "augment.flip=0", "--set", "augment.rotation=0"]
@@ -253,57 +217,78 @@ class Experiment:
         row = ROWS[row_name]
         return self.out / f"answers_{row.teacher}_{stages.cache_of(row.method)}"
 
+    def fill(self, plan: Plan, row_name: str, teacher: Path) -> None:
+        """The answers of a row's teacher, scene by scene while there is time."""
+        row = ROWS[row_name]
+
+        def ready() -> None:
+            kind = stages.cache_of(row.method)
+            self.clock.need("a scene of the teacher's answers", lambda: self.costs.answers(row.teacher, kind))
+
+        stages.fill(
+            self.cache(row_name), row.method, teacher, plan.preset, self.clips(0), plan.scenes, self.device,
+            keep=plan.keep_features, ready=ready,
+        )  # fmt: skip
+
     def balance(self, plan: Plan, row_name: str, teacher: Path) -> dict[str, float]:
         """The settings that balance a row's method, measured once and kept."""
         path = self.out / "balance.json"
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         if row_name not in found:
             row = ROWS[row_name]
+            self.clock.need(f"balancing {row_name}", lambda: BATCHES * self.costs.step(row_name))
             found[row_name] = stages.balance_method(
                 row.method, teacher, plan.preset, (plan.init, plan.init_parts), self.clips(0), plan.scenes,
                 cache=self.cache(row_name), streams=plan.streams, share=plan.share, device=self.device,
-                keep=plan.keep_features, settings=chosen_settings(row_name, plan.set_method),
+                keep=plan.keep_features, frozen_backbone=plan.backbone_ratio == 0,
+                settings=chosen_settings(row_name, plan.set_method),
             )  # fmt: skip
             path.write_text(json.dumps(found, indent=1) + "\n")
         settings: dict[str, float] = found[row_name]["settings"]
         return settings
 
     def run(self, plan: Plan, name: str, command: list[str], steps: int, seed: int) -> Path:
-        """A training process, unless its weights are there; its words go to a log beside them."""
-        folder = self.out / "runs" / name
-        weights = folder / "weights.safetensors"
-        if stages.steps_of(weights) == steps:
+        """A training process, unless its weights are there; its words go to a log beside them. OutOfTime
+        where it would not end in time, a student's with its detections."""
+        weights = self.weights(plan, name)
+        folder, method, left = weights.parent, method_of(name), steps - stages.steps_of(weights)
+        if left == 0:
             return weights
+        self.clock.need(f"run {name}", lambda: self.costs.run(method, left))
         a = self.arguments
         folder.mkdir(parents=True, exist_ok=True)
         command = [
-            sys.executable, "-m", *command, "--out", str(folder), "--steps", str(steps), "--seed", str(seed),
+            sys.executable, "-m", *command, "--preset", plan.preset_of(method), "--out", str(folder),
+            "--steps", str(steps), "--seed", str(seed),
             "--streams", str(plan.streams), "--accelerator", a.accelerator, "--threads", str(a.threads),
             "--set", f"data.scenes={plan.scenes}", "--set", f"data.cache={a.clips}",
             "--set", f"optim.lr={plan.lr}", "--set", f"optim.warmup_steps={min(200, 1 + steps // 10)}",
             *(["--set", f"data.version={a.clips_version}"] if a.clips_version else []),
         ]  # fmt: skip
+        began = time.monotonic()
         with (folder / "log.txt").open("a", encoding="utf-8") as log:
             done = subprocess.run(command, stdout=log, stderr=log, check=False)
         if done.returncode:
             last = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise UserError(f"run {name} ended with {done.returncode}: {last[-1] if last else ''}")
+        if self.clock.minutes is not None:
+            self.costs.learn(method, left, time.monotonic() - began)
         return weights
+
+    def weights(self, plan: Plan, name: str) -> Path:
+        """Where the weights of a run, a teacher's or a student's, are or will be."""
+        method = method_of(name)
+        if method not in (OFFLINE, PAST):
+            return self.out / "runs" / name / "weights.safetensors"
+        return Path(plan.given(method) or self.out / "runs" / method / "weights.safetensors")
 
     def train(self, plan: Plan) -> None:
         """Teachers, their answers, students, and the detections of all of them."""
-        teachers = {
-            name: self.train_teacher(plan, name == PAST)
-            for name in (OFFLINE, PAST)
-            if self.needs(name == PAST)
-        }
+        teachers = {name: self.train_teacher(plan, name) for name in teachers_of(self.rows)}
         for row_name in self.rows:
             row = ROWS[row_name]
             if row.method:
-                stages.fill(
-                    self.cache(row_name), row.method, teachers[row.teacher], plan.preset, self.clips(0),
-                    plan.scenes, self.device, keep=plan.keep_features,
-                )  # fmt: skip
+                self.fill(plan, row_name, teachers[row.teacher])
                 self.balance(plan, row_name, teachers[row.teacher])
         if plan.keep_features:
             files = [Path(plan.init), *teachers.values()]
@@ -324,81 +309,58 @@ class Experiment:
             work = [pool.submit(one, run) for run in runs]
             for name, weights in teachers.items():
                 work.append(pool.submit(self.detect, plan, f"{name}-0", weights, detectors))
-            for future in work:
-                future.result()
+            _wait(work)
+
+    def stop(self, plan: Plan, reason: OutOfTime) -> str:
+        """What is said where the time is over; UserError where it will not do for anything that is left."""
+        if not self.clock.moved:
+            raise UserError(f"{reason}, and nothing else could begin; give more --minutes, or none")
+        left, all_runs = self.left(plan)
+        return f"{reason}. {left} of {all_runs} runs are left; the same command goes on"
+
+    def left(self, plan: Plan) -> tuple[int, int]:
+        """How many runs, teachers' and students', lack detections, and how many there are."""
+        names = [f"{name}-0" for name in teachers_of(self.rows)]
+        names += [f"{row}-{seed}" for row in self.rows for seed in range(plan.seeds)]
+        done = [self.is_detected(name, self.weights(plan, name)) for name in names]
+        return done.count(False), len(names)
+
+    def is_detected(self, name: str, weights: Path) -> bool:
+        """Whether the detections of these weights are there."""
+        noted = self.noted(name)
+        both = noted.exists() and weights.exists()
+        return both and noted.stat().st_mtime >= weights.stat().st_mtime
+
+    def noted(self, name: str) -> Path:
+        """The notes beside the detections of a run; written last: a run that was killed before detects
+        again."""
+        return self.out / "predictions" / f"{name}.json"
 
     def detect(self, plan: Plan, name: str, weights: Path, detectors: Executor) -> None:
-        """The detections of a run, unless they are there and of these weights; made in one of `detectors`."""
-        output = self.out / "predictions" / f"{name}.npz"
-        noted = output.with_suffix(".json")  # written last: a run that was killed before detects again
-        if not noted.exists() or noted.stat().st_mtime < weights.stat().st_mtime:
-            clips = self.clips(stages.HELD_OUT_SEED)
-            work = partial(stages.detect, keep=plan.keep_features)
-            detectors.submit(
-                work, weights, clips, plan.held_out, output, self.device, self.arguments.threads
-            ).result()
-            notes = {"steps": stages.steps_of(weights), **_machine(self.device)}
-            noted.write_text(json.dumps(notes, indent=1) + "\n")
-
-    def score(self, plan: Plan) -> Path:
-        """matrix.json with an entry a run whose detections are there: first the scores of all of them, then
-        those of part of the objects at a time, which take several times as long."""
-        stages.write_held_out(self.out / "held_out", plan.held_out)
-        path = self.out / "matrix.json"
-        entries = {(e["method"], e["seed"]): e for e in (read_matrix(path) if path.exists() else [])}
-        noted = sorted((self.out / "predictions").glob("*.json"))
-        runs = {_run_of(file): file.with_suffix(".npz") for file in noted}
-        if not runs:
-            raise UserError(f"no detections in {str(self.out / 'predictions')!r}; train first")
-        for subsets in (False, True) if self.arguments.subsets else (False,):
-            missing = {
-                run: file
-                for run, file in runs.items()
-                if run not in entries or (subsets and "subsets" not in entries[run])
-            }
-            scores = stages.score(list(missing.values()), self.out / "held_out", subsets=subsets)
-            words = "score parts" if subsets else "score"
-            for (run, file), found in tqdm(
-                zip(missing.items(), scores, strict=True), words, len(missing), unit="run"
-            ):
-                if subsets:
-                    entries[run]["subsets"] = found
-                else:
-                    entries[run] = _entry(run, found, plan, file)
-                path.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
-        return path
+        """The detections of a run, unless they are there and of these weights; made in one of `detectors`.
+        OutOfTime where they would not end in time."""
+        if self.is_detected(name, weights):
+            return
+        self.clock.need(f"detection of {name}", lambda: self.costs.held_out(method_of(name)))
+        noted, clips = self.noted(name), self.clips(stages.HELD_OUT_SEED)
+        work = partial(stages.detect, keep=plan.keep_features)
+        detectors.submit(
+            work, weights, clips, plan.held_out, noted.with_suffix(".npz"), self.device,
+            self.arguments.threads,
+        ).result()  # fmt: skip
+        notes = {"preset": stages.preset_of(weights), "steps": stages.steps_of(weights)}
+        noted.write_text(json.dumps(notes | made_with(self.device), indent=1) + "\n")
 
 
-def _entry(run: tuple[str, int], summary: dict[str, Any], plan: Plan, predictions: Path) -> dict[str, Any]:
-    """A run's entry in the matrix."""
-    entry: dict[str, Any] = {"method": run[0], "seed": run[1]}
-    entry |= {name: summary[name] for name in SCORES}
-    entry |= {"preset": plan.preset, **json.loads(predictions.with_suffix(".json").read_text())}
-    return entry | {"samples": summary["samples"]}
-
-
-def _run_of(predictions: Path) -> tuple[str, int]:
-    method, _, seed = predictions.stem.rpartition("-")
-    return method, int(seed)
-
-
-def _machine(device: torch.device) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return {
-        "device": name, "commit": commit or "unknown", "torch": torch.__version__,
-        "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
-
-
-def _text(path: Path | None) -> str:
-    return "" if path is None else str(path)
+def _wait(work: Sequence[Future[None]]) -> None:
+    """For all to end. What went wrong comes before OutOfTime, after which those that still fit went on."""
+    problems = [error for error in (future.exception() for future in work) if error is not None]
+    for error in sorted(problems, key=lambda error: isinstance(error, OutOfTime)):
+        raise error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; bad input is one sentence and exit code 2."""
+    """Entry point; bad input is one sentence and exit code 2, an end of the time one and 3."""
     arguments = make_parser().parse_args(argv)
     try:
         if arguments.table is not None:
@@ -411,9 +373,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         experiment = Experiment(arguments)
         plan = experiment.make_plan()
         if arguments.phase in ("all", "train"):
-            experiment.train(plan)
+            try:
+                experiment.train(plan)
+            except OutOfTime as reason:
+                print(experiment.stop(plan, reason))
+                return 3
         if arguments.phase in ("all", "score"):
-            path = experiment.score(plan)
+            path = stages.score_runs(experiment.out, plan, subsets=arguments.subsets)
             print(table(read_matrix(path)))
             print(f"wrote {path}")
     except UserError as error:

@@ -2,6 +2,7 @@
 """The rows of the distillation experiment, and the table of their scores."""
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,38 @@ def check_settings(settings: Sequence[str]) -> None:
 def chosen_settings(row: str, settings: Sequence[str]) -> list[str]:
     """Those of the experiment's settings of FTKD that a row takes: all in FTKD's own rows, none in others."""
     return list(settings) if ROWS[row].method.startswith("ftkd") else []
+
+
+def teachers_of(rows: Sequence[str]) -> list[str]:
+    """The teachers that rows learn from: the offline one, the past-only one, both or none."""
+    taught = {ROWS[row].teacher for row in rows if ROWS[row].method}
+    return [name for name in (OFFLINE, PAST) if name in taught]
+
+
+def method_of(run: str) -> str:
+    """The row or the teacher of a run's name: `ftkd` of `ftkd-0`; a teacher's may lack its number."""
+    return run.rpartition("-")[0] or run
+
+
+def make_entry(
+    run: tuple[str, int], summary: dict[str, Any], notes: dict[str, Any], predictions: str
+) -> dict[str, Any]:
+    """A run's entry in the matrix: its scores, what was noted of its detections, and their checksum."""
+    entry = {"method": run[0], "seed": run[1], **{name: summary[name] for name in SCORES}}
+    return entry | notes | {"predictions": predictions, "samples": summary["samples"]}
+
+
+def is_scored(entry: dict[str, Any] | None, predictions: str, *, subsets: bool) -> bool:
+    """Whether an entry holds the scores of detections of that checksum, `subsets` those of parts of the
+    objects too. Entries from before there were checksums are taken as they are."""
+    if entry is None or entry.get("predictions", predictions) != predictions:
+        return False
+    return not subsets or "subsets" in entry
+
+
+def checksum(predictions: Path) -> str:
+    """Tells files of detections apart."""
+    return f"{zlib.crc32(predictions.read_bytes()):08x}"
 
 
 def read_matrix(path: Path) -> list[dict[str, Any]]:

@@ -1,55 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detections of a trained model on clips, kept in a file, so that another machine can score them.
+"""Detections of a trained model on clips, kept in a file, so that another machine can score them
+(scoring.py).
 
 A clip is a scene of the synthetic world at key frames (2 Hz); the same seeds written as a nuScenes data set
 hold the truth. Symbols: F key frames of all clips, M detections of all frames.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric.utilities import move_data_to_device
 from tqdm import tqdm
 
+from ftkd_core.classes import our_labels
 from ftkd_core.data.clips import Augmentation, Clip, make_sample
-from ftkd_core.data.nuscenes import NuScenes, sample_pose
-from ftkd_core.errors import UserError
-from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, sample_tokens_of, to_devkit_results
-from ftkd_core.evaluation.subsets import evaluate_subsets
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR, decode
-from ftkd_core.types import Detections, ObjectList
+from ftkd_core.types import Detections
 from training.kept_features import network_input
 from training.whole_clips import view_clip
 
 _LEAST_SCORE = 0.01  # below it a detection changes no metric and only fills the file
-_SAME_POSE_M = 1e-3
 
 
 @torch.inference_mode()
 def detect_clip(model: StreamPETR | SparseBEV, clip: Clip, device: torch.device) -> list[Detections]:
-    """Detections of every frame of a clip, in order: streamed, or window by window. A model of kept features
-    takes clips that hold them."""
+    """Detections of every frame of a clip, in order: streamed, or window by window; labels are places in
+    CLASS_NAMES. A model of kept features takes clips that hold them."""
     model = model.to(device).eval()
-    if isinstance(model, SparseBEV):
-        return [one for view in view_clip(model, clip) for one in _each(decode(view.predictions))]
-    found = []
+    labels = torch.tensor(our_labels(model.config.class_names), device=device)
+    shown = _show_windows(model, clip) if isinstance(model, SparseBEV) else _stream(model, clip, device)
+    return [found._replace(labels=labels[found.labels]) for found in shown]
+
+
+def _show_windows(model: SparseBEV, clip: Clip) -> Iterator[Detections]:
+    for view in view_clip(model, clip):
+        rows = zip(*(value.split(1) for value in decode(view.predictions)), strict=True)
+        yield from (Detections(*row) for row in rows)
+
+
+def _stream(model: StreamPETR, clip: Clip, device: torch.device) -> Iterator[Detections]:
     memory = model.start_memory()
     for index in range(len(clip.times)):
         sample = move_data_to_device(make_sample(clip, index, Augmentation(), index == 0), device)
         frame = sample.frame(network_input(sample.images, model.config.image))
         predictions, memory = model(frame, memory)
-        found.append(decode(predictions))
-    return found
-
-
-def _each(batch: Detections) -> list[Detections]:
-    """The frames of a batch, each as a batch of one."""
-    rows = zip(*(value.split(1) for value in batch), strict=True)
-    return [Detections(*row) for row in rows]
+        yield decode(predictions)
 
 
 def predict(
@@ -79,48 +77,3 @@ def predict(
     )
     partial.replace(output)
     return output
-
-
-def score(predictions: Path, dataset: NuScenes, split: str, *, still: bool = False) -> dict[str, Any]:
-    """Official metrics of a file of `predict` on the data set of the same seeds; `still`, had it said of
-    everything that it stands. UserError where the two are not of the same drives."""
-    tokens, results = _results(predictions, dataset, split)
-    if still:
-        for found in results["results"].values():
-            for box in found:
-                box["velocity"] = [0.0, 0.0]
-    return evaluate(dataset, results, sample_tokens=tokens)
-
-
-def score_subsets(predictions: Path, dataset: NuScenes, split: str) -> dict[str, Any]:
-    """Official metrics of part of the objects at a time, as `evaluation.subsets`; errors as of `score`."""
-    tokens, results = _results(predictions, dataset, split)
-    return evaluate_subsets(dataset, results, tokens)
-
-
-def _results(predictions: Path, dataset: NuScenes, split: str) -> tuple[tuple[str, ...], dict[str, Any]]:
-    tokens = sample_tokens_of(dataset, split=split)
-    return tokens, to_devkit_results(_posed(predictions, dataset, tokens), tokens)
-
-
-def _posed(predictions: Path, dataset: NuScenes, tokens: Sequence[str]) -> dict[str, PosedObjects]:
-    with np.load(predictions, allow_pickle=False) as file:
-        values = {name: file[name] for name in file.files}
-    if len(values["counts"]) != len(tokens):
-        raise UserError(
-            f"{str(predictions)!r} holds {len(values['counts'])} frames, the data set {len(tokens)}; "
-            "expected the same seeds and durations"
-        )
-    splits = np.cumsum(values["counts"])[:-1]
-    columns = [np.split(values[name], splits) for name in ("boxes", "scores", "labels")]
-    found = {}
-    for place, token in enumerate(tokens):
-        pose = values["global_from_ego"][place]
-        if np.abs(pose - sample_pose(dataset, token)).max() > _SAME_POSE_M:
-            raise UserError(f"{str(predictions)!r} and the data set differ in where frame {place} was taken")
-        boxes, scores, labels = (column[place] for column in columns)
-        objects = ObjectList(
-            boxes=boxes.astype(np.float64), scores=scores.astype(np.float64), labels=labels, stamp_ns=0
-        )
-        found[token] = PosedObjects(objects, pose)
-    return found

@@ -17,14 +17,14 @@ from typing import Any
 
 from ftkd_core.data.nuscenes import NuScenes, open_dataset
 from ftkd_core.errors import UserError
-from training import predicting
+from training import scoring
 
 
 def speeds(predictions: Path, dataset: NuScenes, split: str) -> dict[str, dict[str, Any]]:
     """Per class with true boxes, and as `mean` the devkit's mAVE: AVE, `still` (AVE had it said 0; both m/s,
-    None where the devkit gives no number) and, of classes, truths. Errors as of `predicting.score`."""
-    said = predicting.score(predictions, dataset, split)
-    still = predicting.score(predictions, dataset, split, still=True)
+    None where the devkit gives no number) and, of classes, truths. Errors as of `scoring.score`."""
+    said = scoring.score(predictions, dataset, split)
+    still = scoring.score(predictions, dataset, split, still=True)
     found: dict[str, dict[str, Any]] = {
         name: {"AVE": own["AVE"], "still": still["classes"][name]["AVE"], "truths": own["truths"]}
         for name, own in said["classes"].items()

@@ -1,46 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the stages of the distillation experiment do; `experiments.py` says when."""
 
+import json
 import multiprocessing
 import os
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from lightning_fabric import Fabric
 from safetensors import safe_open
+from torch import Tensor
 from tqdm import tqdm
 
-from ftkd_core.config import override
-from ftkd_core.data.clips import AugmentConfig, StreamDataset
-from ftkd_core.data.nuscenes import NuScenes, open_dataset
+from ftkd_core.config import DetectorConfig, SparseBEVConfig, override
+from ftkd_core.data.clips import AugmentConfig, Clip, StreamDataset
 from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
-from ftkd_core.data.windows import WindowDataset
 from ftkd_core.distillation.baselines import BaselineConfig
 from ftkd_core.distillation.cache import TeacherCache, fill_cache
 from ftkd_core.distillation.methods import method_config
-from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
+from ftkd_core.errors import UserError
+from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
-from ftkd_core.presets import PRESETS, preset, sparse_bev_preset
+from ftkd_core.presets import preset
 from ftkd_core.weights import load_into, read_weights, read_window_weights, start_from, weights_hash
 from training import predicting
 from training.balance import balance
 from training.distill import load_teacher
 from training.kept_features import keep_features
-from training.lessons import CachedDataset, StreamLesson, WindowLesson, make_distiller
-from training.loop import OptimConfig, Trainer
+from training.lessons import CachedDataset, make_distiller
+from training.matrix import checksum, is_scored, make_entry, method_of, read_matrix
+from training.planning import Plan
 from training.train import split_parts
 
 HELD_OUT_SEED: Final = 900_000
 _VERSION, _SPLIT = "v1.0-synth", "held_out"
-_PLAIN: Final = AugmentConfig(flip=0.0, rotation=0.0)  # training adds colours, where it sees images
+PLAIN: Final = AugmentConfig(flip=0.0, rotation=0.0)  # training adds colours, where it sees images
+WIDEST: Final = {"relations": "stxd", "future": "ftkd"}
+"""Of each kind of cache, the method that reads all that it holds."""
 _SETTINGS: Final = ("weight", "pv_weight", "bev_weight", "logits_weight")
 
 
@@ -55,36 +57,6 @@ def _render_one(clips: SyntheticClips, index: int) -> None:
     clips(index)
 
 
-def seconds_per_step(
-    name: str, streams: int, clips: SyntheticClips, scenes: int, device: torch.device, steps: int = 6
-) -> float:
-    """Seconds of a training step of a preset on that device, its data loaded in the same process."""
-    lesson: StreamLesson | WindowLesson
-    data: StreamDataset | WindowDataset
-    if name in PRESETS:
-        lesson = StreamLesson(build_stream_petr(preset(name)), streams)
-        data = StreamDataset(clips, scenes, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
-    else:
-        config = sparse_bev_preset(name)
-        lesson = WindowLesson(build_sparse_bev(config))
-        data = WindowDataset(
-            clips, scenes, batch=streams, num_past=config.num_past, num_future=config.num_future,
-            augment=_PLAIN, seed=0,
-        )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        fabric = Fabric(accelerator=device.type, devices=1)
-        half = torch.bfloat16 if device.type == "cuda" else None
-        trainer = Trainer(fabric, lesson, OptimConfig(), Path(folder), steps=100, seed=0, autocast=half)
-        trainer.start_training()
-        began = 0.0
-        for step in range(2 + steps):
-            if step == 2:
-                began = time.monotonic()
-            terms, _ = trainer.train_step(fabric.to_device(data[step]))
-            float(next(iter(terms.values())))  # waits for the device
-    return (time.monotonic() - began) / steps
-
-
 def cache_of(method: str) -> str:
     """Which of a teacher's two caches a method reads."""
     return "relations" if isinstance(method_config(method), BaselineConfig) else "future"
@@ -92,39 +64,49 @@ def cache_of(method: str) -> str:
 
 def fill(
     folder: Path, method: str, teacher: Path, student: str, clips: SyntheticClips, scenes: int,
-    device: torch.device, *, keep: bool = False,
+    device: torch.device, *, keep: bool = False, ready: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Fill a cache with all that methods of its kind read: the maps with the future absorbed, or the maps as
-    they are and those of the frame before. With `keep`, from kept features of the teacher's backbone."""
-    widest = "stxd" if cache_of(method) == "relations" else "ftkd"
+    they are and those of the frame before. With `keep`, from kept features of the teacher's backbone. `ready`
+    is called before each scene; what it raises stops between two."""
     model = load_teacher(teacher)
-    distiller = make_distiller(model, build_stream_petr(preset(student)), method_config(widest))
+    widest = method_config(WIDEST[cache_of(method)])
+    distiller = make_distiller(model, build_stream_petr(preset(student)), widest)
     model.to(device)
     description = distiller.describe(weights_hash(teacher), clips.name)
     shown = keep_features(model, clips, clips.cache.parent, scenes, device) if keep else clips
-    fill_cache(folder, description, distiller.answer_clip, shown, scenes)
+
+    def load(index: int) -> Clip:
+        ready()
+        return shown(index)
+
+    fill_cache(folder, description, distiller.answer_clip, load, scenes)
 
 
 def balance_method(
     method: str, teacher: Path, student: str, init: tuple[str, str], clips: SyntheticClips, scenes: int, *,
     cache: Path, streams: int, share: float, device: torch.device, keep: bool = False,
-    settings: Sequence[str] = (),
+    frozen_backbone: bool = False, settings: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """The weights that bring each part of a method to `share` of the detection loss, and the terms measured
     before, on the teacher's cached answers: `{"settings": {...}, "terms": {...}}`. init: the file that
-    students start from and its parts, as --init and --init-parts; keep, as students are shown kept
-    features; settings, changes of the method, each `name=value`."""
+    students start from and its parts, as --init and --init-parts; keep and frozen_backbone, as students are
+    shown kept features and leave their backbone as it is; settings, changes of the method, each
+    `name=value`."""
     torch.manual_seed(0)
     model, guide = build_stream_petr(preset(student)), load_teacher(teacher)
     if init[0]:
         start_from(Path(init[0]), model, model.config, split_parts(init[1]))
     model.to(device)
     shown = keep_features(model, clips, clips.cache.parent, scenes, device) if keep else clips
-    data = StreamDataset(shown, scenes, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
+    data = StreamDataset(shown, scenes, num_streams=streams, segment=10, augment=PLAIN, seed=0)
     chosen = override(method_config(method), settings)
     description = make_distiller(guide, model, chosen).describe(weights_hash(teacher), clips.name)
     answers = CachedDataset(data, TeacherCache(cache, description, scenes))
-    config, terms = balance(guide, model.to(device), chosen, answers, streams=streams, share=share)
+    config, terms = balance(
+        guide, model.to(device), chosen, answers, streams=streams, share=share,
+        frozen_backbone=frozen_backbone,
+    )  # fmt: skip
     weights = {name: value for name, value in asdict(config).items() if name in _SETTINGS}
     return {"settings": weights, "terms": terms}
 
@@ -133,8 +115,16 @@ def steps_of(weights: Path) -> int:
     """Training steps of a weights file; 0 where there is none."""
     if not weights.is_file():
         return 0
-    notes = (read_window_weights if _is_sparse_bev(weights) else read_weights)(weights)[2]
-    return int(notes.get("steps", 0))
+    return int(_read(weights)[2].get("steps", 0))
+
+
+def preset_of(weights: Path) -> str:
+    """The preset that the model of a weights file was built from, as its own configuration says."""
+    return _read(weights)[1].preset
+
+
+def _read(weights: Path) -> tuple[dict[str, Tensor], DetectorConfig | SparseBEVConfig, dict[str, Any]]:
+    return read_window_weights(weights) if _is_sparse_bev(weights) else read_weights(weights)
 
 
 def _is_sparse_bev(weights: Path) -> bool:
@@ -187,12 +177,50 @@ def processes(count: int) -> ProcessPoolExecutor:
 def score(files: Sequence[Path], folder: Path, *, subsets: bool) -> Iterator[dict[str, Any]]:
     """Official scores of files of detections, in their order, on the held-out data set of a folder, or those
     of part of the objects at a time; on all cores, for the devkit uses one."""
-    work = predicting.score_subsets if subsets else predicting.score
     with processes(os.cpu_count() or 1) as pool:
-        yield from pool.map(partial(_score_one, work, folder), files)
+        yield from pool.map(partial(_score_one, folder, subsets), files)
 
 
-def _score_one(
-    work: Callable[[Path, NuScenes, str], dict[str, Any]], folder: Path, predictions: Path
-) -> dict[str, Any]:
+def score_runs(out: Path, plan: Plan, *, subsets: bool) -> Path:
+    """matrix.json of an experiment, with an entry a run whose detections are there: first the scores of all
+    of them, then with `subsets` those of part of the objects at a time, which take several times as long.
+    Where the detections are others than those that an entry is of, they are scored again."""
+    path, entries = out / "matrix.json", {}
+    if path.exists():
+        entries = {(entry["method"], entry["seed"]): entry for entry in read_matrix(path)}
+    noted = sorted((out / "predictions").glob("*.json"))
+    if not noted:
+        raise UserError(f"no detections in {str(out / 'predictions')!r}; train first")
+    runs = {(method_of(f.stem), int(f.stem.rpartition("-")[2])): f.with_suffix(".npz") for f in noted}
+    sums = {run: checksum(file) for run, file in runs.items()}
+    write_held_out(out / "held_out", plan.held_out)
+    for parts in (False, True) if subsets else (False,):
+        missing = [run for run in runs if not is_scored(entries.get(run), sums[run], subsets=parts)]
+        scores = score([runs[run] for run in missing], out / "held_out", subsets=parts)
+        words = "score parts" if parts else "score"
+        for run, found in tqdm(zip(missing, scores, strict=True), words, len(missing), unit="run"):
+            if parts:
+                entries[run]["subsets"] = found
+            else:
+                notes = json.loads(runs[run].with_suffix(".json").read_text())
+                notes = {"preset": plan.preset_of(run[0])} | notes  # older notes do not say
+                entries[run] = make_entry(run, found, notes, sums[run])
+            path.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
+    return path
+
+
+def _score_one(folder: Path, subsets: bool, predictions: Path) -> dict[str, Any]:
+    from ftkd_core.data.nuscenes import open_dataset
+    from training import scoring
+
+    work = scoring.score_subsets if subsets else scoring.score
     return work(predictions, open_dataset(folder, _VERSION), _SPLIT)
+
+
+def require_devkit() -> None:
+    """UserError where the nuScenes devkit, which scores, is not installed."""
+    if find_spec("nuscenes") is None:
+        raise UserError(
+            "scoring needs the nuScenes devkit, which is not installed; install nuscenes-devkit, or give "
+            "--phase train and score on another machine"
+        )

@@ -3,9 +3,12 @@
 table is what the runs say."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +23,12 @@ from ftkd_core.errors import UserError
 from tests.core.helpers import make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
 from tests.training.test_lessons import pairs, stream_lesson, teacher
-from training import predicting, speeds, stages
+from training import planning, predicting, provenance, scoring, speeds, stages
 from training.balance import balance, balanced, measure_terms
-from training.experiments import Experiment, Plan, main, make_parser
+from training.experiments import Experiment, main, make_parser
 from training.matrix import OFFLINE, PAST, ROWS, SCORES, choose_rows, read_matrix, subset_table, table
+from training.planning import Plan
+from training.timing import Costs
 
 
 def entry(method: str, seed: int, score: float, **more: object) -> dict[str, object]:
@@ -69,17 +74,27 @@ def arguments(out: Path, *more: str) -> list[str]:
             "--past-preset", "sparse_bev_tiny", "--accelerator", "cpu", *more]  # fmt: skip
 
 
+def pretend_costs(
+    monkeypatch: pytest.MonkeyPatch, answers: float = 0.0, detection: float = 0.0, **steps: float
+) -> None:
+    """Parts of an experiment take these seconds; steps that are not named, one; processes start at once."""
+    monkeypatch.setattr(Costs, "step", lambda self, method: steps.get(method, 1.0))
+    monkeypatch.setattr(Costs, "answers", lambda self, teacher, kind: answers)
+    monkeypatch.setattr(Costs, "detection", lambda self, method: detection)
+    monkeypatch.setattr(Costs, "start", lambda self: 0.0)
+
+
 def test_a_plan_is_kept_and_not_bent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {"tiny": 1.0, "sparse_bev_tiny_offline": 4.0, "sparse_bev_tiny": 2.0}
     monkeypatch.setattr(Experiment, "render", lambda self, plan: None)
-    monkeypatch.setattr(Experiment, "seconds_per_step", lambda self, name: seconds[name])
+    pretend_costs(monkeypatch, teacher=4.0, past_teacher=2.0)
 
     def plan(*more: str) -> Plan:
         return Experiment(make_parser().parse_args(arguments(tmp_path, *more))).make_plan()
 
     first = plan("--minutes", "100", "--rows", "none,none_long,ftkd", "--seeds", "2")
-    assert first.teacher_steps == pytest.approx(2000 / 4, abs=1)  # a third of the time, one teacher
-    assert first.steps == pytest.approx((0.9 * 6000 - 2000) / (2 * 4 * 1.0), abs=1)
+    free = 0.95 * 6000 - 20  # a method is balanced in 20 steps
+    assert first.teacher_steps == pytest.approx(free / 3 / 4, abs=1)  # a third of the time, one teacher
+    assert first.steps == pytest.approx(free * 2 / 3 / (2 * 4 * 1.0), abs=1)
     assert plan("--minutes", "5", "--seeds", "2") == first  # time fixes a plan once
     assert plan("--seeds", "3") == replace(first, seeds=3)  # more runs of the same
     with pytest.raises(UserError, match="has scenes 200, the command 30; give another --out"):
@@ -87,6 +102,11 @@ def test_a_plan_is_kept_and_not_bent(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert plan("--seeds", "3", "--phase", "score") == first  # scoring needs to know no setting
     with pytest.raises(UserError, match="has steps"):
         plan("--seeds", "2", "--steps", "7")
+    older = json.loads((tmp_path / "plan.json").read_text())
+    for name in ("keep_features", "set_method"):
+        del older[name]
+    (tmp_path / "plan.json").write_text(json.dumps(older))
+    assert plan("--seeds", "2") == first
 
 
 def test_settings_of_ftkd_are_of_the_plan_and_of_its_rows(
@@ -119,10 +139,11 @@ def test_settings_of_ftkd_are_of_the_plan_and_of_its_rows(
 
 def test_both_teachers_share_the_time_of_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Experiment, "render", lambda self, plan: None)
-    monkeypatch.setattr(Experiment, "seconds_per_step", lambda self, name: 1.0)
-    parsed = make_parser().parse_args(arguments(tmp_path, "--minutes", "10"))
-    assert Experiment(parsed).make_plan().teacher_steps == pytest.approx(100, abs=1)
-    given = ["--minutes", "10", "--teacher", "a", "--past-teacher", "b"]
+    pretend_costs(monkeypatch)
+    parsed = make_parser().parse_args(arguments(tmp_path, "--minutes", "100"))
+    free = 0.95 * 6000 - 20 * 9
+    assert Experiment(parsed).make_plan().teacher_steps == pytest.approx(free / 3 / 2, abs=1)
+    given = ["--minutes", "100", "--teacher", "a", "--past-teacher", "b"]
     parsed = make_parser().parse_args(arguments(tmp_path / "given", *given))
     assert Experiment(parsed).make_plan().teacher_steps == 0
 
@@ -184,8 +205,8 @@ def test_what_is_true_in_the_clips_is_true_in_the_data_set(tmp_path: Path) -> No
     values["scores"] = np.linspace(0.9, 0.5, len(values["labels"]))
     np.savez(tmp_path / "truth.npz", **values)
     dataset = open_dataset(root, "v1.0-synth")
-    found = predicting.score(tmp_path / "truth.npz", dataset, "held_out")
-    parts = predicting.score_subsets(tmp_path / "truth.npz", dataset, "held_out")
+    found = scoring.score(tmp_path / "truth.npz", dataset, "held_out")
+    parts = scoring.score_subsets(tmp_path / "truth.npz", dataset, "held_out")
     assert found["mAP_present"] > 0.97
     assert parts["distance_0_20"]["AP"] > 0.97
     by_class = speeds.speeds(tmp_path / "truth.npz", dataset, "held_out")
@@ -195,10 +216,10 @@ def test_what_is_true_in_the_clips_is_true_in_the_data_set(tmp_path: Path) -> No
     values["global_from_ego"] = values["global_from_ego"][::-1]
     np.savez(tmp_path / "other.npz", **values)
     with pytest.raises(UserError, match="differ in where frame 0 was taken"):
-        predicting.score(tmp_path / "other.npz", dataset, "held_out")
+        scoring.score(tmp_path / "other.npz", dataset, "held_out")
     np.savez(tmp_path / "few.npz", **{**values, "counts": values["counts"][:-1]})
     with pytest.raises(UserError, match="holds 3 frames, the data set 4"):
-        predicting.score(tmp_path / "few.npz", dataset, "held_out")
+        scoring.score(tmp_path / "few.npz", dataset, "held_out")
 
 
 def test_a_folder_that_holds_no_experiment_is_not_scored(
@@ -239,6 +260,74 @@ def test_whole_runs_are_scored_before_parts_of_them(tmp_path: Path, monkeypatch:
     assert [e["method"] for e in second if "subsets" in e] == ["none", "ftkd"]
     run()
     assert asked == [(False, []), (True, [])]  # nothing is scored twice
+    (tmp_path / "predictions" / "none-0.npz").write_bytes(b"of a run that was trained again")
+    third = run()
+    assert asked == [(False, ["none-0"]), (True, ["none-0"])]
+    assert all("subsets" in e for e in third)
+    for older in third:
+        del older["predictions"]
+    (tmp_path / "matrix.json").write_text(json.dumps(third))
+    run()
+    assert asked == [(False, []), (True, [])]  # entries that do not say of what they are, are taken so
+
+
+def test_a_frozen_backbone_is_balanced_as_it_will_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def statistics_after(**more: bool) -> dict[str, torch.Tensor]:
+        student = stream_lesson("").detector
+        balance(teacher(), student, method_config("mgd"), pairs(), streams=2, share=0.1, batches=1, **more)
+        return {name: value for name, value in student.state_dict().items() if "running_mean" in name}
+
+    start = stream_lesson("").detector.state_dict()
+    learnt, frozen = statistics_after(), statistics_after(frozen_backbone=True)
+    backbone = [name for name in frozen if name.startswith("backbone.")]
+    assert backbone and all(torch.equal(frozen[name], start[name]) for name in backbone)
+    assert not any(torch.equal(learnt[name], start[name]) for name in backbone)
+
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(stages, "balance_method", lambda *_, **more: seen.update(more) or {"settings": {}})
+    for ratio in ("0", "0.25"):
+        command = arguments(tmp_path / ratio, "--backbone-ratio", ratio)
+        plan = planning.asked_plan(make_parser().parse_args(command))
+        Experiment(make_parser().parse_args(command)).balance(plan, "mgd", Path("teacher"))
+        assert seen["frozen_backbone"] == (ratio == "0")
+
+
+def test_training_needs_no_devkit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = """
+import sys
+sys.modules["nuscenes"] = None  # what is not installed cannot be imported
+from training import distill, experiments, stages, train
+for module in (distill, experiments, train):
+    try:
+        module.main(["--help"])
+    except SystemExit as end:
+        assert not end.code
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: python -m training.") == 3
+    monkeypatch.setitem(sys.modules, "nuscenes", None)
+    assert main(arguments(tmp_path)) == 2  # said before hours of training, not after
+    assert "scoring needs the nuScenes devkit" in capsys.readouterr().err
+    Experiment(make_parser().parse_args(arguments(tmp_path, "--phase", "train")))
+
+
+def test_a_commit_says_whether_files_differ_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "1234abc-dirty\n"
+
+    def run(command: list[str], **_: object) -> object:
+        assert command[0] == "git" and "--dirty" in command
+        return SimpleNamespace(stdout=answer)
+
+    monkeypatch.setattr(provenance.subprocess, "run", run)
+    assert provenance.commit() == "1234abc-dirty"
+    answer = ""
+    assert provenance.commit() == "unknown"
 
 
 @pytest.mark.slow
