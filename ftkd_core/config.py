@@ -258,6 +258,7 @@ class DetectorConfig:
             (self.auxiliary_head and self.auxiliary_kind == "dense") or not decoder.num_image_queries,
             f"{decoder.num_image_queries} image queries start at a dense 2-D head: expected one",
         )
+        _check_proposals(decoder.num_image_queries, self.channels, self.image, self.backbone)
         _require(
             self.auxiliary_kind == "dense" or self.backbone.neck_channels % 32 == 0,
             f"auxiliary_kind focal, {self.backbone.neck_channels} neck channels: expected a multiple of 32",
@@ -310,6 +311,7 @@ class SparseBEVConfig:
             f"image queries read stride {self.backbone.auxiliary_stride}; expected it among the "
             f"{self.decoder.levels} pyramid levels",
         )
+        _check_proposals(self.decoder.num_image_queries, self.channels, self.image, self.backbone)
 
     @property
     def num_frames(self) -> int:
@@ -330,6 +332,19 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def _is_said(config: Any, field_: "dataclasses.Field[Any]") -> bool:
     return not field_.metadata.get("unsaid") or getattr(config, field_.name) != field_.default
+
+
+def _check_proposals(
+    count: int, channels: tuple[str, ...], image: ImageConfig, backbone: BackboneConfig
+) -> None:
+    """UserError for more image queries than there are cells for them to start at."""
+    stride = backbone.auxiliary_stride
+    cells = len(channels) * (image.height // stride) * (image.width // stride)
+    _require(
+        0 <= count <= cells,
+        f"num_image_queries {count}: expected 0 to {cells}, the cells of {len(channels)} "
+        f"{image.width}x{image.height} images at stride {stride}",
+    )
 
 
 def _check_matrix(matrix: Matrix | None) -> None:

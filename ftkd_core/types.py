@@ -61,10 +61,10 @@ class Targets(NamedTuple):
     """Ground truth of one frame, padded to G slots.
 
     boxes (B, G, 9) house form in ego at the reference stamp (velocity may be nan where unknown); labels (B,
-    G) int64; mask (B, G) bool, True for real objects. The 2-D part, for the training-only auxiliary head,
-    is per camera: boxes_2d (B, N, G, 4) `[x1, y1, x2, y2]` network pixels clipped to the image, centers_2d
-    (B, N, G, 2) projected 3-D centre, depths (B, N, G) metres along the optical axis, mask_2d (B, N, G)
-    bool, True where object g is seen.
+    G) int64, places in CLASS_NAMES until `losses.answerable` makes them a model's; mask (B, G) bool, True for
+    real objects. The 2-D part, for the training-only auxiliary head, is per camera: boxes_2d (B, N, G, 4)
+    `[x1, y1, x2, y2]` network pixels clipped to the image, centers_2d (B, N, G, 2) projected 3-D centre,
+    depths (B, N, G) metres along the optical axis, mask_2d (B, N, G) bool, True where object g is seen.
     """
 
     boxes: Tensor

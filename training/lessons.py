@@ -19,6 +19,7 @@ from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer, teacher_a
 from ftkd_core.distillation.cache import Manifest, TeacherCache, collate_answers, describe
 from ftkd_core.distillation.methods import MethodConfig, build_method
 from ftkd_core.errors import UserError
+from ftkd_core.losses.answerable import answerable
 from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.models.denoising import make_denoising
 from ftkd_core.models.memory import Memory
@@ -31,7 +32,13 @@ from training.whole_clips import view_clip
 
 State = tuple[Tensor, ...]
 Teaching = WindowBatch | TeacherAnswer  # what the teacher shall look at, or what a cache says it saw
+_METHODS = ("ftkd", "mgd", "cwd", "stxd")  # that name their terms `method/...`
 _STRIDES = (16, 32)  # of the maps that the PV branch rebuilds; stride 4 would be 11,000 cells a view
+
+
+def is_taught(name: str) -> bool:
+    """Whether a loss term is a distillation method's; all others make the detection loss."""
+    return name.split("/", maxsplit=1)[0] in _METHODS
 
 
 class CachedDataset(Dataset[tuple[StreamBatch, TeacherAnswer]]):
@@ -66,6 +73,7 @@ class Distiller(nn.Module):
             teacher_channels=width,
             map_channels={stride: (mine, width) for stride, mine in map_channels.items()},
             code_weights=code_weights,
+            teacher=teacher.config,
         )
 
     @property
@@ -149,11 +157,13 @@ class StreamLesson(nn.Module):
     ) -> tuple[dict[str, Tensor], State]:
         seen, teaching = split_item(batch)
         config = self.detector.config
+        _check_cameras(seen.rig, config.channels)
+        targets = answerable(seen.targets, config)
         frame = seen.frame(network_input(seen.images, config.image))
-        denoising = make_denoising(seen.targets, config.loss, self.detector.range_m, generator)
+        denoising = make_denoising(targets, config.loss, self.detector.range_m, generator)
         kept = len(Memory._fields)
         predictions, memory = self.detector(frame, Memory(*state[:kept]), denoising)
-        terms: dict[str, Tensor] = self.criterion(predictions, seen.targets, seen.rig, denoising)
+        terms: dict[str, Tensor] = self.criterion(predictions, targets, seen.rig, denoising)
         if self.distiller is not None:
             assert teaching is not None
             stride = config.backbone.token_stride
@@ -161,7 +171,7 @@ class StreamLesson(nn.Module):
             if state[kept:]:
                 known = (~seen.is_first).to(predictions.image_features.dtype)
                 previous = PreviousMaps({stride: state[kept]}, known)
-            terms |= self.distiller(predictions, maps, teaching, seen.targets, generator, previous)
+            terms |= self.distiller(predictions, maps, teaching, targets, generator, previous)
         after = (*memory, *(predictions.image_features.detach().float() for _ in state[kept:]))
         return terms, after
 
@@ -195,22 +205,24 @@ class WindowLesson(nn.Module):
         self, batch: WindowBatch, state: State, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], State]:
         config = self.detector.config
+        _check_cameras(batch.rig, config.channels)
+        targets = answerable(batch.targets, config)
         mine = config.num_frames
         images = network_input(batch.images[:, :mine], config.image)
         rig = CameraRig(*(value[:, :mine] for value in batch.rig))
         window = FrameWindow(images, rig, batch.time[:, :mine])
         reach = batch.time.new_tensor(config.decoder.range_high_m)
-        denoising = make_denoising(batch.targets, config.loss, reach, generator)
+        denoising = make_denoising(targets, config.loss, reach, generator)
         predictions, pyramid = self.detector(window, denoising)
         now = CameraRig(*(value[:, 0] for value in batch.rig))
-        terms: dict[str, Tensor] = self.criterion(predictions, batch.targets, now, denoising)
+        terms: dict[str, Tensor] = self.criterion(predictions, targets, now, denoising)
         if self.distiller is not None:
             levels = {16: pyramid[-2], 32: pyramid[-1]}
             maps, previous = {stride: level[:, 0] for stride, level in levels.items()}, None
             if mine > 1:
                 before = {stride: level[:, 1] for stride, level in levels.items()}
                 previous = PreviousMaps(before, batch.real[:, 1].float())
-            terms |= self.distiller(predictions, maps, batch, batch.targets, generator, previous)
+            terms |= self.distiller(predictions, maps, batch, targets, generator, previous)
         return terms, state
 
 
@@ -227,6 +239,16 @@ def make_distiller(teacher: SparseBEV, student: StreamPETR | SparseBEV, config: 
     else:
         maps = dict.fromkeys(_STRIDES, student.config.decoder.channels)
     return Distiller(teacher, config, mine.decoder.channels, maps, mine.loss.code_weights)
+
+
+def _check_cameras(rig: CameraRig, channels: tuple[str, ...]) -> None:
+    """UserError where a batch has another number of cameras than the model's configuration says."""
+    count = rig.mask.shape[-1]
+    if count != len(channels):
+        raise UserError(
+            f"a batch of {count} cameras for a model of {len(channels)} ({', '.join(channels)}); expected "
+            "those of model.channels"
+        )
 
 
 def _settings(detector: StreamPETR | SparseBEV, distiller: Distiller | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ H/W network size, M objects, G object slots, B streams.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ftkd_core.boxes import box_corners
+from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.config import ImageConfig
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid, transform_points, yaw_transform
@@ -82,6 +83,65 @@ class ClipSource(Protocol):
 
     def __call__(self, index: int, /) -> Clip:
         """Clip `index`."""
+
+
+@dataclass(frozen=True)
+class SomeImages:
+    """Images (T, N, H, W, 3) of the N cameras at some places of a clip's images, read frame by frame."""
+
+    images: NDArray[np.uint8] | ImageSource
+    places: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array of all images."""
+        return (self.images.shape[0], len(self.places), *self.images.shape[2:])
+
+    def __getitem__(self, frame: int) -> NDArray[np.uint8]:
+        chosen: NDArray[np.uint8] = self.images[frame][list(self.places)]
+        return chosen
+
+    def zoomed(self, frame: int, zoom: float, left: float) -> NDArray[np.uint8]:
+        """As `ImageSource.zoomed`."""
+        if isinstance(self.images, np.ndarray):
+            return _zoomed(self[frame], zoom, left)
+        return self.images.zoomed(frame, zoom, left)[list(self.places)]
+
+
+@dataclass(frozen=True)
+class SomeCameras:
+    """Clips that show `channels`, in that order, of a source whose clips have all CAMERA_CHANNELS. Errors:
+    UserError for another camera."""
+
+    clips: ClipSource
+    channels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        strange = [name for name in self.channels if name not in CAMERA_CHANNELS]
+        if strange:
+            raise UserError(
+                f"model.channels has {strange[0]!r}; {self.clips.name} has {', '.join(CAMERA_CHANNELS)}"
+            )
+
+    @property
+    def name(self) -> str:
+        """The source's, and which cameras."""
+        return f"{self.clips.name} by {', '.join(self.channels)}"
+
+    def __call__(self, index: int) -> Clip:
+        clip = self.clips(index)
+        places = [CAMERA_CHANNELS.index(name) for name in self.channels]
+        return replace(
+            clip,
+            images=SomeImages(clip.images, tuple(places)),
+            intrinsics=clip.intrinsics[places],
+            ego_from_camera=clip.ego_from_camera[:, places],
+        )
+
+
+def choose_cameras(clips: ClipSource, channels: tuple[str, ...]) -> ClipSource:
+    """The clips as a model of these cameras takes them: the source itself where that is all of them."""
+    return clips if channels == CAMERA_CHANNELS else SomeCameras(clips, channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,8 +331,13 @@ def _drawn(clip: Clip, index: int, change: Augmentation) -> tuple[NDArray[np.uin
     intrinsics = zoomed_intrinsics(clip.intrinsics, config, change.zoom, change.left)
     if not isinstance(clip.images, np.ndarray):
         return clip.images.zoomed(index, change.zoom, change.left), intrinsics
-    images = [zoom_and_crop(image, config, change.zoom, change.left) for image in clip.images[index]]
-    return np.stack(images), intrinsics
+    return _zoomed(clip.images[index], change.zoom, change.left), intrinsics
+
+
+def _zoomed(images: NDArray[np.uint8], zoom: float, left: float) -> NDArray[np.uint8]:
+    """Images (N, H, W, 3), each as `preprocess.zoom_and_crop`."""
+    config = ImageConfig(width=images.shape[2], height=images.shape[1])
+    return np.stack([zoom_and_crop(image, config, zoom, left) for image in images])
 
 
 def augment_boxes(boxes: Array, new_from_ego: Array, change: Augmentation) -> Array:
@@ -306,14 +371,15 @@ def make_targets(
 ) -> Targets:
     """Targets of one frame: objects with a lidar return, in range, and seen by a camera that is there.
 
-    boxes (M, 9) in ego; image_size (height, width). In 2-D an object counts where its centre projects in
-    front of the camera, its clipped box has an area, and at least min_visible of it can be seen at all.
+    The last is asked where not all CAMERA_CHANNELS are there. boxes (M, 9) in ego; image_size (height,
+    width). In 2-D an object counts where its centre projects in front of the camera, its clipped box has an
+    area, and at least min_visible of it can be seen at all.
     """
     keep = (objects.num_points > 0) & (np.abs(boxes[:, :2]).max(axis=1, initial=0.0) < range_m)
     boxes_2d, centers, depths = project_boxes(boxes, intrinsics, ego_from_camera, image_size)
     area = (boxes_2d[..., 2] - boxes_2d[..., 0]) * (boxes_2d[..., 3] - boxes_2d[..., 1])
     in_view = (depths > 0.5) & (area > 1.0)
-    if not present.all():
+    if not present.all() or len(present) < len(CAMERA_CHANNELS):
         keep &= (in_view & present[:, None]).any(axis=0)
     mask_2d = in_view & present[:, None] & (objects.visible > min_visible)
     return Targets(

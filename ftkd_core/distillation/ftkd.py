@@ -11,10 +11,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ftkd_core.config import SparseBEVConfig
 from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.logits import Alignment, align, logit_losses, pair_weights
 from ftkd_core.distillation.reconstruction import PerspectiveReconstruction, QueryReconstruction
+from ftkd_core.losses.answerable import in_range
 from ftkd_core.losses.matching import match
 from ftkd_core.models.stream_petr import Predictions
 from ftkd_core.types import Targets
@@ -25,7 +27,8 @@ class FTKD(nn.Module):
     `ftkd/...`.
 
     student_channels and teacher_channels are the widths of the query features; map_channels {stride:
-    (student, teacher)} those of the feature maps that the PV branch rebuilds.
+    (student, teacher)} those of the feature maps that the PV branch rebuilds; teacher its configuration:
+    objects outside its range it answers for with none of its queries.
     """
 
     code_weights: Tensor
@@ -39,13 +42,16 @@ class FTKD(nn.Module):
         teacher_channels: int,
         map_channels: Mapping[int, tuple[int, int]],
         code_weights: tuple[float, ...],
+        teacher: SparseBEVConfig | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.map_target = config, config.pv_target
+        self.config, self.map_target, self.teacher = config, config.pv_target, teacher
         self.register_buffer("code_weights", torch.tensor(code_weights), persistent=False)
-        self.query_branch = QueryReconstruction(
-            student_channels, teacher_channels, config.bev_mask_ratio, config.bev_mask
-        )
+        self.query_branch: QueryReconstruction | None = None
+        if config.bev_weight:  # a branch without a loss has no gradient, which DDP takes for an error
+            self.query_branch = QueryReconstruction(
+                student_channels, teacher_channels, config.bev_mask_ratio, config.bev_mask
+            )
         self.map_branches = nn.ModuleDict(
             {
                 str(stride): PerspectiveReconstruction(mine, yours, config.pv_mask_ratio)
@@ -68,9 +74,9 @@ class FTKD(nn.Module):
         terms: dict[str, Tensor] = {}
         if config.pv_weight:
             terms |= self._maps(student_maps, answer, generator)
-        if config.bev_weight or config.logits_weight:
+        if self.query_branch is not None or config.logits_weight:
             alignments = self.alignments(student, answer, targets)
-            if config.bev_weight:
+            if self.query_branch is not None:
                 weight = None
                 if config.bev_by_score:
                     weight = pair_weights(answer.logits[-1].float().sigmoid(), alignments[-1])
@@ -84,6 +90,7 @@ class FTKD(nn.Module):
 
     def alignments(self, student: Predictions, answer: TeacherAnswer, targets: Targets) -> list[Alignment]:
         """Who follows whom, for the layers that are distilled, last layer last."""
+        theirs = targets if self.teacher is None else in_range(targets, self.teacher)
         last = 1 if self.config.logit_layers == "last" else min(len(student.logits), len(answer.logits))
         found = []
         for layer in range(-last, 0):
@@ -91,7 +98,9 @@ class FTKD(nn.Module):
             yours = (answer.logits[layer].float(), answer.codes[layer].float())
             found.append(
                 align(
-                    *mine, *yours, match(*mine, targets), match(*yours, targets),
+                    *mine, *yours,
+                    match(*mine, targets, part="distillation alignment/student"),
+                    match(*yours, theirs, part="distillation alignment/teacher"),
                     self.config.class_weight, self.config.box_weight,
                     by_prediction=self.config.matching == "prediction",
                 )

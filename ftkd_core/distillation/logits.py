@@ -45,7 +45,7 @@ def align(
     0.25 L1 [note], where the teacher keeps as many of its best-scoring background queries as the student has
     [ours: rectangular where the numbers differ]. With by_prediction all pairs meet by Hungarian matching, and
     a pair is foreground where the teacher's query is (DETRDistill). Codes are both ours, (., 10) in ego
-    metres.
+    metres. Errors: FloatingPointError where a cost is not finite.
     """
     device = student_objects.device
     costs = class_weight * class_costs(student_logits.detach(), teacher_logits.detach())
@@ -68,7 +68,10 @@ def align(
         columns = columns[worth.topk(min(len(rows), len(columns))).indices.sort().values]
         cost = costs[sample][rows][:, columns]
         if not torch.isfinite(cost).all():
-            raise ValueError("distillation: the predictions of student or teacher hold nan or inf")
+            raise FloatingPointError(
+                "distillation alignment: the cost is not finite, for the predictions of student or teacher "
+                "hold nan or inf"
+            )
         chosen, matched = map(torch.as_tensor, linear_sum_assignment(cost.numpy()))
         partner[sample, rows[chosen]] = columns[matched]
         foreground[sample, rows[chosen]] = yours[columns[matched]] >= 0

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from ftkd_core.config import SparseBEVConfig
 from ftkd_core.distillation.baselines import Baseline, BaselineConfig
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.ftkd import FTKD
@@ -48,6 +49,7 @@ def build_method(
     teacher_channels: int,
     map_channels: Mapping[int, tuple[int, int]],
     code_weights: tuple[float, ...],
+    teacher: SparseBEVConfig | None = None,
 ) -> FTKD | Baseline:
     """The module of a method between a student and a teacher of these widths, as `FTKD` takes them."""
     if isinstance(config, BaselineConfig):
@@ -58,4 +60,5 @@ def build_method(
         teacher_channels=teacher_channels,
         map_channels=map_channels,
         code_weights=code_weights,
+        teacher=teacher,
     )

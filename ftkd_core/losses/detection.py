@@ -49,8 +49,9 @@ class DetectionCriterion(nn.Module):
         layers = range(len(predictions.logits))
         for layer in layers:
             logits, codes = predictions.logits[layer].float(), predictions.codes[layer].float()
-            assigned = match(logits, codes, targets, loss.classification, loss.box_l1)
-            terms |= self._layer(f"layer{layer}", logits, codes, assigned, targets, None, 1.0)
+            name = f"layer{layer}"
+            assigned = match(logits, codes, targets, loss.classification, loss.box_l1, part=name)
+            terms |= self._layer(name, logits, codes, assigned, targets, None, 1.0)
         if denoising is not None and predictions.denoising_logits is not None:
             assert predictions.denoising_codes is not None
             assigned = torch.where(denoising.positive, denoising.target, -1)
@@ -66,7 +67,8 @@ class DetectionCriterion(nn.Module):
             if isinstance(predictions.auxiliary, FocalMaps):
                 auxiliary = focal_head_losses(predictions.auxiliary, targets, stride)
             else:
-                auxiliary = auxiliary_losses(predictions.auxiliary, targets, rig, stride)
+                names = self.config.class_names
+                auxiliary = auxiliary_losses(predictions.auxiliary, targets, rig, stride, names)
             terms |= {name: loss.auxiliary * value for name, value in auxiliary.items()}
         return terms
 
@@ -91,7 +93,7 @@ class DetectionCriterion(nn.Module):
         if real is not None:
             classification = classification * real[..., None]
         goal = encode_boxes(targets.boxes.float().gather(1, index[..., None].expand(-1, -1, 9)))
-        heading = same_heading(goal[..., 6:8], codes.detach()[..., 6:8], labels)
+        heading = same_heading(goal[..., 6:8], codes.detach()[..., 6:8], labels, self.config.class_names)
         goal = torch.cat([goal[..., :6], heading, goal[..., 8:]], dim=-1)
         known = torch.isfinite(goal) & positive[..., None]  # velocity may be unknown, cones have no heading
         difference = (codes - torch.where(known, goal, codes.detach())).abs() * self.code_weights
@@ -102,12 +104,15 @@ class DetectionCriterion(nn.Module):
         }
 
 
-def auxiliary_losses(maps: AuxiliaryMaps, targets: Targets, rig: CameraRig, stride: int) -> dict[str, Tensor]:
+def auxiliary_losses(
+    maps: AuxiliaryMaps, targets: Targets, rig: CameraRig, stride: int,
+    class_names: tuple[str, ...] = CLASS_NAMES,
+) -> dict[str, Tensor]:  # fmt: skip
     """Terms of the 2-D head: penalty-reduced focal loss on the heat map (CenterNet), L1 at the centres'
     cells.
 
     An object counts in a camera where `targets.mask_2d` says so and its projected 3-D centre lies in the
-    image.
+    image. Labels are places in class_names.
     """
     height, width = maps.heat.shape[-2:]
     cells = targets.centers_2d / stride - 0.5  # (B, N, G, 2) in cell centres
@@ -122,7 +127,8 @@ def auxiliary_losses(maps: AuxiliaryMaps, targets: Targets, rig: CameraRig, stri
         (batch, camera, slot), targets.boxes_2d / stride - 0.5, row, column, (height, width)
     )
     predicted = AuxiliaryMaps(*(values[batch, camera, :, row, column].float() for values in maps))
-    goals = _geometry_goals(predicted, targets, rig, (batch, camera, slot, row, column), stride)
+    places = (batch, camera, slot, row, column)
+    goals = _geometry_goals(predicted, targets, rig, places, stride, class_names)
     share = share / shared_count(share.sum())
     direction = _direction_loss(predicted.heading, goals.pop("heading")[0])
     terms["auxiliary/heading"] = (direction * share).sum()
@@ -166,8 +172,9 @@ def _cells_of(
 
 
 def _geometry_goals(
-    predicted: AuxiliaryMaps, targets: Targets, rig: CameraRig, cells: tuple[Tensor, ...], stride: int
-) -> dict[str, tuple[Tensor, float]]:
+    predicted: AuxiliaryMaps, targets: Targets, rig: CameraRig, cells: tuple[Tensor, ...], stride: int,
+    class_names: tuple[str, ...],
+) -> dict[str, tuple[Tensor, float]]:  # fmt: skip
     """What the maps should say at P cells, (P, channels), nan where nothing is right or wrong, and the
     weight of each."""
     batch, camera, slot, row, column = cells
@@ -186,8 +193,8 @@ def _geometry_goals(
         "offset": (targets.centers_2d[batch, camera, slot] / stride - 0.5 - cell, 0.5),
         "log_depth": (depth.log()[:, None], 4.0),
         "log_size": (boxes[:, [4, 3, 5]].log(), 0.5),  # width, length, height, as in the code
-        "heading": (same_heading(heading, predicted.heading, labels), 0.5),
-        "axis": (torch.where(is_one_of(HEADINGLESS, labels)[:, None], torch.nan, axis), 0.5),
+        "heading": (same_heading(heading, predicted.heading, labels, class_names), 0.5),
+        "axis": (torch.where(is_one_of(HEADINGLESS, labels, class_names)[:, None], torch.nan, axis), 0.5),
     }
 
 
@@ -202,17 +209,19 @@ def _direction_loss(predicted: Tensor, heading: Tensor) -> Tensor:
     return torch.where(known, F.softplus(-2 * agreement), 0.0)
 
 
-def same_heading(goal: Tensor, predicted: Tensor, labels: Tensor) -> Tensor:
+def same_heading(
+    goal: Tensor, predicted: Tensor, labels: Tensor, class_names: tuple[str, ...] = CLASS_NAMES
+) -> Tensor:
     """Headings (..., 2) to learn for objects of `labels` (...): of a class that looks the same from behind,
     the nearer of the true heading and its reverse (the devkit scores no more); nan for classes without."""
-    reversed_ = is_one_of(SYMMETRIC, labels) & ((goal * predicted).sum(-1) < 0)
+    reversed_ = is_one_of(SYMMETRIC, labels, class_names) & ((goal * predicted).sum(-1) < 0)
     goal = torch.where(reversed_[..., None], -goal, goal)
-    return torch.where(is_one_of(HEADINGLESS, labels)[..., None], torch.nan, goal)
+    return torch.where(is_one_of(HEADINGLESS, labels, class_names)[..., None], torch.nan, goal)
 
 
-def is_one_of(names: tuple[str, ...], labels: Tensor) -> Tensor:
-    """Whether each label (...) is an index in CLASS_NAMES of one of the names."""
-    wanted = torch.tensor([CLASS_NAMES.index(name) for name in names], device=labels.device)
+def is_one_of(names: tuple[str, ...], labels: Tensor, class_names: tuple[str, ...]) -> Tensor:
+    """Whether each label (...) is a place in class_names of one of the names."""
+    wanted = labels.new_tensor([place for place, name in enumerate(class_names) if name in names])
     return torch.isin(labels, wanted)
 
 

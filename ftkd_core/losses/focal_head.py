@@ -63,7 +63,7 @@ def match_cells(
     """Index (P, L) int64 of the object that each cell answers for, -1 for none.
 
     logits (P, L, K), boxes (P, L, 4) and centers (P, L, 2) in 0..1; labels (P, G), goal_boxes (P, G, 4),
-    goal_centers (P, G, 2), seen (P, G) bool. Errors: ValueError where a cost is not finite.
+    goal_centers (P, G, 2), seen (P, G) bool. Errors: FloatingPointError where a cost is not finite.
     """
     assigned = torch.full(logits.shape[:2], -1, dtype=torch.long)
     for image in range(len(logits)):
@@ -76,7 +76,9 @@ def match_cells(
         cost = cost - _IOU * box_overlaps(boxes[image, :, None], goal[None])[1]
         cost = cost + _CENTER * torch.cdist(centers[image], goal_centers[image, objects], p=1)
         if not torch.isfinite(cost).all():
-            raise ValueError("cost of the 2-D head is not finite: predictions or targets hold nan or inf")
+            raise FloatingPointError(
+                "2-D head: the cost is not finite, for the predictions or the targets hold nan or inf"
+            )
         rows, columns = linear_sum_assignment(cost.cpu().numpy())
         assigned[image, torch.as_tensor(rows)] = objects.cpu()[torch.as_tensor(columns)]
     return assigned.to(logits.device)

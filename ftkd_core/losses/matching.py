@@ -24,13 +24,19 @@ def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
 
 @torch.no_grad()
 def match(
-    logits: Tensor, codes: Tensor, targets: Targets, classification: float = 2.0, box_l1: float = 0.25
+    logits: Tensor,
+    codes: Tensor,
+    targets: Targets,
+    classification: float = 2.0,
+    box_l1: float = 0.25,
+    *,
+    part: str = "matching",
 ) -> Tensor:
     """Index (B, Q) int64 of the object each query answers for, -1 for background; logits (B, Q, K), codes
     (B, Q, 10).
 
-    The Hungarian algorithm runs on the CPU over the real objects only. Errors: ValueError where a cost is
-    not finite.
+    The Hungarian algorithm runs on the CPU over the real objects only. Errors: FloatingPointError where a
+    cost is not finite; it names the part of the model that is matched, and class or box.
     """
     batch, queries, _ = logits.shape
     assigned = torch.full((batch, queries), -1, dtype=torch.long)
@@ -44,7 +50,10 @@ def match(
             codes[sample, :, :_MATCHED_CODE_DIM].float(), target_codes[sample, objects], p=1
         )
         if not torch.isfinite(cost).all():
-            raise ValueError("matching cost is not finite: the predictions or the targets hold nan or inf")
+            kind = "box" if torch.isfinite(logits[sample]).all() else "class"
+            raise FloatingPointError(
+                f"{part}/{kind}: the cost is not finite, for the predictions or the targets hold nan or inf"
+            )
         rows, columns = linear_sum_assignment(cost.cpu().numpy())
         assigned[sample, torch.as_tensor(rows)] = objects.cpu()[torch.as_tensor(columns)]
     return assigned.to(logits.device)

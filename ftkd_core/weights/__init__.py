@@ -8,6 +8,7 @@ float32.
 
 import hashlib
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,18 @@ from ftkd_core.errors import UserError
 FORMAT: Final = "ftkd-weights-1"
 SHIPPED: Final = Path(__file__).parent / "tiny_synthetic.safetensors"
 """The small student trained on the synthetic world; its model card lies beside it."""
+
+_KINDS: Final[dict[str, type[DetectorConfig] | type[SparseBEVConfig] | type[BackboneConfig]]] = {
+    kind.__name__: kind for kind in (DetectorConfig, SparseBEVConfig, BackboneConfig)
+}
+_MEANING: Final = (
+    "class_names", "model_from_ego", "num_past", "num_future", "image.mean", "image.std",
+    "backbone.auxiliary_stride", "decoder.as_published", "decoder.num_heads", "decoder.position_range_m",
+    "decoder.point_range_m", "decoder.range_low_m", "decoder.range_high_m", "decoder.locality",
+    "decoder.content_from_position", "decoder.anchored", "decoder.groups", "decoder.points",
+)  # fmt: skip
+"""Settings of either kind of detector that say what its weights mean, whatever their shapes. Linking is none:
+it only starts velocities elsewhere, and was turned on for weights made without (docs/results.md)."""
 
 
 def save_weights(
@@ -93,16 +106,45 @@ def start_from(
 ) -> list[str]:
     """Start a model of a configuration from a file: of all its weights, or of a backbone alone; with `parts`
     (`backbone`, `neck`, ...), from those of any kind of model. Returns the tensors of these parts that the
-    file lacks, which stay as they are. UserError where they do not fit."""
+    file lacks, which stay as they are. UserError where they do not fit, or the file's settings differ in what
+    its weights mean."""
     if parts:
         return load_parts(path, model, parts)
     if _metadata(path).get("kind") == BackboneConfig.__name__:
         load_backbone(path, model, config.backbone)
-    elif isinstance(config, DetectorConfig):
-        load_into(model, read_weights(path)[0], str(path))
     else:
-        load_into(model, read_window_weights(path)[0], str(path))
+        read = read_weights if isinstance(config, DetectorConfig) else read_window_weights
+        state, found, _ = read(path)
+        _check_meaning(found, config, str(path))
+        load_into(model, state, str(path))
     return []
+
+
+def _check_meaning(
+    found: DetectorConfig | SparseBEVConfig, config: DetectorConfig | SparseBEVConfig, origin: str
+) -> None:
+    """UserError lists the settings under which a file's weights mean something else than the model's."""
+    pairs = [(name, _setting(found, name), _setting(config, name)) for name in _MEANING]
+    differing = [
+        f"{name} {_short(their)} (not {_short(mine)})" for name, their, mine in pairs if their != mine
+    ]
+    if differing:
+        raise UserError(
+            f"weights {origin!r} were made with {', '.join(differing)}; take all of the file's settings "
+            "(--preset init), set those that differ, or take parts of the file (--init-parts)"
+        )
+
+
+def _setting(config: DetectorConfig | SparseBEVConfig, path: str) -> Any:
+    """The setting of a dotted name; None where this kind has none."""
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    return value
+
+
+def _short(value: Any) -> str:
+    return textwrap.shorten(str(value), 60, placeholder=" ...")
 
 
 def load_parts(path: Path, model: torch.nn.Module, parts: Sequence[str]) -> list[str]:
@@ -127,6 +169,13 @@ def load_parts(path: Path, model: torch.nn.Module, parts: Sequence[str]) -> list
             )
     model.load_state_dict(taken, strict=False)
     return [name for name in wanted if name not in taken]
+
+
+def read_config(path: Path) -> DetectorConfig | SparseBEVConfig | BackboneConfig:
+    """The configuration in a weights file of whatever kind; UserError for anything that is not one of
+    ours."""
+    kind = _KINDS.get(_metadata(path).get("kind", ""), DetectorConfig)
+    return _read(path, kind)[1]
 
 
 def _metadata(path: Path) -> dict[str, str]:

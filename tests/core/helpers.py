@@ -2,6 +2,7 @@
 """Small models and seeded inputs for the model tests."""
 
 import numpy as np
+import pytest
 import torch
 
 from ftkd_core.classes import CAMERA_CHANNELS
@@ -29,6 +30,16 @@ SMALL = [
     "loss.denoising_groups=2",
 ]
 NO_AUGMENTATION = AugmentConfig(flip=0.0, rotation=0.0, colour=0.0, camera_dropout=0.0)
+RIGS = pytest.mark.parametrize(
+    ("cameras", "width", "height"), [(1, 96, 32), (2, 96, 32), (6, 96, 32), (6, 80, 48), (1, 80, 48)]
+)
+"""Any number of cameras, and images whose sides 16 divides and 32 does not."""
+
+
+def rig_settings(cameras: int, width: int, height: int) -> list[str]:
+    """Settings of a model of one of RIGS."""
+    channels = ", ".join(CAMERA_CHANNELS[:cameras])
+    return [f"channels=[{channels}]", f"image.width={width}", f"image.height={height}"]
 
 
 def small_config(*extra: str, image_queries: int = 8) -> DetectorConfig:
@@ -69,19 +80,20 @@ def make_frame(
     time: float = 0.0,
     first: bool = True,
     pose: np.ndarray | None = None,
+    cameras: int = 6,
 ) -> Frame:
     """A seeded frame of random images seen by a ring of cameras."""
     width, height = config.image.width, config.image.height
-    images = torch.randn(1, 6, 3, height, width, generator=torch.Generator().manual_seed(seed))
-    k = torch.tensor([[80.0, 0, width / 2], [0, 80.0, height / 2], [0, 0, 1]]).expand(1, 6, 3, 3)
-    rig = CameraRig(k.clone(), camera_ring(), torch.ones(1, 6, dtype=torch.bool))
+    images = torch.randn(1, cameras, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    k = torch.tensor([[80.0, 0, width / 2], [0, 80.0, height / 2], [0, 0, 1]]).expand(1, cameras, 3, 3)
+    rig = CameraRig(k.clone(), camera_ring(cameras), torch.ones(1, cameras, dtype=torch.bool))
     global_from_ego = torch.from_numpy(np.eye(4) if pose is None else pose)[None]
     return Frame(
         images, rig, global_from_ego, torch.tensor([time], dtype=torch.float64), torch.tensor([first])
     )
 
 
-def drive(config: DetectorConfig, count: int = 4, seed: int = 0) -> list[Frame]:
+def drive(config: DetectorConfig, count: int = 4, seed: int = 0, cameras: int = 6) -> list[Frame]:
     """A short drive: forward and turning, 2 Hz."""
     return [
         make_frame(
@@ -90,16 +102,18 @@ def drive(config: DetectorConfig, count: int = 4, seed: int = 0) -> list[Frame]:
             time=0.5 * index,
             first=index == 0,
             pose=yaw_transform(0.1 * index, (3.0 * index, 0, 0)),
+            cameras=cameras,
         )
         for index in range(count)
     ]
 
 
-def make_clip(frames: int = 6, objects: int = 4, seed: int = 0, width: int = 96, height: int = 32) -> Clip:
+def make_clip(
+    frames: int = 6, objects: int = 4, seed: int = 0, width: int = 96, height: int = 32, cameras: int = 6
+) -> Clip:
     """A seeded clip of noise images with boxes around the vehicle."""
     random = np.random.default_rng(seed)
-    count = len(CAMERA_CHANNELS)
-    intrinsics = np.tile(np.array([[80.0, 0, width / 2], [0, 80.0, height / 2], [0, 0, 1]]), (count, 1, 1))
+    intrinsics = np.tile(np.array([[80.0, 0, width / 2], [0, 80.0, height / 2], [0, 0, 1]]), (cameras, 1, 1))
     annotated = []
     for _ in range(frames):
         boxes = np.concatenate(
@@ -122,9 +136,9 @@ def make_clip(frames: int = 6, objects: int = 4, seed: int = 0, width: int = 96,
         )
     return Clip(
         name=f"clip-{seed}",
-        images=random.integers(0, 256, (frames, count, height, width, 3), dtype=np.uint8),
+        images=random.integers(0, 256, (frames, cameras, height, width, 3), dtype=np.uint8),
         intrinsics=intrinsics,
-        ego_from_camera=np.tile(camera_ring()[0].double().numpy(), (frames, 1, 1, 1)),
+        ego_from_camera=np.tile(camera_ring(cameras)[0].double().numpy(), (frames, 1, 1, 1)),
         global_from_ego=np.stack([yaw_transform(0.05 * i, (100 + 2.0 * i, 50, 0)) for i in range(frames)]),
         times=np.arange(frames) * 0.5,
         objects=tuple(annotated),

@@ -9,14 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.data.clips import (
     Augmentation,
     AugmentConfig,
+    Clip,
     StreamDataset,
+    choose_cameras,
     draw_augmentation,
     make_sample,
     project_boxes,
 )
+from ftkd_core.errors import UserError
 from ftkd_core.geometry import is_rigid
 from tests.core.helpers import NO_AUGMENTATION, make_clip
 
@@ -114,6 +118,43 @@ def test_a_dropped_camera_is_black_masked_and_takes_its_objects_along() -> None:
     assert sample.rig.mask[0].tolist() == [True, True, False, True, True, True]
     assert sample.images[0, 2].max() == 0
     assert not sample.targets.mask_2d[0, 2].any()
+
+
+class Source:
+    """Clips of all cameras."""
+
+    name = "some clips"
+
+    def __call__(self, index: int) -> Clip:
+        return make_clip(frames=8, objects=30, seed=index)
+
+
+@pytest.mark.parametrize("zoom", [1.0, 1.2])
+def test_cameras_are_chosen_by_name(zoom: float) -> None:
+    channels = ("CAM_BACK", "CAM_FRONT")
+    chosen = choose_cameras(Source(), channels)
+    assert chosen.name == "some clips by CAM_BACK, CAM_FRONT"  # what is derived from them is kept apart
+    change, places = Augmentation(zoom=zoom, left=0.3), [3, 0]
+    whole, found = (make_sample(clips(1), 2, change, True) for clips in (Source(), chosen))
+    assert torch.equal(found.images, whole.images[:, places])
+    for mine, yours in zip(found.rig, whole.rig, strict=True):
+        assert torch.equal(mine, yours[:, places])
+    assert chosen(1).images.shape == (8, 2, 32, 96, 3)
+    seen = whole.targets.boxes[:, _in_view(whole.targets.boxes_2d, whole.targets.depths)[0, places].any(0)]
+    assert 0 < seen.shape[1] < whole.targets.boxes.shape[1]
+    assert torch.equal(found.targets.boxes, seen)  # the others can only be guessed
+
+
+def _in_view(boxes_2d: torch.Tensor, depths: torch.Tensor) -> torch.Tensor:
+    size = boxes_2d[..., 2:] - boxes_2d[..., :2]
+    return (depths > 0.5) & (size.prod(-1) > 1.0)
+
+
+def test_all_cameras_are_the_clips_themselves_and_unknown_ones_are_refused() -> None:
+    source = Source()
+    assert choose_cameras(source, CAMERA_CHANNELS) is source
+    with pytest.raises(UserError, match="model.channels has 'CAM_TOP'; some clips has CAM_FRONT, "):
+        choose_cameras(source, ("CAM_FRONT", "CAM_TOP"))
 
 
 def test_a_box_beside_the_camera_stays_on_its_side() -> None:

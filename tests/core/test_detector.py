@@ -19,20 +19,22 @@ from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop, ro
 from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
 from ftkd_core.types import CameraRound, CameraView
 from ftkd_core.weights import read_weights, save_weights
-from tests.core.helpers import camera_ring, small_model
+from tests.core.helpers import RIGS, camera_ring, rig_settings, small_model
 
 CPU = torch.device("cpu")
 
 
-def make_round(index: int = 0, size: tuple[int, int] = (192, 108), missing: int | None = None) -> CameraRound:
+def make_round(
+    index: int = 0, size: tuple[int, int] = (192, 108), missing: int | None = None, cameras: int = 6
+) -> CameraRound:
     random = np.random.default_rng(index)
     pose = yaw_transform(0.1 * index, (1000 + 3.0 * index, -500, 0))
     views: list[CameraView | None] = []
-    for camera in range(6):
+    for camera in range(cameras):
         view = CameraView(
             image=random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8),
             intrinsics=np.array([[160.0, 0, size[0] / 2], [0, 160.0, size[1] / 2], [0, 0, 1]]),
-            ego_from_camera=camera_ring()[0, camera].double().numpy(),
+            ego_from_camera=camera_ring(cameras)[0, camera].double().numpy(),
             global_from_ego=pose,
             stamp_ns=1_500_000_000_000_000_000 + 500_000_000 * index,
         )
@@ -53,6 +55,20 @@ def make_detector(threshold: ScoreThreshold = 0.0, runtime: str = "fast") -> Det
         max_detections=50,
         runtime=runtime,
     )
+
+
+@RIGS
+def test_any_number_of_cameras_is_detected_on_by_both_engines(cameras: int, width: int, height: int) -> None:
+    settings = rig_settings(cameras, width, height)
+    fast, plain = (
+        Detector(small_model(*settings), weights_name="", device=CPU, score_threshold=0.0, runtime=runtime)
+        for runtime in ("fast", "plain")
+    )
+    for index in range(2):
+        seen = make_round(index, cameras=cameras)
+        found, expected = fast.step(seen), plain.step(seen)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+        assert len(found.scores) == 10 * (12 + 8 + 6)
 
 
 def test_the_network_image_is_the_scaled_image_without_its_top() -> None:

@@ -4,6 +4,7 @@ teacher."""
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -207,7 +208,7 @@ def test_fewer_teacher_queries_leave_students_alone() -> None:
     found = align(logits, codes, teacher_logits, teacher_codes, none, none[:, :4])
     assert ((found.teacher >= 0).sum(1) == 4).all()
     assert not found.foreground.any()
-    with pytest.raises(ValueError, match="nan or inf"):
+    with pytest.raises(FloatingPointError, match="distillation alignment: .* nan or inf"):
         align(logits * torch.nan, codes, teacher_logits, teacher_codes, none, none[:, :4])
 
 
@@ -323,3 +324,40 @@ def test_settings_are_checked() -> None:
         FTKDConfig(bev_mask="channels")
     with pytest.raises(UserError, match="logits_weight -1"):
         FTKDConfig(logits_weight=-1)
+
+
+def test_a_teacher_answers_for_no_object_out_of_its_range() -> None:
+    """One of +-51.2 m beside a student that reaches farther: the student learns the far object from the
+    ground truth alone."""
+    lesson = Lesson()
+    answer, mask = lesson.answer(), lesson.targets.mask
+    predictions, _ = lesson.learn(answer)
+    near = lesson.ftkd.alignments(predictions, answer, lesson.targets)[-1]
+    assert int(near.foreground.sum()) == int(mask.sum()) == mask.numel()
+    reach = lesson.targets.boxes[..., :2].abs().amax(-1)
+    limit = float(reach.median())
+    low, high = (-limit, -limit, -5.0), (limit, limit, 3.0)
+    decoder = replace(lesson.teacher.config.decoder, range_low_m=low, range_high_m=high)
+    lesson.ftkd.teacher = replace(lesson.teacher.config, decoder=decoder)
+    short = lesson.ftkd.alignments(predictions, answer, lesson.targets)[-1]
+    far = reach > limit
+    assert int(short.foreground.sum()) == int((~far).sum()) < mask.numel()
+
+
+def test_background_may_count_by_what_the_teacher_believes() -> None:
+    """Learning the features of the pairs' foreground alone is the limit of a teacher that believes nothing
+    else."""
+    torch.manual_seed(0)
+    lesson = Lesson(bev_mask="none", bev_by_score=True, pv_weight=0.0, logits_weight=0.0)
+    answer = lesson.answer()
+    predictions, _ = lesson.learn(answer)
+    pairs = lesson.ftkd.alignments(predictions, answer, lesson.targets)[-1]
+    nothing = answer._replace(logits=answer.logits.clone())
+    nothing.logits[-1] = -100.0
+    _, terms = lesson.learn(nothing)
+    assert lesson.ftkd.query_branch is not None
+    found = lesson.ftkd.alignments(predictions, nothing, lesson.targets)[-1]
+    assert (found.teacher[~found.foreground] >= 0).any() and pairs.foreground.any()
+    only = torch.where(found.foreground, found.teacher, -1)
+    alone = lesson.ftkd.query_branch(predictions.features, answer.features, only, draws())
+    assert float(terms["ftkd/bev"].detach()) == pytest.approx(16.0 * float(alone.detach()), rel=1e-5)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Import of public checkpoints: every tensor of both sides exactly once, what is refused, the command."""
 
+import math
 import pickle
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ftkd_core.classes import CLASS_NAMES
-from ftkd_core.config import BackboneConfig, override
+from ftkd_core.config import BackboneConfig, DetectorConfig, override
 from ftkd_core.errors import UserError
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.models.sparse_bev import build_sparse_bev
@@ -23,6 +24,7 @@ from ftkd_core.weights import (
     load_backbone,
     load_into,
     read_backbone,
+    read_config,
     read_weights,
     read_window_weights,
     save_weights,
@@ -31,6 +33,7 @@ from ftkd_core.weights import (
 from ftkd_core.weights.importing import FORMATS, format_lines, import_weights, plan_import
 from ftkd_core.weights.importing.conventions import NEW_BOXES, OLD_BOXES, model_from_ego
 from ftkd_core.weights.importing.formats import blank_model, find_format
+from ftkd_core.weights.importing.key_map import Rule, convert
 from ftkd_ros.cli import main
 from tests.core.public_shapes import HEAD, PUBLIC, public_state
 
@@ -79,6 +82,69 @@ def test_a_key_map_covers_both_sides_exactly_once(name: str) -> None:
     for rule in key_map.rules:
         made = rule.convert(torch.zeros(rule.shape))
         assert [tuple(t.shape) for t in made] == [ours[target] for target in rule.targets], rule.source
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("stream_petr_r50_428q", 36_071_896),
+        ("stream_petr_r50_900q", 36_072_928),
+        ("sparse_bev_r50", 44_570_089),
+        ("sparse_bev_r50_400q", 44_565_089),
+        ("sparse_bev_r101", 63_566_329),
+    ],
+)
+def test_models_have_as_many_parameters_as_the_public_ones(name: str, count: int) -> None:
+    """The numbers of docs/models.md."""
+    parameters = dict(blank_model(find_format(name).configure(CLASS_NAMES)).named_parameters())
+    head = {n: p for n, p in parameters.items() if n.startswith("auxiliary.")}
+    assert sum(p.numel() for n, p in parameters.items() if n not in head) == count
+    assert sum(p.numel() for p in head.values()) == (1_185_553 if name.startswith("stream") else 0)
+
+
+def back_codes(codes: Tensor, boxes: str) -> Tensor:
+    """Codes (..., 10) of ours in a public convention: length before width, or heading -angle - pi/2."""
+    x, y, z, width, length, height, sin, cos, vx, vy = codes.unbind(-1)
+    sizes, angle = ((length, width), (sin, cos)) if boxes == NEW_BOXES else ((width, length), (-cos, -sin))
+    return torch.stack([x, y, z, *sizes, height, *angle, vx, vy], dim=-1)
+
+
+def back_offsets(parameter: Tensor, boxes: str) -> Tensor:
+    """Offsets along a box's length, width, height as the public model has them: old, width, -length."""
+    if boxes == NEW_BOXES:
+        return parameter
+    length, width, height = parameter.unflatten(0, (-1, 3)).unbind(1)
+    return torch.stack([width, -length, height], dim=1).flatten(0, 1)
+
+
+def back(rule: Rule, parts: list[Tensor], boxes: str) -> Tensor:
+    """The inverse of a rule's conversion."""
+    if rule.targets[0].endswith(("regressor.4.weight", "regressor.4.bias")):
+        return back_codes(parts[0].movedim(0, -1), boxes).movedim(-1, 0)
+    if rule.targets[0] == "query_boxes":
+        return back_codes(parts[0], boxes)
+    if ".sampling_offset." in rule.targets[0]:
+        return back_offsets(parts[0], boxes)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+@pytest.mark.parametrize("boxes", [NEW_BOXES, OLD_BOXES])
+@pytest.mark.parametrize("name", list(PUBLIC))
+def test_every_tensor_comes_back_from_ours(name: str, boxes: str) -> None:
+    public = find_format(name)
+    if boxes == OLD_BOXES and not name.startswith("sparse_bev"):
+        boxes = NEW_BOXES  # the others have no other convention
+    key_map = public.map_keys(public.configure(CLASS_NAMES), boxes)
+    pool = torch.randn(9_000_000, generator=torch.Generator().manual_seed(0))
+    tensors = {}
+    for place, rule in enumerate(key_map.rules):
+        size = math.prod(rule.shape)
+        values = pool[1013 * place % 500_000 :][:size].view(rule.shape)
+        tensors[rule.source] = torch.tensor(place) if rule.optional else values
+    ours = convert(key_map, tensors)
+    for rule in key_map.rules:
+        found = back(rule, [ours[target] for target in rule.targets], boxes)
+        assert found.equal(tensors[rule.source]), rule.source
 
 
 def test_an_imported_file_is_a_model_of_ours(tmp_path: Path) -> None:
@@ -173,6 +239,56 @@ def test_training_starts_from_parts_of_a_model_of_another_kind(tmp_path: Path) -
     narrow = override(config, ["decoder.channels=64"])
     with pytest.raises(UserError, match=r"neck.lateral.0.weight is \(96, 64, 1, 1\), the model's \(64, 64"):
         start_from(tmp_path / "tiny.safetensors", build_sparse_bev(narrow), narrow, ("neck",))
+
+
+def test_settings_that_give_weights_another_meaning_are_listed(tmp_path: Path) -> None:
+    def refused(*settings: str, message: str) -> None:
+        config = override(preset("tiny"), [*settings])
+        with pytest.raises(UserError, match=message):
+            start_from(file, build_stream_petr(config), config)
+
+    tiny, file = preset("tiny"), tmp_path / "tiny.safetensors"
+    save_weights(file, build_stream_petr(tiny).state_dict(), tiny)
+    refused(
+        "decoder.content_from_position=false",
+        message=r"were made with decoder.content_from_position True \(not False\); take all of the file's",
+    )
+    refused(
+        "class_names=[truck, car]",
+        "decoder.point_range_m=[-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]",
+        message=r"class_names \('car', .* \.\.\. \(not \('truck', 'car'\)\), decoder.point_range_m None",
+    )
+    changes = ["image.width=384", "decoder.memory_interval_s=0", "decoder.link_memory=false"]
+    other = override(tiny, [*changes, "loss.denoising_groups=2"])
+    assert start_from(file, build_stream_petr(other), other) == []
+    window = sparse_bev_preset("sparse_bev_tiny_offline")
+    save_weights(tmp_path / "window.safetensors", build_sparse_bev(window).state_dict(), window)
+    past = override(window, ["num_past=6", "num_future=0"])
+    with pytest.raises(UserError, match=r"num_past 3 \(not 6\), num_future 3 \(not 0\); .*--preset init"):
+        start_from(tmp_path / "window.safetensors", build_sparse_bev(past), past)
+
+
+def test_an_imported_model_does_not_start_a_preset(tmp_path: Path) -> None:
+    """What differs is named, not the tensors that one has and the other has not."""
+    config = find_format("stream_petr_r50_428q").configure(CLASS_NAMES)
+    assert isinstance(config, DetectorConfig)
+    save_weights(tmp_path / "imported.safetensors", {}, config)
+    mine = preset("r50_704x256_428q")
+    names = "model_from_ego .*, decoder.as_published True .*, decoder.point_range_m "
+    with pytest.raises(UserError, match=names):
+        start_from(tmp_path / "imported.safetensors", blank_model(mine), mine)
+
+
+@pytest.mark.parametrize("name", ["stream_petr_r50_900q", "sparse_bev_r50_400q", "torchvision_resnet18"])
+def test_the_configuration_of_a_file_is_read_alone(tmp_path: Path, name: str) -> None:
+    config = find_format(name).configure(CLASS_NAMES)
+    save_weights(tmp_path / "file.safetensors", {}, config)
+    assert read_config(tmp_path / "file.safetensors") == config
+    with pytest.raises(UserError, match="not found"):
+        read_config(tmp_path / "none.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="have format None; expected 'ftkd-weights-1'"):
+        read_config(tmp_path / "other.safetensors")
 
 
 def test_counters_that_old_files_lack_are_zero(tmp_path: Path, resnet18: Path) -> None:

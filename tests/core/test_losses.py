@@ -86,8 +86,11 @@ def test_an_empty_frame_has_finite_losses_and_teaches_silence() -> None:
 def test_a_cost_that_is_not_finite_is_an_error(batch: StreamBatch) -> None:
     logits, codes = perfect(batch)
     codes[0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="not finite"):
-        match(logits, codes, batch.targets)
+    with pytest.raises(FloatingPointError, match="layer1/box: the cost is not finite"):
+        match(logits, codes, batch.targets, part="layer1")
+    logits[0, 0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="layer1/class: the cost is not finite"):
+        match(logits, codes, batch.targets, part="layer1")
 
 
 def test_focal_loss_is_weighted_cross_entropy() -> None:

@@ -18,7 +18,7 @@ from ftkd_core.models.stream_petr import Predictions, decode
 from ftkd_core.presets import SPARSE_BEV_PRESETS, sparse_bev_preset
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig, Frame, FrameWindow
-from tests.core.helpers import drive, make_clip, small_config
+from tests.core.helpers import RIGS, drive, make_clip, rig_settings, small_config
 
 SMALL = [
     "image.width=96",
@@ -132,18 +132,21 @@ def test_velocity_is_the_move_since_the_first_past_frame() -> None:
     assert torch.equal(repeated, change[..., 8:])
 
 
+@RIGS
 @SETTINGS
 @torch.no_grad()
-def test_the_ring_equals_recomputation(image_queries: int) -> None:
-    model = small_sparse(past=2, image_queries=image_queries)
-    frames = drive(small_config(), 5)
+def test_the_ring_equals_recomputation(image_queries: int, cameras: int, width: int, height: int) -> None:
+    settings = rig_settings(cameras, width, height)
+    model = small_sparse(*settings, past=2, image_queries=image_queries)
+    frames = drive(small_config(*settings), 5, cameras=cameras)
     ring: FeatureRing | None = None
     shapes = None
     for index, frame in enumerate(frames):
         online, ring = model.step(frame, ring)
         order = [max(index - 1, 0), max(index - 2, 0)]
         offline, _ = model(window_of(frames, index, order))
-        assert_same(online, offline)
+        # Rounding in the maps, 2e-6, moves image queries: one, close before a camera, answers 2e-4 otherwise.
+        assert_same(online, offline, 1e-4 if width % 32 == 0 else 5e-4)
         now = [value.shape for value in (*ring.pyramid, *ring[1:])]
         assert shapes in (None, now)
         shapes = now
@@ -174,6 +177,22 @@ def test_moving_the_global_frame_changes_nothing(image_queries: int) -> None:
         a, ring = model.step(frame, ring)
         b, moved_ring = model.step(moved, moved_ring)
         assert_same(a, b, 1e-3)
+
+
+@SETTINGS
+@torch.no_grad()
+def test_camera_order_does_not_matter(image_queries: int) -> None:
+    """Of cameras that do not overlap: a point that two see is read from the first."""
+    model = small_sparse(past=2, image_queries=image_queries)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    ring = shuffled_ring = None
+    for frame in drive(small_config(), 3):
+        frame.rig.intrinsics[..., 0, 0] = 90.0  # 56 degrees of every 60
+        rig = CameraRig(*(value[:, order] for value in frame.rig))
+        shuffled = frame._replace(images=frame.images[:, order], rig=rig)
+        expected, ring = model.step(frame, ring)
+        found, shuffled_ring = model.step(shuffled, shuffled_ring)
+        assert_same(found, expected)
 
 
 @SETTINGS

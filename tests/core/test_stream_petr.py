@@ -11,11 +11,12 @@ from ftkd_core.geometry import yaw_transform
 from ftkd_core.models.anchors import Anchors
 from ftkd_core.models.denoising import make_denoising
 from ftkd_core.models.memory import recall, remember_spaced
+from ftkd_core.models.position import frequency_encoding
 from ftkd_core.models.stream_petr import Predictions, StreamPETR, decode
 from ftkd_core.presets import preset
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import Frame
-from tests.core.helpers import drive, make_clip, make_frame, small_config, small_model
+from tests.core.helpers import RIGS, drive, make_clip, make_frame, rig_settings, small_config, small_model
 
 BOTH = pytest.mark.parametrize("image_queries", [0, 8])
 
@@ -47,6 +48,30 @@ def test_shapes(image_queries: int) -> None:
     assert torch.all(detections.scores[:, :-1] >= detections.scores[:, 1:])
 
 
+@RIGS
+@BOTH
+def test_any_number_of_cameras_is_streamed_on(
+    image_queries: int, cameras: int, width: int, height: int
+) -> None:
+    model = small_model(*rig_settings(cameras, width, height), image_queries=image_queries)
+    frames = drive(model.config, 3, cameras=cameras)
+    results = stream(model, frames)
+    assert results[-1].image_features.shape == (1, cameras, 16, height // 16, width // 16)
+    assert all(
+        torch.isfinite(result.logits).all() and torch.isfinite(result.codes).all() for result in results
+    )
+    for camera in range(cameras):
+        images = frames[2].images.clone()
+        images[:, camera] *= -1
+        changed = stream(model, [*frames[:2], frames[2]._replace(images=images)])[-1]
+        assert not torch.allclose(changed.logits, results[-1].logits, atol=1e-4), camera
+
+
+def test_an_image_query_for_every_cell_is_the_most() -> None:
+    model = small_model(image_queries=6 * 4 * 12)
+    assert stream(model, drive(model.config, 1))[0].logits.shape[2] == 12 + 288 + 6
+
+
 def test_the_past_matters_and_the_future_does_not() -> None:
     model = small_model()
     frames = drive(model.config, 4)
@@ -56,6 +81,51 @@ def test_the_past_matters_and_the_future_does_not() -> None:
     changed = [*frames[:3], frames[3]._replace(images=frames[3].images * -1)]
     for index in range(3):
         assert torch.equal(stream(model, changed)[index].logits, results[index].logits)
+
+
+def test_a_stream_starts_with_the_pseudo_points_and_nothing_else() -> None:
+    model = small_model()
+    memory = model.start_memory(1)
+    with torch.no_grad():
+        for frame in drive(model.config, 3, seed=50):
+            _, memory = model(frame, memory)
+    assert all(value.any() for value in memory)  # of another stream
+    frame = make_frame(model.config, 0, time=7.0, pose=yaw_transform(0.4, (9.0, -3.0, 0.0)))
+    points = model.points_in_metres(model.pseudo_points)
+    local = recall(memory, frame, points)
+    assert torch.equal(local.centers_ego[0, :6], points)
+    assert torch.equal(local.ego_from_past[0, :6], torch.eye(4).expand(6, 4, 4))
+    assert not local.centers_ego[0, 6:].any() and not local.ego_from_past[0, 6:].any()
+    others = (local.embedding, local.velocity_ego, local.shape_ego, local.logits, local.age)
+    assert not any(value.any() for value in others)
+
+
+def test_the_motion_aware_norm_starts_as_layer_norm() -> None:
+    torch.manual_seed(0)
+    model = StreamPETR(small_config())
+    features, motion = torch.randn(1, 5, 32), torch.randn(1, 5, 15)
+    for norm in (model.motion_feature, model.motion_position):
+        normed = torch.nn.functional.layer_norm(features, (32,))
+        assert torch.equal(norm(features, frequency_encoding(motion)), normed)
+
+
+@pytest.mark.parametrize(
+    ("what", "places"), [("velocity", range(2)), ("age", range(2, 3)), ("pose", range(3, 15))]
+)
+@torch.no_grad()
+def test_the_motion_aware_norm_learns_velocity_age_and_pose(what: str, places: range) -> None:
+    model = small_model()
+    points, content, motion = torch.randn(1, 5, 3), torch.randn(1, 5, 32), torch.randn(1, 5, 15)
+    features = torch.randn(1, 5, 32)
+    content_before = model.embed(points, motion, content)[1]
+    position_before = model.motion_position(features, frequency_encoding(motion))
+    for place in places:
+        changed = motion.clone()
+        changed[..., place] += 0.2
+        content_after = model.embed(points, changed, content)[1]
+        position_after = model.motion_position(features, frequency_encoding(changed))
+        for before, after in ((content_before, content_after), (position_before, position_after)):
+            assert ((after - before).abs().amax(-1) > 1e-4).all(), (what, place)
 
 
 def test_a_reset_equals_a_fresh_start() -> None:

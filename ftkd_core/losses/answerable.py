@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ground truth as a model can answer it: within its range, and with its order of classes.
+
+Data sets give objects up to 61.2 m away and labels in the order of CLASS_NAMES, whatever the model. Symbols:
+B batch, G object slots.
+"""
+
+from ftkd_core.classes import CLASS_NAMES
+from ftkd_core.config import DetectorConfig, SparseBEVConfig
+from ftkd_core.errors import UserError
+from ftkd_core.geometry import full_precision, transform_points
+from ftkd_core.models.model_frame import frame_matrix
+from ftkd_core.types import Targets
+
+
+def answerable(targets: Targets, config: DetectorConfig | SparseBEVConfig) -> Targets:
+    """The targets (B, G) that a model of this configuration learns from: `in_range`, with labels that are
+    places in its `class_names`. Errors: UserError where these are other classes than ours."""
+    targets = in_range(targets, config)
+    if config.class_names == CLASS_NAMES:
+        return targets
+    if sorted(config.class_names) != sorted(CLASS_NAMES):
+        raise UserError(f"class_names {config.class_names}: training expects {CLASS_NAMES}, in any order")
+    places = targets.labels.new_tensor([config.class_names.index(name) for name in CLASS_NAMES])
+    return targets._replace(labels=places[targets.labels])
+
+
+@full_precision
+def in_range(targets: Targets, config: DetectorConfig | SparseBEVConfig) -> Targets:
+    """The same without the objects whose centre lies outside of the range that a model answers centres in,
+    in x or y of the frame it thinks in: no query could reach them."""
+    centers = targets.boxes[..., :3].float()
+    matrix = frame_matrix(config.model_from_ego)
+    if matrix is not None:
+        centers = transform_points(matrix.to(centers), centers)
+    low, high = (centers.new_tensor(bound) for bound in _ground_range(config))
+    ground = centers[..., :2]
+    inside = ((ground >= low) & (ground <= high)).all(-1)  # (B, G)
+    return targets._replace(mask=targets.mask & inside, mask_2d=targets.mask_2d & inside[:, None])
+
+
+def _ground_range(
+    config: DetectorConfig | SparseBEVConfig,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Low and high x, y in metres of the centres that a model answers."""
+    if isinstance(config, SparseBEVConfig):
+        return config.decoder.range_low_m[:2], config.decoder.range_high_m[:2]
+    if config.decoder.point_range_m is not None:
+        return config.decoder.point_range_m[:2], config.decoder.point_range_m[3:5]
+    x, y, _ = config.decoder.position_range_m
+    return (-x, -y), (x, y)
