@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         teaching = train.Teaching(
             teacher, method, weights_hash(arguments.teacher), arguments.cache, arguments.fill_cache
         )
+        train.warn_of_random_backbone(arguments, config, fabric)
         weights = train.run(config, fabric, arguments.out, arguments.init, autocast, teaching)
     except (UserError, FloatingPointError) as error:
         print(f"distillation: {error}", file=sys.stderr)

@@ -16,30 +16,38 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from torch.utils.data import Dataset
 
-from ftkd_core.config import DetectorConfig, SparseBEVConfig, override
-from ftkd_core.data.clips import AugmentConfig, ClipSource, StreamDataset
-from ftkd_core.data.nuscenes_clips import NuScenesClips
+from ftkd_core.config import BackboneConfig, DetectorConfig, SparseBEVConfig, override, to_dict
+from ftkd_core.data.clips import AugmentConfig, ClipSource, StreamDataset, choose_cameras
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset, WindowDataset
 from ftkd_core.distillation.cache import TeacherCache, fill_cache, refuse_augmentation
-from ftkd_core.distillation.methods import MethodConfig
+from ftkd_core.distillation.methods import METHODS, MethodConfig
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS, preset, sparse_bev_preset
-from ftkd_core.weights import start_from
+from ftkd_core.weights import read_config, start_from
 from training.kept_features import keep_features, refuse_images
 from training.lessons import CachedDataset, Distiller, StreamLesson, WindowLesson, make_distiller
 from training.loop import OptimConfig, Trainer
 from training.recipes import RECIPES
 from training.sliding import SlidingDataset, SlidingLesson
+
+_FROM_FILE: Final = "init"  # instead of a preset's name
+_PATIENCE: Final = timedelta(hours=12)
+"""How long processes wait for each other. The first alone indexes a data set, runs a teacher over it or
+extracts features, which may take hours; torch would end the others after 10 or 30 minutes. A process that
+dies is noticed by what started it, not by this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +113,11 @@ def make_parser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = ", ".join(sorted([*PRESETS, *SPARSE_BEV_PRESETS]))
-    parser.add_argument("--preset", help=f"model configuration: {names} (default: the recipe's, or tiny)")
+    parser.add_argument(
+        "--preset",
+        help=f"model configuration: {names}; or {_FROM_FILE}, that of the --init file (default: the "
+        "recipe's, or tiny)",
+    )
     parser.add_argument(
         "--recipe",
         choices=sorted(RECIPES),
@@ -149,9 +161,24 @@ def resolve(arguments: argparse.Namespace) -> TrainConfig | WindowTrainConfig:
         recipe = RECIPES[arguments.recipe]
         name, settings = arguments.preset or recipe.preset, recipe.settings(_processes(arguments))
     settings = [*settings, *assignments(arguments)]
-    if name in SPARSE_BEV_PRESETS:
-        return override(WindowTrainConfig(model=sparse_bev_preset(name)), settings)
-    return override(TrainConfig(model=preset(name)), settings)
+    model = _model(name, arguments.init)
+    if isinstance(model, SparseBEVConfig):
+        return override(WindowTrainConfig(model=model), settings)
+    return override(TrainConfig(model=model), settings)
+
+
+def _model(name: str, init: Path | None) -> DetectorConfig | SparseBEVConfig:
+    """The configuration of a preset, or of the file that a run starts from."""
+    if name != _FROM_FILE:
+        return sparse_bev_preset(name) if name in SPARSE_BEV_PRESETS else preset(name)
+    if init is None:
+        raise UserError(f"--preset {_FROM_FILE} without a file; give one with --init")
+    found = read_config(init)
+    if isinstance(found, BackboneConfig):
+        raise UserError(
+            f"--preset {_FROM_FILE}: {str(init)!r} holds a backbone alone; give the preset of a detector"
+        )
+    return found
 
 
 def split_parts(names: str) -> list[str]:
@@ -181,7 +208,24 @@ def make_fabric(arguments: argparse.Namespace) -> Fabric:
     """Fabric for the chosen devices; under torchrun it joins the processes that were started."""
     devices = os.environ.get("LOCAL_WORLD_SIZE") or arguments.devices
     nodes = int(os.environ.get("WORLD_SIZE", "1")) // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
-    return Fabric(accelerator=arguments.accelerator, devices=devices, num_nodes=max(nodes, 1))
+    make = partial(Fabric, accelerator=arguments.accelerator, devices=devices, num_nodes=max(nodes, 1))
+    fabric = make()
+    several = isinstance(fabric.strategy, DDPStrategy)  # what devices=auto means only Fabric knows
+    return make(strategy=DDPStrategy(timeout=_PATIENCE)) if several else fabric
+
+
+def warn_of_random_backbone(
+    arguments: argparse.Namespace, config: TrainConfig | WindowTrainConfig, fabric: Fabric
+) -> None:
+    """Say on stderr, once, where a recipe for a trained backbone is about to start from a random one."""
+    begins = arguments.init is None and not (arguments.out / "state.pt").exists()
+    if arguments.recipe and config.data.root and begins and fabric.is_global_zero:
+        print(
+            f"warning: recipe {arguments.recipe} without --init: the backbone starts at random, but the "
+            "recipe is for a trained one, whose norms (and more) it keeps as they are; give --init with a "
+            "file of ftkd import-weights (docs/training.md)",
+            file=sys.stderr,
+        )
 
 
 def autocast_type(precision: str, fabric: Fabric) -> torch.dtype | None:
@@ -203,6 +247,13 @@ class Teaching:
     cache: Path | None = None
     fill_cache: bool = False
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What the student's weights file says of it: the method, by its name or else its settings, and
+        the hash of the teacher's weights."""
+        names = [name for name, config in METHODS.items() if config == self.method]
+        return {"method": names[0] if names else to_dict(self.method), "teacher": self.weights_hash}
+
 
 def run(
     config: TrainConfig | WindowTrainConfig,
@@ -213,6 +264,11 @@ def run(
     teaching: Teaching | None = None,
 ) -> Path:
     """Train (or go on training) into `out`, with a teacher where one is given; returns the weights file."""
+    if config.data.keep_features and teaching is not None and teaching.cache is None:
+        raise UserError(
+            "data.keep_features with a teacher that runs: it needs the images, in whose place the features "
+            "are; give --cache (and --fill-cache) to read its answers, or leave data.keep_features out"
+        )
     fabric.seed_everything(config.seed, verbose=False)
     model: StreamPETR | SparseBEV
     if isinstance(config, TrainConfig):
@@ -237,8 +293,9 @@ def run(
     else:
         lesson = WindowLesson(model, distiller)
     trainer = Trainer(
-        fabric, lesson, config.optim, out, steps=config.steps, seed=config.seed, autocast=autocast
-    )
+        fabric, lesson, config.optim, out, steps=config.steps, seed=config.seed, autocast=autocast,
+        notes={} if teaching is None else teaching.notes,
+    )  # fmt: skip
     if (out / "state.pt").exists():
         trainer.resume(out / "state.pt")
         fabric.print(f"resumed at step {trainer.step} of {config.steps}")
@@ -271,6 +328,8 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
     """The clips to train on, rendered or indexed where they are not yet, and their number."""
     data = config.data
     if data.root:
+        from ftkd_core.data.nuscenes_clips import NuScenesClips  # the devkit: only a data.root needs it
+
         if data.intervals_s != (0.5,):
             raise UserError(
                 f"data.intervals_s {data.intervals_s} with data.root: nuScenes is annotated at 2 Hz; leave it"
@@ -286,10 +345,11 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
     rendered = SyntheticClips(
         data.first_seed, config.model.image, Path(data.cache), data.duration_s, data.version, data.intervals_s
     )
+    chosen = choose_cameras(rendered, config.model.channels)
     if fabric.is_global_zero:
         rendered.render_all(data.scenes)
     fabric.barrier()
-    return rendered, data.scenes
+    return chosen, data.scenes
 
 
 def kept_clips(
@@ -362,7 +422,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         fabric = make_fabric(arguments)
         fabric.launch()
         autocast = autocast_type(arguments.precision, fabric)
-        weights = run(resolve(arguments), fabric, arguments.out, arguments.init, autocast)
+        config = resolve(arguments)
+        warn_of_random_backbone(arguments, config, fabric)
+        weights = run(config, fabric, arguments.out, arguments.init, autocast)
     except (UserError, FloatingPointError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2

@@ -77,8 +77,8 @@ class SweepRound:
         )
 
 
-def open_dataset(dataroot: str | Path, version: str) -> NuScenes:
-    """Load the tables of a data set. Raises UserError where the folder, version or a table is not usable."""
+def find_tables(dataroot: str | Path, version: str) -> Path:
+    """The folder of a data set's tables. Raises UserError where the folder, version or a table is missing."""
     root = Path(dataroot).expanduser()
     if not root.is_dir():
         raise UserError(
@@ -93,6 +93,12 @@ def open_dataset(dataroot: str | Path, version: str) -> NuScenes:
         raise UserError(
             f"data set {str(root / version)!r} lacks the tables {_listed(f'{name}.json' for name in missing)}"
         )
+    return root / version
+
+
+def open_dataset(dataroot: str | Path, version: str) -> NuScenes:
+    """Load the tables of a data set. Raises UserError where the folder, version or a table is not usable."""
+    root = find_tables(dataroot, version).parent
     try:
         return NuScenes(version=version, dataroot=str(root), verbose=False)
     except json.JSONDecodeError as error:

@@ -7,6 +7,7 @@ small file, and training processes open only those. Symbols: T key frames, N cam
 objects of all frames.
 """
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ from tqdm import tqdm
 from ftkd_core.config import ImageConfig
 from ftkd_core.data.clips import Clip, ClipObjects
 from ftkd_core.data.nuscenes import (
+    TABLE_NAMES,
     NuScenes,
     camera_records,
+    find_tables,
     ground_truth,
     open_dataset,
     read_image,
@@ -35,6 +38,10 @@ from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop, zo
 
 _VISIBLE: Final = {"1": 0.2, "2": 0.5, "3": 0.7, "4": 0.9}
 """Middle of each of nuScenes' bins of visibility."""
+_INDEX: Final = "nuscenes-index-2"
+"""Raised with every change of what an index holds or is found by: 2 since that is the data set's content."""
+_READ_TABLES: Final = ("scene", "sample", "calibrated_sensor")
+"""Some ten megabytes of all nuScenes; those that are not read have hundreds each, or say little."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,9 @@ class ImageFiles:
 class NuScenesClips:
     """`clip = clips(index)` for the scenes of a split, in the data set's order; picklable and small.
 
-    `prepare()` must have run once, in any process, for this cache folder.
+    `prepare()` must have run once, in any process, for this cache folder. `name`, which also names what is
+    derived from the clips, tells data sets of other content apart (`content_hash`), wherever they lie.
+    Errors: UserError where there is no such data set.
     """
 
     def __init__(
@@ -80,7 +89,8 @@ class NuScenesClips:
         self.root, self.version, self.split = dataroot.expanduser().resolve(), version, split
         self.image, self.channels = image, channels
         tag = re.sub(r"\W+", "-", f"{self.root.name}-{version}-{split}")
-        self.folder = cache / f"nuscenes-{tag}-{image.width}x{image.height}"
+        content = content_hash(self.root, version, channels)
+        self.folder = cache / f"nuscenes-{tag}-{image.width}x{image.height}-{content}"
         self.name = self.folder.name
 
     def __len__(self) -> int:
@@ -130,6 +140,22 @@ class NuScenesClips:
             return (self.folder / "scenes.txt").read_text(encoding="utf-8").split()
         except OSError:
             raise UserError(f"{str(self.folder)!r} holds no index of nuScenes; prepare it first") from None
+
+
+def content_hash(root: Path, version: str, channels: tuple[str, ...]) -> str:
+    """Eight digits for what an index of these cameras depends on: scenes, samples and calibrations of the
+    data set, the sizes of its other tables and the custom splits. The images themselves are not looked at.
+    UserError where a table is missing."""
+    tables = find_tables(root, version)
+    digest = hashlib.sha256(f"{_INDEX}, {channels}".encode())
+    for name in TABLE_NAMES:
+        table = tables / f"{name}.json"
+        digest.update(f"{name}: {table.stat().st_size}".encode())
+        if name in _READ_TABLES:
+            digest.update(table.read_bytes())
+    splits = tables / "splits.json"
+    digest.update(splits.read_bytes() if splits.is_file() else b"")
+    return digest.hexdigest()[:8]
 
 
 def index_scene(

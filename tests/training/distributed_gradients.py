@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run by test_distributed.py, alone or under torchrun: the gradients of one step on two streams, one a
-process where there are two. `python -m tests.training.distributed_gradients METHOD OUTPUT`"""
+"""Run by test_distributed.py, alone or under torchrun, on two streams, one a process where there are two:
+the gradients of one step, two steps of every method, or a run that is killed and goes on.
+`python -m tests.training.distributed_gradients METHOD|every_method|killed OUTPUT`"""
 
 import os
 import sys
@@ -10,14 +11,16 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ftkd_core.data.clips import Augmentation, collate, make_sample
-from ftkd_core.data.windows import collate_windows, make_window
+from ftkd_core.data.clips import Augmentation, AugmentConfig, StreamDataset, collate, make_sample
+from ftkd_core.data.windows import PairedDataset, collate_windows, make_window
 from ftkd_core.distillation.baselines import BaselineConfig
 from ftkd_core.distillation.config import FTKDConfig
+from ftkd_core.distillation.methods import METHODS
 from ftkd_core.models.stream_petr import build_stream_petr
 from tests.core.helpers import make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
 from training.lessons import StreamLesson, make_distiller
+from training.loop import OptimConfig, Trainer
 
 OBJECTS = (2, 9)  # of the two streams: a mean of means would weigh them alike
 
@@ -45,13 +48,66 @@ def gradients(fabric: Fabric, method: str) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in lesson.named_parameters() if p.grad is not None}
 
 
+def make_trainer(fabric: Fabric, method: str, out: Path, steps: int) -> Trainer:
+    torch.manual_seed(1)
+    student = build_stream_petr(small_config("decoder.dropout=0.1"))
+    distiller = make_distiller(small_sparse(past=1, future=1), student, METHODS[method])
+    optim = OptimConfig(lr=2e-3, warmup_steps=2, ema=0.9)
+    return Trainer(fabric, StreamLesson(student, 1, distiller), optim, out, steps=steps, seed=3)
+
+
+def make_data(fabric: Fabric) -> PairedDataset:
+    clips = [make_clip(seed=stream, objects=OBJECTS[stream]) for stream in range(2)]
+    streams = StreamDataset(
+        clips.__getitem__, 2, num_streams=1, segment=4, augment=AugmentConfig(), seed=3,
+        first_stream=fabric.global_rank, all_streams=fabric.world_size,
+    )  # fmt: skip
+    return PairedDataset(streams, 1, 1)
+
+
+def every_method(fabric: Fabric, folder: Path) -> dict[str, torch.Tensor]:
+    """The sum of the terms of the second step of every method."""
+    totals, data = {}, make_data(fabric)
+    for method in METHODS:
+        trainer = make_trainer(fabric, method, folder, 2)
+        trainer.start_training()
+        for step in range(2):  # the second waits for the gradients that the first did not bring
+            terms, _ = trainer.train_step(data[step])
+            trainer.step += 1
+        totals[method] = torch.stack(list(terms.values())).sum()
+    return totals
+
+
+def killed(fabric: Fabric, folder: Path) -> dict[str, torch.Tensor]:
+    """What a run has learnt, as `whole/...`, and what one has that was killed on the way, as `again/...`."""
+    data, found = make_data(fabric), {}
+    whole = make_trainer(fabric, "stxd", folder / "whole", 4)
+    whole.run(data, workers=0, save_every=4)
+    dying = make_trainer(fabric, "stxd", folder / "killed", 4)
+    dying.start_training()
+    for step in range(3):  # dies after step 3; its last checkpoint is of step 2
+        dying.train_step(data[step])
+        dying.step += 1
+        if dying.step == 2:
+            dying.save()
+    fabric.barrier()
+    again = make_trainer(fabric, "stxd", folder / "killed", 4)
+    again.resume(folder / "killed" / "state.pt")
+    again.run(data, workers=0, save_every=4)
+    for name, trainer in (("whole", whole), ("again", again)):
+        found |= {f"{name}/{key}": value for key, value in trainer.lesson.state_dict().items()}
+    return found
+
+
 def main() -> None:
     torch.set_num_threads(1)
     fabric = Fabric(accelerator="cpu", devices=int(os.environ.get("WORLD_SIZE", "1")))
     fabric.launch()
-    found = gradients(fabric, sys.argv[1])
+    what, output = sys.argv[1], Path(sys.argv[2])
+    tasks = {"every_method": every_method, "killed": killed}
+    found = tasks[what](fabric, output.parent) if what in tasks else gradients(fabric, what)
     if fabric.is_global_zero:
-        torch.save(found, Path(sys.argv[2]))
+        torch.save(found, output)
 
 
 if __name__ == "__main__":

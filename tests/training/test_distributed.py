@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors import safe_open
+
+from ftkd_core.distillation.methods import METHODS
+from ftkd_core.errors import UserError
+from tests.training.distributed_gradients import make_trainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +38,30 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path, method: str) ->
     largest = max(float(value.abs().max()) for value in alone.values())
     for name, value in alone.items():
         assert torch.allclose(together[name], value, rtol=1e-3, atol=1e-5 * largest), name
+
+
+@pytest.mark.slow
+def test_every_method_trains_in_two_processes(tmp_path: Path) -> None:
+    totals = run(2, "every_method", tmp_path / "totals.pt")
+    assert totals.keys() == METHODS.keys()
+    assert all(torch.isfinite(value) for value in totals.values())
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_two_processes_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    found = run(2, "killed", tmp_path / "found.pt")
+    names = [name.removeprefix("whole/") for name in found if name.startswith("whole/")]
+    assert len(names) > 100
+    for name in names:
+        assert torch.equal(found[f"whole/{name}"], found[f"again/{name}"]), name
+    kept = tmp_path / "killed" / "state.pt"
+    first, second = torch.load(kept, weights_only=True)["states"]
+    assert len(first) == len(second) and not torch.equal(first[0], second[0])  # a memory each
+    alone = make_trainer(Fabric(accelerator="cpu", devices=1), "stxd", tmp_path, 4)
+    with pytest.raises(UserError, match="is of 2 processes, this run has 1"):
+        alone.resume(kept)
 
 
 @pytest.mark.slow

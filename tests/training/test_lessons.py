@@ -2,13 +2,16 @@
 """What a step teaches: both pairs of teacher and student learn, nothing of the teacher stays in the student,
 and a killed run goes on exactly."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from lightning_fabric import Fabric
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ftkd_core.config import to_dict
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
 from ftkd_core.data.windows import PairedDataset, WindowDataset
 from ftkd_core.distillation.config import FTKDConfig
@@ -16,9 +19,10 @@ from ftkd_core.distillation.methods import METHODS, method_config
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
-from ftkd_core.weights import load_into, read_weights, read_window_weights
+from ftkd_core.weights import load_into, read_weights, read_window_weights, save_weights, weights_hash
 from tests.core.helpers import NO_AUGMENTATION, make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
+from training import train
 from training.distill import load_teacher, main
 from training.lessons import StreamLesson, WindowLesson, make_distiller
 from training.loop import OptimConfig, Trainer
@@ -95,6 +99,82 @@ def test_every_method_teaches_both_students(tmp_path: Path, method: str, streami
     part = {"ftkd_no_pv": "pv", "ftkd_no_bev": "bev", "ftkd_no_fld": "logits"}.get(method, "ftkd")
     assert not any(part in name for name in taught)
     assert all(value == value for values in history.values() for value in values)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_parameter_of_a_method_gets_a_gradient(tmp_path: Path, method: str, streaming: bool) -> None:
+    """DDP waits for the gradients of all that was given to it."""
+    lesson: Lesson = stream_lesson(method) if streaming else window_lesson(method)
+    totals(make_trainer(tmp_path, lesson, 1), pairs() if streaming else windows(), 1)
+    assert [name for name, p in lesson.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("method", ["ftkd", "cwd"])
+def test_tensorboard_holds_every_term_and_its_ratio_to_the_detection_loss(
+    tmp_path: Path, method: str
+) -> None:
+    trainer = make_trainer(tmp_path, stream_lesson(method), 2)
+    trainer.run(pairs(), workers=0, save_every=2, log_every=1)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    names = set(events.Tags()["scalars"])
+    told = {name: [event.value for event in events.Scalars(name)] for name in names}
+    terms = names - {"total", "gradient_norm", "lr"} - {name for name in names if name.startswith("ratio/")}
+    taught = {name for name in terms if name.split("/")[0] == method}
+    assert taught and {"layer1/class", "denoising0/box", "auxiliary/heat"} <= terms - taught
+    assert {name for name in names if name.startswith("ratio/")} == {f"ratio/{name}" for name in taught}
+    for step in range(2):
+        detection = sum(told[name][step] for name in terms - taught)
+        assert told["total"][step] == pytest.approx(sum(told[name][step] for name in terms), rel=1e-5)
+        for name in taught:
+            assert told[f"ratio/{name}"][step] == pytest.approx(told[name][step] / detection, rel=1e-5), name
+
+
+def test_a_teacher_that_says_nan_is_named(tmp_path: Path) -> None:
+    lesson = stream_lesson()
+    assert lesson.distiller is not None
+    with torch.no_grad():
+        for parameter in lesson.distiller.teacher.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="step 0: distillation alignment/teacher/class: .* kept$"):
+        make_trainer(tmp_path, lesson, 1).train_step(pairs()[0])
+
+
+def small_arguments(out: Path, steps: int, *settings: str) -> list[str]:
+    """Of `training.train` or `training.distill`: a small `tiny` on one short scene."""
+    every = [
+        f"steps={steps}", "streams=1", "data.scenes=1", "data.duration_s=3.0", "data.workers=0",
+        f"data.cache={out.parent / 'clips'}", "model.image.width=96", "model.image.height=32",
+        "model.backbone.base_channels=8", "model.decoder.num_image_queries=24", *settings,
+    ]  # fmt: skip
+    assigned = [part for setting in every for part in ("--set", setting)]
+    return ["--out", str(out), "--accelerator", "cpu", *assigned]
+
+
+def test_the_weights_file_names_method_and_teacher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, model = tmp_path / "teacher.safetensors", teacher()
+    save_weights(path, model.state_dict(), model.config)
+    guided = ["--teacher", str(path), "--method", "logits"]
+    assert train.main(small_arguments(tmp_path / "plain", 1)) == 0
+    assert main([*guided, *small_arguments(tmp_path / "known", 1)]) == 0
+    other = [*guided, "--set-method", "logits_weight=0.5"]
+    assert main([*other, *small_arguments(tmp_path / "changed", 1)]) == 0
+    plain, known, changed = (
+        read_weights(tmp_path / run / "weights.safetensors")[2] for run in ("plain", "known", "changed")
+    )
+    assert plain.keys() == {"steps", "hours", "seed"} == known.keys() - {"method", "teacher"}
+    assert known["method"] == "logits" and known["teacher"] == changed["teacher"] == weights_hash(path)
+    assert changed["method"]["logits_weight"] == 0.5
+    expected = replace(method_config("logits"), logits_weight=0.5)  # type: ignore[call-arg]
+    assert changed["method"] == json.loads(json.dumps(to_dict(expected)))
+
+    kept = (tmp_path / "known" / "state.pt").read_bytes()
+    assert main([*guided, *small_arguments(tmp_path / "known", 5, "optim.lr=1e30")]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("distillation: step 2: ")
+    assert (tmp_path / "known" / "state.pt").read_bytes() == kept
 
 
 @pytest.mark.parametrize("pair", ["sparse_bev to stream_petr", "sparse_bev to sparse_bev"])

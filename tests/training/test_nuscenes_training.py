@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training on nuScenes data: the index says what the devkit says, images and calibration agree under zoom,
-and the command trains on a data set from its folder."""
+and the commands train teacher and student on a data set from its folder."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +26,8 @@ from ftkd_core.runtime.preprocess import (
     zoom_and_crop,
     zoomed_intrinsics,
 )
+from training import distill
+from training.loop import Trainer
 from training.recipes import RECIPES
 from training.train import main, make_parser, resolve
 
@@ -97,6 +102,40 @@ def test_indexing_goes_on_and_is_done_once(
         len(other)
 
 
+def test_a_data_set_of_the_same_name_and_other_content_has_its_own_index(
+    dataroot: Path, tmp_path: Path
+) -> None:
+    other = write_dataset(
+        tmp_path / "other" / dataroot.name, SEEDS[1:], version="v1.0-synth", split="few", width=88, height=50,
+        duration_s=1.0, sweeps=False, progress=False,
+    )  # fmt: skip
+    old = tmp_path / f"nuscenes-{dataroot.name}-v1-0-synth-few-176x64"  # the index that both had once
+    old.mkdir()
+    (old / "scenes.txt").write_text("scene-of-another-place\n")
+    mine, theirs = clips_of(dataroot, tmp_path), clips_of(other, tmp_path)
+    assert mine.name != theirs.name
+    assert [len(mine(index).times) for index in range(len(mine))] == [4, 4]
+    assert [len(theirs(index).times) for index in range(len(theirs))] == [2]
+    assert theirs(0).name == mine(1).name
+
+
+def test_an_index_is_found_by_what_the_data_set_holds(dataroot: Path, tmp_path: Path) -> None:
+    def name_of(root: Path, channels: tuple[str, ...] = CAMERA_CHANNELS) -> str:
+        return NuScenesClips(root, "v1.0-synth", "few", IMAGE, channels, tmp_path).name
+
+    copy = tmp_path / dataroot.name
+    shutil.copytree(dataroot / "v1.0-synth", copy / "v1.0-synth")
+    assert name_of(copy) == name_of(dataroot)
+    assert name_of(copy, CAMERA_CHANNELS[:3]) != name_of(dataroot)
+    samples = copy / "v1.0-synth" / "sample.json"
+    rows = json.loads(samples.read_text())
+    samples.write_text(samples.read_text().replace(rows[0]["token"], "0" * len(rows[0]["token"])))
+    assert name_of(copy) != name_of(dataroot)
+    (copy / "v1.0-synth" / "scene.json").unlink()
+    with pytest.raises(UserError, match=r"lacks the tables scene\.json"):
+        name_of(copy)
+
+
 def test_a_missing_image_is_named(dataroot: Path, tmp_path: Path) -> None:
     clip = clips_of(dataroot, tmp_path)(0)
     files = clip.images
@@ -157,13 +196,76 @@ def test_the_command_trains_on_a_data_set(
     assert "expected 0.5 to 2.0, the least first" in capsys.readouterr().err
 
 
+def command_for(root: Path, cache: Path, out: Path, preset: str) -> list[str]:
+    """One step of a small model on that data set, with nothing changed at random."""
+    settings = [
+        f"data.root={root}", "data.nuscenes=v1.0-synth", "data.split=few", f"data.cache={cache}",
+        "data.workers=0", "augment.flip=0", "augment.rotation=0", "augment.colour=0",
+        "augment.camera_dropout=0", "model.image.width=96", "model.image.height=32",
+        "model.backbone.base_channels=8", "model.decoder.num_image_queries=24", "model.decoder.num_layers=2",
+    ]  # fmt: skip
+    assigned = [part for setting in settings for part in ("--set", setting)]
+    return [
+        "--preset", preset, "--out", str(out), "--accelerator", "cpu", "--steps", "1", "--streams", "1",
+        *assigned,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher(dataroot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a teacher after one step on the data set."""
+    folder = tmp_path_factory.mktemp("teacher")
+    command = command_for(dataroot, folder, folder / "run", "sparse_bev_tiny_offline")
+    assert main([*command, "--set", "model.num_past=1", "--set", "model.num_future=1"]) == 0
+    return folder / "run" / "weights.safetensors"
+
+
+def test_a_student_learns_the_same_from_a_teacher_and_from_its_cached_answers(
+    dataroot: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses: list[dict[str, float]] = []
+    step = Trainer.train_step
+
+    def recorded(trainer: Trainer, batch: Any) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        terms, norm = step(trainer, batch)
+        losses.append({name: float(value) for name, value in terms.items()})
+        return terms, norm
+
+    monkeypatch.setattr(Trainer, "train_step", recorded)
+    for name, more in {"online": [], "cached": ["--cache", str(tmp_path / "a"), "--fill-cache"]}.items():
+        command = command_for(dataroot, tmp_path, tmp_path / name, "tiny")
+        assert distill.main([*command, "--teacher", str(teacher), *more]) == 0
+        assert (tmp_path / name / "weights.safetensors").exists()
+    online, cached = losses
+    assert online.keys() == cached.keys() and online["ftkd/bev"] > 0
+    for name, value in online.items():
+        assert cached[name] == pytest.approx(value, rel=2e-2, abs=1e-4), name
+
+
+def test_kept_features_and_a_teacher_that_runs_are_refused(
+    dataroot: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = command_for(dataroot, tmp_path, tmp_path / "run", "tiny")
+    frozen = ["--set", "data.keep_features=true", "--set", "optim.backbone_ratio=0"]
+    assert distill.main([*command, "--teacher", str(teacher), *frozen]) == 2
+    assert "data.keep_features with a teacher that runs" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    cached = ["--cache", str(tmp_path / "answers"), "--fill-cache"]
+    assert distill.main([*command, "--teacher", str(teacher), *frozen, *cached]) == 0
+
+
 def test_recipes_are_the_published_settings() -> None:
     parse = make_parser().parse_args
     found = resolve(parse(["--out", "x", "--recipe", "stream_petr_r50", "--devices", "4"]))
     assert found.model.preset == "r50_704x256_900q" and found.streams == 2
     assert found.steps == 60 * 28_130 // 8
+    assert (found.optim.backbone_norms, found.optim.frozen_stages, found.optim.slow) == ("frozen", 0, ())
+    assert (found.optim.backbone_ratio, found.augment.colour) == (0.1, 0.0)
     teacher = resolve(parse(["--out", "x", "--recipe", "sparse_bev_r101_offline", "--set", "optim.lr=1e-4"]))
     assert teacher.model.backbone.depth == 101 and teacher.optim.lr == 1e-4
+    assert (teacher.optim.backbone_norms, teacher.optim.frozen_stages) == ("keep_statistics", 1)
+    assert (teacher.optim.slow, teacher.optim.slow_ratio) == (("sampling_offset",), 0.1)
+    assert (teacher.optim.backbone_ratio, teacher.augment.colour) == (0.2, 0.5)
     assert set(RECIPES) == {"stream_petr_r50", "sparse_bev_r50", "sparse_bev_r101_offline"}
     with pytest.raises(UserError, match="3 processes cannot share a batch of 8"):
         resolve(parse(["--out", "x", "--recipe", "sparse_bev_r50", "--devices", "3"]))
