@@ -81,19 +81,19 @@ def every_method(fabric: Fabric, folder: Path) -> dict[str, torch.Tensor]:
 def killed(fabric: Fabric, folder: Path) -> dict[str, torch.Tensor]:
     """What a run has learnt, as `whole/...`, and what one has that was killed on the way, as `again/...`."""
     data, found = make_data(fabric), {}
-    whole = make_trainer(fabric, "stxd", folder / "whole", 4)
-    whole.run(data, workers=0, save_every=4)
-    dying = make_trainer(fabric, "stxd", folder / "killed", 4)
+    whole = make_trainer(fabric, "stxd", folder / "whole", 5)
+    whole.run(data, workers=0, save_every=5)
+    dying = make_trainer(fabric, "stxd", folder / "killed", 5)
     dying.start_training()
-    for step in range(3):  # dies after step 3; its last checkpoint is of step 2
+    for step in range(4):  # dies after step 4; its last checkpoint is of step 3, amid both streams
         dying.train_step(data[step])
         dying.step += 1
-        if dying.step == 2:
+        if dying.step == 3:
             dying.save()
     fabric.barrier()
-    again = make_trainer(fabric, "stxd", folder / "killed", 4)
+    again = make_trainer(fabric, "stxd", folder / "killed", 5)
     again.resume(folder / "killed" / "state.pt")
-    again.run(data, workers=0, save_every=4)
+    again.run(data, workers=0, save_every=5)
     for name, trainer in (("whole", whole), ("again", again)):
         found |= {f"{name}/{key}": value for key, value in trainer.lesson.state_dict().items()}
     return found

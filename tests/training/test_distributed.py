@@ -59,7 +59,7 @@ def test_a_killed_run_of_two_processes_goes_on_bit_for_bit(tmp_path: Path) -> No
     kept = tmp_path / "killed" / "state.pt"
     first, second = torch.load(kept, weights_only=True)["states"]
     assert len(first) == len(second) and not torch.equal(first[0], second[0])  # a memory each
-    alone = make_trainer(Fabric(accelerator="cpu", devices=1), "stxd", tmp_path, 4)
+    alone = make_trainer(Fabric(accelerator="cpu", devices=1), "stxd", tmp_path, 5)
     with pytest.raises(UserError, match="is of 2 processes, this run has 1"):
         alone.resume(kept)
 
