@@ -14,10 +14,9 @@ from typing import Any, Final
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
 from tqdm import tqdm
 
-from ftkd_core.config import DetectorConfig, SparseBEVConfig, override
+from ftkd_core.config import BackboneConfig, override
 from ftkd_core.data.clips import AugmentConfig, Clip, StreamDataset
 from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
@@ -28,7 +27,14 @@ from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import preset
-from ftkd_core.weights import load_into, read_weights, read_window_weights, start_from, weights_hash
+from ftkd_core.weights import (
+    load_into,
+    read_config,
+    read_weights,
+    read_window_weights,
+    start_from,
+    weights_hash,
+)
 from training import predicting
 from training.balance import balance
 from training.distill import load_teacher
@@ -115,16 +121,16 @@ def steps_of(weights: Path) -> int:
     """Training steps of a weights file; 0 where there is none."""
     if not weights.is_file():
         return 0
-    return int(_read(weights)[2].get("steps", 0))
+    notes = (read_window_weights if _is_sparse_bev(weights) else read_weights)(weights)[2]
+    return int(notes.get("steps", 0))
 
 
 def preset_of(weights: Path) -> str:
     """The preset that the model of a weights file was built from, as its own configuration says."""
-    return _read(weights)[1].preset
-
-
-def _read(weights: Path) -> tuple[dict[str, Tensor], DetectorConfig | SparseBEVConfig, dict[str, Any]]:
-    return read_window_weights(weights) if _is_sparse_bev(weights) else read_weights(weights)
+    found = read_config(weights)
+    if isinstance(found, BackboneConfig):
+        raise UserError(f"{str(weights)!r} holds a backbone alone; expected a student or a teacher")
+    return found.preset
 
 
 def _is_sparse_bev(weights: Path) -> bool:

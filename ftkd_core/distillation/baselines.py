@@ -4,8 +4,8 @@
 MGD and CWD learn the teacher's image features, STXD how they relate from frame to frame. (Distilling logits
 alone, as DETRDistill does, is FTKD with its other parts left out: see methods.py.) Losses here are means, so
 that they do not change with the size of the image. The sources' weights belong to their normalisers and are
-not carried over: MGD 2e-5 on the sum over all elements of an image (yzd-v/MGD), CWD 50 on the mean over
-channels of feature maps; of STXD and of DETRDistill's logits none was found that is public. Set `weight`, or
+not carried over: MGD 2e-5 on the sum over all elements of an image (yzd-v/MGD), CWD 50 for feature maps, as
+others quote it; of STXD and of DETRDistill's logits none was found that is public. Set `weight`, or
 let training/balance.py bring every method to the same share of the detection loss. Symbols: B batch, N
 cameras, C channels (s student, t teacher), H/W feature size, L = H * W cells.
 """

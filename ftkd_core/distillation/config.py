@@ -33,8 +33,7 @@ class FTKDConfig:
     a query that is hidden whole, so the default hides channels [ours]; `query` and `both` are offered for
     comparison, `none` reconstructs from the whole feature.
     bev_by_score: in the BEV reconstruction, a background pair counts as much as the teacher believes in its
-    box [ours: most pairs are background, met by Hungarian matching, and a teacher query that found nothing
-    has little to say].
+    box [ours; off, for in the one run made it gave less: docs/results.md].
     foreground, background: which parts of the logit distillation are on; both [note]. matching: `object`
     pairs the foreground through the object both answer for [ours], `prediction` by Hungarian matching with
     the teacher's predictions, as DETRDistill (Chang et al. 2023) does.

@@ -121,12 +121,22 @@ def test_a_run_goes_on_only_as_it_began(
 
 
 def test_a_state_of_before_these_settings_goes_on(tmp_path: Path) -> None:
-    window_trainer(tmp_path, OptimConfig()).save()
+    """As one of norms that learn, which is what they all did, and as nothing else."""
+    began = window_trainer(tmp_path, OptimConfig())
+    began.step = 7
+    began.save()
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     for group in state["optimizer"]["param_groups"]:
         del group["norms"]
     torch.save(state, tmp_path / "state.pt")
-    window_trainer(tmp_path, OptimConfig()).resume(tmp_path / "state.pt")
+    resumed = window_trainer(tmp_path, OptimConfig())
+    assert resumed.step == 0
+    resumed.resume(tmp_path / "state.pt")
+    assert resumed.step == 7
+    for name, value in began.lesson.state_dict().items():
+        assert value.equal(resumed.lesson.state_dict()[name]), name
+    with pytest.raises(UserError, match="trained other parameters"):
+        window_trainer(tmp_path, OptimConfig(backbone_norms="keep_statistics")).resume(tmp_path / "state.pt")
 
 
 @pytest.mark.parametrize(
