@@ -197,10 +197,9 @@ class Experiment:
         command = ["training.train"]
         if row.method:
             settings = self.balance(plan, row_name, teachers[row.teacher])
-            cache = self.cache(row_name)
             command = [
                 "training.distill", "--teacher", str(teachers[row.teacher]), "--method", row.method,
-                "--cache", str(cache),
+                "--cache", str(self.cache(plan, row_name)[1]),
                 *(f"--set-method={text}" for text in chosen_settings(row_name, plan.set_method)),
                 *(f"--set-method={k}={v}" for k, v in settings.items()),
             ]  # fmt: skip
@@ -212,21 +211,20 @@ class Experiment:
             command += ["--set", "data.keep_features=true", "--set", "augment.colour=0"]
         return self.run(plan, f"{row_name}-{seed}", command, plan.steps * row.longer, seed)
 
-    def cache(self, row_name: str) -> Path:
-        """The folder of the teacher's answers that a row reads."""
-        row = ROWS[row_name]
-        return self.out / f"answers_{row.teacher}_{stages.cache_of(row.method)}"
+    def cache(self, plan: Plan, row_name: str) -> tuple[str, Path]:
+        """What kind of a teacher's answers a row reads, and their folder."""
+        kind = stages.cache_of(ROWS[row_name].method, plan.set_method)
+        return kind, self.out / f"answers_{ROWS[row_name].teacher}_{kind}"
 
     def fill(self, plan: Plan, row_name: str, teacher: Path) -> None:
         """The answers of a row's teacher, scene by scene while there is time."""
-        row = ROWS[row_name]
+        of, (kind, folder) = ROWS[row_name].teacher, self.cache(plan, row_name)
 
         def ready() -> None:
-            kind = stages.cache_of(row.method)
-            self.clock.need("a scene of the teacher's answers", lambda: self.costs.answers(row.teacher, kind))
+            self.clock.need("a scene of the teacher's answers", lambda: self.costs.answers(of, kind))
 
         stages.fill(
-            self.cache(row_name), row.method, teacher, plan.preset, self.clips(0), plan.scenes, self.device,
+            folder, kind, teacher, plan.preset, self.clips(0), plan.scenes, self.device,
             keep=plan.keep_features, ready=ready,
         )  # fmt: skip
 
@@ -239,8 +237,8 @@ class Experiment:
             self.clock.need(f"balancing {row_name}", lambda: BATCHES * self.costs.step(row_name))
             found[row_name] = stages.balance_method(
                 row.method, teacher, plan.preset, (plan.init, plan.init_parts), self.clips(0), plan.scenes,
-                cache=self.cache(row_name), streams=plan.streams, share=plan.share, device=self.device,
-                keep=plan.keep_features, frozen_backbone=plan.backbone_ratio == 0,
+                cache=self.cache(plan, row_name)[1], streams=plan.streams, share=plan.share,
+                device=self.device, keep=plan.keep_features, frozen_backbone=plan.backbone_ratio == 0,
                 settings=chosen_settings(row_name, plan.set_method),
             )  # fmt: skip
             path.write_text(json.dumps(found, indent=1) + "\n")

@@ -22,7 +22,8 @@ from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.distillation.baselines import BaselineConfig
 from ftkd_core.distillation.cache import TeacherCache, fill_cache
-from ftkd_core.distillation.methods import method_config
+from ftkd_core.distillation.config import FTKDConfig
+from ftkd_core.distillation.methods import MethodConfig, method_config
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
@@ -47,8 +48,6 @@ from training.train import split_parts
 HELD_OUT_SEED: Final = 900_000
 _VERSION, _SPLIT = "v1.0-synth", "held_out"
 PLAIN: Final = AugmentConfig(flip=0.0, rotation=0.0)  # training adds colours, where it sees images
-WIDEST: Final = {"relations": "stxd", "future": "ftkd"}
-"""Of each kind of cache, the method that reads all that it holds."""
 _SETTINGS: Final = ("weight", "pv_weight", "bev_weight", "logits_weight")
 
 
@@ -63,21 +62,33 @@ def _render_one(clips: SyntheticClips, index: int) -> None:
     clips(index)
 
 
-def cache_of(method: str) -> str:
-    """Which of a teacher's two caches a method reads."""
-    return "relations" if isinstance(method_config(method), BaselineConfig) else "future"
+def cache_of(method: str, settings: Sequence[str] = ()) -> str:
+    """Which of a teacher's caches a method reads in an experiment with these settings of FTKD, each
+    `name=value`: `relations`, `future`, or `future_TARGET` where FTKD teaches image features another target
+    than by default. (Of the other methods of this kind none reads image features.)"""
+    if isinstance(method_config(method), BaselineConfig):
+        return "relations"
+    target = override(FTKDConfig(), settings).pv_target
+    return "future" if target == FTKDConfig().pv_target else f"future_{target}"
+
+
+def widest_of(kind: str) -> MethodConfig:
+    """The method that reads all that a kind of cache holds."""
+    name, _, target = kind.partition("_")
+    if name == "relations":
+        return method_config("stxd")
+    return override(FTKDConfig(), [f"pv_target={target}"] if target else [])
 
 
 def fill(
-    folder: Path, method: str, teacher: Path, student: str, clips: SyntheticClips, scenes: int,
+    folder: Path, kind: str, teacher: Path, student: str, clips: SyntheticClips, scenes: int,
     device: torch.device, *, keep: bool = False, ready: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    """Fill a cache with all that methods of its kind read: the maps with the future absorbed, or the maps as
-    they are and those of the frame before. With `keep`, from kept features of the teacher's backbone. `ready`
-    is called before each scene; what it raises stops between two."""
+    """Fill a cache with all that methods of its kind (`cache_of`) read: the maps with the future absorbed, or
+    the maps as they are and those of the frame before. With `keep`, from kept features of the teacher's
+    backbone. `ready` is called before each scene; what it raises stops between two."""
     model = load_teacher(teacher)
-    widest = method_config(WIDEST[cache_of(method)])
-    distiller = make_distiller(model, build_stream_petr(preset(student)), widest)
+    distiller = make_distiller(model, build_stream_petr(preset(student)), widest_of(kind))
     model.to(device)
     description = distiller.describe(weights_hash(teacher), clips.name)
     shown = keep_features(model, clips, clips.cache.parent, scenes, device) if keep else clips

@@ -24,7 +24,6 @@ from ftkd_core.data.clips import Clip, StreamDataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import WindowDataset
 from ftkd_core.distillation.cache import fill_cache
-from ftkd_core.distillation.methods import method_config
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import PRESETS, preset, sparse_bev_preset
@@ -36,7 +35,7 @@ from training.matrix import OFFLINE, PAST, ROWS, teachers_of
 from training.planning import Needs, Plan, together
 from training.predicting import predict
 from training.provenance import device_name
-from training.stages import PLAIN, WIDEST, cache_of
+from training.stages import PLAIN, cache_of, widest_of
 
 _WARM_UP_FRAMES: Final = 3
 _TIMED_FRAMES: Final = 12
@@ -124,11 +123,11 @@ class Costs:
         )
 
     def answers(self, teacher: str, kind: str) -> float:
-        """Of one scene's answers of a teacher, written to one of its two kinds of cache."""
+        """Of one scene's answers of a teacher, written to a kind of cache (`cache_of`)."""
 
         def measure() -> float:
-            student, widest = build_stream_petr(preset(self.plan.preset)), method_config(WIDEST[kind])
-            distiller = make_distiller(self._teacher(teacher), student, widest)
+            student = build_stream_petr(preset(self.plan.preset))
+            distiller = make_distiller(self._teacher(teacher), student, widest_of(kind))
             described = distiller.describe("", self.clips.name)
             return self._scene(
                 lambda folder, load: fill_cache(folder, described, distiller.answer_clip, load, 1)
@@ -213,8 +212,8 @@ def _first_frames(clip: Clip, count: int) -> Clip:
 
 def needs_of(plan: Plan, rows: Sequence[str], costs: Costs) -> Needs:
     """What a plan needs for some rows of the table, from its first step to the last detection."""
-    methods = [ROWS[row] for row in rows if ROWS[row].method]
-    caches = sorted({(row.teacher, cache_of(row.method)) for row in methods})
+    methods = [row for row in rows if ROWS[row].method]
+    caches = sorted({(ROWS[row].teacher, cache_of(ROWS[row].method, plan.set_method)) for row in methods})
     teachers = teachers_of(rows)
     trained = [name for name in teachers if not plan.given(name)]
     student, shared = rows[0], together(costs.parallel)

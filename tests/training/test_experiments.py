@@ -14,19 +14,32 @@ import numpy as np
 import pytest
 import torch
 
-from ftkd_core.config import ImageConfig
+from ftkd_core.config import ImageConfig, override
 from ftkd_core.data.nuscenes import open_dataset
 from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic_clips import render_clip
+from ftkd_core.distillation.cache import TeacherCache
 from ftkd_core.distillation.methods import method_config
 from ftkd_core.errors import UserError
+from ftkd_core.models.stream_petr import build_stream_petr
 from tests.core.helpers import make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
 from tests.training.test_lessons import pairs, stream_lesson, teacher
 from training import planning, predicting, provenance, scoring, speeds, stages
 from training.balance import balance, balanced, measure_terms
 from training.experiments import Experiment, main, make_parser
-from training.matrix import OFFLINE, PAST, ROWS, SCORES, choose_rows, read_matrix, subset_table, table
+from training.lessons import make_distiller
+from training.matrix import (
+    OFFLINE,
+    PAST,
+    ROWS,
+    SCORES,
+    choose_rows,
+    chosen_settings,
+    read_matrix,
+    subset_table,
+    table,
+)
 from training.planning import Plan
 from training.timing import Costs
 
@@ -123,8 +136,6 @@ def test_settings_of_ftkd_are_of_the_plan_and_of_its_rows(
         Experiment(parse(arguments(tmp_path, *asked[:-2]))).make_plan()
     with pytest.raises(UserError, match="expected one of channel"):
         Experiment(parse(arguments(tmp_path, *asked[:-1], "bev_mask=half")))
-    with pytest.raises(UserError, match="share the caches"):
-        Experiment(parse(arguments(tmp_path, *asked[:-1], "pv_target=sum")))
 
     commands: dict[str, list[str]] = {}
     monkeypatch.setattr(Experiment, "balance", lambda self, plan, row, teacher: {"weight": 2.0})
@@ -135,6 +146,32 @@ def test_settings_of_ftkd_are_of_the_plan_and_of_its_rows(
         experiment.train_student(plan, row, 0, {OFFLINE: Path("a"), PAST: Path("b")})
     told = {name for name, command in commands.items() if "--set-method=bev_mask=both" in command}
     assert told == {"ftkd_no_pv-0", "ftkd_past_teacher-0"}
+
+
+def test_another_target_of_the_image_features_has_a_cache_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Experiment, "render", lambda self, plan: None)
+    asked = ["--steps", "3", "--teacher", "a", "--past-teacher", "b", "--set-method", "pv_target=sum"]
+    experiment = Experiment(make_parser().parse_args(arguments(tmp_path, *asked)))
+    plan = experiment.make_plan()
+    rows = ("ftkd", "ftkd_past_teacher", "logits", "stxd")
+    folders = [experiment.cache(plan, row)[1].name for row in rows]
+    assert folders == [
+        "answers_teacher_future_sum", "answers_past_teacher_future_sum", "answers_teacher_future_sum",
+        "answers_teacher_relations",
+    ]  # fmt: skip
+    for row in rows:  # what a cache holds is what its row reads
+        kind = experiment.cache(plan, row)[0]
+        chosen = override(method_config(ROWS[row].method), chosen_settings(row, plan.set_method))
+        student = build_stream_petr(small_config())
+        held, read = (
+            make_distiller(teacher(), student, method).describe("hash", "clips")
+            for method in (stages.widest_of(kind), chosen)
+        )
+        (tmp_path / row).mkdir()
+        (tmp_path / row / "manifest.json").write_text(json.dumps(held | {"shards": {}}))
+        TeacherCache(tmp_path / row, read, 0)  # would refuse answers of another kind
 
 
 def test_both_teachers_share_the_time_of_teachers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 and a killed run goes on exactly."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,15 @@ from ftkd_core.distillation.methods import METHODS, method_config
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
-from ftkd_core.weights import load_into, read_weights, read_window_weights, save_weights, weights_hash
+from ftkd_core.presets import preset, sparse_bev_preset
+from ftkd_core.weights import (
+    load_into,
+    read_weights,
+    read_window_weights,
+    save_weights,
+    start_from,
+    weights_hash,
+)
 from tests.core.helpers import NO_AUGMENTATION, make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
 from training import train
@@ -99,6 +108,24 @@ def test_every_method_teaches_both_students(tmp_path: Path, method: str, streami
     part = {"ftkd_no_pv": "pv", "ftkd_no_bev": "bev", "ftkd_no_fld": "logits"}.get(method, "ftkd")
     assert not any(part in name for name in taught)
     assert all(value == value for values in history.values() for value in values)
+
+
+@pytest.mark.timeout(600)  # seconds of processor time, which a busy machine stretches
+@pytest.mark.parametrize("size", ["tiny", "r18_352x128"])
+def test_presets_of_a_size_teach_each_other(tmp_path: Path, size: str) -> None:
+    """Steps of the experiment's student and teacher, which begin with the same backbone and 2-D head."""
+    student, guide = preset(size), sparse_bev_preset(f"sparse_bev_{size}_offline")
+    model, frozen = build_stream_petr(student), build_sparse_bev(guide)
+    save_weights(tmp_path / "guide.safetensors", frozen.state_dict(), guide, half=False)
+    start_from(tmp_path / "guide.safetensors", model, student, ["backbone", "auxiliary"])
+    clip = make_clip(frames=3, width=352, height=128)
+    streams = StreamDataset([clip].__getitem__, 1, num_streams=1, segment=3, augment=NO_AUGMENTATION, seed=3)
+    lesson = StreamLesson(model, 1, make_distiller(frozen, model, method_config("ftkd")))
+    data = PairedDataset(streams, guide.num_past, guide.num_future)
+    history = totals(make_trainer(tmp_path, lesson, 2), data, 2)
+    assert {"ftkd/pv16", "ftkd/bev", "ftkd/logits_background_box", "auxiliary/heat"} <= set(history)
+    assert all(math.isfinite(value) for values in history.values() for value in values)
+    assert [name for name, p in lesson.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 @pytest.mark.parametrize("streaming", [True, False])

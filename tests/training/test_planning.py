@@ -148,7 +148,7 @@ def test_answers_stop_between_two_scenes_and_go_on(tmp_path: Path, monkeypatch: 
     def fill(ready: Callable[[], None]) -> int:
         with contextlib.suppress(OutOfTime):
             stages.fill(
-                tmp_path / "answers", "ftkd", tmp_path / "teacher.safetensors", "tiny",
+                tmp_path / "answers", "future", tmp_path / "teacher.safetensors", "tiny",
                 Clips(tmp_path), 2, torch.device("cpu"), ready=ready,  # type: ignore[arg-type]
             )  # fmt: skip
         return len(json.loads((tmp_path / "answers" / "manifest.json").read_text())["shards"])
