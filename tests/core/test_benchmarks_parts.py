@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark of a frame's parts: what it measures is what it says, on a small model."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import parts
+from benchmarks import run as bench
+from ftkd_core.runtime.detector import Detector
+from tests.core.helpers import small_model
+from tests.core.test_detector import make_round
+
+CPU = torch.device("cpu")
+
+
+def small(_name: str, _weights: Path | None = None) -> tuple[Any, str]:
+    return small_model(), "small"
+
+
+def test_the_json_holds_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "preset_model", small)
+    monkeypatch.setattr(parts, "_ROUNDS", 2)
+    file = tmp_path / "figures.json"
+    options = ["--device", "cpu", "--repeats", "2", "--warm-up", "0", "--frames", "24", "--json", str(file)]
+    assert parts.main(options) == 0
+    figures = json.loads(file.read_text())
+    backbone, memory, images = (figures[name] for name in ("backbone", "memory", "images"))
+    rest = backbone["step_ms"] - backbone["backbone_ms"]
+    assert backbone["rest_over_backbone"] == pytest.approx(rest / backbone["backbone_ms"], rel=1e-3)
+    assert memory["on_over_off"] == pytest.approx(memory["on_ms"] / memory["off_ms"], rel=1e-3)
+    assert images["engine_ms"] > 0 and images["one_core_ms"] > 0
+    stream = figures["stream"]
+    assert (stream["frames"], stream["compiled_again"], stream["host_waits_in_start"]) == (24, 0, None)
+    assert stream["late_over_early"] == pytest.approx(stream["late_ms"] / stream["early_ms"], rel=1e-3)
+
+
+def test_a_long_stream_is_one_drive_that_goes_on() -> None:
+    rounds = [make_round(index) for index in range(4)]
+    drive = list(itertools.islice(parts.endless(rounds), 14))
+    stamps = [camera_round.reference_stamp_ns for camera_round in drive]
+    assert np.diff(stamps).tolist() == [500_000_000] * 13
+    numbers = {id(camera_round.views): number for number, camera_round in enumerate(rounds)}
+    places = [numbers[id(camera_round.views)] for camera_round in drive]
+    assert places == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1], "no jump"
+
+
+def test_the_stream_is_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, int] = {}
+    step = Detector.step
+
+    def counted(self: Detector, camera_round: Any) -> Any:
+        seen[id(self)] = seen.get(id(self), 0) + 1
+        return step(self, camera_round)
+
+    monkeypatch.setattr(Detector, "step", counted)
+    parts.long_stream(small_model(), [make_round(0), make_round(1)], CPU, 30, (1, 0))
+    assert sorted(seen.values()) == [parts.EARLY + 1, 31], "each is timed once more"
+
+
+def test_what_has_no_memory_has_as_many_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    real = parts.fast_detector
+
+    def noted(model: Any, device: torch.device) -> Detector:
+        made.append(model.config.decoder)
+        return real(model, device)
+
+    monkeypatch.setattr(parts, "fast_detector", noted)
+    parts.memory_cost(small_model(), [make_round(0), make_round(1)], CPU, (1, 0))
+    with_memory, without = made
+    assert without.num_queries + 1 == with_memory.num_queries + with_memory.num_propagated
+    assert without.num_image_queries == with_memory.num_image_queries
+    assert without.memory_length == 1
+
+
+def test_compilations_are_counted() -> None:
+    before = parts.compilations()
+    torch.compile(lambda x: x + 1, backend="eager")(torch.zeros(2))
+    assert parts.compilations() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--repeats", "0"], "--repeats 0: expected at least 1"),
+        (["--warm-up", "-1"], "--warm-up -1: expected at least 0"),
+        (["--frames", "19"], "--frames 19: expected at least 20"),
+        (["--preset", "huge"], "unknown preset 'huge'"),
+    ],
+)
+def test_bad_options_are_one_sentence(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert parts.main([*options, "--device", "cpu"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_all_benchmarks_end_with_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (parts, bench.detector):
+        monkeypatch.setattr(module, "preset_model", small)
+        monkeypatch.setattr(module, "_ROUNDS", 2)
+    monkeypatch.setattr(bench, "bench_world", lambda repeats: {"render": 1.0})
+    file = tmp_path / "figures.json"
+    assert bench.main(["--device", "cpu", "--repeats", "1", "--frames", "20", "--json", str(file)]) == 0
+    said = capsys.readouterr().out
+    figures = json.loads(file.read_text())
+    share = figures["parts"]["backbone"]["rest_over_backbone"]
+    assert f"| all but the backbone, over the backbone | {share:.3g} | 0.36 |" in said
+    assert f"| the plain twin's time over it | {figures['detector']['ratio']:.3g} | at least 8 |" in said
+    assert bench.main(["--repeats", "0"]) == 2
+    assert "expected at least 1" in capsys.readouterr().err
