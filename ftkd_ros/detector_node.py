@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -68,7 +69,8 @@ class DetectorNode(LifecycleNode):
     cameras.
 
     Subscriptions exist only while active, because rclpy's keep firing in every state. Raises UserError for a
-    bad parameter. After a failed configure, `failure` holds the sentence that says why.
+    bad parameter. After a failed configure or activate, `failure` holds the sentence that says why (rclpy
+    itself swallows what its callbacks raise).
     """
 
     def __init__(self, detector_factory: DetectorFactory = load_detector, **node_arguments: Any) -> None:
@@ -86,21 +88,38 @@ class DetectorNode(LifecycleNode):
         self._synchronizer: Any = None
         self._inputs: list[Any] = []
         self._poll_timer: Any = None
+        self._jump_handle: Any = None
         self._watch = CameraWatch(self.parameters.cameras)
 
     # -- lifecycle -------------------------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm up the detector; make outputs, tf buffer and worker."""
-        parameters = self.parameters
+        if not self._succeeds(self._configure, "configure"):
+            return TransitionCallbackReturn.FAILURE
+        self.get_logger().info(f"{self._detector.weights_name} on {self._detector.device} is ready")
+        return TransitionCallbackReturn.SUCCESS
+
+    def _succeeds(self, work: Callable[[], None], what: str) -> bool:
+        """Whether part of a transition works; if not, `failure` and one line of the log say why, for nobody
+        above would."""
+        self.failure = None
         try:
-            self._detector = self._detector_factory(parameters)
-            self._check_cameras(self._detector.channels)
-            self._detector.warm_up()
+            work()
         except UserError as error:
             self.failure = str(error)
+        except Exception as error:
+            self.get_logger().debug(traceback.format_exc())
+            self.failure = f"the detector cannot {what}: {type(error).__name__}: {error}"
+        if self.failure is not None:
             self.get_logger().error(self.failure)
-            return TransitionCallbackReturn.FAILURE
+        return self.failure is None
+
+    def _configure(self) -> None:
+        parameters = self.parameters
+        self._detector = self._detector_factory(parameters)
+        self._check_cameras(self._detector.channels)
+        self._detector.warm_up()
         self._buffer = RewindingBuffer(cache_time=Duration(seconds=parameters.tf_cache_s), node=self)
         self._listener = TransformListener(self._buffer, self)
         self._rig = RigReader(
@@ -123,14 +142,19 @@ class DetectorNode(LifecycleNode):
         )
         self._worker.start()
         self._add_services()
-        self.get_logger().info(f"{self._detector.weights_name} on {self._detector.device} is ready")
-        return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Publish from now on, and listen to the cameras."""
         result = super().on_activate(state)
-        self._results.publish_labels(self.get_clock().now().nanoseconds)
-        self._subscribe()
+
+        def listen() -> None:
+            self._results.publish_labels(self.get_clock().now().nanoseconds)
+            self._subscribe()
+
+        if not self._succeeds(listen, "activate"):
+            self._unsubscribe()
+            super().on_deactivate(state)
+            return TransitionCallbackReturn.FAILURE
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -253,8 +277,9 @@ class DetectorNode(LifecycleNode):
         if self._poll_timer is not None:
             self.destroy_timer(self._poll_timer)
             self._poll_timer = None
-        if self._inputs:
+        if self._jump_handle is not None:
             self._jump_handle.unregister()
+            self._jump_handle = None
         while self._inputs:
             self.destroy_subscription(self._inputs.pop().sub)
 
@@ -344,15 +369,16 @@ class DetectorNode(LifecycleNode):
 
 
 def run_node(node: DetectorNode, stop: threading.Event) -> int:
-    """Work until `stop` is set (exit code 0); 2 where an autostarting node cannot be configured."""
+    """Work until `stop` is set (exit code 0); 2 where an autostarting node cannot be configured or
+    activated."""
     executor = make_executor(node.context)
     executor.add_node(node)
     try:
         if node.parameters.autostart:
-            node.trigger_configure()
-            if node.failure is not None:
-                return 2
-            node.trigger_activate()
+            for transition in (node.trigger_configure, node.trigger_activate):
+                transition()
+                if node.failure is not None:
+                    return 2
         spin(executor, node.context, stop)
     finally:
         node.close()

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.exceptions import InvalidTopicNameException
 from rclpy.node import Node
+from rclpy.validate_topic_name import validate_topic_name
 
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.errors import UserError
@@ -179,6 +181,8 @@ class DetectorParameters:
                 raise UserError(
                     f"parameter {name}: {count} cameras would share {topics[0]!r}; put {{camera}} into it"
                 )
+            for topic in topics:
+                _check_topic(name, topic)
         if self.camera_time_offsets_s and len(self.camera_time_offsets_s) != count:
             raise UserError(
                 f"parameter camera_time_offsets_s: {len(self.camera_time_offsets_s)} values for {count} "
@@ -230,6 +234,15 @@ def _typed(name: str, given: Any, default: Any) -> Any:
             f"parameter {name}: {given!r} is a {type(given).__name__}; expected a {type(default).__name__}"
         )
     return given
+
+
+def _check_topic(name: str, topic: str) -> None:
+    """UserError for what ROS takes for no topic name."""
+    try:
+        validate_topic_name(topic)
+    except InvalidTopicNameException as error:
+        reason = str(error).splitlines()[0].removeprefix("Invalid topic name: ")
+        raise UserError(f"parameter {name}: {topic!r} is no topic name: {reason}") from None
 
 
 def _is_writable_folder(folder: Path) -> bool:

@@ -70,12 +70,16 @@ class PerspectiveReconstruction(nn.Module):
                 f"student maps of {tuple(student.shape[-2:])} cells, teacher maps of "
                 f"{tuple(target.shape[-2:])}; expected the same image size and stride"
             )
-        cells = (*student.shape[:2], 1, *student.shape[-2:])
-        kept = random_mask(cells, 1 - self.mask_ratio, generator, student)
-        rebuilt = self.generator((student * kept).flatten(0, 1)).unflatten(0, student.shape[:2])
+        rebuilt = self.rebuild(student, generator)
         error = (rebuilt.float() - target.detach().float()).square().mean(dim=(1, 2, 3, 4))
         loss: Tensor = (error * weight).sum() / shared_count(weight.sum())
         return loss
+
+    def rebuild(self, student: Tensor, generator: torch.Generator) -> Tensor:
+        """The target as student maps (B, N, Cs, H, W) tell it, masked: (B, N, Ct, H, W)."""
+        cells = (*student.shape[:2], 1, *student.shape[-2:])
+        kept = random_mask(cells, 1 - self.mask_ratio, generator, student)
+        return self.generator((student * kept).flatten(0, 1)).unflatten(0, student.shape[:2])  # type: ignore[no-any-return]
 
 
 class QueryReconstruction(nn.Module):
@@ -103,20 +107,25 @@ class QueryReconstruction(nn.Module):
         self, student: Tensor, teacher: Tensor, teacher_of_student: Tensor, generator: torch.Generator,
         weight: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
+        rebuilt = self.rebuild(student, generator)
+        counts = (teacher_of_student >= 0).float()
+        if weight is not None:
+            counts = counts * weight
+        index = teacher_of_student.clamp(min=0)[..., None].expand(-1, -1, teacher.shape[-1])
+        target = teacher.detach().float().gather(1, index)
+        error = (rebuilt.float() - target).square().mean(-1)  # (B, Qs)
+        loss: Tensor = (error * counts).sum() / shared_count(counts.sum())
+        return loss
+
+    def rebuild(self, student: Tensor, generator: torch.Generator) -> Tensor:
+        """Teacher features (B, Qs, Ct) as student features (B, Qs, Cs) tell them, masked."""
         kept = student.new_ones(1)
         if self.masking in ("channel", "both"):
             kept = kept * random_mask(tuple(student.shape), 1 - self.mask_ratio, generator, student)
         if self.masking in ("query", "both"):
             shape = (*student.shape[:2], 1)
             kept = kept * random_mask(shape, 1 - self.mask_ratio, generator, student)
-        counts = (teacher_of_student >= 0).float()
-        if weight is not None:
-            counts = counts * weight
-        index = teacher_of_student.clamp(min=0)[..., None].expand(-1, -1, teacher.shape[-1])
-        target = teacher.detach().float().gather(1, index)
-        error = (self.generator(student * kept).float() - target).square().mean(-1)  # (B, Qs)
-        loss: Tensor = (error * counts).sum() / shared_count(counts.sum())
-        return loss
+        return self.generator(student * kept)  # type: ignore[no-any-return]
 
 
 def random_mask(shape: Sequence[int], keep: float, generator: torch.Generator, like: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rclpy.context import Context
 
 from ftkd_core.errors import UserError
 from ftkd_core.runtime.detector import Detector
-from ftkd_ros.detector_node import DetectorNode, load_detector
+from ftkd_ros.detector_node import DetectorNode, load_detector, run_node
 from ftkd_ros.messages import detections_to_objects
 from ftkd_ros.parameters import DetectorParameters
 
@@ -73,6 +74,51 @@ def test_detector_that_cannot_be_loaded_fails_configure_with_its_sentence() -> N
     rclpy.shutdown(context=context)
 
 
+@pytest.mark.parametrize("step", ["configure", "activate"])
+def test_what_goes_wrong_in_a_transition_is_said_and_ends_the_node(
+    step: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """rclpy swallows it: the node would stay up, saying that it is ready, and never listen."""
+
+    def fail(*_: object) -> FakeDetector:
+        raise RuntimeError("CUDA out of memory")
+
+    context = Context()
+    rclpy.init(context=context)
+    node = DetectorNode(fail if step == "configure" else lambda _: FakeDetector(), context=context)
+    if step == "activate":
+        monkeypatch.setattr(node, "_make_synchronizer", fail)
+    assert run_node(node, threading.Event()) == 2
+    sentence = f"the detector cannot {step}: RuntimeError: CUDA out of memory"
+    assert node.failure == sentence
+    assert sentence in capfd.readouterr().err
+    rclpy.shutdown(context=context)
+
+
+def test_a_node_that_could_not_listen_can_be_activated_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = Context()
+    rclpy.init(context=context)
+    node = DetectorNode(lambda _: FakeDetector(), context=context)
+    real, problems = node._make_synchronizer, [OSError("busy")]
+
+    def sometimes(images: object) -> object:
+        if problems:
+            raise problems.pop()
+        return real(images)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(node, "_make_synchronizer", sometimes)
+    node.trigger_configure()
+    node.trigger_activate()
+    assert node.failure == "the detector cannot activate: OSError: busy"
+    assert node.count_subscribers("/cam_front/image/compressed") == 0
+    node.trigger_activate()
+    assert node.failure is None
+    assert node.count_subscribers("/cam_front/image/compressed") == 1
+    node.close()
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
 def test_the_detector_is_loaded_as_the_parameters_say(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[object, dict[str, object]]] = []
     monkeypatch.setattr(Detector, "from_weights", lambda weights, **others: asked.append((weights, others)))
@@ -90,6 +136,11 @@ BAD_PARAMETERS = [
     ("score_threshold:=high", "parameter score_threshold: 'high' is a str; expected a float"),
     ("cameras:=[a, a]", "parameter cameras: ['a', 'a']; expected different names"),
     ("image_topic:=/camera/image", "parameter image_topic: 6 cameras would share '/camera/image'"),
+    ("image_topic:=/{camera}/bad topic", "parameter image_topic: '/cam_front/bad topic' is no topic name: "),
+    (
+        "cameras:=[cam-1, b]",
+        "parameter image_topic: '/cam-1/image/compressed' is no topic name: topic name must",
+    ),
     ("camera_time_offsets_s:=[0.0, 0.1]", "parameter camera_time_offsets_s: 2 values for 6 cameras"),
     ("min_cameras:=7", "parameter min_cameras: 7; expected 0 to 6"),
     ("anchor_camera:=roof", "parameter anchor_camera: 'roof'; expected one of cam_front"),

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a student follows its teacher: whom its queries are paired with, and how much of the teacher's
+features is rebuilt.
+
+    python -m training.following --run runs/matrix/runs/ftkd-0 --teacher T.safetensors \\
+        --cache runs/matrix/answers_teacher_future
+
+Reads a run of FTKD to a streaming student, with its generators as they were last saved, and shows it the
+first scenes it was trained on. Pairs: how often student and teacher answer for the same object, how far
+apart paired boxes are, how much the teacher believes in its own. Features: the share of their variance that
+the generators rebuild, masked as in training (1: all of it; 0: no more than their mean does), apart for
+foreground and background. `future`: of the variance of what the image features are taught, the share that
+the present frame's own feature does not hold, in one scene; 0 where the target is that feature, times a
+number.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ftkd_core.config import DetectorConfig, from_dict
+from ftkd_core.data.clips import Augmentation, Clip, make_sample
+from ftkd_core.data.synthetic_clips import SyntheticClips
+from ftkd_core.distillation.answer import TeacherAnswer
+from ftkd_core.distillation.cache import TeacherCache
+from ftkd_core.distillation.config import FTKDConfig
+from ftkd_core.distillation.ftkd import FTKD
+from ftkd_core.distillation.reconstruction import future_aware_target
+from ftkd_core.errors import UserError
+from ftkd_core.losses.answerable import answerable
+from ftkd_core.models.sparse_bev import SparseBEV
+from ftkd_core.models.stream_petr import Predictions, build_stream_petr
+from ftkd_core.weights import weights_hash
+from training.distill import load_teacher
+from training.kept_features import keep_features, network_input
+from training.lessons import Distiller, StreamLesson, make_distiller
+from training.whole_clips import view_clip
+
+_NEAR_M: Final = 2.0
+
+
+class Variance:
+    """Of vectors that come a few at a time: what of their variance around their mean an estimate explains."""
+
+    def __init__(self) -> None:
+        self._error, self._square, self._count = 0.0, 0.0, 0
+        self._sum: Tensor | float = 0.0
+
+    def add(self, true: Tensor, estimate: Tensor) -> None:
+        """More of them: (M, C) each."""
+        true, estimate = true.double(), estimate.double()
+        self._error += float((true - estimate).square().sum())
+        self._square += float(true.square().sum())
+        self._sum, self._count = self._sum + true.sum(0), self._count + len(true)
+
+    def explained(self) -> float | None:
+        """1 - error / variance; None of no vectors, or of vectors that do not vary."""
+        if not self._count:
+            return None
+        assert isinstance(self._sum, Tensor)
+        total = self._square - float(self._sum.square().sum()) / self._count
+        return None if total <= 1e-12 * self._square else 1 - self._error / total
+
+
+class Pairs:
+    """What there is to say of the pairs of one kind, frame by frame."""
+
+    def __init__(self) -> None:
+        self.frames, self.features = 0, Variance()
+        self._apart: list[Tensor] = []
+        self._belief: list[Tensor] = []
+
+    def add(self, apart: Tensor, belief: Tensor) -> None:
+        """Of a frame's pairs (M,): distance of the centres in metres, and the teacher's best score."""
+        self.frames += 1
+        self._apart.append(apart)
+        self._belief.append(belief)
+
+    def summary(self) -> dict[str, float | None]:
+        """Means over frames and pairs; None of no pairs."""
+        apart, belief = torch.cat(self._apart), torch.cat(self._belief)
+        found: dict[str, float | None] = {"pairs_per_frame": len(apart) / self.frames}
+        if len(apart):
+            found |= {
+                "median_apart_m": float(apart.median()),
+                "within_2_m": float((apart < _NEAR_M).float().mean()),
+                "teacher_score": float(belief.mean()),
+            }
+        return found | {"features_rebuilt": self.features.explained()}
+
+
+class Following:
+    """Collects what `summary` says, a frame at a time."""
+
+    def __init__(self, method: FTKD) -> None:
+        self.method = method
+        self.pairs = {"foreground": Pairs(), "background": Pairs()}
+        self.maps = {stride: Variance() for stride in method.strides}
+        self.objects = 0
+
+    def add(
+        self, predictions: Predictions, answer: TeacherAnswer, lesson: StreamLesson, batch: Any, seed: int
+    ) -> None:
+        """What a student said of a frame of one stream, and what its teacher did."""
+        targets = answerable(batch.targets, lesson.detector.config)
+        alignment = self.method.alignments(predictions, answer, targets)[-1]
+        self.objects += int(targets.mask.sum())
+        partner, generator = alignment.teacher[0].clamp(min=0), torch.Generator().manual_seed(seed)
+        apart = (predictions.codes[-1, 0, :, :3] - answer.codes[-1, 0, partner, :3]).norm(dim=-1)
+        belief = answer.logits[-1, 0].sigmoid().amax(-1)[partner]
+        branch = self.method.query_branch
+        rebuilt = None if branch is None else branch.rebuild(predictions.features, generator)
+        for name, of_kind in (
+            ("foreground", alignment.foreground[0]),
+            ("background", ~alignment.foreground[0]),
+        ):
+            chosen, pairs = of_kind & (alignment.teacher[0] >= 0), self.pairs[name]
+            pairs.add(apart[chosen], belief[chosen])
+            if rebuilt is not None:
+                pairs.features.add(answer.features[0, partner][chosen], rebuilt[0][chosen])
+        for stride, variance in self.maps.items():
+            generate = self.method.map_branches[str(stride)].rebuild
+            estimate = generate(predictions.image_features, generator)
+            variance.add(_cells(answer.targets[stride]), _cells(estimate))
+
+    def summary(self) -> dict[str, Any]:
+        """Figures over all frames."""
+        pairs = {name: found.summary() for name, found in self.pairs.items()}
+        frames = self.pairs["foreground"].frames
+        both = (pairs["foreground"]["pairs_per_frame"] or 0.0) * frames
+        return {
+            "frames": frames,
+            "objects_per_frame": self.objects / frames,
+            "objects_both_answer_for": both / self.objects if self.objects else None,
+            **pairs,
+            "maps_rebuilt": {str(stride): variance.explained() for stride, variance in self.maps.items()},
+        }
+
+
+def _cells(maps: Tensor) -> Tensor:
+    """Maps (B, N, C, H, W) as vectors (M, C)."""
+    return maps.movedim(2, -1).flatten(0, 3)
+
+
+class Run(NamedTuple):
+    """A run of FTKD: its lesson, of one stream, and the steps it has learnt."""
+
+    lesson: StreamLesson
+    distiller: Distiller
+    method: FTKD
+    steps: int
+
+
+def read_run(folder: Path, teacher: SparseBEV) -> Run:
+    """The run of a folder, as it was last saved. Errors: UserError where there is none, or it is no run of
+    FTKD from this kind of teacher to a streaming student."""
+    path = folder / "state.pt"
+    if not path.is_file():
+        raise UserError(f"no {str(path)!r}; expected a folder of python -m training.distill")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    settings = json.loads(state["settings"])
+    method, model = settings.get("method", {}), settings["model"]
+    if "pv_target" not in method or "memory_length" not in model["decoder"]:
+        raise UserError(f"{str(folder)!r} is no run of FTKD to a streaming student")
+    student = build_stream_petr(from_dict(DetectorConfig, model))
+    distiller = make_distiller(teacher, student, from_dict(FTKDConfig, method))
+    lesson = StreamLesson(student, 1, distiller)
+    if json.loads(json.dumps(lesson.settings)) != settings:
+        raise UserError(f"{str(folder)!r} was taught by a teacher of another configuration; give its own")
+    lesson.load_state_dict(state["lesson"])
+    assert isinstance(distiller.method, FTKD)
+    return Run(lesson.eval(), distiller, distiller.method, int(state["step"]))
+
+
+@torch.inference_mode()
+def follow(run: Run, clips: Callable[[int], Clip], cache: TeacherCache, scenes: int) -> dict[str, Any]:
+    """What a student makes of the cached answers of its teacher, over the first scenes."""
+    found, student = Following(run.method), run.lesson.detector
+    for scene in tqdm(range(scenes), desc="follow", unit="scene"):
+        clip, memory = clips(scene), student.start_memory(1)
+        for index in range(len(clip.times)):
+            batch = make_sample(clip, index, Augmentation(), index == 0)
+            frame = batch.frame(network_input(batch.images, student.config.image))
+            predictions, memory = student(frame, memory)
+            found.add(predictions, cache(scene, index), run.lesson, batch, 1000 * scene + index)
+    return found.summary()
+
+
+@torch.inference_mode()
+def future_share(teacher: SparseBEV, clip: Clip, strides: Sequence[int], target: str) -> dict[str, float]:
+    """By stride, the share of the variance of what image features are taught in a clip that a multiple of the
+    present frame's features leaves."""
+    sums = {stride: np.zeros(3) for stride in strides}  # of products: target, target and present, present
+    first = 1 + teacher.config.num_past
+    for view in view_clip(teacher, clip):
+        levels = dict(zip((32, 16, 8, 4), reversed(view.pyramid[:4]), strict=False))
+        for stride in strides:
+            maps = levels[stride]
+            true, weight = future_aware_target(
+                maps[:, 0], maps[:, first:], view.windows.real[:, first:], target
+            )
+            here = weight > 0
+            true, present = true[here].double(), maps[:, 0][here].double()
+            true, present = (x - x.mean((0, 1, 3, 4), keepdim=True) for x in (true, present))
+            sums[stride] += [
+                float((a * b).sum()) for a, b in ((true, true), (true, present), (present, present))
+            ]
+    return {str(s): 1 - both**2 / (own * theirs) for s, (own, both, theirs) in sums.items()}
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of a command line."""
+    device = torch.device("cpu")
+    teacher = load_teacher(options.teacher)
+    chosen = read_run(options.run, teacher)
+    student = chosen.lesson.detector
+    rendered = SyntheticClips(options.first_seed, student.config.image, options.clips)
+    description = chosen.distiller.describe(weights_hash(options.teacher), rendered.name)
+    cache = TeacherCache(options.cache, description, options.scenes)
+    shown: Callable[[int], Clip] = rendered
+    theirs: Callable[[int], Clip] = rendered
+    if options.keep_features:
+        shown = keep_features(student, rendered, options.clips, options.scenes, device)
+        theirs = keep_features(teacher, rendered, options.clips, 1, device)
+    found = follow(chosen, shown, cache, options.scenes)
+    strides = chosen.method.strides
+    share = future_share(teacher, theirs(0), strides, chosen.method.map_target) if strides else {}
+    return {
+        "run": options.run.name,
+        "steps": chosen.steps,
+        "scenes": options.scenes,
+        **found,
+        "future": share,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; bad input is one sentence and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.following",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--run", type=Path, required=True, help="folder of a run of python -m training.distill")
+    add("--teacher", type=Path, required=True, help="weights of its teacher")
+    add("--cache", type=Path, required=True, help="the teacher's answers that it read")
+    add("--scenes", type=int, default=2, help="how many of its scenes are shown (default 2)")
+    add("--first-seed", type=int, default=0, help="of its scenes (default 0)")
+    add("--clips", type=Path, default=Path("build/clips"), help="where rendered scenes are kept")
+    add("--keep-features", action="store_true", help="read features of frozen backbones from disk, as it did")
+    add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    options = parser.parse_args(argv)
+    try:
+        if options.scenes < 1:
+            raise UserError(f"--scenes {options.scenes}: expected at least 1")
+        found = run(options)
+    except UserError as error:
+        print(f"following: {error}", file=sys.stderr)
+        return 2
+    text = json.dumps(found, indent=1)
+    print(text)
+    if options.json is not None:
+        options.json.write_text(text + "\n")
+        print(f"wrote {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
