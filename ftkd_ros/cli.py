@@ -170,12 +170,6 @@ def _add_detect(commands: "Commands") -> None:
         metavar="S",
         help="keep detections from here (default 0.05)",
     )
-    parser.add_argument(
-        "--runtime",
-        default="auto",
-        help="fast, plain (its slower, straightforward twin), or auto: fast on a CPU, plain on a GPU "
-        "(default auto)",
-    )
 
 
 def _run_detect(options: argparse.Namespace) -> int:
@@ -319,6 +313,7 @@ def _run_demo(options: argparse.Namespace) -> int:
             domain_id=options.domain_id,
             weights=options.weights,
             device=options.device,
+            runtime=options.runtime,
         )
     )
     return 0
@@ -392,6 +387,12 @@ def _add_dataset(parser: argparse.ArgumentParser) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights (default: the ones shipped)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument(
+        "--runtime",
+        default="auto",
+        help="fast, plain (its slower, straightforward twin), or auto: fast on a CPU, plain on a GPU "
+        "(default auto)",
+    )
 
 
 def _size(text: str) -> tuple[int, int]:

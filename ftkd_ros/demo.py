@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +20,7 @@ from typing import Any, Final
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.data.nuscenes import open_dataset, scene_names, scene_samples
 from ftkd_core.errors import UserError
+from ftkd_core.runtime import RUNTIMES
 from ftkd_ros.bag.convert import convert_scene
 from ftkd_ros.bag.detect import DETECTIONS_TOPIC, SUMMARY_NAME, VELOCITIES_TOPIC
 from ftkd_ros.bag.drive import Drive
@@ -55,6 +56,7 @@ class DemoOptions:
     domain_id: int | None = None
     weights: Path | None = None
     device: str = "auto"
+    runtime: str = "auto"
 
     def __post_init__(self) -> None:
         if self.dataroot is None and (self.version or self.scene):
@@ -63,6 +65,8 @@ class DemoOptions:
             raise UserError(f"--dataroot {str(self.dataroot)!r} needs --version, such as v1.0-mini")
         if not 0.01 <= self.rate <= 100:
             raise UserError(f"--rate {self.rate}; expected 0.01 to 100")
+        if self.runtime not in RUNTIMES:
+            raise UserError(f"--runtime {self.runtime!r}; expected {' or '.join(RUNTIMES)}")
         if self.domain_id is not None and not 0 <= self.domain_id <= 101:
             raise UserError(f"--domain-id {self.domain_id}; expected 0 to 101")
 
@@ -151,16 +155,6 @@ def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
         ]
         awaited = [topic for topic in [*topics, "/tf", "/tf_static"] if topic in bag.topics]
         seconds = (bag.end_ns - bag.start_ns) * 1e-9
-    detector_parameters = {
-        "device": options.device,
-        "summary_file": str(output / SUMMARY_NAME),
-        "qos_reliability": "reliable",
-        "sync_deadline_s": _DEADLINE_S[options.sweeps],
-        # Told, not estimated: the node needs six rounds to estimate them, and a scene can be shorter.
-        "camera_time_offsets_s": [(offset or 0) * 1e-9 for offset in offsets_ns],
-    }
-    if options.weights is not None:
-        detector_parameters["weights"] = str(options.weights.resolve())
     with ProcessGroup(output / "logs", environment) as processes:
         recorder = processes.start(
             "recorder",
@@ -170,7 +164,9 @@ def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
             ),
         )
         recorder.wait_for("recording to", _READY_TIMEOUT_S)
-        detector = processes.start("detector", _node("ftkd_ros.detector_node", detector_parameters))
+        detector = processes.start(
+            "detector", _node("ftkd_ros.detector_node", detector_parameters(options, offsets_ns))
+        )
         detector.wait_for("is ready", _READY_TIMEOUT_S)
         for topic in (DETECTIONS_TOPIC, VELOCITIES_TOPIC):
             recorder.wait_for(f"recording {topic}\n", _READY_TIMEOUT_S)
@@ -185,6 +181,22 @@ def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
         time.sleep(_GRACE_S)
         detector.interrupt(_STOP_TIMEOUT_S)
         recorder.interrupt(_STOP_TIMEOUT_S)
+
+
+def detector_parameters(options: DemoOptions, offsets_ns: Sequence[int | None]) -> dict[str, Any]:
+    """The node's parameters for a replay whose cameras are exposed at these offsets."""
+    parameters: dict[str, Any] = {
+        "device": options.device,
+        "runtime": options.runtime,
+        "summary_file": str(options.output.resolve() / SUMMARY_NAME),
+        "qos_reliability": "reliable",
+        "sync_deadline_s": _DEADLINE_S[options.sweeps],
+        # Told, not estimated: the node needs six rounds to estimate them, and a scene can be shorter.
+        "camera_time_offsets_s": [(offset or 0) * 1e-9 for offset in offsets_ns],
+    }
+    if options.weights is not None:
+        parameters["weights"] = str(options.weights.resolve())
+    return parameters
 
 
 def synthetic_dataset(folder: Path, sweeps: bool) -> Path:

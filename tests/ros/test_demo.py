@@ -55,11 +55,21 @@ def test_the_output_of_others_is_refused_and_kept(tmp_path: Path, kind: str) -> 
         ({"dataroot": Path("data")}, "needs --version"),
         ({"rate": 0.0}, "--rate"),
         ({"domain_id": 102}, "--domain-id"),
+        ({"runtime": "fastest"}, "--runtime 'fastest'; expected auto or fast or plain"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, object], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         DemoOptions(**options)  # type: ignore[arg-type]
+
+
+def test_the_node_is_told_what_the_demo_was_asked_for(tmp_path: Path) -> None:
+    options = DemoOptions(output=tmp_path, runtime="plain", device="cpu", weights=tmp_path / "w.safetensors")
+    told = demo.detector_parameters(options, [0, None, 50_000_000])
+    assert (told["runtime"], told["device"]) == ("plain", "cpu")
+    assert told["weights"] == str(tmp_path / "w.safetensors")
+    assert told["camera_time_offsets_s"] == [0, 0, 0.05]
+    assert "weights" not in demo.detector_parameters(DemoOptions(), []), "the node has its own"
 
 
 def test_ros_stays_on_this_machine_and_in_a_domain_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
