@@ -26,7 +26,7 @@ DEMO_OPTIONS := $(if $(DATAROOT),--dataroot '$(DATAROOT)') $(if $(VERSION),--ver
 help:
 	@echo "make demo    set up, run camera data through ROS and the detector, write build/demo/report.html"
 	@echo "             (on real data: DATAROOT=... VERSION=v1.0-mini SCENE=scene-0061)"
-	@echo "make test    set up and run the tests (ARGS='-k name' for some of them)"
+	@echo "make test    set up and run the tests (ARGS='-k name' for some of them, ARGS='-n 0' in one process)"
 	@echo "make bench   set up and run the benchmarks"
 	@echo "make lint    set up, then ruff and mypy --strict"
 	@echo "make format  set up, then let ruff format the code"
@@ -42,7 +42,7 @@ demo: setup
 	@ROS_DOMAIN_ID=$(DEMO_DOMAIN) $(BIN)/python -m ftkd_ros.cli demo $(DEMO_OPTIONS) $(ARGS)
 
 test: setup
-	ROS_DOMAIN_ID=$(TEST_DOMAIN) $(BIN)/python -m pytest $(ARGS)
+	ROS_DOMAIN_ID=$(TEST_DOMAIN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 bench: setup
 	ROS_DOMAIN_ID=$(DEMO_DOMAIN) $(BIN)/python -m benchmarks.run $(ARGS)

@@ -33,6 +33,7 @@ from ftkd_core.distillation.answer import TeacherAnswer
 from ftkd_core.distillation.cache import TeacherCache
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.ftkd import FTKD
+from ftkd_core.distillation.logits import centres_apart
 from ftkd_core.distillation.reconstruction import future_aware_target
 from ftkd_core.errors import UserError
 from ftkd_core.losses.answerable import answerable
@@ -114,7 +115,7 @@ class Following:
         alignment = self.method.alignments(predictions, answer, targets)[-1]
         self.objects += int(targets.mask.sum())
         partner, generator = alignment.teacher[0].clamp(min=0), torch.Generator().manual_seed(seed)
-        apart = (predictions.codes[-1, 0, :, :3] - answer.codes[-1, 0, partner, :3]).norm(dim=-1)
+        apart = centres_apart(predictions.codes[-1], answer.codes[-1], alignment)[0]
         belief = answer.logits[-1, 0].sigmoid().amax(-1)[partner]
         branch = self.method.query_branch
         rebuilt = None if branch is None else branch.rebuild(predictions.features, generator)

@@ -5,9 +5,10 @@ Marks as in the method notes of this project: [note] from the public reading not
 2512.08247), [ours] our decision, argued where it stands.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from ftkd_core.config import UNSAID
 from ftkd_core.errors import UserError
 
 _BEV_MASKS: Final = ("channel", "query", "both", "none")
@@ -40,7 +41,8 @@ class FTKDConfig:
     class_weight, box_weight: 2.0 and 0.25 [note]. logit_layers: the last decoder layer, or layer k to layer
     k, counted from the last where the numbers of layers differ [ours].
     background_by_score: a background box counts as much as the teacher believes in it [ours: the teacher's
-    box of an empty place says nothing].
+    box of an empty place says nothing]. background_reach_m: background queries whose boxes are farther apart
+    are no pair, for the logits and for the BEV reconstruction; 0 keeps all [note: it names no limit].
     """
 
     pv_weight: float = 1e-3
@@ -58,9 +60,12 @@ class FTKDConfig:
     box_weight: float = 0.25
     logit_layers: str = "last"
     background_by_score: bool = True
+    background_reach_m: float = field(default=0.0, metadata=UNSAID)
 
     def __post_init__(self) -> None:
-        for name in ("pv_weight", "bev_weight", "logits_weight", "class_weight", "box_weight"):
+        for name in (
+            "pv_weight", "bev_weight", "logits_weight", "class_weight", "box_weight", "background_reach_m"
+        ):  # fmt: skip
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise UserError(f"distillation {name} {value}: expected a number of at least 0")

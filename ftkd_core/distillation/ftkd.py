@@ -103,6 +103,7 @@ class FTKD(nn.Module):
                     match(*yours, theirs, part="distillation alignment/teacher"),
                     self.config.class_weight, self.config.box_weight,
                     by_prediction=self.config.matching == "prediction",
+                    background_reach_m=self.config.background_reach_m,
                 )
             )  # fmt: skip
         return found

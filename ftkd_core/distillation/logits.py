@@ -37,6 +37,7 @@ def align(
     box_weight: float = 0.25,
     *,
     by_prediction: bool = False,
+    background_reach_m: float = 0.0,
 ) -> Alignment:
     """Student queries (B, Qs, .) paired with teacher queries (B, Qt, .).
 
@@ -44,8 +45,9 @@ def align(
     for background. Foreground pairs meet through that object; the rest by Hungarian matching on 2.0 class +
     0.25 L1 [note], where the teacher keeps as many of its best-scoring background queries as the student has
     [ours: rectangular where the numbers differ]. With by_prediction all pairs meet by Hungarian matching, and
-    a pair is foreground where the teacher's query is (DETRDistill). Codes are both ours, (., 10) in ego
-    metres. Errors: FloatingPointError where a cost is not finite.
+    a pair is foreground where the teacher's query is (DETRDistill). A background pair whose centres are
+    farther apart than background_reach_m is none (0: all are kept) [ours]. Codes are both ours, (., 10) in
+    ego metres. Errors: FloatingPointError where a cost is not finite.
     """
     device = student_objects.device
     costs = class_weight * class_costs(student_logits.detach(), teacher_logits.detach())
@@ -75,7 +77,19 @@ def align(
         chosen, matched = map(torch.as_tensor, linear_sum_assignment(cost.numpy()))
         partner[sample, rows[chosen]] = columns[matched]
         foreground[sample, rows[chosen]] = yours[columns[matched]] >= 0
-    return Alignment(partner.to(device), foreground.to(device))
+    alignment = Alignment(partner.to(device), foreground.to(device))
+    if not background_reach_m:
+        return alignment
+    near = centres_apart(student_codes, teacher_codes, alignment) <= background_reach_m
+    kept = near | alignment.foreground
+    return alignment._replace(teacher=torch.where(kept, alignment.teacher, -1))
+
+
+def centres_apart(student_codes: Tensor, teacher_codes: Tensor, alignment: Alignment) -> Tensor:
+    """Metres (B, Qs) between the centres of each pair, of a query without partner any."""
+    index = alignment.teacher.clamp(min=0)[..., None].expand(-1, -1, 3)
+    theirs = teacher_codes.detach().float()[..., :3].gather(1, index)
+    return (student_codes.detach().float()[..., :3] - theirs).norm(dim=-1)
 
 
 def class_costs(student: Tensor, teacher: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ftkd_core.distillation.ftkd import FTKD
 from ftkd_core.distillation.logits import (
     Alignment,
     align,
+    centres_apart,
     class_costs,
     logit_losses,
     pair_weights,
@@ -202,6 +203,28 @@ def test_foreground_meets_through_the_object_and_the_rest_by_least_cost() -> Non
         assert cost(tuple(rest)) == pytest.approx(min(map(cost, itertools.permutations(kept))), rel=1e-5)
 
 
+def test_background_pairs_out_of_reach_are_none() -> None:
+    """And foreground is, however far: both answer for the same object."""
+    (logits, codes), (teacher_logits, teacher_codes) = predictions_of(6, 3), predictions_of(9, 4)
+    mine, yours = torch.tensor([[-1, 5] + [-1] * 4] * 2), torch.tensor([[-1] * 8 + [5]] * 2)
+    teacher_codes[:, 8, :3] += 500.0
+    every = align(logits, codes, teacher_logits, teacher_codes, mine, yours)
+    apart = centres_apart(codes, teacher_codes, every)
+    expected = [(codes[0, i, :3] - teacher_codes[0, j, :3]).norm() for i, j in enumerate(every.teacher[0])]
+    assert torch.allclose(apart[0], torch.stack(expected))
+    assert apart[:, 1].min() > 400
+    reach = float(apart[~every.foreground].median())
+    found = align(logits, codes, teacher_logits, teacher_codes, mine, yours, background_reach_m=reach)
+    assert found.foreground.equal(every.foreground)
+    kept = (apart <= reach) | every.foreground
+    assert 0 < int(kept.sum()) < kept.numel()
+    assert found.teacher.equal(torch.where(kept, every.teacher, -1))
+    ftkd = Lesson(background_reach_m=1e-6, bev_mask="none", pv_weight=0.0, logits_weight=0.0)
+    predictions, _ = ftkd.learn(ftkd.answer())
+    pairs = ftkd.ftkd.alignments(predictions, ftkd.answer(), ftkd.targets)[-1]
+    assert pairs.foreground.any() and not (pairs.teacher[~pairs.foreground] >= 0).any()
+
+
 def test_fewer_teacher_queries_leave_students_alone() -> None:
     (logits, codes), (teacher_logits, teacher_codes) = predictions_of(6, 3), predictions_of(4, 4)
     none = torch.full((2, 6), -1)
@@ -324,6 +347,8 @@ def test_settings_are_checked() -> None:
         FTKDConfig(bev_mask="channels")
     with pytest.raises(UserError, match="logits_weight -1"):
         FTKDConfig(logits_weight=-1)
+    with pytest.raises(UserError, match="background_reach_m nan: expected a number of at least 0"):
+        FTKDConfig(background_reach_m=float("nan"))
 
 
 def test_a_teacher_answers_for_no_object_out_of_its_range() -> None:
