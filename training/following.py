@@ -9,7 +9,9 @@ Reads a run of FTKD to a streaming student, with its generators as they were las
 first scenes it was trained on. Pairs: how often student and teacher answer for the same object, how far
 apart paired boxes are, how much the teacher believes in its own. Features: the share of their variance that
 the generators rebuild, masked as in training (1: all of it; 0: no more than their mean does), apart for
-foreground and background. `future`: of the variance of what the image features are taught, the share that
+foreground and background; and `features_held`, the share that the best linear map of the student's whole
+features, found on every other frame, gives on the rest: what the student knows, whatever the generator makes
+of it. `future`: of the variance of what the image features are taught, the share that
 the present frame's own feature does not hold, in one scene; 0 where the target is that feature, times a
 number.
 """
@@ -78,12 +80,15 @@ class Pairs:
         self.frames, self.features = 0, Variance()
         self._apart: list[Tensor] = []
         self._belief: list[Tensor] = []
+        self._features: list[tuple[Tensor, Tensor]] = []
 
-    def add(self, apart: Tensor, belief: Tensor) -> None:
-        """Of a frame's pairs (M,): distance of the centres in metres, and the teacher's best score."""
+    def add(self, apart: Tensor, belief: Tensor, mine: Tensor, theirs: Tensor) -> None:
+        """Of a frame's pairs (M,): distance of the centres in metres, the teacher's best score, and the
+        features of student and teacher (M, C)."""
         self.frames += 1
         self._apart.append(apart)
         self._belief.append(belief)
+        self._features.append((mine, theirs))
 
     def summary(self) -> dict[str, float | None]:
         """Means over frames and pairs; None of no pairs."""
@@ -95,7 +100,26 @@ class Pairs:
                 "within_2_m": float((apart < _NEAR_M).float().mean()),
                 "teacher_score": float(belief.mean()),
             }
-        return found | {"features_rebuilt": self.features.explained()}
+        held = linearly_held(self._features[::2], self._features[1::2])
+        return found | {"features_rebuilt": self.features.explained(), "features_held": held}
+
+
+def linearly_held(
+    found_on: Sequence[tuple[Tensor, Tensor]], tried_on: Sequence[tuple[Tensor, Tensor]]
+) -> float | None:
+    """Of the variance of teacher features (M, Ct), the share that student features (M, Cs) explain by the
+    linear map that is best on other pairs; None where these are fewer than twice the map's inputs."""
+    (mine, theirs), (others, truth) = (
+        [torch.cat(values).double() for values in zip(*pairs, strict=True)] if pairs else [torch.empty(0)] * 2
+        for pairs in (found_on, tried_on)
+    )
+    if len(mine) < 2 * (mine.shape[-1] + 1) or not len(truth):
+        return None
+    known, asked = (torch.nn.functional.pad(x, (0, 1), value=1.0) for x in (mine, others))
+    found = torch.linalg.lstsq(known, theirs, driver="gelsd").solution
+    variance = Variance()
+    variance.add(truth, asked @ found)
+    return variance.explained()
 
 
 class Following:
@@ -124,9 +148,10 @@ class Following:
             ("background", ~alignment.foreground[0]),
         ):
             chosen, pairs = of_kind & (alignment.teacher[0] >= 0), self.pairs[name]
-            pairs.add(apart[chosen], belief[chosen])
+            theirs = answer.features[0, partner][chosen]
+            pairs.add(apart[chosen], belief[chosen], predictions.features[0][chosen], theirs)
             if rebuilt is not None:
-                pairs.features.add(answer.features[0, partner][chosen], rebuilt[0][chosen])
+                pairs.features.add(theirs, rebuilt[0][chosen])
         for stride, variance in self.maps.items():
             generate = self.method.map_branches[str(stride)].rebuild
             estimate = generate(predictions.image_features, generator)

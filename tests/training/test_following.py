@@ -17,7 +17,7 @@ from ftkd_core.weights import save_weights
 from tests.core.helpers import make_clip
 from tests.training.test_lessons import make_trainer, pairs, stream_lesson, teacher, totals
 from training import following
-from training.following import Following, Variance, follow, future_share, read_run
+from training.following import Following, Variance, follow, future_share, linearly_held, read_run
 from training.lessons import StreamLesson
 
 
@@ -36,6 +36,20 @@ def test_explained_is_one_of_the_truth_and_none_of_its_mean() -> None:
     constant = Variance()
     constant.add(torch.ones(5, 2), torch.zeros(5, 2))
     assert constant.explained() is None
+
+
+def test_what_is_held_is_what_a_linear_map_tells_of_other_pairs() -> None:
+    draws = torch.Generator().manual_seed(0)
+    mine, noise = (torch.randn(400, 5, generator=draws) for _ in range(2))
+    theirs = mine @ torch.randn(5, 5, generator=draws) + 2
+
+    def held(truth: Tensor) -> float | None:
+        return linearly_held([(mine[:200], truth[:200])], [(mine[200:], truth[200:])])
+
+    assert held(theirs) == pytest.approx(1.0, abs=1e-6)
+    assert held(noise) == pytest.approx(0.0, abs=0.1)
+    assert linearly_held([(mine[:11], theirs[:11])], [(mine, theirs)]) is None, "too few to say"
+    assert linearly_held([(mine, theirs)], []) is None
 
 
 def frame(lesson: StreamLesson) -> tuple[StreamBatch, Predictions, FTKD]:
