@@ -12,6 +12,7 @@ from ftkd_core.config import UNSAID
 from ftkd_core.errors import UserError
 
 _BEV_MASKS: Final = ("channel", "query", "both", "none")
+_BEV_NORMS: Final = ("last", "first")
 _PV_TARGETS: Final = ("mean_residual", "sum", "current")
 _MATCHINGS: Final = ("object", "prediction")
 _LOGIT_LAYERS: Final = ("last", "all")
@@ -33,6 +34,9 @@ class FTKDConfig:
     bev_mask: what is hidden of a query's feature. A generator that works query by query learns nothing from
     a query that is hidden whole, so the default hides channels [ours]; `query` and `both` are offered for
     comparison, `none` reconstructs from the whole feature.
+    bev_norm: where the BEV generator's layer norm is, `last` or `first` [note: an FFN with layer norm]. Last,
+    its answers vary as much as the features they stand for, however little of these it knows, and a norm's
+    gain learns slowly [ours: docs/results.md].
     bev_by_score: in the BEV reconstruction, a background pair counts as much as the teacher believes in its
     box [ours; off, for in the one run made it gave less: docs/results.md].
     foreground, background: which parts of the logit distillation are on; both [note]. matching: `object`
@@ -52,6 +56,7 @@ class FTKDConfig:
     bev_mask_ratio: float = 0.5
     pv_target: str = "mean_residual"
     bev_mask: str = "channel"
+    bev_norm: str = field(default="last", metadata=UNSAID)
     bev_by_score: bool = False
     foreground: bool = True
     background: bool = True
@@ -74,8 +79,8 @@ class FTKDConfig:
             if not 0 <= value < 1:
                 raise UserError(f"distillation {name} {value}: expected 0 up to, not including, 1")
         for name, known in (
-            ("pv_target", _PV_TARGETS), ("bev_mask", _BEV_MASKS), ("logit_layers", _LOGIT_LAYERS),
-            ("matching", _MATCHINGS),
+            ("pv_target", _PV_TARGETS), ("bev_mask", _BEV_MASKS), ("bev_norm", _BEV_NORMS),
+            ("logit_layers", _LOGIT_LAYERS), ("matching", _MATCHINGS),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise UserError(

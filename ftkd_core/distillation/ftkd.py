@@ -50,7 +50,7 @@ class FTKD(nn.Module):
         self.query_branch: QueryReconstruction | None = None
         if config.bev_weight:  # a branch without a loss has no gradient, which DDP takes for an error
             self.query_branch = QueryReconstruction(
-                student_channels, teacher_channels, config.bev_mask_ratio, config.bev_mask
+                student_channels, teacher_channels, config.bev_mask_ratio, config.bev_mask, config.bev_norm
             )
         self.map_branches = nn.ModuleDict(
             {

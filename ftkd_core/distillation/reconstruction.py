@@ -86,21 +86,24 @@ class QueryReconstruction(nn.Module):
     """BEV-FFR: `loss = branch(student, teacher, teacher_of_student, generator, weight)`.
 
     Student query features (B, Qs, Cs) lose channels and, or, whole queries (`FTKDConfig.bev_mask`); an FFN
-    with layer norm rebuilds the features (B, Qt, Ct) of the teacher queries they are aligned with [note].
+    with layer norm (`FTKDConfig.bev_norm`) rebuilds the features (B, Qt, Ct) of the teacher queries they are
+    aligned with [note].
     teacher_of_student (B, Qs) int64, -1 where a query has no partner; weight (B, Qs), of each pair, 1 without
     it; the loss is the weighted mean of the pairs' mean squared errors.
     """
 
     def __init__(
-        self, student_channels: int, teacher_channels: int, mask_ratio: float = 0.5, masking: str = "channel"
-    ) -> None:
+        self, student_channels: int, teacher_channels: int, mask_ratio: float = 0.5,
+        masking: str = "channel", norm: str = "last",
+    ) -> None:  # fmt: skip
         super().__init__()
         self.mask_ratio, self.masking = mask_ratio, masking
         self.generator = nn.Sequential(
+            *([nn.LayerNorm(student_channels)] if norm == "first" else []),
             nn.Linear(student_channels, 2 * teacher_channels),
             nn.ReLU(),
             nn.Linear(2 * teacher_channels, teacher_channels),
-            nn.LayerNorm(teacher_channels),
+            *([nn.LayerNorm(teacher_channels)] if norm == "last" else []),
         )
 
     def forward(

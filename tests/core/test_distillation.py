@@ -92,10 +92,11 @@ def test_maps_are_rebuilt_from_what_was_not_hidden() -> None:
         branch(student[..., :4], target, torch.ones(2), draws())
 
 
-def test_a_generator_can_learn_to_rebuild() -> None:
+@pytest.mark.parametrize("norm", ["last", "first"])
+def test_a_generator_can_learn_to_rebuild(norm: str) -> None:
     """The branch's loss falls when its target can be told from the student's feature."""
     torch.manual_seed(0)
-    branch = QueryReconstruction(8, 8, 0.5, "channel")
+    branch = QueryReconstruction(8, 8, 0.5, "channel", norm)
     student = torch.randn(1, 64, 8)
     teacher = torch.nn.functional.layer_norm(
         student[..., :1].expand(-1, -1, 8) * torch.arange(1.0, 9.0), (8,)
@@ -112,10 +113,11 @@ def test_a_generator_can_learn_to_rebuild() -> None:
     assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
 
 
+@pytest.mark.parametrize("norm", ["last", "first"])
 @pytest.mark.parametrize("masking", ["channel", "query", "both", "none"])
-def test_query_features_are_hidden_as_asked(masking: str) -> None:
+def test_query_features_are_hidden_as_asked(masking: str, norm: str) -> None:
     torch.manual_seed(0)
-    branch = QueryReconstruction(6, 5, 0.5, masking)
+    branch = QueryReconstruction(6, 5, 0.5, masking, norm)
     student = torch.randn(1, 40, 6, requires_grad=True)
     pairs = torch.arange(40)[None].clone()
     pairs[0, 30:] = -1
