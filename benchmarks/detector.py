@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import device_name, report
+from benchmarks.report import report
 from ftkd_core.data.synthetic.rig import nuscenes_rig
 from ftkd_core.errors import UserError
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.detector import Detector, resolve_device
-from ftkd_core.runtime.devices import tf32_allowed, working_on
+from ftkd_core.runtime.devices import device_name, tf32_allowed, working_on
 from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.runtime.measure import (
     TOLERANCE_M,

@@ -26,14 +26,14 @@ import cv2
 import torch
 from tqdm import tqdm
 
-from benchmarks.report import device_name, report
+from benchmarks.report import report
 from ftkd_core.data.synthetic.rig import nuscenes_rig
 from ftkd_core.errors import UserError
 from ftkd_core.evaluation.latency import time_alternating
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.runtime.compiling import compile_alone
 from ftkd_core.runtime.detector import Detector, resolve_device
-from ftkd_core.runtime.devices import working_on
+from ftkd_core.runtime.devices import device_name, working_on
 from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.runtime.header import Header, pack_header
 from ftkd_core.runtime.measure import (

@@ -11,12 +11,7 @@ from typing import Any
 import cv2
 import torch
 
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or how much of the CPU PyTorch uses."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} of {os.cpu_count()} cores"
+from ftkd_core.runtime.devices import processor_name
 
 
 def report(figures: dict[str, Any], path: Path | None, note: str | None = None) -> None:
@@ -36,6 +31,7 @@ def _environment(note: str | None) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "opencv": cv2.__version__,
+        "processor": processor_name(),
         "load_average": round(os.getloadavg()[0], 2),
         "note": note,
     }

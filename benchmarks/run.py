@@ -21,13 +21,14 @@ import numpy as np
 import torch
 
 from benchmarks import detector, parts
-from benchmarks.report import device_name, report
+from benchmarks.report import report
 from ftkd_core.data.synthetic.lidar import lidar_hits
 from ftkd_core.data.synthetic.render import render_camera
 from ftkd_core.data.synthetic.rig import nuscenes_rig
 from ftkd_core.data.synthetic.world import make_scene
 from ftkd_core.errors import UserError
 from ftkd_core.runtime.detector import resolve_device
+from ftkd_core.runtime.devices import device_name
 
 
 def median_ms(work: Callable[[], object], repeats: int, warmup: int = 3) -> float:

@@ -25,7 +25,7 @@ from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from benchmarks.report import device_name, report
+from benchmarks.report import report
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset
@@ -37,6 +37,7 @@ from ftkd_core.models.sparse_bev import build_sparse_bev
 from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.runtime.detector import resolve_device
+from ftkd_core.runtime.devices import device_name
 from training.kept_features import keep_features
 from training.lessons import CachedDataset, Distiller, StreamLesson, make_distiller
 from training.loop import OptimConfig, Trainer

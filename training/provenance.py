@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a figure was made with: device, commit, versions, day."""
 
-import os
 import platform
 import subprocess
 import time
 
 import torch
+
+from ftkd_core.runtime.devices import device_name
 
 
 def made_with(device: torch.device) -> dict[str, str]:
@@ -15,13 +16,6 @@ def made_with(device: torch.device) -> dict[str, str]:
         "device": device_name(device), "commit": commit(), "torch": torch.__version__,
         "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
-
-
-def device_name(device: torch.device) -> str:
-    """Which GPU, or how many cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {os.cpu_count()} cores"
 
 
 def commit() -> str:

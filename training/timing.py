@@ -27,6 +27,7 @@ from ftkd_core.distillation.cache import fill_cache
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import PRESETS, preset, sparse_bev_preset
+from ftkd_core.runtime.devices import device_name
 from training.balance import BATCHES
 from training.distill import load_teacher
 from training.lessons import StreamLesson, WindowLesson, make_distiller
@@ -34,7 +35,6 @@ from training.loop import OptimConfig, Trainer
 from training.matrix import OFFLINE, PAST, ROWS, teachers_of
 from training.planning import Needs, Plan, together
 from training.predicting import predict
-from training.provenance import device_name
 from training.stages import PLAIN, cache_of, widest_of
 
 _WARM_UP_FRAMES: Final = 3

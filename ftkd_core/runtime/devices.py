@@ -3,7 +3,10 @@
 float32 is computed."""
 
 import contextlib
+import os
+import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -13,6 +16,23 @@ def numbered(device: torch.device) -> torch.device:
     if device == torch.device("cuda"):  # which no numbered one equals
         return torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """For people, beside a figure: which GPU, or how much of which CPU this process uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} of {os.cpu_count()} cores, {processor_name()}"
+
+
+def processor_name() -> str:
+    """The CPU's model, as Linux knows it: figures of two that are sold as "2 cores" may differ twofold."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, named), platform.processor() or platform.machine())
 
 
 @contextlib.contextmanager

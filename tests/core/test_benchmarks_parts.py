@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import parts
 from benchmarks import run as bench
+from ftkd_core.runtime import devices
 from ftkd_core.runtime.detector import Detector
 from tests.core.helpers import small_model
 from tests.core.test_detector import make_round
@@ -77,6 +78,19 @@ def test_what_has_no_memory_has_as_many_queries(monkeypatch: pytest.MonkeyPatch)
     assert without.num_queries + 1 == with_memory.num_queries + with_memory.num_propagated
     assert without.num_image_queries == with_memory.num_image_queries
     assert without.memory_length == 1
+
+
+def test_a_figure_says_which_processor_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines of as many cores may differ twofold."""
+    told = "processor : 0\nmodel name : Some CPU @ 2 GHz\n\nprocessor : 1\nmodel name : Some CPU @ 2 GHz\n"
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: told)
+    assert devices.device_name(CPU).endswith(" cores, Some CPU @ 2 GHz")
+
+    def missing(self: Path, **_: object) -> str:
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert devices.processor_name()
 
 
 def test_compilations_are_counted() -> None:
