@@ -89,7 +89,8 @@ def centres_apart(student_codes: Tensor, teacher_codes: Tensor, alignment: Align
     """Metres (B, Qs) between the centres of each pair, of a query without partner any."""
     index = alignment.teacher.clamp(min=0)[..., None].expand(-1, -1, 3)
     theirs = teacher_codes.detach().float()[..., :3].gather(1, index)
-    return (student_codes.detach().float()[..., :3] - theirs).norm(dim=-1)
+    apart: Tensor = (student_codes.detach().float()[..., :3] - theirs).norm(dim=-1)
+    return apart
 
 
 def class_costs(student: Tensor, teacher: Tensor) -> Tensor:

@@ -79,7 +79,8 @@ class PerspectiveReconstruction(nn.Module):
         """The target as student maps (B, N, Cs, H, W) tell it, masked: (B, N, Ct, H, W)."""
         cells = (*student.shape[:2], 1, *student.shape[-2:])
         kept = random_mask(cells, 1 - self.mask_ratio, generator, student)
-        return self.generator((student * kept).flatten(0, 1)).unflatten(0, student.shape[:2])  # type: ignore[no-any-return]
+        rebuilt: Tensor = self.generator((student * kept).flatten(0, 1))
+        return rebuilt.unflatten(0, student.shape[:2])
 
 
 class QueryReconstruction(nn.Module):
@@ -128,7 +129,8 @@ class QueryReconstruction(nn.Module):
         if self.masking in ("query", "both"):
             shape = (*student.shape[:2], 1)
             kept = kept * random_mask(shape, 1 - self.mask_ratio, generator, student)
-        return self.generator(student * kept)  # type: ignore[no-any-return]
+        rebuilt: Tensor = self.generator(student * kept)
+        return rebuilt
 
 
 def random_mask(shape: Sequence[int], keep: float, generator: torch.Generator, like: Tensor) -> Tensor:
