@@ -80,7 +80,7 @@ class PerspectiveReconstruction(nn.Module):
         cells = (*student.shape[:2], 1, *student.shape[-2:])
         kept = random_mask(cells, 1 - self.mask_ratio, generator, student)
         rebuilt: Tensor = self.generator((student * kept).flatten(0, 1))
-        return rebuilt.unflatten(0, student.shape[:2])
+        return torch.unflatten(rebuilt, 0, student.shape[:2])
 
 
 class QueryReconstruction(nn.Module):
