@@ -3,11 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# All DDS traffic stays on this machine, and each checkout talks on domains of its own: 1 to 100, an odd one for the demo
-# and the next for the tests, so that neither hears the other nor another checkout's.
+# All DDS traffic stays on this machine, and each checkout talks on domains of its own: of 1 to 100, one for the demo and
+# the next three for the processes of the tests (tests/conftest.py), so that none hears another nor another checkout's.
 PLACE := $(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
-DEMO_DOMAIN ?= $(shell echo $$(( $(PLACE) % 50 * 2 + 1 )))
-TEST_DOMAIN ?= $(shell echo $$(( $(PLACE) % 50 * 2 + 2 )))
+DEMO_DOMAIN ?= $(shell echo $$(( $(PLACE) % 25 * 4 + 1 )))
+TEST_DOMAIN ?= $(shell echo $$(( $(PLACE) % 25 * 4 + 2 )))
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 unexport ROS_LOCALHOST_ONLY ROS_STATIC_PEERS
 # A Python with ROS wheels marks its children as prepared; another environment's Python must prepare itself.
@@ -42,7 +42,7 @@ demo: setup
 	@ROS_DOMAIN_ID=$(DEMO_DOMAIN) $(BIN)/python -m ftkd_ros.cli demo $(DEMO_OPTIONS) $(ARGS)
 
 test: setup
-	ROS_DOMAIN_ID=$(TEST_DOMAIN) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
+	ROS_DOMAIN_ID=$(TEST_DOMAIN) $(BIN)/python -m pytest -n auto --maxprocesses 3 --dist loadfile $(ARGS)
 
 bench: setup
 	ROS_DOMAIN_ID=$(DEMO_DOMAIN) $(BIN)/python -m benchmarks.run $(ARGS)

@@ -1,20 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How all tests run: in one thread a process, and which of them in the same process."""
+"""How all tests run: in one thread a process, and in a ROS domain a process."""
 
 import os
-
-import pytest
 
 # The models of the tests are tiny, and threads that wait only slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of several processes (`make test` has one a core) one runs all tests that talk over DDS, which are of
-    one domain and would hear each other; other files stay whole, for what their tests share."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    for item in items:
-        group = "dds" if item.get_closest_marker("ros") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+# Of several processes (`make test` has one a core) each has whole files, and talks on a domain of its own: the
+# first on the one that was given, the others on those after it.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+if "ROS_DOMAIN_ID" in os.environ:
+    os.environ["ROS_DOMAIN_ID"] = str(int(os.environ["ROS_DOMAIN_ID"]) + int(_WORKER))

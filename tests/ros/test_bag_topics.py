@@ -27,7 +27,7 @@ from ftkd_ros.bag.node_running import spinning
 
 pytestmark = pytest.mark.ros
 
-DOMAIN = 20 + os.getpid() % 40
+DOMAIN = int(os.environ.get("ROS_DOMAIN_ID", 20 + os.getpid() % 40))
 DEADLINE_S = 60.0
 TOPICS = {"/image": "sensor_msgs/msg/CompressedImage", "/mark": "std_msgs/msg/Header"}
 
