@@ -3,21 +3,23 @@
 
     python -m benchmarks.parts --preset r50_704x256_428q --json FILE
 
-All of the fast engine, with images of the network's size but for `images`; medians of interleaved runs in
-one process. `backbone`: a whole step (images in host memory to objects in host memory) and the backbone
-alone, compiled and captured as in the engine; `rest_over_backbone` is what a step takes beside it. `memory`:
-the preset against the same number of queries with a memory of one slot, both with random weights where none
-are shipped. `stream`: a detector that has seen --frames frames of one stream against one that has seen 20,
-and what the first has grown by, compiled again and waited for on the way. `images`: six 1600x900 images to
+All of the fast engine, with images of the network's size but for `images`; medians in one process, of
+interleaved runs but for `images`, which are timed one way after the other. `backbone`: a whole step (images
+in host memory to objects in host memory) and the backbone alone, compiled and captured as in the engine;
+`rest_over_backbone` is what a step takes beside it. `memory`: the preset against the same number of queries
+with a memory of one slot (and random weights, which cost the same). `stream`: a detector that has seen
+--frames frames of one stream against one that has seen 20, and what the first has grown by on the way,
+compiled again, and waited for the GPU before it was asked for the objects. `images`: six 1600x900 images to
 the network's input, as the engine does it and on one core with OpenCV.
 
 Exit code 2 for options that cannot be used.
 """
 
 import argparse
+import itertools
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -131,15 +133,15 @@ def long_stream(
 ) -> dict[str, float | int | str | None]:
     """A detector late in a stream against another early in it, and what happened to the first on the way."""
     aged, fresh = (fast_detector(model, device) for _ in range(2))
-    old, new = stepper(aged, rounds), stepper(fresh, rounds)
+    drive, new = endless(rounds), stepper(fresh, rounds)
     for _ in range(EARLY):
-        old()
+        aged.step(next(drive))
     before, compiled = memory_bytes(device), compilations()
-    waits = count_waits(old, frames - EARLY, device)
+    waits = count_waits(aged, itertools.islice(drive, frames - EARLY), device)
     grown, compiled = memory_bytes(device) - before, compilations() - compiled
     for _ in range(EARLY):
         new()
-    late, early = medians([old, new], counts, device)
+    late, early = medians([lambda: aged.step(next(drive)), new], counts, device)
     return {
         "frames": frames,
         "late_ms": late,
@@ -164,20 +166,21 @@ def compilations() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def count_waits(step: Callable[[], Any], frames: int, device: torch.device) -> int | None:
-    """Run steps and count how often torch says that the host waits for the GPU beyond fetching the objects;
-    None on a CPU, where there is nothing to wait for."""
+def count_waits(detector: Detector, drive: Iterable[CameraRound], device: torch.device) -> int | None:
+    """Step through rounds and count how often torch says that the host waits for the GPU in `start`, before
+    the objects are fetched; None on a CPU, where there is nothing to wait for."""
     on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            for _ in tqdm(range(frames), desc="stream", unit="frame"):
-                step()
-    finally:
-        if on_gpu:
-            torch.cuda.set_sync_debug_mode("default")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for camera_round in tqdm(drive, desc="stream", unit="frame"):
+            if on_gpu:
+                torch.cuda.set_sync_debug_mode("warn")
+            try:
+                fetch = detector.start(camera_round)
+            finally:
+                if on_gpu:
+                    torch.cuda.set_sync_debug_mode("default")
+            fetch()
     return sum("synchroniz" in str(warning.message) for warning in said) if on_gpu else None
 
 

@@ -71,8 +71,8 @@ def r50_704x256_900q() -> DetectorConfig:
 
 
 def r18_352x128() -> DetectorConfig:
-    """A whole ResNet-18 at 352x128 with a decoder as wide as StreamPETR's, for experiments that must fit a
-    budget; what helps `tiny` to learn from scratch within one helps it too (ours)."""
+    """A whole ResNet-18 at 352x128, a decoder as wide as StreamPETR's, and the settings that help `tiny` to
+    learn from scratch: for experiments that must fit a budget (ours; not trained yet)."""
     return DetectorConfig(
         preset="r18_352x128",
         image=ImageConfig(width=352, height=128),

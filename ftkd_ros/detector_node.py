@@ -134,6 +134,7 @@ class DetectorNode(LifecycleNode):
             tf_timeout_s=parameters.tf_timeout_s,
         )
         self._results = ResultPublishers(self, parameters, tuple(self._detector.channels))
+        self._add_services()  # before the worker: what has one is whole, and can be released
         monitor = StreamMonitor(
             max_gap_s=parameters.memory_max_gap_s, max_speed_m_s=parameters.memory_max_speed
         )
@@ -141,7 +142,6 @@ class DetectorNode(LifecycleNode):
             self._detector, self._builder.build, self._publish, self._warn, monitor
         )
         self._worker.start()
-        self._add_services()
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Publish from now on, and listen to the cameras."""

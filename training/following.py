@@ -6,14 +6,13 @@ features is rebuilt.
         --cache runs/matrix/answers_teacher_future
 
 Reads a run of FTKD to a streaming student, with its generators as they were last saved, and shows it the
-first scenes it was trained on. Pairs: how often student and teacher answer for the same object, how far
-apart paired boxes are, how much the teacher believes in its own. Features: the share of their variance that
-the generators rebuild, masked as in training (1: all of it; 0: no more than their mean does), apart for
-foreground and background; and `features_held`, the share that the best linear map of the student's whole
-features, found on every other frame, gives on the rest: what the student knows, whatever the generator makes
-of it. `future`: of the variance of what the image features are taught, the share that
-the present frame's own feature does not hold, in one scene; 0 where the target is that feature, times a
-number.
+first scenes of the synthetic world that it was trained on. Pairs: how many there are, how far apart their
+boxes are, how much the teacher believes in its own. Features: the share of their variance that the generators
+rebuild, masked as in training (1: all of it; 0: no more than their mean does), apart for foreground and
+background; and `features_held`, the share that the best linear map of the student's whole features, found on
+every other frame, gives on the rest: what the student knows, whatever the generator makes of it. `future`: of
+the variance of what the image features are taught, the share that a multiple of the present frame's own
+feature does not hold, in one scene.
 """
 
 import argparse
@@ -23,7 +22,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -40,12 +38,13 @@ from ftkd_core.distillation.reconstruction import future_aware_target
 from ftkd_core.errors import UserError
 from ftkd_core.losses.answerable import answerable
 from ftkd_core.models.sparse_bev import SparseBEV
-from ftkd_core.models.stream_petr import Predictions, build_stream_petr
+from ftkd_core.models.stream_petr import Predictions, StreamPETR, build_stream_petr
+from ftkd_core.types import Targets
 from ftkd_core.weights import weights_hash
 from training.distill import load_teacher
 from training.kept_features import keep_features, network_input
 from training.lessons import Distiller, StreamLesson, make_distiller
-from training.whole_clips import view_clip
+from training.whole_clips import by_stride, view_clip
 
 _NEAR_M: Final = 2.0
 
@@ -131,11 +130,9 @@ class Following:
         self.maps = {stride: Variance() for stride in method.strides}
         self.objects = 0
 
-    def add(
-        self, predictions: Predictions, answer: TeacherAnswer, lesson: StreamLesson, batch: Any, seed: int
-    ) -> None:
-        """What a student said of a frame of one stream, and what its teacher did."""
-        targets = answerable(batch.targets, lesson.detector.config)
+    def add(self, predictions: Predictions, answer: TeacherAnswer, targets: Targets, seed: int) -> None:
+        """What a student said of a frame of one stream, what its teacher did, and the truth; the seed draws
+        what is hidden from the generators."""
         alignment = self.method.alignments(predictions, answer, targets)[-1]
         self.objects += int(targets.mask.sum())
         partner, generator = alignment.teacher[0].clamp(min=0), torch.Generator().manual_seed(seed)
@@ -159,14 +156,11 @@ class Following:
 
     def summary(self) -> dict[str, Any]:
         """Figures over all frames."""
-        pairs = {name: found.summary() for name, found in self.pairs.items()}
         frames = self.pairs["foreground"].frames
-        both = (pairs["foreground"]["pairs_per_frame"] or 0.0) * frames
         return {
             "frames": frames,
             "objects_per_frame": self.objects / frames,
-            "objects_both_answer_for": both / self.objects if self.objects else None,
-            **pairs,
+            **{name: found.summary() for name, found in self.pairs.items()},
             "maps_rebuilt": {str(stride): variance.explained() for stride, variance in self.maps.items()},
         }
 
@@ -177,12 +171,17 @@ def _cells(maps: Tensor) -> Tensor:
 
 
 class Run(NamedTuple):
-    """A run of FTKD: its lesson, of one stream, and the steps it has learnt."""
+    """A run of FTKD: the student, what it was taught with, and the steps it has learnt."""
 
-    lesson: StreamLesson
+    student: StreamPETR
     distiller: Distiller
-    method: FTKD
     steps: int
+
+    @property
+    def method(self) -> FTKD:
+        """With its generators."""
+        assert isinstance(self.distiller.method, FTKD)
+        return self.distiller.method
 
 
 def read_run(folder: Path, teacher: SparseBEV) -> Run:
@@ -201,22 +200,22 @@ def read_run(folder: Path, teacher: SparseBEV) -> Run:
     lesson = StreamLesson(student, 1, distiller)
     if json.loads(json.dumps(lesson.settings)) != settings:
         raise UserError(f"{str(folder)!r} was taught by a teacher of another configuration; give its own")
-    lesson.load_state_dict(state["lesson"])
-    assert isinstance(distiller.method, FTKD)
-    return Run(lesson.eval(), distiller, distiller.method, int(state["step"]))
+    lesson.eval().load_state_dict(state["lesson"])
+    return Run(student, distiller, int(state["step"]))
 
 
 @torch.inference_mode()
 def follow(run: Run, clips: Callable[[int], Clip], cache: TeacherCache, scenes: int) -> dict[str, Any]:
     """What a student makes of the cached answers of its teacher, over the first scenes."""
-    found, student = Following(run.method), run.lesson.detector
+    found, student = Following(run.method), run.student
     for scene in tqdm(range(scenes), desc="follow", unit="scene"):
         clip, memory = clips(scene), student.start_memory(1)
         for index in range(len(clip.times)):
             batch = make_sample(clip, index, Augmentation(), index == 0)
             frame = batch.frame(network_input(batch.images, student.config.image))
             predictions, memory = student(frame, memory)
-            found.add(predictions, cache(scene, index), run.lesson, batch, 1000 * scene + index)
+            targets = answerable(batch.targets, student.config)
+            found.add(predictions, cache(scene, index), targets, 1000 * scene + index)
     return found.summary()
 
 
@@ -224,22 +223,21 @@ def follow(run: Run, clips: Callable[[int], Clip], cache: TeacherCache, scenes: 
 def future_share(teacher: SparseBEV, clip: Clip, strides: Sequence[int], target: str) -> dict[str, float]:
     """By stride, the share of the variance of what image features are taught in a clip that a multiple of the
     present frame's features leaves."""
-    sums = {stride: np.zeros(3) for stride in strides}  # of products: target, target and present, present
+    taught: dict[int, list[tuple[Tensor, Tensor]]] = {stride: [] for stride in strides}
     first = 1 + teacher.config.num_past
     for view in view_clip(teacher, clip):
-        levels = dict(zip((32, 16, 8, 4), reversed(view.pyramid[:4]), strict=False))
-        for stride in strides:
-            maps = levels[stride]
-            true, weight = future_aware_target(
-                maps[:, 0], maps[:, first:], view.windows.real[:, first:], target
-            )
-            here = weight > 0
-            true, present = true[here].double(), maps[:, 0][here].double()
-            true, present = (x - x.mean((0, 1, 3, 4), keepdim=True) for x in (true, present))
-            sums[stride] += [
-                float((a * b).sum()) for a, b in ((true, true), (true, present), (present, present))
-            ]
-    return {str(s): 1 - both**2 / (own * theirs) for s, (own, both, theirs) in sums.items()}
+        levels, real = by_stride(view.pyramid), view.windows.real[:, first:]
+        for stride, cells in taught.items():
+            present, future = levels[stride][:, 0], levels[stride][:, first:]
+            true, weight = future_aware_target(present, future, real, target)
+            cells.append((_cells(true[weight > 0]), _cells(present[weight > 0])))
+    shares = {}
+    for stride, cells in taught.items():
+        true, present = (torch.cat(values).double() for values in zip(*cells, strict=True))
+        true, present = true - true.mean(0), present - present.mean(0)
+        both = float((true * present).sum())
+        shares[str(stride)] = 1 - both**2 / float(true.square().sum() * present.square().sum())
+    return shares
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -247,7 +245,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cpu")
     teacher = load_teacher(options.teacher)
     chosen = read_run(options.run, teacher)
-    student = chosen.lesson.detector
+    student = chosen.student
     rendered = SyntheticClips(options.first_seed, student.config.image, options.clips)
     description = chosen.distiller.describe(weights_hash(options.teacher), rendered.name)
     cache = TeacherCache(options.cache, description, options.scenes)

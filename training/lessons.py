@@ -28,7 +28,7 @@ from ftkd_core.models.stream_petr import Predictions, StreamPETR
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig, FrameWindow, Targets
 from training.kept_features import network_input
-from training.whole_clips import view_clip
+from training.whole_clips import by_stride, view_clip
 
 State = tuple[Tensor, ...]
 Teaching = WindowBatch | TeacherAnswer  # what the teacher shall look at, or what a cache says it saw
@@ -102,7 +102,7 @@ class Distiller(nn.Module):
         )  # fmt: skip
 
     def _answer(self, predictions: Predictions, pyramid: Sequence[Tensor], real: Tensor) -> TeacherAnswer:
-        levels = dict(zip((32, 16, 8, 4), reversed(pyramid[:4]), strict=False))
+        levels = by_stride(pyramid)
         return teacher_answer(
             predictions,
             {stride: levels[stride] for stride in self.method.strides},

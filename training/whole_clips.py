@@ -2,7 +2,7 @@
 """A SparseBEV over a whole clip: neighbouring windows share their frames, so each frame's features are
 extracted once. With 7 frames a window that is a seventh of the backbone's work."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +23,11 @@ class WindowView(NamedTuple):
     windows: WindowBatch
     predictions: Predictions
     pyramid: tuple[Tensor, ...]
+
+
+def by_stride(pyramid: Sequence[Tensor]) -> dict[int, Tensor]:
+    """The maps of a pyramid, finest first and stride 32 last, by stride."""
+    return dict(zip((32, 16, 8, 4), reversed(pyramid[:4]), strict=False))
 
 
 @torch.no_grad()

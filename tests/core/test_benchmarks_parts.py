@@ -53,13 +53,13 @@ def test_a_long_stream_is_one_drive_that_goes_on() -> None:
 
 def test_the_stream_is_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, int] = {}
-    step = Detector.step
+    start = Detector.start
 
     def counted(self: Detector, camera_round: Any) -> Any:
         seen[id(self)] = seen.get(id(self), 0) + 1
-        return step(self, camera_round)
+        return start(self, camera_round)
 
-    monkeypatch.setattr(Detector, "step", counted)
+    monkeypatch.setattr(Detector, "start", counted)
     parts.long_stream(small_model(), [make_round(0), make_round(1)], CPU, 30, (1, 0))
     assert sorted(seen.values()) == [parts.EARLY + 1, 31], "each is timed once more"
 
