@@ -5,14 +5,13 @@ Marks as in the method notes of this project: [note] from the public reading not
 2512.08247), [ours] our decision, argued where it stands.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
-from ftkd_core.config import UNSAID
 from ftkd_core.errors import UserError
 
 _BEV_MASKS: Final = ("channel", "query", "both", "none")
-_BEV_NORMS: Final = ("last", "first")
+_BEV_NORMS: Final = ("first", "last")
 _PV_TARGETS: Final = ("mean_residual", "sum", "current")
 _MATCHINGS: Final = ("object", "prediction")
 _LOGIT_LAYERS: Final = ("last", "all")
@@ -34,9 +33,9 @@ class FTKDConfig:
     bev_mask: what is hidden of a query's feature. A generator that works query by query learns nothing from
     a query that is hidden whole, so the default hides channels [ours]; `query` and `both` are offered for
     comparison, `none` reconstructs from the whole feature.
-    bev_norm: where the BEV generator's layer norm is, `last` or `first` [note: an FFN with layer norm]. Last,
-    its answers vary as much as the features they stand for, however little of these it knows, and a norm's
-    gain learns slowly [ours: docs/results.md].
+    bev_norm: where the BEV generator's layer norm is, `first` or `last` [note: an FFN with layer norm, not
+    where]. Last, its answers vary as much as the features they stand for, however little of these it
+    knows, and a norm's gain learns slowly; hence first [ours: docs/results.md].
     bev_by_score: in the BEV reconstruction, a background pair counts as much as the teacher believes in its
     box [ours; off, for in the one run made it gave less: docs/results.md].
     foreground, background: which parts of the logit distillation are on; both [note]. matching: `object`
@@ -46,7 +45,8 @@ class FTKDConfig:
     k, counted from the last where the numbers of layers differ [ours].
     background_by_score: a background box counts as much as the teacher believes in it [ours: the teacher's
     box of an empty place says nothing]. background_reach_m: background queries whose boxes are farther apart
-    are no pair, for the logits and for the BEV reconstruction; 0 keeps all [note: it names no limit].
+    are no pair, for the logits and for the BEV reconstruction; 0 keeps all [note: it names no limit]. Half of
+    all such pairs are more than 6 m apart, of different places; hence 4 m [ours: docs/results.md].
     """
 
     pv_weight: float = 1e-3
@@ -56,7 +56,7 @@ class FTKDConfig:
     bev_mask_ratio: float = 0.5
     pv_target: str = "mean_residual"
     bev_mask: str = "channel"
-    bev_norm: str = field(default="last", metadata=UNSAID)
+    bev_norm: str = "first"
     bev_by_score: bool = False
     foreground: bool = True
     background: bool = True
@@ -65,7 +65,7 @@ class FTKDConfig:
     box_weight: float = 0.25
     logit_layers: str = "last"
     background_by_score: bool = True
-    background_reach_m: float = field(default=0.0, metadata=UNSAID)
+    background_reach_m: float = 4.0
 
     def __post_init__(self) -> None:
         for name in (

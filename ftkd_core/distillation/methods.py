@@ -26,7 +26,7 @@ METHODS: Final[dict[str, MethodConfig]] = {
     # DETRDistill (Chang et al. 2023), its logits: every layer follows the teacher's, paired by prediction.
     "logits": replace(
         _FTKD, pv_weight=0.0, bev_weight=0.0, matching="prediction", logit_layers="all",
-        background_by_score=False,
+        background_by_score=False, background_reach_m=0.0,
     ),
     "mgd": BaselineConfig(name="mgd"),
     "cwd": BaselineConfig(name="cwd"),

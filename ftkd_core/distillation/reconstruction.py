@@ -95,7 +95,7 @@ class QueryReconstruction(nn.Module):
 
     def __init__(
         self, student_channels: int, teacher_channels: int, mask_ratio: float = 0.5,
-        masking: str = "channel", norm: str = "last",
+        masking: str = "channel", norm: str = "first",
     ) -> None:  # fmt: skip
         super().__init__()
         self.mask_ratio, self.masking = mask_ratio, masking

@@ -13,6 +13,7 @@ from ftkd_core.distillation.baselines import (
     relation_loss,
     similarity,
 )
+from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.logits import align
 from ftkd_core.distillation.methods import METHODS, method_config
 from ftkd_core.errors import UserError
@@ -122,6 +123,8 @@ def test_methods_are_found_by_name_and_checked() -> None:
     assert set(METHODS) == {
         "ftkd", "ftkd_no_pv", "ftkd_no_bev", "ftkd_no_fld", "logits", "mgd", "cwd", "stxd",
     }  # fmt: skip
+    logits = method_config("logits")  # the competitor keeps its own rules where FTKD's defaults are others
+    assert isinstance(logits, FTKDConfig) and logits.background_reach_m == 0
     with pytest.raises(UserError, match="unknown distillation method 'fgd'; expected one of ftkd, "):
         method_config("fgd")
     with pytest.raises(UserError, match="temperature 0: expected a number above 0"):
