@@ -17,6 +17,7 @@ from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset
 from ftkd_core.data.windows import WindowBatch
 from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer, teacher_answer
 from ftkd_core.distillation.cache import Manifest, TeacherCache, collate_answers, describe
+from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.methods import MethodConfig, build_method
 from ftkd_core.errors import UserError
 from ftkd_core.losses.answerable import answerable
@@ -33,7 +34,7 @@ from training.whole_clips import by_stride, view_clip
 State = tuple[Tensor, ...]
 Teaching = WindowBatch | TeacherAnswer  # what the teacher shall look at, or what a cache says it saw
 _METHODS = ("ftkd", "mgd", "cwd", "stxd")  # that name their terms `method/...`
-_STRIDES = (16, 32)  # of the maps that the PV branch rebuilds; stride 4 would be 11,000 cells a view
+_STRIDES = (16, 32)  # of the maps that competing methods learn, as FTKD by default
 
 
 def is_taught(name: str) -> bool:
@@ -109,6 +110,7 @@ class Distiller(nn.Module):
             real,
             self.teacher.config.num_past,
             self.method.map_target,
+            map_frames=self.method.map_frames,
             with_previous=self.method.needs_previous,
         )
 
@@ -217,8 +219,10 @@ class WindowLesson(nn.Module):
         now = CameraRig(*(value[:, 0] for value in batch.rig))
         terms: dict[str, Tensor] = self.criterion(predictions, targets, now, denoising)
         if self.distiller is not None:
-            levels = {16: pyramid[-2], 32: pyramid[-1]}
-            maps, previous = {stride: level[:, 0] for stride, level in levels.items()}, None
+            method, levels = self.distiller.method, by_stride(pyramid)
+            levels = {stride: levels[stride] for stride in method.strides}
+            taught = mine if method.map_frames == "all" else 1
+            maps, previous = {s: level[:, :taught].flatten(0, 1) for s, level in levels.items()}, None
             if mine > 1:
                 before = {stride: level[:, 1] for stride, level in levels.items()}
                 previous = PreviousMaps(before, batch.real[:, 1].float())
@@ -234,11 +238,30 @@ def make_distiller(teacher: SparseBEV, student: StreamPETR | SparseBEV, config: 
             raise UserError(
                 f"student has {name} {getattr(mine, name)}, teacher {getattr(yours, name)}; expected the same"
             )
-    if isinstance(student, StreamPETR):
-        maps = {student.config.backbone.token_stride: student.config.backbone.neck_channels}
-    else:
-        maps = dict.fromkeys(_STRIDES, student.config.decoder.channels)
+    maps = _map_channels(student, config)
     return Distiller(teacher, config, mine.decoder.channels, maps, mine.loss.code_weights)
+
+
+def _map_channels(student: StreamPETR | SparseBEV, config: MethodConfig) -> dict[int, int]:
+    """Width by stride of the student's maps that a method teaches."""
+    ftkd = config if isinstance(config, FTKDConfig) else None
+    if isinstance(student, StreamPETR):
+        if ftkd is not None and ftkd.pv_frames == "all":
+            raise UserError("pv_frames all: a streaming student has one frame a step; expected current")
+        backbone = student.config.backbone
+        maps = {backbone.token_stride: backbone.neck_channels}
+        wanted = tuple(maps) if ftkd is None else ftkd.pv_strides
+    else:
+        strides = (32, 16, 8, 4)[: student.config.decoder.levels]
+        maps = dict.fromkeys(strides, student.config.decoder.channels)
+        wanted = _STRIDES if ftkd is None else ftkd.pv_strides
+    chosen = {stride: maps[stride] for stride in wanted if stride in maps}
+    if ftkd is not None and ftkd.pv_weight and not chosen:
+        raise UserError(
+            f"pv_strides {list(wanted)}: this student has maps of stride {', '.join(map(str, maps))}; "
+            "expected some of them, or pv_weight 0"
+        )
+    return chosen
 
 
 def _check_cameras(rig: CameraRig, channels: tuple[str, ...]) -> None:

@@ -47,19 +47,27 @@ def teacher_answer(
     num_past: int,
     map_target: str,
     *,
+    map_frames: str = "current",
     with_previous: bool = False,
 ) -> TeacherAnswer:
     """An answer from the teacher's predictions for the current frame and its pyramid {stride: (B, T, N, C, H,
     W)}: the current frame, num_past past ones, the future; real (B, T) says which are frames of their own.
 
-    map_target as `FTKDConfig.pv_target`; with_previous keeps the maps of the first past frame.
+    map_target as `FTKDConfig.pv_target`, map_frames as its `pv_frames`: with `all`, targets are of B (1 +
+    num_past) frames, window by window, of weight 0 where a frame only repeats another; with_previous keeps
+    the maps of the first past frame.
     """
     first_future = 1 + num_past
     targets, weights = {}, {}
     for stride, maps in pyramid.items():
-        targets[stride], weights[stride] = future_aware_target(
-            maps[:, 0].float(), maps[:, first_future:].float(), real[:, first_future:], map_target
-        )
+        future = maps[:, first_future:].float()
+        taught = [
+            future_aware_target(maps[:, frame].float(), future, real[:, first_future:], map_target)
+            for frame in range(first_future if map_frames == "all" else 1)
+        ]
+        targets[stride] = torch.stack([target for target, _ in taught], 1).flatten(0, 1)
+        told = torch.stack([weight for _, weight in taught], 1)  # (B, frames)
+        weights[stride] = (told * real[:, : told.shape[1]]).flatten()
     previous = None
     if with_previous:
         if num_past < 1:

@@ -62,7 +62,7 @@ class Baseline(nn.Module):
     lives here and is thrown away after training.
     """
 
-    map_target = "current"
+    map_target = map_frames = "current"
 
     def __init__(self, config: BaselineConfig, map_channels: Mapping[int, tuple[int, int]]) -> None:
         super().__init__()

@@ -13,6 +13,8 @@ from ftkd_core.errors import UserError
 _BEV_MASKS: Final = ("channel", "query", "both", "none")
 _BEV_NORMS: Final = ("first", "last")
 _PV_TARGETS: Final = ("mean_residual", "sum", "current")
+_PV_FRAMES: Final = ("current", "all")
+_STRIDES: Final = (4, 8, 16, 32)
 _MATCHINGS: Final = ("object", "prediction")
 _LOGIT_LAYERS: Final = ("last", "all")
 
@@ -30,6 +32,12 @@ class FTKDConfig:
     averaged over those frames; `sum` is the note's formula, the sum over future frames without the feature
     itself [ours: with a sum the target's size grows with the window, and without the residual a place where
     the future shows nothing has no target of its own]; `current` is the teacher's own feature alone.
+    pv_strides: of the maps that are rebuilt, where the student has them; a streaming student has one [ours:
+    16 and 32, for at stride 4 a 704x256 view has 11,000 cells, and attention relates each with each].
+    pv_frames: which frames of a window student's are rebuilt, `current` or, with the past ones, `all`, each
+    from the same future [note: past and current frames]. A streaming student has one frame a step, and each
+    is current once; so the default asks the same of both [ours: and spares a window of eight frames seven
+    attentions].
     bev_mask: what is hidden of a query's feature. A generator that works query by query learns nothing from
     a query that is hidden whole, so the default hides channels [ours]; `query` and `both` are offered for
     comparison, `none` reconstructs from the whole feature.
@@ -55,6 +63,8 @@ class FTKDConfig:
     pv_mask_ratio: float = 0.5
     bev_mask_ratio: float = 0.5
     pv_target: str = "mean_residual"
+    pv_strides: tuple[int, ...] = (16, 32)
+    pv_frames: str = "current"
     bev_mask: str = "channel"
     bev_norm: str = "first"
     bev_by_score: bool = False
@@ -79,10 +89,14 @@ class FTKDConfig:
             if not 0 <= value < 1:
                 raise UserError(f"distillation {name} {value}: expected 0 up to, not including, 1")
         for name, known in (
-            ("pv_target", _PV_TARGETS), ("bev_mask", _BEV_MASKS), ("bev_norm", _BEV_NORMS),
-            ("logit_layers", _LOGIT_LAYERS), ("matching", _MATCHINGS),
+            ("pv_target", _PV_TARGETS), ("pv_frames", _PV_FRAMES), ("bev_mask", _BEV_MASKS),
+            ("bev_norm", _BEV_NORMS), ("logit_layers", _LOGIT_LAYERS), ("matching", _MATCHINGS),
         ):  # fmt: skip
             if getattr(self, name) not in known:
                 raise UserError(
                     f"distillation {name} {getattr(self, name)!r}: expected one of {', '.join(known)}"
                 )
+        given = self.pv_strides
+        if not given or not set(_STRIDES).issuperset(given) or len(set(given)) < len(given):
+            names = ", ".join(map(str, _STRIDES))
+            raise UserError(f"distillation pv_strides {list(given)}: expected some of {names}")

@@ -45,7 +45,8 @@ class FTKD(nn.Module):
         teacher: SparseBEVConfig | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.map_target, self.teacher = config, config.pv_target, teacher
+        self.config, self.teacher = config, teacher
+        self.map_target, self.map_frames = config.pv_target, config.pv_frames
         self.register_buffer("code_weights", torch.tensor(code_weights), persistent=False)
         self.query_branch: QueryReconstruction | None = None
         if config.bev_weight:  # a branch without a loss has no gradient, which DDP takes for an error

@@ -2,7 +2,8 @@
 """Distillation methods by name, and the module of each: FTKD, its ablations and its competitors.
 
 Every module takes the same arguments and says what it needs: `strides` of the teacher's maps, `map_target`
-(what they shall be, as `FTKDConfig.pv_target`) and `needs_previous` (the maps of the frame before).
+(what they shall be, as `FTKDConfig.pv_target`), `map_frames` (of which frames, as `FTKDConfig.pv_frames`) and
+`needs_previous` (the maps of the frame before).
 """
 
 from collections.abc import Mapping

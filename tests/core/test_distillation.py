@@ -352,6 +352,9 @@ def test_settings_are_checked() -> None:
         FTKDConfig(logits_weight=-1)
     with pytest.raises(UserError, match="background_reach_m nan: expected a number of at least 0"):
         FTKDConfig(background_reach_m=float("nan"))
+    for strides in ((), (16, 64), (16, 16)):
+        with pytest.raises(UserError, match=r"pv_strides \[.*\]: expected some of 4, 8, 16, 32"):
+            FTKDConfig(pv_strides=strides)
 
 
 def test_a_teacher_answers_for_no_object_out_of_its_range() -> None:

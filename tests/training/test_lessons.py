@@ -14,13 +14,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ftkd_core.config import to_dict
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
-from ftkd_core.data.windows import PairedDataset, WindowDataset
+from ftkd_core.data.windows import PairedDataset, WindowBatch, WindowDataset
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.methods import METHODS, method_config
+from ftkd_core.distillation.reconstruction import future_aware_target
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import preset, sparse_bev_preset
+from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.weights import (
     load_into,
     read_weights,
@@ -33,6 +35,7 @@ from tests.core.helpers import NO_AUGMENTATION, make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
 from training import train
 from training.distill import load_teacher, main
+from training.kept_features import network_input
 from training.lessons import StreamLesson, WindowLesson, make_distiller
 from training.loop import OptimConfig, Trainer
 
@@ -60,11 +63,13 @@ def stream_lesson(method: str = "ftkd", **settings: object) -> StreamLesson:
     return StreamLesson(student, 2, make_distiller(teacher(), student, config))
 
 
-def window_lesson(method: str = "ftkd") -> WindowLesson:
+def window_lesson(method: str = "ftkd", **settings: object) -> WindowLesson:
+    """The same of a student of windows."""
     student = small_sparse(past=1)
     if not method:
         return WindowLesson(student)
-    return WindowLesson(student, make_distiller(teacher(), student, method_config(method)))
+    config = replace(method_config(method), **settings)  # type: ignore[arg-type]
+    return WindowLesson(student, make_distiller(teacher(), student, config))
 
 
 def pairs(augment: AugmentConfig = NO_AUGMENTATION) -> PairedDataset:
@@ -108,6 +113,44 @@ def test_every_method_teaches_both_students(tmp_path: Path, method: str, streami
     part = {"ftkd_no_pv": "pv", "ftkd_no_bev": "bev", "ftkd_no_fld": "logits"}.get(method, "ftkd")
     assert not any(part in name for name in taught)
     assert all(value == value for values in history.values() for value in values)
+
+
+def test_a_student_of_windows_rebuilds_the_strides_and_frames_that_are_asked_for() -> None:
+    """All its frames are rebuilt from the same future; one that only repeats another is not."""
+    data = windows()
+    batch = next(batch for batch in map(data.__getitem__, range(8)) if not batch.real[:, 1].all())
+
+    def rebuilt(**settings: object) -> dict[str, float]:
+        lesson = window_lesson("ftkd_no_bev", pv_mask_ratio=0.0, logits_weight=0.0, **settings)
+        terms, _ = lesson(batch, (), torch.Generator().manual_seed(0))
+        return {name: float(value.detach()) for name, value in terms.items() if name.startswith("ftkd/")}
+
+    assert set(rebuilt()) == {"ftkd/pv16", "ftkd/pv32"}
+    assert set(rebuilt(pv_strides=(8, 16))) == {"ftkd/pv8", "ftkd/pv16"}
+    assert rebuilt(pv_frames="all") != rebuilt()
+    lesson = window_lesson("ftkd_no_bev", pv_mask_ratio=0.0, pv_frames="all", logits_weight=0.0)
+    assert lesson.distiller is not None
+    answer = lesson.distiller.answer(batch)
+    assert answer.target_weights[16].tolist() == batch.real[:, :2].float().flatten().tolist()
+    with torch.no_grad():
+        pyramid = lesson.detector.extract(network_input(batch.images, lesson.detector.config.image))
+        branch = lesson.distiller.method.map_branches["32"]
+        errors = []
+        for window, frame in batch.real[:, :2].nonzero().tolist():
+            target, _ = future_aware_target(
+                *(lesson.distiller.teacher.extract(x)[-1] for x in frames_of(batch, window, frame)),
+                batch.real[window : window + 1, 2:],
+            )
+            guess = branch.rebuild(pyramid[-1][window : window + 1, frame], torch.Generator())
+            errors.append(float((guess - target).square().mean()))
+    expected = FTKDConfig().pv_weight * sum(errors) / len(errors)
+    assert rebuilt(pv_frames="all")["ftkd/pv32"] == pytest.approx(expected, rel=1e-4)
+
+
+def frames_of(batch: WindowBatch, window: int, frame: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A frame of a window and its future frames, as the networks see them."""
+    images = normalise(batch.images[window : window + 1], small_config().image)
+    return images[:, frame], images[:, 2:]
 
 
 @pytest.mark.timeout(600)  # seconds of processor time, which a busy machine stretches
@@ -305,6 +348,11 @@ def test_mixed_precision_trains(tmp_path: Path, streaming: bool) -> None:
 def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="student has image"):
         make_distiller(teacher(), build_stream_petr(small_config("image.width=112")), FTKDConfig())
+    with pytest.raises(UserError, match="this student has maps of stride 16; expected some of them"):
+        stream_lesson(pv_strides=(8, 32))
+    stream_lesson(pv_strides=(8, 32), pv_weight=0.0)
+    with pytest.raises(UserError, match="pv_frames all: a streaming student has one frame a step"):
+        stream_lesson(pv_frames="all")
     student = small_sparse(past=2)
     with pytest.raises(UserError, match="expected as many past frames"):
         WindowLesson(student, make_distiller(teacher(), student, FTKDConfig()))
