@@ -3,13 +3,15 @@
 
     python -m benchmarks.loader --json FILE
     python -m benchmarks.loader --data-root DATA/nuscenes --version v1.0-mini --split mini_train --json FILE
+    python -m benchmarks.loader --preset sparse_bev_r101_704x256_offline --half-decode --json FILE
 
 Without `--data-root`, a rendered data set of 1600x900 JPEGs takes its place; decoding depends on size and
 quality, hardly on what is to be seen. Files are read once before, so that the disk has no part in it.
 `stages` are of one image in one thread: JPEG to RGB (libjpeg-turbo, in OpenCV), then scaling and cropping to
-the network's size, without and with the recipe's zoom. `loader` is what PyTorch's DataLoader gives with that
-many workers, as training uses it: a batch is a frame of each stream, with rig and targets, augmented as in
-the recipe.
+the network's size, without and with the recipe's zoom, from all of a file's pixels and from half a side of
+them. `loader` is what PyTorch's DataLoader gives with that many workers, as training uses it: a batch is a
+frame of each stream or, of a SparseBEV preset, windows of all its frames, with rig and targets, augmented as
+in the recipe.
 """
 
 import argparse
@@ -17,23 +19,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmarks.report import report
 from benchmarks.run import median_ms
-from ftkd_core.config import override
+from ftkd_core.config import DetectorConfig, SparseBEVConfig, override
 from ftkd_core.data.clips import AugmentConfig, StreamDataset
 from ftkd_core.data.nuscenes import read_image
 from ftkd_core.data.nuscenes_clips import ImageFiles, NuScenesClips
 from ftkd_core.data.synthetic.export import write_dataset
+from ftkd_core.data.windows import WindowDataset
 from ftkd_core.errors import UserError
-from ftkd_core.presets import preset
+from ftkd_core.presets import SPARSE_BEV_PRESETS, preset, sparse_bev_preset
 from ftkd_core.runtime.preprocess import resize_and_crop, zoom_and_crop
 from training.recipes import RECIPES
 
@@ -41,21 +45,20 @@ _BATCHES_TO_WARM_UP = 4
 
 
 def run(
-    clips: NuScenesClips, preset_name: str, *, streams: int, workers: Sequence[int], seconds: float
-) -> dict[str, Any]:
+    clips: NuScenesClips, model: DetectorConfig | SparseBEVConfig, *, streams: int, workers: Sequence[int],
+    seconds: float,
+) -> dict[str, Any]:  # fmt: skip
     """All figures of one data set."""
     clips.prepare()
     files = [path for number in range(len(clips)) for path in _files(clips, number)]
     for file in files:
         file.read_bytes()
     cv2.setNumThreads(1)
-    image, size = read_image(files[0]), clips.image
-    data = StreamDataset(
-        clips, len(clips), num_streams=streams, segment=20, augment=_recipe_augmentation(), seed=0
-    )
+    image, half, size = read_image(files[0]), read_image(files[0], half=True), clips.image
+    data, frames = _data(clips, model, streams)
     return {
         "data": clips.name,
-        "preset": preset_name,
+        "preset": model.preset,
         "images": len(files),
         "image_size": [image.shape[1], image.shape[0]],
         "mean_bytes": float(np.mean([file.stat().st_size for file in files])),
@@ -63,10 +66,15 @@ def run(
             "decode_ms": _over(files, read_image),
             "scale_ms": median_ms(lambda: resize_and_crop(image, size), 50),
             "zoom_ms": median_ms(lambda: zoom_and_crop(image, size, 1.1, 0.5), 50),
+            "half_decode_ms": _over(files, partial(read_image, half=True)),
+            "half_scale_ms": median_ms(lambda: resize_and_crop(half, size), 50),
+            "half_zoom_ms": median_ms(lambda: zoom_and_crop(half, size, 1.1, 0.5), 50),
         },
+        "half_decode": clips.half_decode,
         "streams": streams,
+        "frames": frames,
         "loader": {
-            str(count): _deliver(data, count, streams * len(clips.channels), seconds)
+            str(count): _deliver(data, count, streams * frames * len(clips.channels), seconds)
             for count in tqdm(workers, desc="loader", unit="number of workers")
         },
     }
@@ -78,8 +86,24 @@ def _files(clips: NuScenesClips, number: int) -> list[Path]:
     return [images.root / path for path in images.paths.ravel()]
 
 
-def _recipe_augmentation() -> AugmentConfig:
-    changes = [text for text in RECIPES["stream_petr_r50"].settings(1) if text.startswith("augment.")]
+def _data(
+    clips: NuScenesClips, model: DetectorConfig | SparseBEVConfig, batch: int
+) -> tuple[Dataset[Any], int]:
+    """What training reads, and how many frames there are of each of a batch."""
+    augment = _recipe_augmentation(
+        "sparse_bev_r50" if isinstance(model, SparseBEVConfig) else "stream_petr_r50"
+    )
+    if isinstance(model, DetectorConfig):
+        return StreamDataset(clips, len(clips), num_streams=batch, segment=20, augment=augment, seed=0), 1
+    windows = WindowDataset(
+        clips, len(clips), batch=batch, num_past=model.num_past, num_future=model.num_future, augment=augment,
+        seed=0,
+    )  # fmt: skip
+    return windows, model.num_frames
+
+
+def _recipe_augmentation(recipe: str) -> AugmentConfig:
+    changes = [text for text in RECIPES[recipe].settings(1) if text.startswith("augment.")]
     return override(AugmentConfig(), [text.removeprefix("augment.") for text in changes])
 
 
@@ -89,12 +113,12 @@ def _over(files: Sequence[Path], work: Any, repeats: int = 60) -> float:
     return median_ms(lambda: work(next(turn)), repeats)
 
 
-def _deliver(data: StreamDataset, workers: int, images: int, seconds: float) -> dict[str, float]:
+def _deliver(data: Dataset[Any], workers: int, images: int, seconds: float) -> dict[str, float]:
     """Batches and images a second that a loader delivers to a reader who does nothing else."""
     loader = DataLoader(
         data,
         batch_size=None,
-        sampler=range(1_000_000),  # type: ignore[arg-type]
+        sampler=range(1_000_000),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
     )
@@ -120,8 +144,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--data-root", type=Path, help="a nuScenes data set (default: one is rendered)")
     add("--version", default="v1.0-trainval", help="of the data set (default v1.0-trainval)")
     add("--split", default="train", help="of the data set (default train)")
-    add("--preset", default="r50_704x256_428q", help="whose image size (default r50_704x256_428q)")
+    add("--preset", default="r50_704x256_428q", help="whose images and windows (default r50_704x256_428q)")
     add("--streams", type=int, default=8, help="batch size (default 8)")
+    add("--half-decode", action="store_true", help="as data.half_decode of training")
     add("--workers", default="0,1,2", help="numbers of worker processes to try (default 0,1,2)")
     add("--seconds", type=float, default=10.0, help="how long each is timed (default 10)")
     add("--note", help="said in the JSON, such as who else used the machine")
@@ -129,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         counts = _numbers(options.workers)
-        model = preset(options.preset)
+        model = (sparse_bev_preset if options.preset in SPARSE_BEV_PRESETS else preset)(options.preset)
         with tempfile.TemporaryDirectory() as folder:
             root, version, split = options.data_root, options.version, options.split
             if root is None:
@@ -138,10 +163,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     root, [0, 1], version=version, split=split, width=1600, height=900, duration_s=10.0,
                     sweeps=False,
                 )  # fmt: skip
-            clips = NuScenesClips(root, version, split, model.image, model.channels, Path(folder) / "index")
-            result = run(
-                clips, options.preset, streams=options.streams, workers=counts, seconds=options.seconds
-            )
+            clips = NuScenesClips(
+                root, version, split, model.image, model.channels, Path(folder) / "index",
+                half_decode=options.half_decode,
+            )  # fmt: skip
+            result = run(clips, model, streams=options.streams, workers=counts, seconds=options.seconds)
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2

@@ -58,7 +58,8 @@ class DataConfig:
     data set, they are the scenes of `split` of its `nuscenes` version instead, indexed once into `cache`.
     Segments of `segment` frames are trained on as one stream; with `window`, every step sees windows of that
     many frames instead and learns from their last `graded` (sliding.py). keep_features reads a frozen
-    backbone's features from `cache` instead of running it (kept_features.py)."""
+    backbone's features from `cache` instead of running it (kept_features.py). half_decode reads the images
+    of `root` faster, hardly otherwise (nuscenes_clips.py: ImageFiles)."""
 
     scenes: int = 200
     first_seed: int = 0
@@ -73,6 +74,7 @@ class DataConfig:
     root: str = ""
     nuscenes: str = "v1.0-trainval"
     split: str = "train"
+    half_decode: bool = False
     keep_features: bool = False
 
 
@@ -336,7 +338,7 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
             )
         real = NuScenesClips(
             Path(data.root), data.nuscenes, data.split, config.model.image, config.model.channels,
-            Path(data.cache),
+            Path(data.cache), half_decode=data.half_decode,
         )  # fmt: skip
         if fabric.is_global_zero:
             real.prepare()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import loader
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.config import ImageConfig
 from ftkd_core.data.clips import Augmentation, make_sample
@@ -20,6 +21,7 @@ from ftkd_core.data.nuscenes_clips import ImageFiles, NuScenesClips
 from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic_clips import render_clip
 from ftkd_core.errors import UserError
+from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.runtime.preprocess import (
     resize_and_crop,
     round_to_frame,
@@ -143,6 +145,24 @@ def test_a_missing_image_is_named(dataroot: Path, tmp_path: Path) -> None:
     lost = ImageFiles(tmp_path, files.paths, IMAGE)
     with pytest.raises(UserError, match=r"samples/CAM_.* is missing; copy"):
         lost[0]
+
+
+def test_half_decoded_images_are_hardly_others(dataroot: Path, tmp_path: Path) -> None:
+    """The plain twin decodes every pixel. Files are 352 wide: half of that is the network's width, and too
+    little for an image that is drawn larger."""
+    plain = clips_of(dataroot, tmp_path)
+    fast = NuScenesClips(dataroot, "v1.0-synth", "few", IMAGE, CAMERA_CHANNELS, tmp_path, half_decode=True)
+    assert fast.name != plain.name and fast.folder == plain.folder
+    mine, yours = fast(0).images, plain(0).images
+    assert isinstance(mine, ImageFiles) and isinstance(yours, ImageFiles)
+    for zoom in (0.8, 1.0):
+        differ = np.abs(mine.zoomed(1, zoom, 0.5).astype(int) - yours.zoomed(1, zoom, 0.5))
+        assert 0 < differ.mean() < 2.0  # drawn edges are sharp; of six real images it is 0.5 to 0.7
+    differ = np.abs(mine[1].astype(int) - yours[1])
+    assert 0 < differ.mean() < 2.0 and mine[1].shape == yours[1].shape
+    np.testing.assert_array_equal(mine.zoomed(1, 1.25, 0.5), yours.zoomed(1, 1.25, 0.5))
+    with pytest.raises(UserError, match=r"samples/CAM_.* is missing; copy"):
+        ImageFiles(tmp_path, mine.paths, IMAGE, half_decode=True)[0]
 
 
 @pytest.mark.parametrize("zoom", [0.86, 1.0, 1.25])
@@ -269,3 +289,18 @@ def test_recipes_are_the_published_settings() -> None:
     assert set(RECIPES) == {"stream_petr_r50", "sparse_bev_r50", "sparse_bev_r101_offline"}
     with pytest.raises(UserError, match="3 processes cannot share a batch of 8"):
         resolve(parse(["--out", "x", "--recipe", "sparse_bev_r50", "--devices", "3"]))
+
+
+@pytest.mark.parametrize(("name", "frames"), [("tiny", 1), ("sparse_bev_tiny_offline", 7)])
+def test_the_loader_benchmark_serves_what_training_reads(
+    dataroot: Path, tmp_path: Path, name: str, frames: int
+) -> None:
+    model = (preset if frames == 1 else sparse_bev_preset)(name)
+    clips = NuScenesClips(
+        dataroot, "v1.0-synth", "few", model.image, model.channels, tmp_path, half_decode=frames == 1
+    )
+    found = loader.run(clips, model, streams=2, workers=[0], seconds=0.1)
+    assert (found["preset"], found["frames"], found["images"]) == (name, frames, 2 * 4 * 6)
+    rates = found["loader"]["0"]
+    assert rates["images_per_s"] == pytest.approx(rates["batches_per_s"] * 2 * frames * 6)
+    assert found["half_decode"] is (frames == 1) and min(found["stages"].values()) > 0
