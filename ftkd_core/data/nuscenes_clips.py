@@ -9,6 +9,7 @@ objects of all frames.
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -38,8 +39,9 @@ from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop, zo
 
 _VISIBLE: Final = {"1": 0.2, "2": 0.5, "3": 0.7, "4": 0.9}
 """Middle of each of nuScenes' bins of visibility."""
-_INDEX: Final = "nuscenes-index-2"
-"""Raised with every change of what an index holds or is found by: 2 since that is the data set's content."""
+_INDEX: Final = "nuscenes-index-3"
+"""Raised with every change of what an index holds or is found by: 2 since that is the data set's content,
+3 since it knows how wide images are."""
 _READ_TABLES: Final = ("scene", "sample", "calibrated_sensor")
 """Some ten megabytes of all nuScenes; those that are not read have hundreds each, or say little."""
 
@@ -47,12 +49,13 @@ _READ_TABLES: Final = ("scene", "sample", "calibrated_sensor")
 @dataclass(frozen=True)
 class ImageFiles:
     """Images (T, N, H, W, 3) uint8 that are read from their files: `files[frame]` is (N, H, W, 3), RGB at the
-    network's size. paths (T, N) below root. half_decode: of a file that holds at least twice the pixels a
-    side that are drawn, only every second is decoded, which is faster; six real images then differ by 0.5 to
-    0.7 grey levels in the mean. The plain twin is without."""
+    network's size. paths (T, N) below root, widths (N,) of the files' images. half_decode: where a file has
+    at least twice the pixels a side that are drawn, only every second is decoded, which is faster; six real
+    images then differ by 0.5 to 0.7 grey levels in the mean. The plain twin is without."""
 
     root: Path
     paths: NDArray[np.str_]
+    widths: NDArray[np.int64]
     image: ImageConfig
     half_decode: bool = False
 
@@ -62,24 +65,18 @@ class ImageFiles:
         return (*self.paths.shape, self.image.height, self.image.width, 3)
 
     def __getitem__(self, frame: int) -> NDArray[np.uint8]:
-        width = self.image.width
-        return np.stack([resize_and_crop(self._read(path, width), self.image) for path in self.paths[frame]])
+        return np.stack([resize_and_crop(image, self.image) for image in self._read(frame, self.image.width)])
 
     def zoomed(self, frame: int, zoom: float, left: float) -> NDArray[np.uint8]:
         """The frame's images drawn `zoom` times as large, from the files, so that no detail is lost; as
         `preprocess.zoom_and_crop`."""
-        width = round(self.image.width * zoom)
-        return np.stack(
-            [zoom_and_crop(self._read(path, width), self.image, zoom, left) for path in self.paths[frame]]
-        )
+        images = self._read(frame, round(self.image.width * zoom))
+        return np.stack([zoom_and_crop(image, self.image, zoom, left) for image in images])
 
-    def _read(self, path: str, width: int) -> NDArray[np.uint8]:
-        """A file's image, to be drawn so wide."""
-        if self.half_decode:
-            image = read_image(self.root / path, half=True)
-            if image.shape[1] >= width:
-                return image
-        return read_image(self.root / path)
+    def _read(self, frame: int, drawn: int) -> Iterator[NDArray[np.uint8]]:
+        """The files' images, to be drawn so wide."""
+        for path, width in zip(self.paths[frame], self.widths, strict=True):
+            yield read_image(self.root / path, half=self.half_decode and 2 * drawn <= width)
 
 
 class NuScenesClips:
@@ -133,7 +130,7 @@ class NuScenesClips:
         )
         return Clip(
             name=name,
-            images=ImageFiles(self.root, values["paths"], self.image, self.half_decode),
+            images=ImageFiles(self.root, values["paths"], values["widths"], self.image, self.half_decode),
             intrinsics=values["intrinsics"],
             ego_from_camera=values["ego_from_camera"],
             global_from_ego=values["global_from_ego"],
@@ -170,8 +167,8 @@ def content_hash(root: Path, version: str, channels: tuple[str, ...]) -> str:
 def index_scene(
     dataset: NuScenes, scene: str, image: ImageConfig, channels: tuple[str, ...]
 ) -> dict[str, NDArray[Any]]:
-    """What training needs of a scene, as arrays: paths (T, N), intrinsics (N, 3, 3) of network images,
-    ego_from_camera (T, N, 4, 4) with ego at the key frame's stamp and the camera at its exposure,
+    """What training needs of a scene, as arrays: paths (T, N), widths (N,), intrinsics (N, 3, 3) of network
+    images, ego_from_camera (T, N, 4, 4) with ego at the key frame's stamp and the camera at its exposure,
     global_from_ego (T, 4, 4), times (T,) seconds from the first, counts (T,), and of the M objects boxes in
     ego, labels, visible and num_points (lidar and radar).
 
@@ -197,6 +194,7 @@ def index_scene(
     stamps = np.array([sample_stamp_ns(dataset, token) for token in tokens])
     return {
         "paths": np.array([[r.path.resolve().relative_to(root).as_posix() for r in row] for row in frames]),
+        "widths": np.array([r.width for r in frames[0]]),
         "intrinsics": np.stack(
             [network_intrinsics(r.intrinsics, image, r.width, r.height) for r in frames[0]]
         ),

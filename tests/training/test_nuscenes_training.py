@@ -142,7 +142,7 @@ def test_a_missing_image_is_named(dataroot: Path, tmp_path: Path) -> None:
     clip = clips_of(dataroot, tmp_path)(0)
     files = clip.images
     assert isinstance(files, ImageFiles) and files.shape == (4, 6, 64, 176, 3)
-    lost = ImageFiles(tmp_path, files.paths, IMAGE)
+    lost = ImageFiles(tmp_path, files.paths, files.widths, IMAGE)
     with pytest.raises(UserError, match=r"samples/CAM_.* is missing; copy"):
         lost[0]
 
@@ -162,7 +162,7 @@ def test_half_decoded_images_are_hardly_others(dataroot: Path, tmp_path: Path) -
     assert 0 < differ.mean() < 2.0 and mine[1].shape == yours[1].shape
     np.testing.assert_array_equal(mine.zoomed(1, 1.25, 0.5), yours.zoomed(1, 1.25, 0.5))
     with pytest.raises(UserError, match=r"samples/CAM_.* is missing; copy"):
-        ImageFiles(tmp_path, mine.paths, IMAGE, half_decode=True)[0]
+        ImageFiles(tmp_path, mine.paths, mine.widths, IMAGE, half_decode=True)[0]
 
 
 @pytest.mark.parametrize("zoom", [0.86, 1.0, 1.25])
