@@ -264,8 +264,8 @@ def load_sweep_round(sweep_round: SweepRound) -> CameraRound:
 
 
 def read_image(path: Path, *, half: bool = False) -> NDArray[np.uint8]:
-    """An image file as RGB (h, w, 3), or at half its width and height, rounded up: a JPEG's coefficients then
-    give that at once, in a third of the time. Raises UserError naming the file if missing or damaged."""
+    """An image file as RGB (h, w, 3), or at half its width and height, rounded up: a JPEG's coefficients
+    give that at once, in half of the time. Raises UserError naming the file if missing or damaged."""
     mode = cv2.IMREAD_REDUCED_COLOR_2 if half else cv2.IMREAD_COLOR
     bgr = cv2.imread(str(path), mode) if path.is_file() else None
     if bgr is None:
