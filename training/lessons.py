@@ -34,6 +34,7 @@ from training.whole_clips import by_stride, view_clip
 State = tuple[Tensor, ...]
 Teaching = WindowBatch | TeacherAnswer  # what the teacher shall look at, or what a cache says it saw
 _METHODS = ("ftkd", "mgd", "cwd", "stxd")  # that name their terms `method/...`
+_PYRAMID = (32, 16, 8, 4)  # strides of the levels of a SparseBEV, from the coarsest it always has
 _STRIDES = (16, 32)  # of the maps that competing methods learn, as FTKD by default
 
 
@@ -238,12 +239,14 @@ def make_distiller(teacher: SparseBEV, student: StreamPETR | SparseBEV, config: 
             raise UserError(
                 f"student has {name} {getattr(mine, name)}, teacher {getattr(yours, name)}; expected the same"
             )
-    maps = _map_channels(student, config)
+    maps = _map_channels(student, yours.decoder.levels, config)
     return Distiller(teacher, config, mine.decoder.channels, maps, mine.loss.code_weights)
 
 
-def _map_channels(student: StreamPETR | SparseBEV, config: MethodConfig) -> dict[int, int]:
-    """Width by stride of the student's maps that a method teaches."""
+def _map_channels(
+    student: StreamPETR | SparseBEV, teacher_levels: int, config: MethodConfig
+) -> dict[int, int]:
+    """Width by stride of the student's maps that a method teaches; of strides that the teacher has too."""
     ftkd = config if isinstance(config, FTKDConfig) else None
     if isinstance(student, StreamPETR):
         if ftkd is not None and ftkd.pv_frames == "all":
@@ -252,14 +255,14 @@ def _map_channels(student: StreamPETR | SparseBEV, config: MethodConfig) -> dict
         maps = {backbone.token_stride: backbone.neck_channels}
         wanted = tuple(maps) if ftkd is None else ftkd.pv_strides
     else:
-        strides = (32, 16, 8, 4)[: student.config.decoder.levels]
-        maps = dict.fromkeys(strides, student.config.decoder.channels)
+        maps = dict.fromkeys(_PYRAMID[: student.config.decoder.levels], student.config.decoder.channels)
         wanted = _STRIDES if ftkd is None else ftkd.pv_strides
+    maps = {stride: width for stride, width in maps.items() if stride in _PYRAMID[:teacher_levels]}
     chosen = {stride: maps[stride] for stride in wanted if stride in maps}
     if ftkd is not None and ftkd.pv_weight and not chosen:
         raise UserError(
-            f"pv_strides {list(wanted)}: this student has maps of stride {', '.join(map(str, maps))}; "
-            "expected some of them, or pv_weight 0"
+            f"pv_strides {list(wanted)}: student and teacher have maps of stride "
+            f"{', '.join(map(str, maps))}; expected some of them, or pv_weight 0"
         )
     return chosen
 

@@ -348,9 +348,12 @@ def test_mixed_precision_trains(tmp_path: Path, streaming: bool) -> None:
 def test_models_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="student has image"):
         make_distiller(teacher(), build_stream_petr(small_config("image.width=112")), FTKDConfig())
-    with pytest.raises(UserError, match="this student has maps of stride 16; expected some of them"):
+    with pytest.raises(UserError, match="student and teacher have maps of stride 16; expected some"):
         stream_lesson(pv_strides=(8, 32))
     stream_lesson(pv_strides=(8, 32), pv_weight=0.0)
+    fine = small_sparse("decoder.levels=4", past=1)  # its teacher has no maps of stride 4
+    with pytest.raises(UserError, match="student and teacher have maps of stride 32, 16, 8; expected some"):
+        make_distiller(teacher(), fine, FTKDConfig(pv_strides=(4,)))
     with pytest.raises(UserError, match="pv_frames all: a streaming student has one frame a step"):
         stream_lesson(pv_frames="all")
     student = small_sparse(past=2)
