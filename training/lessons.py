@@ -29,12 +29,11 @@ from ftkd_core.models.stream_petr import Predictions, StreamPETR
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig, FrameWindow, Targets
 from training.kept_features import network_input
-from training.whole_clips import by_stride, view_clip
+from training.whole_clips import PYRAMID_STRIDES, by_stride, view_clip
 
 State = tuple[Tensor, ...]
 Teaching = WindowBatch | TeacherAnswer  # what the teacher shall look at, or what a cache says it saw
 _METHODS = ("ftkd", "mgd", "cwd", "stxd")  # that name their terms `method/...`
-_PYRAMID = (32, 16, 8, 4)  # strides of the levels of a SparseBEV, from the coarsest it always has
 _STRIDES = (16, 32)  # of the maps that competing methods learn, as FTKD by default
 
 
@@ -255,9 +254,11 @@ def _map_channels(
         maps = {backbone.token_stride: backbone.neck_channels}
         wanted = tuple(maps) if ftkd is None else ftkd.pv_strides
     else:
-        maps = dict.fromkeys(_PYRAMID[: student.config.decoder.levels], student.config.decoder.channels)
+        maps = dict.fromkeys(
+            PYRAMID_STRIDES[: student.config.decoder.levels], student.config.decoder.channels
+        )
         wanted = _STRIDES if ftkd is None else ftkd.pv_strides
-    maps = {stride: width for stride, width in maps.items() if stride in _PYRAMID[:teacher_levels]}
+    maps = {stride: width for stride, width in maps.items() if stride in PYRAMID_STRIDES[:teacher_levels]}
     chosen = {stride: maps[stride] for stride in wanted if stride in maps}
     if ftkd is not None and ftkd.pv_weight and not chosen:
         raise UserError(

@@ -3,7 +3,7 @@
 extracted once. With 7 frames a window that is a seventh of the backbone's work."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from lightning_fabric.utilities import move_data_to_device
@@ -25,9 +25,13 @@ class WindowView(NamedTuple):
     pyramid: tuple[Tensor, ...]
 
 
+PYRAMID_STRIDES: Final = (32, 16, 8, 4)
+"""Of the levels of a SparseBEV that are maps of their own, from the coarsest, which all have."""
+
+
 def by_stride(pyramid: Sequence[Tensor]) -> dict[int, Tensor]:
     """The maps of a pyramid, finest first and stride 32 last, by stride."""
-    return dict(zip((32, 16, 8, 4), reversed(pyramid[:4]), strict=False))
+    return dict(zip(PYRAMID_STRIDES, reversed(pyramid[:4]), strict=False))
 
 
 @torch.no_grad()
