@@ -43,7 +43,7 @@ from ftkd_core.types import Targets
 from ftkd_core.weights import weights_hash
 from training.distill import load_teacher
 from training.kept_features import keep_features, network_input
-from training.lessons import Distiller, StreamLesson, make_distiller
+from training.lessons import Distiller, StreamLesson, difference, make_distiller
 from training.whole_clips import by_stride, view_clip
 
 _NEAR_M: Final = 2.0
@@ -198,8 +198,11 @@ def read_run(folder: Path, teacher: SparseBEV) -> Run:
     student = build_stream_petr(from_dict(DetectorConfig, model))
     distiller = make_distiller(teacher, student, from_dict(FTKDConfig, method))
     lesson = StreamLesson(student, 1, distiller)
-    if json.loads(json.dumps(lesson.settings)) != settings:
-        raise UserError(f"{str(folder)!r} was taught by a teacher of another configuration; give its own")
+    if differ := difference(settings, lesson.settings):
+        raise UserError(
+            f"{str(folder)!r} was taught with another configuration ({differ}); give its own teacher, "
+            "or read it with the version that trained it"
+        )
     lesson.eval().load_state_dict(state["lesson"])
     return Run(student, distiller, int(state["step"]))
 

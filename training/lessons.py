@@ -5,8 +5,9 @@ A lesson is the module that Fabric wraps, so that under DDP every parameter that
 detector is its only part that is kept. Symbols: B streams or windows, T frames, N cameras.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -284,3 +285,30 @@ def _settings(detector: StreamPETR | SparseBEV, distiller: Distiller | None) -> 
         settings["method"] = to_dict(distiller.config)
         settings["teacher"] = to_dict(distiller.teacher.config)
     return settings
+
+
+def difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """How saved settings of a lesson differ from ours, the first few of them: `method.bev_norm 'last', here
+    'first'`; empty where they are the same as JSON. A setting that one of them lacks is `unset`: so it is in
+    a run from before there was one."""
+    theirs, mine = _flat(saved), _flat(json.loads(json.dumps(ours)))
+    keys = sorted(key for key in {*theirs, *mine} if theirs.get(key, _UNSET) != mine.get(key, _UNSET))
+    said = [f"{key} {theirs.get(key, _UNSET)!r}, here {mine.get(key, _UNSET)!r}" for key in keys[:_SAID]]
+    return "; ".join(said + [f"{len(keys) - _SAID} more"] * (len(keys) > _SAID))
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Settings under dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return found
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "unset"
+
+
+_UNSET: Final = _Unset()
+_SAID: Final = 6

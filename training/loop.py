@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ftkd_core.errors import UserError
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.weights import save_weights
-from training.lessons import State, StreamLesson, WindowLesson, is_taught
+from training.lessons import State, StreamLesson, WindowLesson, difference, is_taught
 
 _LEARNT_PLACES = ("reference_points", "query_boxes")
 _NORMS: Final = ("learn", "keep_statistics", "frozen")
@@ -270,8 +270,10 @@ class Trainer:
         state = torch.load(path, map_location=self.fabric.device, weights_only=True)
         if "settings" not in state:
             raise UserError(f"{str(path)!r} is of an older version of the training; give another --out")
-        if json.loads(state["settings"]) != json.loads(json.dumps(self.lesson.settings)):
-            raise UserError(f"{str(path)!r} was trained with another configuration; give another --out")
+        if differ := difference(json.loads(state["settings"]), self.lesson.settings):
+            raise UserError(
+                f"{str(path)!r} was trained with another configuration ({differ}); give another --out"
+            )
         own = self._own_state(path, state)
         theirs, mine = (
             [_taught(group) for group in groups["param_groups"]]

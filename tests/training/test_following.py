@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether a student follows its teacher: the figures are what they say, and a run is read as it was saved."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,13 @@ def test_other_runs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "is no run of FTKD" in capsys.readouterr().err
     assert following.main([*command, "--scenes", "0"]) == 2
     assert "--scenes 0: expected at least 1" in capsys.readouterr().err
+
+
+def test_a_run_from_before_a_setting_is_told_which(tmp_path: Path) -> None:
+    make_trainer(tmp_path, stream_lesson(), 1).save()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    settings = json.loads(state["settings"])
+    del settings["method"]["bev_norm"]
+    torch.save(state | {"settings": json.dumps(settings)}, tmp_path / "state.pt")
+    with pytest.raises(UserError, match=r"\(method.bev_norm unset, here 'first'\)"):
+        read_run(tmp_path, teacher())

@@ -36,7 +36,7 @@ from tests.core.test_sparse_bev import small_sparse
 from training import train
 from training.distill import load_teacher, main
 from training.kept_features import network_input
-from training.lessons import StreamLesson, WindowLesson, make_distiller
+from training.lessons import StreamLesson, WindowLesson, difference, make_distiller
 from training.loop import OptimConfig, Trainer
 
 OPTIM = OptimConfig(lr=2e-3, warmup_steps=2, ema=0.9)
@@ -320,7 +320,7 @@ def test_a_killed_distillation_goes_on_bit_for_bit(tmp_path: Path, method: str) 
     else:
         assert any(name.startswith("distiller.method") for name in whole.lesson.state_dict())
     assert not any("frozen" in name or "teacher" in name for name in whole.lesson.state_dict())
-    with pytest.raises(UserError, match="another configuration"):
+    with pytest.raises(UserError, match="another configuration .*method"):
         make_trainer(tmp_path / "killed", stream_lesson(bev_mask="query"), 4).resume(
             tmp_path / "killed" / "state.pt"
         )
@@ -372,3 +372,11 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert "none.safetensors' not found" in capsys.readouterr().err
     assert main([*missing, "--set-method", "bev_masking=query"]) == 2
     assert "unknown configuration key bev_masking; did you mean bev_mask?" in capsys.readouterr().err
+
+
+def test_how_saved_settings_differ_is_said() -> None:
+    saved = {"model": {"layers": 2, "image": [704, 256]}, "method": {"mask": 0.5}}
+    assert difference(saved, {"method": {"mask": 0.5}, "model": {"layers": 2, "image": (704, 256)}}) == ""
+    ours = {"model": {"layers": 3, "image": (704, 256)}, "method": {"mask": 0.5, "reach": 0}}
+    assert difference(saved, ours) == "method.reach unset, here 0; model.layers 2, here 3"
+    assert difference({}, {str(value): value for value in range(9)}).endswith("; 3 more")

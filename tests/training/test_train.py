@@ -228,7 +228,7 @@ def test_a_worker_of_the_loader_takes_one_core(tmp_path: Path) -> None:
 def test_another_configuration_or_batch_is_refused(tmp_path: Path) -> None:
     make_trainer(tmp_path, 2).save()
     other = make_trainer(tmp_path, 2, "decoder.num_layers=1")
-    with pytest.raises(UserError, match="another configuration"):
+    with pytest.raises(UserError, match=r"another configuration \(model.decoder.num_layers 2, here 1\)"):
         other.resume(tmp_path / "state.pt")
 
 
