@@ -61,6 +61,7 @@ class Recipe:
             f"augment.colour={self.colour}",
             "augment.camera_dropout=0",
             "data.segment=20",
+            "data.order=epochs",
             "data.workers=8",
             "save_every=2000",
         ]
@@ -86,15 +87,15 @@ RECIPES: Final = {
 }
 """What is known to be unlike the public code:
 
-Both: no grid masks; the world is not scaled (by up to 5 %); a mirrored image is of a mirrored world (there
-the world stays and the camera is mirrored); scenes are drawn at random (there each key frame comes once an
-epoch); norms, biases and learnt points are not decayed (there all is); warm-up starts near 0 (at a third of
-the rate); bfloat16 (float16 with scaled losses).
+Both: no grid masks; the world is not scaled (by up to 5 %); a mirrored image is of a mirrored world
+(there the world stays and the camera is mirrored); norms, biases and learnt points are not decayed (there
+all is); warm-up starts near 0 (at a third of the rate); bfloat16 (float16 with scaled losses).
 
-StreamPETR: a segment is 20 frames in a row, half a scene, from anywhere (there the first or the second half);
-all its frames are augmented alike (there each for itself); objects up to 61.2 m are taught (51.2 m). 900
-queries are published with 90 epochs from an ImageNet backbone that learns at a quarter; the tenth, and
-nuImages, are those of 428 queries.
+StreamPETR: a segment is 20 frames in a row, so of a scene of 41 the first or the last is left out, and of
+one of 39 the middle one comes twice an epoch (there one half is shorter or longer); all its frames are
+augmented alike (there each for itself); objects up to 61.2 m are taught (51.2 m). 900 queries are
+published with 90 epochs from an ImageNet backbone that learns at a quarter; the tenth, and nuImages, are
+those of 428 queries.
 
 SparseBEV: past frames are key frames, half a second apart (there sweeps, the same number of them apart, drawn
 between 4 and 8 at 12 Hz); one change of colour for all images of a window, always made, brightness, contrast

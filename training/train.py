@@ -15,7 +15,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,9 @@ from typing import Any, Final
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
-from torch.utils.data import Dataset
 
 from ftkd_core.config import BackboneConfig, DetectorConfig, SparseBEVConfig, override, to_dict
-from ftkd_core.data.clips import AugmentConfig, ClipSource, StreamDataset, choose_cameras
-from ftkd_core.data.synthetic_clips import SyntheticClips
+from ftkd_core.data.clips import ClipSource
 from ftkd_core.data.windows import PairedDataset, WindowDataset
 from ftkd_core.distillation.cache import TeacherCache, fill_cache, refuse_augmentation
 from ftkd_core.distillation.methods import METHODS, MethodConfig
@@ -37,10 +35,11 @@ from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS, preset, sparse_bev_preset
 from ftkd_core.weights import read_config, start_from
-from training.kept_features import keep_features, refuse_images
+from training.datasets import kept_clips, make_dataset, open_clips
 from training.lessons import CachedDataset, Distiller, StreamLesson, WindowLesson, make_distiller
-from training.loop import OptimConfig, Trainer
+from training.loop import Trainer
 from training.recipes import RECIPES
+from training.settings import RunConfig, TrainConfig, WindowTrainConfig
 from training.sliding import SlidingDataset, SlidingLesson
 
 _FROM_FILE: Final = "init"  # instead of a preset's name
@@ -48,63 +47,6 @@ _PATIENCE: Final = timedelta(hours=12)
 """How long processes wait for each other. The first alone indexes a data set, runs a teacher over it or
 extracts features, which may take hours; torch would end the others after 10 or 30 minutes. A process that
 dies is noticed by what started it, not by this."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Training scenes are seeds first_seed .. first_seed + scenes - 1 of the synthetic world, rendered once
-    into `cache`; held-out scenes of the project start at seed 900000. Their frames are `intervals_s` apart,
-    each scene at the next of them (a student for 2 to 12 Hz is shown 0.5 to 0.083). With `root`, a nuScenes
-    data set, they are the scenes of `split` of its `nuscenes` version instead, indexed once into `cache`.
-    Segments of `segment` frames are trained on as one stream; with `window`, every step sees windows of that
-    many frames instead and learns from their last `graded` (sliding.py). keep_features reads a frozen
-    backbone's features from `cache` instead of running it (kept_features.py). half_decode reads the images
-    of `root` faster, hardly otherwise (nuscenes_clips.py: ImageFiles)."""
-
-    scenes: int = 200
-    first_seed: int = 0
-    duration_s: float = 20.0
-    intervals_s: tuple[float, ...] = (0.5,)
-    segment: int = 10
-    window: int = 0
-    graded: int = 1
-    cache: str = "build/clips"
-    version: str = ""
-    workers: int = 1
-    root: str = ""
-    nuscenes: str = "v1.0-trainval"
-    split: str = "train"
-    half_decode: bool = False
-    keep_features: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What surrounds a model in one run; `streams` is the batch size of each process, `init_parts` names the
-    parts of the model, comma-separated, that --init is to give (none: all of it)."""
-
-    steps: int = 20000
-    streams: int = 4
-    seed: int = 0
-    save_every: int = 500
-    init_parts: str = ""
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(RunConfig):
-    """A run of the streaming student."""
-
-    model: DetectorConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowTrainConfig(RunConfig):
-    """A run of a SparseBEV."""
-
-    model: SparseBEVConfig
 
 
 def make_parser(
@@ -302,7 +244,7 @@ def run(
         trainer.resume(out / "state.pt")
         fabric.print(f"resumed at step {trainer.step} of {config.steps}")
     seen_by = None if teaching is None else teaching.teacher.config
-    dataset = _dataset(config, shown, scenes, fabric, seen_by)
+    dataset = make_dataset(config, shown, scenes, fabric, seen_by)
     if teaching is not None and teaching.cache is not None:
         if not isinstance(dataset, PairedDataset) or distiller is None:
             raise UserError("--cache serves streaming students; a SparseBEV student runs its teacher")
@@ -324,81 +266,6 @@ def stream_lesson(config: RunConfig, model: StreamPETR, distiller: Distiller | N
     if not 1 <= data.graded <= data.window:
         raise UserError(f"data.graded {data.graded}: expected 1 .. data.window {data.window}")
     return SlidingLesson(model, config.streams, distiller, data.graded)
-
-
-def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple[ClipSource, int]:
-    """The clips to train on, rendered or indexed where they are not yet, and their number."""
-    data = config.data
-    if data.root:
-        from ftkd_core.data.nuscenes_clips import NuScenesClips  # the devkit: only a data.root needs it
-
-        if data.intervals_s != (0.5,):
-            raise UserError(
-                f"data.intervals_s {data.intervals_s} with data.root: nuScenes is annotated at 2 Hz; leave it"
-            )
-        real = NuScenesClips(
-            Path(data.root), data.nuscenes, data.split, config.model.image, config.model.channels,
-            Path(data.cache), half_decode=data.half_decode,
-        )  # fmt: skip
-        if fabric.is_global_zero:
-            real.prepare()
-        fabric.barrier()
-        return real, len(real)
-    rendered = SyntheticClips(
-        data.first_seed, config.model.image, Path(data.cache), data.duration_s, data.version, data.intervals_s
-    )
-    chosen = choose_cameras(rendered, config.model.channels)
-    if fabric.is_global_zero:
-        rendered.render_all(data.scenes)
-    fabric.barrier()
-    return chosen, data.scenes
-
-
-def kept_clips(
-    config: RunConfig, model: StreamPETR | SparseBEV, clips: ClipSource, scenes: int, fabric: Fabric
-) -> ClipSource:
-    """The clips as `data.keep_features` asks for them: with images, or with features that the model then
-    takes. Errors: UserError where images or backbone would change."""
-    if not config.data.keep_features:
-        return clips
-    refuse_images(config.augment, config.optim.backbone_ratio)
-    mine = scenes if fabric.is_global_zero else 0  # the first process extracts for all
-    kept = keep_features(model, clips, Path(config.data.cache), mine, fabric.device)
-    fabric.barrier()
-    return kept
-
-
-def _dataset(
-    config: TrainConfig | WindowTrainConfig,
-    clips: ClipSource,
-    scenes: int,
-    fabric: Fabric,
-    teacher: SparseBEVConfig | None,
-) -> Dataset[Any]:
-    """What the run's lesson is served: frames of streams or windows, and the teacher's windows with them."""
-    if isinstance(config, WindowTrainConfig):
-        return WindowDataset(
-            clips,
-            scenes,
-            batch=config.streams,
-            num_past=config.model.num_past,
-            num_future=config.model.num_future if teacher is None else teacher.num_future,
-            augment=config.augment,
-            seed=config.seed,
-            rank=fabric.global_rank,
-        )
-    streams = StreamDataset(
-        clips,
-        scenes,
-        num_streams=config.streams,
-        segment=config.data.window or config.data.segment,
-        augment=config.augment,
-        seed=config.seed,
-        first_stream=config.streams * fabric.global_rank,
-        all_streams=config.streams * fabric.world_size,
-        staggered=not config.data.window,
-    )
-    return streams if teacher is None else PairedDataset(streams, teacher.num_past, teacher.num_future)
 
 
 def _open_cache(

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from ftkd_core.boxes import box_corners
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.config import ImageConfig
+from ftkd_core.data.order import EpochOrder
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid, transform_points, yaw_transform
 from ftkd_core.runtime.preprocess import zoom_and_crop, zoomed_intrinsics
@@ -187,7 +188,8 @@ class StreamDataset(Dataset[StreamBatch]):
 
     load(index) gives clip `index` of num_clips and is cached for the streams in flight. Streams are
     staggered, unless told otherwise, so that not all start at the same step; in a distributed run each rank
-    takes its own of all_streams (default: those of this data set).
+    takes its own of all_streams (default: those of this data set). A segment is a random one of a random
+    clip, or, with `order`, one of segments as long, the next that no other stream has.
     """
 
     def __init__(
@@ -202,11 +204,14 @@ class StreamDataset(Dataset[StreamBatch]):
         first_stream: int = 0,
         all_streams: int | None = None,
         staggered: bool = True,
+        order: EpochOrder | None = None,
     ) -> None:
         if num_clips < 1 or num_streams < 1 or segment < 1:
             raise ValueError(
                 f"{num_clips} clips, {num_streams} streams, segment {segment}: expected at least 1 of each"
             )
+        if order is not None:
+            order.require(num_clips, segment)
         self._load = lru_cache(maxsize=2 * num_streams)(load)
         self.num_clips = num_clips
         self.streams = range(first_stream, first_stream + num_streams)
@@ -215,6 +220,7 @@ class StreamDataset(Dataset[StreamBatch]):
         self.staggered = staggered
         self.augment = augment
         self.seed = seed
+        self.order = order
 
     def __getitem__(self, step: int) -> StreamBatch:
         return collate([self._sample(stream, step) for stream in self.streams])
@@ -228,9 +234,13 @@ class StreamDataset(Dataset[StreamBatch]):
         shifted = step + (stream * self.segment // self.all_streams if self.staggered else 0)
         index, position = divmod(shifted, self.segment)
         random = np.random.default_rng([self.seed, stream, index])
-        number = int(random.integers(self.num_clips))
-        clip = self._load(number)
-        start = int(random.integers(max(len(clip.times) - self.segment, 0) + 1))
+        if self.order is None:
+            number = int(random.integers(self.num_clips))
+            clip = self._load(number)
+            start = int(random.integers(max(len(clip.times) - self.segment, 0) + 1))
+        else:
+            number, start = self.order(index * self.all_streams + stream)
+            clip = self._load(number)
         first = position == 0 or step == 0
         change = draw_augmentation(self.augment, random)
         frame = min(start + position, len(clip.times) - 1)

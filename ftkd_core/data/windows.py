@@ -25,6 +25,7 @@ from ftkd_core.data.clips import (
     draw_augmentation,
     make_sample,
 )
+from ftkd_core.data.order import EpochOrder
 from ftkd_core.geometry import invert_rigid
 from ftkd_core.types import CameraRig, FrameWindow, Targets, pad_targets
 
@@ -95,7 +96,8 @@ def collate_windows(windows: list[WindowBatch]) -> WindowBatch:
 
 
 class WindowDataset(Dataset[WindowBatch]):
-    """Item `step` is a batch of random windows; what a step serves is a function of (seed, rank, step)."""
+    """Item `step` is a batch of windows; what a step serves is a function of (seed, rank, step). They are
+    random ones, or, with `order` of segments of one frame, the next that no other of `ranks` has."""
 
     def __init__(
         self,
@@ -108,21 +110,29 @@ class WindowDataset(Dataset[WindowBatch]):
         augment: AugmentConfig,
         seed: int,
         rank: int = 0,
+        ranks: int = 1,
+        order: EpochOrder | None = None,
     ) -> None:
         if num_clips < 1 or batch < 1:
             raise ValueError(f"{num_clips} clips, batch {batch}: expected at least 1 of each")
+        if order is not None:
+            order.require(num_clips, 1)
         self._load = lru_cache(maxsize=16)(load)
         self.num_clips, self.batch = num_clips, batch
         self.num_past, self.num_future = num_past, num_future
-        self.augment, self.seed, self.rank = augment, seed, rank
+        self.augment, self.seed, self.rank, self.ranks, self.order = augment, seed, rank, ranks, order
 
     def __getitem__(self, step: int) -> WindowBatch:
         return collate_windows([self._window(step, place) for place in range(self.batch)])
 
     def _window(self, step: int, place: int) -> WindowBatch:
         random = np.random.default_rng([self.seed, self.rank, step, place])
-        clip = self._load(int(random.integers(self.num_clips)))
-        index = int(random.integers(len(clip.times)))
+        if self.order is None:
+            clip = self._load(int(random.integers(self.num_clips)))
+            index = int(random.integers(len(clip.times)))
+        else:
+            number, index = self.order((step * self.ranks + self.rank) * self.batch + place)
+            clip = self._load(number)
         change = draw_augmentation(self.augment, random)
         return make_window(clip, index, change, self.num_past, self.num_future)
 

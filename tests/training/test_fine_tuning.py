@@ -20,7 +20,7 @@ from ftkd_core.weights.importing.stream_petr import POINT_RANGE_M
 from tests.core.helpers import make_clip, small_config
 from tests.core.test_focal_head import FOCAL
 from tests.core.test_sparse_bev import small_sparse
-from training import train
+from training import datasets, train
 
 CAMERAS = "channels=[CAM_FRONT, CAM_BACK]"
 
@@ -42,7 +42,7 @@ class NoWorld:
 
 @pytest.fixture(autouse=True)
 def no_world(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "SyntheticClips", NoWorld)
+    monkeypatch.setattr(datasets, "SyntheticClips", NoWorld)
 
 
 def run(out: Path, *more: str) -> int:
@@ -104,7 +104,7 @@ def test_a_run_shows_the_cameras_of_its_model(tmp_path: Path) -> None:
     few = ["decoder.num_image_queries=24", "backbone.base_channels=8", "decoder.num_layers=1"]
     arguments = [*small, *(f"--set=model.{text}" for text in few)]
     config = train.resolve(train.make_parser().parse_args(["--out", "x", "--set=data.scenes=1", *arguments]))
-    clips, count = train.open_clips(config, Fabric(accelerator="cpu", devices=1))
+    clips, count = datasets.open_clips(config, Fabric(accelerator="cpu", devices=1))
     assert count == 1
     assert clips(0).images.shape[1] == len(clips(0).intrinsics) == 2
     assert clips.name == "noise by CAM_FRONT, CAM_BACK"

@@ -24,7 +24,9 @@ from training import train
 from training.experiments import main as experiments
 from training.kept_features import KeptFeatures, keep_features, pack_maps, refuse_images, unpack_maps
 from training.lessons import StreamLesson, WindowLesson
+from training.loop import OptimConfig
 from training.predicting import detect_clip
+from training.settings import DataConfig, TrainConfig
 from training.whole_clips import view_clip
 
 CPU = torch.device("cpu")
@@ -199,10 +201,10 @@ def test_a_run_reads_them_and_writes_a_whole_model(tmp_path: Path, monkeypatch: 
     """The command line: the weights file fits a model that takes images, with the backbone it began with."""
     clips = TwoClips()
     monkeypatch.setattr(train, "open_clips", lambda config, fabric: (clips, 2))
-    config = train.TrainConfig(
+    config = TrainConfig(
         model=small_config(), steps=2, streams=2, save_every=2, augment=TURNED,
-        data=train.DataConfig(keep_features=True, cache=str(tmp_path / "clips"), workers=0),
-        optim=train.OptimConfig(backbone_ratio=0.0),
+        data=DataConfig(keep_features=True, cache=str(tmp_path / "clips"), workers=0),
+        optim=OptimConfig(backbone_ratio=0.0),
     )  # fmt: skip
     fabric = train.Fabric(accelerator="cpu", devices=1)
     weights = train.run(config, fabric, tmp_path / "run", None)

@@ -279,6 +279,7 @@ def test_recipes_are_the_published_settings() -> None:
     found = resolve(parse(["--out", "x", "--recipe", "stream_petr_r50", "--devices", "4"]))
     assert found.model.preset == "r50_704x256_900q" and found.streams == 2
     assert found.steps == 60 * 28_130 // 8
+    assert (found.data.order, found.data.segment) == ("epochs", 20)
     assert (found.optim.backbone_norms, found.optim.frozen_stages, found.optim.slow) == ("frozen", 0, ())
     assert (found.optim.backbone_ratio, found.augment.colour) == (0.1, 0.0)
     teacher = resolve(parse(["--out", "x", "--recipe", "sparse_bev_r101_offline", "--set", "optim.lr=1e-4"]))

@@ -18,6 +18,7 @@ from tests.core.helpers import make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
 from training import train
 from training.lessons import StreamLesson, make_distiller
+from training.settings import DataConfig, TrainConfig
 from training.sliding import SlidingDataset, SlidingLesson
 
 PLAIN = AugmentConfig(flip=0.0, rotation=0.0, colour=0.0, camera_dropout=0.0)
@@ -142,6 +143,6 @@ def test_a_run_of_windows_is_trained_and_resumed(tmp_path: Path, capsys: pytest.
     assert "trained other parameters (optim.backbone_ratio 0 or not)" in capsys.readouterr().err
     with pytest.raises(UserError, match="data.graded 0: expected 1"):
         train.stream_lesson(
-            train.TrainConfig(model=small_config(), data=train.DataConfig(window=2, graded=0)),
+            TrainConfig(model=small_config(), data=DataConfig(window=2, graded=0)),
             build_stream_petr(small_config()), None,
         )  # fmt: skip
