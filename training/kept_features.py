@@ -167,6 +167,7 @@ def refuse_images(augment: AugmentConfig, backbone_ratio: float) -> None:
     """UserError where training would change the images, or the backbone, that features were kept of."""
     changes = {
         "augment.flip": augment.flip, "augment.colour": augment.colour,
+        "augment.grid_mask": augment.grid_mask,
         "augment.zoom_least": augment.zoom_least - 1, "augment.zoom_most": augment.zoom_most - 1,
         "optim.backbone_ratio": backbone_ratio,
     }  # fmt: skip

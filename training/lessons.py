@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ftkd_core.config import to_dict
 from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset
+from ftkd_core.data.grid_mask import blank_some
 from ftkd_core.data.windows import WindowBatch
 from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer, teacher_answer
 from ftkd_core.distillation.cache import Manifest, TeacherCache, collate_answers, describe
@@ -132,11 +133,15 @@ def split_item(item: StreamBatch | tuple[StreamBatch, Teaching]) -> tuple[Stream
 
 
 class StreamLesson(nn.Module):
-    """StreamPETR on a frame of each of B streams; with a distiller, a batch is (frame, teaching)."""
+    """StreamPETR on a frame of each of B streams; with a distiller, a batch is (frame, teaching). grid_mask
+    as in `AugmentConfig`."""
 
-    def __init__(self, detector: StreamPETR, streams: int, distiller: Distiller | None = None) -> None:
+    def __init__(
+        self, detector: StreamPETR, streams: int, distiller: Distiller | None = None, grid_mask: float = 0.0
+    ) -> None:
         super().__init__()
         self.detector, self.streams, self.distiller = detector, streams, distiller
+        self.grid_mask = grid_mask
         self.criterion = DetectionCriterion(detector.config)
 
     @property
@@ -162,7 +167,8 @@ class StreamLesson(nn.Module):
         config = self.detector.config
         _check_cameras(seen.rig, config.channels)
         targets = answerable(seen.targets, config)
-        frame = seen.frame(network_input(seen.images, config.image))
+        images = network_input(seen.images, config.image)
+        frame = seen.frame(blank_some(images, self.grid_mask, generator))
         denoising = make_denoising(targets, config.loss, self.detector.range_m, generator)
         kept = len(Memory._fields)
         predictions, memory = self.detector(frame, Memory(*state[:kept]), denoising)
@@ -181,11 +187,13 @@ class StreamLesson(nn.Module):
 
 class WindowLesson(nn.Module):
     """SparseBEV on B windows: the teacher, or student B, whose distiller sees the longer window that it is
-    the beginning of."""
+    the beginning of. grid_mask as in `AugmentConfig`; a teacher beside the student sees whole images."""
 
-    def __init__(self, detector: SparseBEV, distiller: Distiller | None = None) -> None:
+    def __init__(
+        self, detector: SparseBEV, distiller: Distiller | None = None, grid_mask: float = 0.0
+    ) -> None:
         super().__init__()
-        self.detector, self.distiller = detector, distiller
+        self.detector, self.distiller, self.grid_mask = detector, distiller, grid_mask
         self.criterion = DetectionCriterion(detector.config)
         if distiller is not None:
             theirs = distiller.teacher.config.num_past
@@ -213,6 +221,7 @@ class WindowLesson(nn.Module):
         mine = config.num_frames
         images = network_input(batch.images[:, :mine], config.image)
         rig = CameraRig(*(value[:, :mine] for value in batch.rig))
+        images = blank_some(images, self.grid_mask, generator)
         window = FrameWindow(images, rig, batch.time[:, :mine])
         reach = batch.time.new_tensor(config.decoder.range_high_m)
         denoising = make_denoising(targets, config.loss, reach, generator)

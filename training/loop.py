@@ -34,9 +34,10 @@ _NORMS: Final = ("learn", "keep_statistics", "frozen")
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay to final_ratio * lr; gradients clipped to clip_norm; the
-    backbone learns at backbone_ratio * lr (1 from scratch; 0: it stays as it is, its statistics too); ema is
-    the decay of the averaged weights (0: none).
+    """AdamW with linear warm-up from warmup_start * lr and cosine decay to final_ratio * lr; weight decay of
+    weights alone or, with decay_all, of norms, biases and learnt points too; gradients clipped to clip_norm;
+    the backbone learns at backbone_ratio * lr (1 from scratch; 0: it stays as it is, its statistics too); ema
+    is the decay of the averaged weights (0: none).
 
     A backbone that was trained before may keep more of what it knows. backbone_norms: its batch norms
     "learn" (from scratch), "keep_statistics" (as at inference, gain and offset learn: SparseBEV) or are
@@ -47,7 +48,9 @@ class OptimConfig:
 
     lr: float = 4e-4
     weight_decay: float = 0.01
+    decay_all: bool = False
     warmup_steps: int = 200
+    warmup_start: float = 0.0
     final_ratio: float = 0.01
     clip_norm: float = 35.0
     backbone_ratio: float = 1.0
@@ -68,13 +71,15 @@ class OptimConfig:
             )
         if not 0 < self.slow_ratio <= 1:
             raise UserError(f"optim.slow_ratio {self.slow_ratio}: expected more than 0, at most 1")
+        if not 0 <= self.warmup_start <= 1:
+            raise UserError(f"optim.warmup_start {self.warmup_start}: expected 0 to 1")
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate at a step of a run of `steps`."""
         warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
         progress = min(1.0, max(0.0, (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)))
         cosine = self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
-        return self.lr * warm * cosine
+        return self.lr * (self.warmup_start + (1 - self.warmup_start) * warm) * cosine
 
 
 class Trainer:
@@ -282,7 +287,7 @@ class Trainer:
         if theirs != mine:
             raise UserError(
                 f"{str(path)!r} trained other parameters (optim.backbone_ratio 0 or not) or these in another "
-                "way (backbone_ratio, backbone_norms, frozen_stages, slow); give another --out"
+                "way (backbone_ratio, backbone_norms, frozen_stages, slow, decay_all); give another --out"
             )
         self.lesson.load_state_dict(state["lesson"])
         if self.average is not None:  # where none was kept, it starts from what was learnt
@@ -332,7 +337,8 @@ def _norms(backbone: ResNet) -> list[nn.Module]:
 
 def _parameter_groups(lesson: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Backbone and rest, what of them is slow and what is not, each with and without weight decay (norms,
-    biases and learnt points are not decayed). UserError for a name of `slow` that nothing has."""
+    biases and learnt points are not decayed, unless decay_all is set). UserError for a name of `slow` that
+    nothing has."""
     groups: dict[tuple[bool, bool, bool], list[Tensor]] = {}
     learning = {name: p for name, p in lesson.named_parameters() if p.requires_grad}
     for part in optim.slow:
@@ -342,7 +348,7 @@ def _parameter_groups(lesson: nn.Module, optim: OptimConfig) -> list[dict[str, A
                 "e.g. sampling_offset of a SparseBEV"
             )
     for name, parameter in learning.items():
-        decayed = parameter.ndim > 1 and not name.endswith(_LEARNT_PLACES)
+        decayed = optim.decay_all or (parameter.ndim > 1 and not name.endswith(_LEARNT_PLACES))
         slow = not set(optim.slow).isdisjoint(name.split("."))
         key = (name.startswith("detector.backbone."), slow, decayed)
         groups.setdefault(key, []).append(parameter)

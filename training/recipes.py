@@ -52,13 +52,17 @@ class Recipe:
             f"optim.slow=[{', '.join(self.slow)}]",
             "optim.slow_ratio=0.1",
             "optim.weight_decay=0.01",
+            "optim.decay_all=true",
             "optim.warmup_steps=500",
+            "optim.warmup_start=0.3333",
             "optim.final_ratio=0.001",
             "optim.clip_norm=35",
             "optim.ema=0",
             "augment.zoom_least=0.864",
             "augment.zoom_most=1.25",
             f"augment.colour={self.colour}",
+            "augment.scale=0.05",
+            "augment.grid_mask=0.7",
             "augment.camera_dropout=0",
             "data.segment=20",
             "data.order=epochs",
@@ -87,9 +91,8 @@ RECIPES: Final = {
 }
 """What is known to be unlike the public code:
 
-Both: no grid masks; the world is not scaled (by up to 5 %); a mirrored image is of a mirrored world
-(there the world stays and the camera is mirrored); norms, biases and learnt points are not decayed (there
-all is); warm-up starts near 0 (at a third of the rate); bfloat16 (float16 with scaled losses).
+Both: a mirrored image is of a mirrored world (there the world stays and the camera is mirrored); bfloat16
+(float16 with scaled losses).
 
 StreamPETR: a segment is 20 frames in a row, so of a scene of 41 the first or the last is left out, and of
 one of 39 the middle one comes twice an epoch (there one half is shorter or longer); all its frames are

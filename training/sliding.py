@@ -43,9 +43,10 @@ class SlidingLesson(StreamLesson):
     """StreamPETR on a window of frames of each of B scenes; nothing is carried from step to step."""
 
     def __init__(
-        self, detector: StreamPETR, streams: int, distiller: Distiller | None = None, graded: int = 1
-    ) -> None:
-        super().__init__(detector, streams, distiller)
+        self, detector: StreamPETR, streams: int, distiller: Distiller | None = None, graded: int = 1,
+        grid_mask: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(detector, streams, distiller, grid_mask)
         self.graded = graded
 
     def forward(
@@ -62,7 +63,8 @@ class SlidingLesson(StreamLesson):
 
     @torch.no_grad()
     def _remember(self, items: Sequence[StreamBatch], state: State) -> State:
-        """The state after frames that teach nothing: batch norms and dropout as at inference (upstream)."""
+        """The state after frames that teach nothing: batch norms, dropout and images as at inference
+        (upstream)."""
         modes = {module: module.training for module in self.detector.modules()}
         self.detector.eval()
         kept = len(Memory._fields)

@@ -235,7 +235,7 @@ def run(
     elif config.data.window:
         raise UserError(f"data.window {config.data.window}: a SparseBEV always sees windows; leave it out")
     else:
-        lesson = WindowLesson(model, distiller)
+        lesson = WindowLesson(model, distiller, config.augment.grid_mask)
     trainer = Trainer(
         fabric, lesson, config.optim, out, steps=config.steps, seed=config.seed, autocast=autocast,
         notes={} if teaching is None else teaching.notes,
@@ -262,10 +262,10 @@ def stream_lesson(config: RunConfig, model: StreamPETR, distiller: Distiller | N
     each."""
     data = config.data
     if not data.window:
-        return StreamLesson(model, config.streams, distiller)
+        return StreamLesson(model, config.streams, distiller, config.augment.grid_mask)
     if not 1 <= data.graded <= data.window:
         raise UserError(f"data.graded {data.graded}: expected 1 .. data.window {data.window}")
-    return SlidingLesson(model, config.streams, distiller, data.graded)
+    return SlidingLesson(model, config.streams, distiller, data.graded, config.augment.grid_mask)
 
 
 def _open_cache(

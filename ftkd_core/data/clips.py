@@ -148,9 +148,11 @@ def choose_cameras(clips: ClipSource, channels: tuple[str, ...]) -> ClipSource:
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
     """Per segment, the same for all its frames: mirror with probability flip, turn about z by up to
-    rotation radians, colours by up to `colour` (brightness, contrast, each channel), images drawn between
-    zoom_least and zoom_most times as large (StreamPETR: 0.86 to 1.25); per frame one camera missing with
-    camera_dropout."""
+    rotation radians, the world larger or smaller by up to `scale`, colours by up to `colour` (brightness,
+    contrast, each channel), images drawn between zoom_least and zoom_most times as large (StreamPETR: 0.86
+    to 1.25); per frame one camera missing with camera_dropout, and per step, with probability grid_mask, a
+    grid of squares blank in all images of the student (grid_mask.py). Errors: UserError for values out of
+    range."""
 
     flip: float = 0.5
     rotation: float = 0.3925
@@ -158,8 +160,14 @@ class AugmentConfig:
     camera_dropout: float = 0.05
     zoom_least: float = 1.0
     zoom_most: float = 1.0
+    scale: float = 0.0
+    grid_mask: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.scale <= 0.5:
+            raise UserError(f"augment.scale {self.scale}: expected 0 to 0.5")
+        if not 0.0 <= self.grid_mask <= 1.0:
+            raise UserError(f"augment.grid_mask {self.grid_mask}: expected a probability, 0 to 1")
         if not 0.5 <= self.zoom_least <= self.zoom_most <= 2.0:
             raise UserError(
                 f"augment.zoom_least {self.zoom_least} and zoom_most {self.zoom_most}: expected 0.5 to 2.0, "
@@ -253,7 +261,8 @@ class StreamDataset(Dataset[StreamBatch]):
 
 class Augmentation(NamedTuple):
     """mirror: images and world left-right; angle (radians): the ego frame turned about z; gain and offset
-    (3,) a colour; zoom and left: the images drawn larger, and which part of them is kept."""
+    (3,) a colour; zoom and left: the images drawn larger, and which part of them is kept; scale: the world so
+    many times as large."""
 
     mirror: bool = False
     angle: float = 0.0
@@ -261,6 +270,7 @@ class Augmentation(NamedTuple):
     offset: float = 0.0
     zoom: float = 1.0
     left: float = 0.5
+    scale: float = 1.0
 
 
 class Choice(NamedTuple):
@@ -284,7 +294,8 @@ def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Aug
     offset = float(random.uniform(-64, 64) * config.colour)
     zoom, left = random.uniform(config.zoom_least, config.zoom_most), random.random()
     left = 0.5 if zoom == 1.0 else left
-    return Augmentation(mirror, float(angle), (red, green, blue), offset, float(zoom), float(left))
+    scale = 1 + float(random.uniform(-1, 1)) * config.scale
+    return Augmentation(mirror, float(angle), (red, green, blue), offset, float(zoom), float(left), scale)
 
 
 def make_sample(
@@ -292,14 +303,16 @@ def make_sample(
 ) -> StreamBatch:
     """Frame `index` of the clip as a batch of one stream, augmented.
 
-    The turned and mirrored world is a world in its own right: images, extrinsics, poses and boxes change
-    together.
+    The turned, mirrored and scaled world is a world in its own right: images, extrinsics, poses and boxes
+    change together. (The same images are of a world twice as large, seen from cameras twice as far apart.)
     """
     mirror = np.diag([1.0, -1.0 if change.mirror else 1.0, 1.0, 1.0])
     new_from_ego = yaw_transform(change.angle) @ mirror
     flip_camera = np.diag([-1.0 if change.mirror else 1.0, 1.0, 1.0, 1.0])
     ego_from_camera = new_from_ego @ clip.ego_from_camera[index] @ flip_camera
     global_from_ego = mirror @ clip.global_from_ego[index] @ np.linalg.inv(new_from_ego)
+    for pose in (ego_from_camera, global_from_ego):  # both are new arrays
+        pose[..., :3, 3] *= change.scale
     images, intrinsics = _drawn(clip, index, change)
     if change.mirror:
         images = images[:, :, ::-1]
@@ -351,11 +364,12 @@ def _zoomed(images: NDArray[np.uint8], zoom: float, left: float) -> NDArray[np.u
 
 
 def augment_boxes(boxes: Array, new_from_ego: Array, change: Augmentation) -> Array:
-    """Boxes (M, 9) in the turned and mirrored ego frame."""
+    """Boxes (M, 9) in the turned, mirrored and scaled ego frame."""
     result = boxes.astype(np.float64).copy()
     result[:, :3] = transform_points(new_from_ego, boxes[:, :3].astype(np.float64))
     result[:, 6] = (-boxes[:, 6] if change.mirror else boxes[:, 6]) + change.angle
     result[:, 7:9] = boxes[:, 7:9] @ new_from_ego[:2, :2].T
+    result[:, [0, 1, 2, 3, 4, 5, 7, 8]] *= change.scale
     return result
 
 

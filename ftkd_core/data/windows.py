@@ -139,7 +139,8 @@ class WindowDataset(Dataset[WindowBatch]):
 
 def in_true_colours(change: Augmentation) -> Augmentation:
     """The same world from the same images, their colours as they are."""
-    return Augmentation(change.mirror, change.angle, zoom=change.zoom, left=change.left)
+    plain = Augmentation()
+    return change._replace(gain=plain.gain, offset=plain.offset)
 
 
 class PairedDataset(Dataset[tuple[StreamBatch, WindowBatch]]):

@@ -124,12 +124,13 @@ class TeacherCache:
 
 
 def refuse_augmentation(augment: AugmentConfig) -> None:
-    """UserError where students would be shown a world that cached answers are not about. Colours and missing
-    cameras are the student's own affair."""
-    if augment.flip or augment.rotation:
+    """UserError where students would be shown a world that cached answers are not about. Colours, blank
+    squares and missing cameras are the student's own affair."""
+    if augment.flip or augment.rotation or augment.scale:
         raise UserError(
-            f"augment.flip {augment.flip} and augment.rotation {augment.rotation} turn the world, but cached "
-            "answers are for the world as it is; set both to 0 or leave the cache out"
+            f"augment.flip {augment.flip}, augment.rotation {augment.rotation} and augment.scale "
+            f"{augment.scale} change the world, but cached answers are of it as it is; set all to 0 or "
+            "leave the cache out"
         )
     if (augment.zoom_least, augment.zoom_most) != (1.0, 1.0):
         raise UserError(

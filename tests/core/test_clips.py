@@ -14,6 +14,7 @@ from ftkd_core.data.clips import (
     Augmentation,
     AugmentConfig,
     Clip,
+    StreamBatch,
     StreamDataset,
     choose_cameras,
     draw_augmentation,
@@ -69,6 +70,30 @@ def test_ego_motion_and_velocity_turn_together(mirror: bool) -> None:
     speeds = samples[0].targets.boxes[0, :, 7:].norm(dim=1)
     known = make_sample(clip, 0, Augmentation(), True).targets.boxes[0, :, 7:].norm(dim=1)
     assert torch.allclose(speeds, known, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.booleans(), st.floats(-0.4, 0.4), st.floats(0.8, 1.25))
+def test_the_scaled_world_projects_as_the_plain_one(mirror: bool, angle: float, scale: float) -> None:
+    """Cameras farther apart see the same of a larger world, which moves as much faster."""
+    change = Augmentation(mirror, angle)
+    plain = [make_sample(CLIPS[0], index, change, True) for index in (1, 2)]
+    scaled = [make_sample(CLIPS[0], index, change._replace(scale=scale), True) for index in (1, 2)]
+    assert torch.equal(scaled[0].images, plain[0].images)
+    a, b = plain[0].targets, scaled[0].targets
+    assert torch.allclose(b.boxes_2d, a.boxes_2d, atol=1e-2) and torch.equal(b.mask_2d, a.mask_2d)
+    ahead = a.depths > 0.5
+    assert torch.allclose(b.depths[ahead], a.depths[ahead] * scale, rtol=1e-4)
+    assert torch.allclose(b.boxes[..., :6], a.boxes[..., :6] * scale, rtol=1e-5)
+    assert torch.equal(b.boxes[..., 6], a.boxes[..., 6])
+    assert torch.allclose(b.boxes[..., 7:], a.boxes[..., 7:] * scale, rtol=1e-5)
+    assert is_rigid(scaled[0].global_from_ego[0].numpy())
+
+    def moved(samples: list[StreamBatch]) -> torch.Tensor:
+        motion = torch.linalg.inv(samples[0].global_from_ego[0]) @ samples[1].global_from_ego[0]
+        return motion[:3, 3]
+
+    assert torch.allclose(moved(scaled), moved(plain) * scale, atol=1e-9)
 
 
 def test_mirrored_images_are_mirrored() -> None:
@@ -165,6 +190,18 @@ def test_a_box_beside_the_camera_stays_on_its_side() -> None:
     assert depths[0, 0] == pytest.approx(0.5)
     assert boxes_2d[0, 0, 0] == 0.0
     assert boxes_2d[0, 0, 2] < 48.0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"scale": 0.6}, r"augment.scale 0.6: expected 0 to 0.5"),
+        ({"grid_mask": 70.0}, r"augment.grid_mask 70.0: expected a probability, 0 to 1"),
+    ],
+)
+def test_augmentation_out_of_range_is_refused(setting: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        AugmentConfig(**setting)
 
 
 def test_the_same_draws_are_made_whatever_the_config() -> None:

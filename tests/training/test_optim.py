@@ -101,6 +101,28 @@ def test_recipes_of_sparse_bev_slow_its_sampling_offsets(tmp_path: Path) -> None
     assert len(ratios) == len({id(p) for p in trainer.lesson.parameters() if p.requires_grad})
 
 
+def test_all_that_learns_is_decayed_where_that_is_asked_for(tmp_path: Path) -> None:
+    for decay_all in (False, True):
+        trainer = window_trainer(tmp_path, OptimConfig(decay_all=decay_all))
+        decay = {
+            id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]
+        }
+        bias, weight = (
+            trainer.raw.decoder_layer.regressor[0].bias,
+            trainer.raw.decoder_layer.regressor[0].weight,
+        )
+        assert (decay[id(weight)], decay[id(bias)]) == (0.01, 0.01 if decay_all else 0.0)
+
+
+def test_the_rate_warms_up_from_where_it_shall_and_falls_to_its_last() -> None:
+    optim = OptimConfig(lr=3.0, warmup_steps=10, warmup_start=1 / 3, final_ratio=0.1)
+    rates = [optim.rate(step, 110) for step in range(110)]
+    assert rates[0] == pytest.approx(1.2)  # a tenth of the way from 1 to 3
+    assert rates[9] == max(rates) == pytest.approx(3.0)
+    assert OptimConfig(lr=3.0, warmup_steps=10).rate(0, 110) == pytest.approx(0.3)
+    assert optim.rate(60, 110) == pytest.approx(3.0 * 0.55) and optim.rate(110, 110) == pytest.approx(0.3)
+
+
 @pytest.mark.parametrize(
     ("began", "goes_on"),
     [
@@ -109,6 +131,7 @@ def test_recipes_of_sparse_bev_slow_its_sampling_offsets(tmp_path: Path) -> None
         ({}, {"frozen_stages": 1}),
         ({}, {"slow": ("sampling_offset",)}),
         ({"backbone_ratio": 0.1}, {"backbone_ratio": 0.2}),
+        ({}, {"decay_all": True}),
     ],
 )
 def test_a_run_goes_on_only_as_it_began(
@@ -148,6 +171,7 @@ def test_a_state_of_before_these_settings_goes_on(tmp_path: Path) -> None:
         ),
         ("frozen_stages=5", r"optim.frozen_stages 5: expected 0 \(none\) to 4"),
         ("slow_ratio=0", r"optim.slow_ratio 0.0: expected more than 0, at most 1"),
+        ("warmup_start=2", r"optim.warmup_start 2.0: expected 0 to 1"),
         ("slow=sampling_offset", "configuration slow is 'sampling_offset'; expected a list"),
     ],
 )

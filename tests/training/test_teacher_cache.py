@@ -148,9 +148,11 @@ def test_damage_is_found(tmp_path: Path) -> None:
 
 
 def test_a_turned_world_is_refused() -> None:
-    refuse_augmentation(AugmentConfig(flip=0.0, rotation=0.0, colour=0.5, camera_dropout=0.5))
+    refuse_augmentation(AugmentConfig(flip=0.0, rotation=0.0, colour=0.5, camera_dropout=0.5, grid_mask=0.7))
     with pytest.raises(UserError, match=r"augment.rotation 0.3"):
         refuse_augmentation(AugmentConfig(flip=0.0, rotation=0.3))
+    with pytest.raises(UserError, match=r"augment.scale 0.05 change the world"):
+        refuse_augmentation(AugmentConfig(flip=0.0, rotation=0.0, scale=0.05))
     with pytest.raises(UserError, match=r"augment.zoom_least 0.9 and zoom_most 1.2"):
         refuse_augmentation(AugmentConfig(flip=0.0, rotation=0.0, zoom_least=0.9, zoom_most=1.2))
 
