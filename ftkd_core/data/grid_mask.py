@@ -16,11 +16,12 @@ def grid_mask(height: int, width: int, generator: torch.Generator, ratio: float 
     if height < 3:
         raise ValueError(f"images of {height} rows; expected at least 3")
     period = int(torch.randint(2, height, (), generator=generator))
-    kept = min(max(int(period * ratio + 0.5), 1), period - 1)
+    band = min(max(int(period * ratio + 0.5), 1), period - 1)
     down, right = torch.randint(period, (2,), generator=generator).tolist()
-    rows = (torch.arange(height) + down) % period < kept
-    columns = (torch.arange(width) + right) % period < kept
-    return rows[:, None] | columns
+    rows = (torch.arange(height) + down) % period < band
+    columns = (torch.arange(width) + right) % period < band
+    kept: Tensor = rows[:, None] | columns
+    return kept
 
 
 def blank_some(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
