@@ -45,7 +45,7 @@ class FTKDConfig:
     where]. Last, its answers vary as much as the features they stand for, however little of these it
     knows, and a norm's gain learns slowly; hence first [ours: docs/results.md].
     bev_by_score: in the BEV reconstruction, a background pair counts as much as the teacher believes in its
-    box [ours; off, for in the one run made it gave less: docs/results.md].
+    box [ours; off, for in the one run made it gave less: docs/results_before.md].
     foreground, background: which parts of the logit distillation are on; both [note]. matching: `object`
     pairs the foreground through the object both answer for [ours], `prediction` by Hungarian matching with
     the teacher's predictions, as DETRDistill (Chang et al. 2023) does.
