@@ -31,7 +31,8 @@ from tqdm import tqdm
 from benchmarks.report import report
 from benchmarks.run import median_ms
 from ftkd_core.config import DetectorConfig, SparseBEVConfig, override
-from ftkd_core.data.clips import AugmentConfig, StreamDataset
+from ftkd_core.data.augmentation import AugmentConfig
+from ftkd_core.data.clips import StreamDataset
 from ftkd_core.data.nuscenes import read_image
 from ftkd_core.data.nuscenes_clips import ImageFiles, NuScenesClips
 from ftkd_core.data.synthetic.export import write_dataset

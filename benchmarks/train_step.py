@@ -26,7 +26,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from benchmarks.report import report
-from ftkd_core.data.clips import AugmentConfig, StreamDataset
+from ftkd_core.data.augmentation import AugmentConfig
+from ftkd_core.data.clips import StreamDataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset
 from ftkd_core.distillation.cache import TeacherCache, fill_cache

@@ -27,7 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftkd_core.config import DetectorConfig, from_dict
-from ftkd_core.data.clips import Augmentation, Clip, make_sample
+from ftkd_core.data.augmentation import Augmentation
+from ftkd_core.data.clips import Clip, make_sample
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.distillation.answer import TeacherAnswer
 from ftkd_core.distillation.cache import TeacherCache

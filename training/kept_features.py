@@ -25,7 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftkd_core.config import ImageConfig
-from ftkd_core.data.clips import AugmentConfig, Clip, ClipSource
+from ftkd_core.data.augmentation import AugmentConfig
+from ftkd_core.data.clips import Clip, ClipSource
 from ftkd_core.errors import UserError
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.models.sparse_bev import SparseBEV

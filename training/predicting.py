@@ -15,7 +15,8 @@ from lightning_fabric.utilities import move_data_to_device
 from tqdm import tqdm
 
 from ftkd_core.classes import our_labels
-from ftkd_core.data.clips import Augmentation, Clip, make_sample
+from ftkd_core.data.augmentation import Augmentation
+from ftkd_core.data.clips import Clip, make_sample
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR, decode
 from ftkd_core.types import Detections

@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 
 from ftkd_core.config import DetectorConfig, SparseBEVConfig
-from ftkd_core.data.clips import AugmentConfig
+from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.errors import UserError
 from training.loop import OptimConfig
 
@@ -17,8 +17,10 @@ class DataConfig:
     data set, they are the scenes of `split` of its `nuscenes` version instead, indexed once into `cache`.
     Segments of `segment` frames are trained on as one stream; with `window`, every step sees windows of that
     many frames instead and learns from their last `graded` (sliding.py). keep_features reads a frozen
-    backbone's features from `cache` instead of running it (kept_features.py). half_decode reads the images
-    of `root` faster, hardly otherwise (nuscenes_clips.py: ImageFiles)."""
+    backbone's features from `cache` instead of running it (kept_features.py). `order` is `random`, a scene
+    and where to begin in it drawn anew each time, or `epochs`, every frame once an epoch (order.py).
+    half_decode reads the images of `root` faster, hardly otherwise (nuscenes_clips.py: ImageFiles).
+    Errors: UserError for another order."""
 
     scenes: int = 200
     first_seed: int = 0

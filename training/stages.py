@@ -17,7 +17,8 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from ftkd_core.config import BackboneConfig, override
-from ftkd_core.data.clips import AugmentConfig, Clip, StreamDataset
+from ftkd_core.data.augmentation import AugmentConfig
+from ftkd_core.data.clips import Clip, StreamDataset
 from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.distillation.baselines import BaselineConfig

@@ -9,7 +9,8 @@ import torch
 from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from ftkd_core.data.clips import Augmentation, Clip, make_sample
+from ftkd_core.data.augmentation import Augmentation
+from ftkd_core.data.clips import Clip, make_sample
 from ftkd_core.data.windows import WindowBatch, collate_windows, make_window, window_order
 from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
 from ftkd_core.models.stream_petr import Predictions

@@ -20,8 +20,8 @@ class EpochOrder:
     processes together: in each epoch every clip is cut into segments of the same length, and all of them
     come once, shuffled. A function of (seed, number) alone.
 
-    lengths: frames of each clip. A clip whose length is no multiple of a segment's leaves out less than a
-    segment, at its ends, others in each epoch; or, where more than half of one would be left, its segments
+    lengths: frames of each clip. A clip whose length is no multiple of a segment's leaves out less than
+    half of one, at its ends, others in each epoch; or, where half or more would be left, its segments
     overlap. A clip shorter than a segment is one. (StreamPETR cuts scenes into halves and shuffles these;
     SparseBEV shuffles frames, segments of 1 [code].) Errors: ValueError for no clips or no frames.
     """

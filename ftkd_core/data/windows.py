@@ -16,15 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ftkd_core.data.clips import (
-    Augmentation,
-    AugmentConfig,
-    Clip,
-    StreamBatch,
-    StreamDataset,
-    draw_augmentation,
-    make_sample,
-)
+from ftkd_core.data.augmentation import Augmentation, AugmentConfig, draw_augmentation
+from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset, make_sample
 from ftkd_core.data.order import EpochOrder
 from ftkd_core.geometry import invert_rigid
 from ftkd_core.types import CameraRig, FrameWindow, Targets, pad_targets

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ftkd_core.data.clips import AugmentConfig, Clip
+from ftkd_core.data.augmentation import AugmentConfig
+from ftkd_core.data.clips import Clip
 from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer
 from ftkd_core.errors import UserError
 

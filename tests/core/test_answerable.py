@@ -8,7 +8,8 @@ import torch
 
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import DetectorConfig, SparseBEVConfig
-from ftkd_core.data.clips import Augmentation, make_sample
+from ftkd_core.data.augmentation import Augmentation
+from ftkd_core.data.clips import make_sample
 from ftkd_core.errors import UserError
 from ftkd_core.losses.answerable import answerable, in_range
 from ftkd_core.models.denoising import make_denoising

@@ -10,17 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftkd_core.classes import CAMERA_CHANNELS
-from ftkd_core.data.clips import (
-    Augmentation,
-    AugmentConfig,
-    Clip,
-    StreamBatch,
-    StreamDataset,
-    choose_cameras,
-    draw_augmentation,
-    make_sample,
-    project_boxes,
-)
+from ftkd_core.data.augmentation import Augmentation, AugmentConfig, draw_augmentation
+from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset, choose_cameras, make_sample, project_boxes
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import is_rigid
 from tests.core.helpers import NO_AUGMENTATION, make_clip

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ftkd_core.data.clips import Augmentation, make_sample
+from ftkd_core.data.augmentation import Augmentation
+from ftkd_core.data.clips import make_sample
 from ftkd_core.distillation.answer import TeacherAnswer, teacher_answer
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.ftkd import FTKD

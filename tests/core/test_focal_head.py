@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkd_core.data.clips import Augmentation, StreamBatch, make_sample
+from ftkd_core.data.augmentation import Augmentation
+from ftkd_core.data.clips import StreamBatch, make_sample
 from ftkd_core.errors import UserError
 from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.focal_head import (

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ftkd_core.boxes import encode_boxes
-from ftkd_core.data.clips import Augmentation, StreamBatch, collate, make_sample
+from ftkd_core.data.augmentation import Augmentation
+from ftkd_core.data.clips import StreamBatch, collate, make_sample
 from ftkd_core.losses.detection import DetectionCriterion, auxiliary_losses
 from ftkd_core.losses.focal import sigmoid_focal_loss
 from ftkd_core.losses.matching import match

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ftkd_core.config import SparseBEVConfig, override
-from ftkd_core.data.clips import Augmentation, make_sample
+from ftkd_core.data.augmentation import Augmentation
+from ftkd_core.data.clips import make_sample
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid, yaw_transform
 from ftkd_core.losses.detection import DetectionCriterion

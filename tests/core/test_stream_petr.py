@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from ftkd_core.data.clips import Augmentation, make_sample
+from ftkd_core.data.augmentation import Augmentation
+from ftkd_core.data.clips import make_sample
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.models.anchors import Anchors

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkd_core.data.clips import Augmentation, AugmentConfig, StreamDataset, make_sample
+from ftkd_core.data.augmentation import Augmentation, AugmentConfig
+from ftkd_core.data.clips import StreamDataset, make_sample
 from ftkd_core.data.windows import PairedDataset, WindowDataset, make_window, window_order
 from ftkd_core.geometry import invert_rigid
 from tests.core.helpers import NO_AUGMENTATION, make_clip

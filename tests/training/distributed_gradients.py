@@ -11,7 +11,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from ftkd_core.data.clips import Augmentation, AugmentConfig, StreamDataset, collate, make_sample
+from ftkd_core.data.augmentation import Augmentation, AugmentConfig
+from ftkd_core.data.clips import StreamDataset, collate, make_sample
 from ftkd_core.data.windows import PairedDataset, collate_windows, make_window
 from ftkd_core.distillation.baselines import BaselineConfig
 from ftkd_core.distillation.config import FTKDConfig

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkd_core.data.clips import Augmentation, AugmentConfig, StreamDataset, make_sample
+from ftkd_core.data.augmentation import Augmentation, AugmentConfig
+from ftkd_core.data.clips import StreamDataset, make_sample
 from ftkd_core.data.windows import WindowDataset
 from ftkd_core.errors import UserError
 from ftkd_core.models.resnet import ResNet

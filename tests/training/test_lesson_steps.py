@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ftkd_core.classes import CLASS_NAMES
-from ftkd_core.data.clips import Augmentation, Clip, StreamBatch, collate, make_sample
+from ftkd_core.data.augmentation import Augmentation
+from ftkd_core.data.clips import Clip, StreamBatch, collate, make_sample
 from ftkd_core.data.windows import WindowBatch, collate_windows, make_window
 from ftkd_core.errors import UserError
 from ftkd_core.models.memory import Memory

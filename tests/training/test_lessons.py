@@ -13,7 +13,8 @@ from lightning_fabric import Fabric
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ftkd_core.config import to_dict
-from ftkd_core.data.clips import AugmentConfig, StreamDataset
+from ftkd_core.data.augmentation import AugmentConfig
+from ftkd_core.data.clips import StreamDataset
 from ftkd_core.data.windows import PairedDataset, WindowBatch, WindowDataset
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.methods import METHODS, method_config

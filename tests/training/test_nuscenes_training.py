@@ -15,7 +15,8 @@ import torch
 from benchmarks import loader
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.config import ImageConfig
-from ftkd_core.data.clips import Augmentation, make_sample
+from ftkd_core.data.augmentation import Augmentation
+from ftkd_core.data.clips import make_sample
 from ftkd_core.data.nuscenes import camera_round, ground_truth, open_dataset, sample_pose, scene_names
 from ftkd_core.data.nuscenes_clips import ImageFiles, NuScenesClips
 from ftkd_core.data.synthetic.export import write_dataset

@@ -107,11 +107,8 @@ def test_all_that_learns_is_decayed_where_that_is_asked_for(tmp_path: Path) -> N
         decay = {
             id(p): group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]
         }
-        bias, weight = (
-            trainer.raw.decoder_layer.regressor[0].bias,
-            trainer.raw.decoder_layer.regressor[0].weight,
-        )
-        assert (decay[id(weight)], decay[id(bias)]) == (0.01, 0.01 if decay_all else 0.0)
+        layer = trainer.raw.decoder_layer.regressor[0]
+        assert (decay[id(layer.weight)], decay[id(layer.bias)]) == (0.01, 0.01 if decay_all else 0.0)
 
 
 def test_the_rate_warms_up_from_where_it_shall_and_falls_to_its_last() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftkd_core.data.clips import AugmentConfig, StreamBatch, StreamDataset
+from ftkd_core.data.augmentation import AugmentConfig
+from ftkd_core.data.clips import StreamBatch, StreamDataset
 from ftkd_core.data.windows import PairedDataset
 from ftkd_core.distillation.methods import method_config
 from ftkd_core.errors import UserError

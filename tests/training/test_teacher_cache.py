@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftkd_core.data.clips import Augmentation, AugmentConfig, Clip, StreamDataset
+from ftkd_core.data.augmentation import Augmentation, AugmentConfig
+from ftkd_core.data.clips import Clip, StreamDataset
 from ftkd_core.data.windows import make_window
 from ftkd_core.distillation.answer import TeacherAnswer
 from ftkd_core.distillation.cache import (

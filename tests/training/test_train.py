@@ -12,7 +12,8 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
-from ftkd_core.data.clips import AugmentConfig, StreamBatch, StreamDataset
+from ftkd_core.data.augmentation import AugmentConfig
+from ftkd_core.data.clips import StreamBatch, StreamDataset
 from ftkd_core.errors import UserError
 from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.runtime.detector import Detector
