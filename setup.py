@@ -41,7 +41,7 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": [
-            "detector = ftkd_ros.detector_node:main",
+            "detector = ftkd_ros.node.detector_node:main",
             "player = ftkd_ros.bag.player:main",
             "recorder = ftkd_ros.bag.recorder:main",
             "ftkd = ftkd_ros.cli:main",

@@ -27,11 +27,7 @@ import torch
 from benchmarks.report import report
 from ftkd_core.data.synthetic.rig import nuscenes_rig
 from ftkd_core.errors import UserError
-from ftkd_core.models.stream_petr import StreamPETR
-from ftkd_core.runtime.detector import Detector, resolve_device
-from ftkd_core.runtime.devices import device_name, tf32_allowed, working_on
-from ftkd_core.runtime.fast import FastEngine
-from ftkd_core.runtime.measure import (
+from ftkd_core.evaluation.detector_benchmark import (
     TOLERANCE_M,
     TOLERANCE_SCORE,
     Agreement,
@@ -47,6 +43,10 @@ from ftkd_core.runtime.measure import (
     reset_peak_memory,
     time_detectors,
 )
+from ftkd_core.models.stream_petr import StreamPETR
+from ftkd_core.runtime.detector import Detector, resolve_device
+from ftkd_core.runtime.devices import device_name, tf32_allowed, working_on
+from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.types import CameraRound
 
 _ROUNDS = 8

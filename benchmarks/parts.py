@@ -31,14 +31,7 @@ from tqdm import tqdm
 from benchmarks.report import report
 from ftkd_core.data.synthetic.rig import nuscenes_rig
 from ftkd_core.errors import UserError
-from ftkd_core.evaluation.latency import time_alternating
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
-from ftkd_core.runtime.compiling import compile_alone
-from ftkd_core.runtime.detector import Detector, resolve_device
-from ftkd_core.runtime.devices import device_name, working_on
-from ftkd_core.runtime.fast import FastEngine
-from ftkd_core.runtime.header import Header, pack_header
-from ftkd_core.runtime.measure import (
+from ftkd_core.evaluation.detector_benchmark import (
     WEIGHTS_SEED,
     driving_rounds,
     network_rig,
@@ -46,6 +39,13 @@ from ftkd_core.runtime.measure import (
     peak_memory_meaning,
     preset_model,
 )
+from ftkd_core.evaluation.latency import time_alternating
+from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.runtime.compiling import compile_alone
+from ftkd_core.runtime.detector import Detector, resolve_device
+from ftkd_core.runtime.devices import device_name, working_on
+from ftkd_core.runtime.fast import FastEngine
+from ftkd_core.runtime.header import Header, pack_header
 from ftkd_core.runtime.preprocess import round_rig, stack_images
 from ftkd_core.runtime.replay import Replay
 from ftkd_core.runtime.uploads import CpuImages, DeviceImages

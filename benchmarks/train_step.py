@@ -39,9 +39,9 @@ from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.runtime.detector import resolve_device
 from ftkd_core.runtime.devices import device_name
-from training.kept_features import keep_features
-from training.lessons import CachedDataset, Distiller, StreamLesson, make_distiller
-from training.loop import OptimConfig, Trainer
+from training.feature_cache import keep_features
+from training.tasks import CachedDataset, Distiller, StreamLesson, make_distiller
+from training.trainer import OptimConfig, Trainer
 
 _SCENES, _DURATION_S, _WARM_UP = 2, 10.0, 3
 _PLAIN = AugmentConfig(flip=0.0, rotation=0.0)  # what cached answers are about

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 def measure(preset: str, weights: Path | None, device: str, runtime: str, *, repeats: int) -> dict[str, Any]:
     """Latency in milliseconds, peak memory in megabytes and the seconds until the first round was through."""
     from ftkd_core.data.synthetic.rig import nuscenes_rig
-    from ftkd_core.runtime import measure as measuring
+    from ftkd_core.evaluation import detector_benchmark as measuring
     from ftkd_core.runtime.detector import Detector, resolve_device
 
     place = resolve_device(device)

@@ -23,10 +23,10 @@ from ftkd_core.errors import UserError
 from ftkd_core.runtime import RUNTIMES
 from ftkd_ros.bag.convert import convert_scene
 from ftkd_ros.bag.detect import DETECTIONS_TOPIC, SUMMARY_NAME, VELOCITIES_TOPIC
-from ftkd_ros.bag.drive import Drive
 from ftkd_ros.bag.evaluate import evaluate_recording, summary_lines
 from ftkd_ros.bag.io import BagReader
 from ftkd_ros.bag.pages import report_results
+from ftkd_ros.bag.replay_rounds import Drive
 from ftkd_ros.processes import ProcessGroup
 
 MARKER_NAME: Final = ".ftkd_demo"
@@ -165,7 +165,7 @@ def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
         )
         recorder.wait_for("recording to", _READY_TIMEOUT_S)
         detector = processes.start(
-            "detector", _node("ftkd_ros.detector_node", detector_parameters(options, offsets_ns))
+            "detector", _node("ftkd_ros.node.detector_node", detector_parameters(options, offsets_ns))
         )
         detector.wait_for("is ready", _READY_TIMEOUT_S)
         for topic in (DETECTIONS_TOPIC, VELOCITIES_TOPIC):

@@ -15,8 +15,8 @@ from ftkd_core.data.windows import PairedDataset, WindowDataset
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
-from training.kept_features import keep_features, refuse_images
-from training.settings import RunConfig, TrainConfig, WindowTrainConfig
+from training.config import RunConfig, TrainConfig, WindowTrainConfig
+from training.feature_cache import keep_features, refuse_images
 
 
 def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple[ClipSource, int]:

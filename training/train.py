@@ -35,12 +35,12 @@ from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS, preset, sparse_bev_preset
 from ftkd_core.weights import read_config, start_from
+from training.config import RunConfig, TrainConfig, WindowTrainConfig
 from training.datasets import kept_clips, make_dataset, open_clips
-from training.lessons import CachedDataset, Distiller, StreamLesson, WindowLesson, make_distiller
-from training.loop import Trainer
 from training.recipes import RECIPES
-from training.settings import RunConfig, TrainConfig, WindowTrainConfig
-from training.sliding import SlidingDataset, SlidingLesson
+from training.sliding_window import SlidingDataset, SlidingLesson
+from training.tasks import CachedDataset, Distiller, StreamLesson, WindowLesson, make_distiller
+from training.trainer import Trainer
 
 _FROM_FILE: Final = "init"  # instead of a preset's name
 _PATIENCE: Final = timedelta(hours=12)

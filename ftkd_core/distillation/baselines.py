@@ -6,7 +6,7 @@ alone, as DETRDistill does, is FTKD with its other parts left out: see methods.p
 that they do not change with the size of the image. The sources' weights belong to their normalisers and are
 not carried over: MGD 2e-5 on the sum over all elements of an image (yzd-v/MGD), CWD 50 for feature maps, as
 others quote it; of STXD and of DETRDistill's logits none was found that is public. Set `weight`, or
-let training/balance.py bring every method to the same share of the detection loss. Symbols: B batch, N
+let training/study/balance.py bring every method to the same share of the detection loss. Symbols: B batch, N
 cameras, C channels (s student, t teacher), H/W feature size, L = H * W cells.
 """
 
@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer
 from ftkd_core.distillation.reconstruction import PerspectiveReconstruction
+from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherAnswer
 from ftkd_core.errors import UserError
-from ftkd_core.losses.counting import shared_count
+from ftkd_core.losses.normalizer import shared_count
 from ftkd_core.models.stream_petr import Predictions
 from ftkd_core.types import Targets
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.clips import Clip
-from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer
+from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherAnswer
 from ftkd_core.errors import UserError
 
 _FORMAT: Final = "ftkd-teacher-cache-2"

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ftkd_core.config import SparseBEVConfig
-from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.logits import Alignment, align, logit_losses, pair_weights
 from ftkd_core.distillation.reconstruction import PerspectiveReconstruction, QueryReconstruction
-from ftkd_core.losses.answerable import in_range
+from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherAnswer
 from ftkd_core.losses.matching import match
+from ftkd_core.losses.target_filter import in_range
 from ftkd_core.models.stream_petr import Predictions
 from ftkd_core.types import Targets
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ftkd_core.losses.counting import shared_count
 from ftkd_core.losses.focal import quality_focal_loss
+from ftkd_core.losses.normalizer import shared_count
 
 
 class Alignment(NamedTuple):

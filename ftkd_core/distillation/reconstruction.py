@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftkd_core.losses.counting import shared_count
+from ftkd_core.losses.normalizer import shared_count
 
 
 @torch.no_grad()

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ftkd_core.boxes import encode_boxes
 from ftkd_core.classes import CLASS_NAMES, HEADINGLESS, SYMMETRIC
 from ftkd_core.config import DetectorConfig, SparseBEVConfig
-from ftkd_core.losses.counting import shared_count
 from ftkd_core.losses.focal import heat_loss, sigmoid_focal_loss
 from ftkd_core.losses.focal_head import focal_head_losses
 from ftkd_core.losses.matching import match
+from ftkd_core.losses.normalizer import shared_count
 from ftkd_core.models.anchors import turn_back, view_axis
 from ftkd_core.models.auxiliary2d import REFERENCE_FOCAL_PX, AuxiliaryMaps
 from ftkd_core.models.denoising import DenoisingQueries

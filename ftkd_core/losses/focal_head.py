@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ftkd_core.losses.counting import shared_count
 from ftkd_core.losses.focal import heat_loss, quality_focal_loss
 from ftkd_core.losses.matching import focal_cost
+from ftkd_core.losses.normalizer import shared_count
 from ftkd_core.models.focal_head import FocalMaps
 from ftkd_core.types import Targets
 

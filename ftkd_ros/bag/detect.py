@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.bag import message_builders as build
-from ftkd_ros.bag.drive import BASE_FRAME, Drive
 from ftkd_ros.bag.io import BagReader, BagWriter, check_new
-from ftkd_ros.worker import StreamMonitor, percentiles
+from ftkd_ros.bag.replay_rounds import BASE_FRAME, Drive
+from ftkd_ros.node.worker import StreamMonitor, percentiles
 
 DETECTIONS_TOPIC: Final = "/detections"
 VELOCITIES_TOPIC: Final = "/detections/velocities"

@@ -23,8 +23,8 @@ from ftkd_core.errors import UserError
 from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, to_devkit_results
 from ftkd_core.types import ObjectList
 from ftkd_ros.bag.detect import DETECTIONS_TOPIC, SUMMARY_NAME, VELOCITIES_TOPIC
-from ftkd_ros.bag.drive import Drive, KeyFrame, nearest, read_objects
 from ftkd_ros.bag.io import BagReader
+from ftkd_ros.bag.replay_rounds import Drive, KeyFrame, nearest, read_objects
 
 JOIN_WITHIN_NS: Final = 25_000_000
 _TOLD: Final = ("device", "weights", "training", "preset", "latency_ms")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays -> messages of `rosbags`, for programs that write bags without ROS (`ftkd_ros.messages` is the twin
-for nodes).
+"""Arrays -> messages of `rosbags`, for programs that write bags without ROS. `ftkd_ros.convert.to_ros` is the
+twin for nodes.
 
 Stamps are int nanoseconds; transforms `dst_from_src` are (4, 4).
 """
@@ -15,7 +15,7 @@ from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.geometry import rotation_to_quaternion
 from ftkd_core.types import ObjectList
 from ftkd_ros.bag.message_definitions import message_types
-from ftkd_ros.reading import VELOCITY_FIELDS
+from ftkd_ros.convert.from_ros import VELOCITY_FIELDS
 
 Matrix = NDArray[np.float64]
 

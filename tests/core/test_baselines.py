@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ftkd_core.distillation.answer import PreviousMaps, TeacherAnswer
 from ftkd_core.distillation.baselines import (
     Baseline,
     BaselineConfig,
@@ -16,6 +15,7 @@ from ftkd_core.distillation.baselines import (
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.logits import align
 from ftkd_core.distillation.methods import METHODS, method_config
+from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherAnswer
 from ftkd_core.errors import UserError
 from ftkd_core.models.stream_petr import Predictions
 from ftkd_core.types import Targets

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from benchmarks import detector as benchmark
+from ftkd_core.evaluation.detector_benchmark import count_parameters
 from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.presets import preset
-from ftkd_core.runtime.measure import count_parameters
 
 CONTRACT = {
     "device", "preset", "latency_ms", "ratio", "peak_memory_mb", "max_center_diff_m", "params", "gflops"

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import make_sample
-from ftkd_core.distillation.answer import TeacherAnswer, teacher_answer
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.ftkd import FTKD
 from ftkd_core.distillation.logits import (
@@ -29,6 +28,7 @@ from ftkd_core.distillation.reconstruction import (
     future_aware_target,
     random_mask,
 )
+from ftkd_core.distillation.teacher_output import TeacherAnswer, teacher_answer
 from ftkd_core.errors import UserError
 from ftkd_core.losses.focal import quality_focal_loss
 from ftkd_core.models.stream_petr import Predictions

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ftkd_core.config import ImageConfig, override
 from ftkd_core.data.synthetic.rig import nuscenes_rig
 from ftkd_core.errors import UserError
+from ftkd_core.evaluation.detector_benchmark import compare_detectors, driving_rounds
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.resnet import ResNet
@@ -28,7 +29,6 @@ from ftkd_core.runtime.devices import numbered, tf32_allowed, without_tf32, work
 from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.runtime.header import pack_header, rig_key, unpack_header
 from ftkd_core.runtime.inference_model import fold_batch_norms, inference_model
-from ftkd_core.runtime.measure import compare_detectors, driving_rounds
 from ftkd_core.runtime.preprocess import resize_and_crop, round_rig
 from ftkd_core.runtime.resample import batch_taps, image_taps, resample
 from ftkd_core.runtime.uploads import DeviceImages

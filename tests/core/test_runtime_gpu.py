@@ -10,10 +10,10 @@ import torch
 
 from ftkd_core.config import ImageConfig
 from ftkd_core.data.synthetic.rig import nuscenes_rig
+from ftkd_core.evaluation.detector_benchmark import compare_detectors, driving_rounds
 from ftkd_core.runtime.detector import Detector
 from ftkd_core.runtime.engines import PlainEngine
 from ftkd_core.runtime.fast import FastEngine
-from ftkd_core.runtime.measure import compare_detectors, driving_rounds
 from ftkd_core.runtime.preprocess import resize_and_crop
 from ftkd_core.runtime.resample import batch_taps, image_taps, resample
 from tests.core.helpers import small_model

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ftkd_ros.parameters import DESCRIPTIONS, DetectorParameters
+from ftkd_ros.node.parameters import DESCRIPTIONS, DetectorParameters
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH_FILES = sorted((ROOT / "launch").glob("*.launch.py"))

@@ -21,10 +21,10 @@ from visualization_msgs.msg import MarkerArray
 
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.types import CameraRound, ObjectList
-from ftkd_ros.detector_node import DetectorNode
-from ftkd_ros.images import encode_jpeg
-from ftkd_ros.messages import make_header, rgb_to_compressed
-from ftkd_ros.spinning import make_executor, spin
+from ftkd_ros.convert.images import encode_jpeg
+from ftkd_ros.convert.to_ros import make_header, rgb_to_compressed
+from ftkd_ros.node.detector_node import DetectorNode
+from ftkd_ros.node.spinning import make_executor, spin
 
 CAMERAS = tuple(channel.lower() for channel in CAMERA_CHANNELS)
 OFFSETS_S = (0.0076, 0.0155, 0.0, 0.0327, 0.0426, 0.023)

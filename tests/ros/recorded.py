@@ -10,8 +10,8 @@ from driving_scene import SCENE, VERSION, write_drive
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.bag.convert import convert_scene
-from ftkd_ros.bag.drive import Drive
 from ftkd_ros.bag.io import BagReader
+from ftkd_ros.bag.replay_rounds import Drive
 
 
 @dataclass(frozen=True)

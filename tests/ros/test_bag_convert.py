@@ -15,7 +15,7 @@ from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid
 from ftkd_ros.bag.convert import ConversionSummary, convert_scene
 from ftkd_ros.bag.io import BagReader
-from ftkd_ros.reading import detections_to_objects, stamp_to_ns, transform_to_matrix
+from ftkd_ros.convert.from_ros import detections_to_objects, stamp_to_ns, transform_to_matrix
 from tests.ros.driving_scene import (
     CAR_SPEED_M_S,
     OFFSETS_US,

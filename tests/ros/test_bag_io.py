@@ -18,7 +18,7 @@ from ftkd_core.types import ObjectList
 from ftkd_ros.bag import message_builders as build
 from ftkd_ros.bag.io import BagReader, BagWriter, is_latched, offered_qos
 from ftkd_ros.bag.message_definitions import ensure_known, message_types
-from ftkd_ros.reading import detections_to_objects
+from ftkd_ros.convert.from_ros import detections_to_objects
 
 PUBLISHED_HASH = "RIHS01_793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018"
 HEADER = "std_msgs/msg/Header"

@@ -19,8 +19,8 @@ from ftkd_core.types import ObjectList
 from ftkd_ros import cli
 from ftkd_ros.bag import message_builders as build
 from ftkd_ros.bag.detect import DETECTIONS_TOPIC, SUMMARY_NAME, VELOCITIES_TOPIC, detect_bag
-from ftkd_ros.bag.drive import Drive, read_objects
 from ftkd_ros.bag.io import BagReader, BagWriter
+from ftkd_ros.bag.replay_rounds import Drive, read_objects
 from tests.core.helpers import small_model
 
 
@@ -160,7 +160,7 @@ def _live_node(context: Any, offsets_s: list[float]) -> Any:
     """The detector node, active, with the small detector and patience."""
     from rclpy.parameter import Parameter
 
-    from ftkd_ros.detector_node import DetectorNode
+    from ftkd_ros.node.detector_node import DetectorNode
 
     overrides = {
         "qos_reliability": "reliable",
@@ -200,7 +200,7 @@ def _through_ros(path: Path) -> dict[int, ObjectList]:
     from vision_msgs.msg import Detection3DArray
 
     from ftkd_ros.bag.node_running import message_class
-    from ftkd_ros.messages import detections_to_objects, stamp_to_ns
+    from ftkd_ros.convert.to_ros import detections_to_objects, stamp_to_ns
 
     context = Context()
     rclpy.init(context=context)

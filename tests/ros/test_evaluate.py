@@ -11,9 +11,9 @@ from recorded import KnowingDetector, Recorded, record
 from ftkd_core.errors import UserError
 from ftkd_core.types import ObjectList
 from ftkd_ros.bag.detect import DETECTIONS_TOPIC, VELOCITIES_TOPIC, detect_bag, write_objects
-from ftkd_ros.bag.drive import Drive, read_objects
 from ftkd_ros.bag.evaluate import evaluate_recording, summary_lines
 from ftkd_ros.bag.io import BagReader, BagWriter
+from ftkd_ros.bag.replay_rounds import Drive, read_objects
 from ftkd_ros.cli import main
 
 

@@ -18,9 +18,9 @@ from visualization_msgs.msg import Marker
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.errors import UserError
 from ftkd_core.types import ObjectList
-from ftkd_ros import messages
-from ftkd_ros.images import encode_jpeg
-from ftkd_ros.markers import objects_to_markers
+from ftkd_ros.convert import to_ros as messages
+from ftkd_ros.convert.images import encode_jpeg
+from ftkd_ros.convert.markers import objects_to_markers
 
 TOPIC = "/cam_front/image"
 

@@ -11,7 +11,7 @@ import pytest
 from fakes import CAMERAS, OFFSETS_S, SPEED, START, Bench, Running, send_and_receive
 from std_srvs.srv import Trigger
 
-from ftkd_ros.messages import detections_to_objects, image_to_rgb, stamp_to_ns
+from ftkd_ros.convert.to_ros import detections_to_objects, image_to_rgb, stamp_to_ns
 
 pytestmark = pytest.mark.ros
 

@@ -17,9 +17,9 @@ from rclpy.context import Context
 
 from ftkd_core.errors import UserError
 from ftkd_core.runtime.detector import Detector
-from ftkd_ros.detector_node import DetectorNode, load_detector, run_node
-from ftkd_ros.messages import detections_to_objects
-from ftkd_ros.parameters import DetectorParameters
+from ftkd_ros.convert.to_ros import detections_to_objects
+from ftkd_ros.node.detector_node import DetectorNode, load_detector, run_node
+from ftkd_ros.node.parameters import DetectorParameters
 
 pytestmark = pytest.mark.ros
 
@@ -171,7 +171,7 @@ def run_script(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_process_ends_with_code_two_for_a_bad_parameter() -> None:
-    script = "import sys; from ftkd_ros.detector_node import main; sys.exit(main())"
+    script = "import sys; from ftkd_ros.node.detector_node import main; sys.exit(main())"
     process = run_script(script, "--ros-args", "-p", "reference_time:=soon")
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 2
@@ -184,7 +184,7 @@ def test_a_signal_ends_the_process_with_its_summary(
     number: signal.Signals, bench: Bench, tmp_path: Path
 ) -> None:
     script = (
-        "import sys, ftkd_ros.detector_node as module; from fakes import FakeDetector\n"
+        "import sys, ftkd_ros.node.detector_node as module; from fakes import FakeDetector\n"
         "node = module.DetectorNode\n"
         "module.DetectorNode = lambda: node(lambda _: FakeDetector())\n"
         "sys.exit(module.main())"

@@ -11,10 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from std_msgs.msg import Header
 
-from ftkd_ros.messages import ns_to_stamp
-from ftkd_ros.round_matching import MatchedRound, RoundMatcher
-from ftkd_ros.synchronizer import SurroundMatcher, SurroundSynchronizer
-from ftkd_ros.time_offsets import estimate_offset_ns, estimate_offsets_ns
+from ftkd_ros.convert.to_ros import ns_to_stamp
+from ftkd_ros.sync.matcher import MatchedRound, RoundMatcher
+from ftkd_ros.sync.synchronizer import SurroundMatcher, SurroundSynchronizer
+from ftkd_ros.sync.time_offsets import estimate_offset_ns, estimate_offsets_ns
 
 MS = 1_000_000
 CAMERAS = ("front", "front_right", "front_left", "back", "back_left", "back_right")

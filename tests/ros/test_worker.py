@@ -11,9 +11,9 @@ import pytest
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.types import CameraRound, ObjectList
-from ftkd_ros.round_building import BuiltRound, reference_stamp_ns
-from ftkd_ros.round_matching import MatchedRound
-from ftkd_ros.worker import DetectionWorker, Mailbox, Outcome, StreamMonitor
+from ftkd_ros.node.worker import DetectionWorker, Mailbox, Outcome, StreamMonitor
+from ftkd_ros.sync.assembly import BuiltRound, reference_stamp_ns
+from ftkd_ros.sync.matcher import MatchedRound
 
 MS = 1_000_000
 

@@ -20,8 +20,8 @@ from ftkd_core.distillation.methods import METHODS
 from ftkd_core.models.stream_petr import build_stream_petr
 from tests.core.helpers import make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
-from training.lessons import StreamLesson, make_distiller
-from training.loop import OptimConfig, Trainer
+from training.tasks import StreamLesson, make_distiller
+from training.trainer import OptimConfig, Trainer
 
 OBJECTS = (2, 9)  # of the two streams: a mean of means would weigh them alike
 

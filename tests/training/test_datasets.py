@@ -11,8 +11,8 @@ from ftkd_core.data.windows import PairedDataset, WindowDataset
 from ftkd_core.errors import UserError
 from ftkd_core.presets import preset, sparse_bev_preset
 from tests.core.helpers import make_clip
+from training.config import DataConfig, TrainConfig, WindowTrainConfig
 from training.datasets import make_dataset
-from training.settings import DataConfig, TrainConfig, WindowTrainConfig
 from training.train import make_parser, resolve
 
 

@@ -14,8 +14,8 @@ from ftkd_core.weights import save_weights
 from tests.core.helpers import small_config
 from tests.core.test_sparse_bev import small_sparse
 from tests.training.test_experiments import arguments, pretend_costs
-from training import experiments, planning, stages
-from training.experiments import Experiment, main, make_parser
+from training.study import experiments, planning, stages
+from training.study.experiments import Experiment, main, make_parser
 
 
 @pytest.fixture

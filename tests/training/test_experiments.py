@@ -24,12 +24,11 @@ from ftkd_core.errors import UserError
 from ftkd_core.models.stream_petr import build_stream_petr
 from tests.core.helpers import make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
-from tests.training.test_lessons import pairs, stream_lesson, teacher
-from training import planning, predicting, provenance, scoring, speeds, stages
-from training.balance import balance, balanced, measure_terms
-from training.experiments import Experiment, main, make_parser
-from training.lessons import make_distiller
-from training.matrix import (
+from tests.training.test_tasks import pairs, stream_lesson, teacher
+from training.study import planning, predicting, provenance, scoring, speeds, stages
+from training.study.balance import balance, balanced, measure_terms
+from training.study.experiments import Experiment, main, make_parser
+from training.study.matrix import (
     OFFLINE,
     PAST,
     ROWS,
@@ -40,8 +39,9 @@ from training.matrix import (
     subset_table,
     table,
 )
-from training.planning import Plan
-from training.timing import Costs
+from training.study.planning import Plan
+from training.study.timing import Costs
+from training.tasks import make_distiller
 
 
 def entry(method: str, seed: int, score: float, **more: object) -> dict[str, object]:
@@ -337,7 +337,9 @@ def test_training_needs_no_devkit(
     code = """
 import sys
 sys.modules["nuscenes"] = None  # what is not installed cannot be imported
-from training import distill, experiments, stages, train
+from training import distill, train
+from training.study import experiments
+from training.study import stages
 for module in (distill, experiments, train):
     try:
         module.main(["--help"])

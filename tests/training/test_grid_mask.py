@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ftkd_core.data.grid_mask import blank_some, grid_mask
-from tests.training.test_lessons import pairs, stream_lesson, window_lesson, windows
-from training.lessons import StreamLesson, WindowLesson
-from training.sliding import SlidingLesson
+from tests.training.test_tasks import pairs, stream_lesson, window_lesson, windows
+from training.sliding_window import SlidingLesson
+from training.tasks import StreamLesson, WindowLesson
 
 
 @settings(deadline=None)

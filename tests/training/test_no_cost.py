@@ -13,7 +13,7 @@ from ftkd_core.models.stream_petr import build_stream_petr, decode
 from ftkd_core.types import CameraRig, Frame
 from ftkd_core.weights import load_into, read_weights
 from tests.core.helpers import make_frame
-from tests.training.test_lessons import make_trainer, pairs, stream_lesson
+from tests.training.test_tasks import make_trainer, pairs, stream_lesson
 
 Node = tuple[str, str, tuple[str, ...]]
 

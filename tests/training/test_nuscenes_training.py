@@ -30,9 +30,9 @@ from ftkd_core.runtime.preprocess import (
     zoomed_intrinsics,
 )
 from training import distill
-from training.loop import Trainer
 from training.recipes import RECIPES
 from training.train import main, make_parser, resolve
+from training.trainer import Trainer
 
 IMAGE = ImageConfig(width=176, height=64)
 SEEDS = (900_002, 900_005)

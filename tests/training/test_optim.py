@@ -15,9 +15,9 @@ from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV
 from tests.core.test_sparse_bev import small_sparse
 from tests.training.test_train import make_data, make_trainer
-from training.lessons import WindowLesson
-from training.loop import OptimConfig, Trainer
 from training.recipes import RECIPES
+from training.tasks import WindowLesson
+from training.trainer import OptimConfig, Trainer
 
 
 def backbone_after_a_step(out: Path, optim: OptimConfig) -> tuple[set[str], Trainer]:

@@ -15,10 +15,10 @@ from ftkd_core.errors import UserError
 from ftkd_core.weights import save_weights
 from tests.core.helpers import make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
-from training import stages, timing
-from training.matrix import OFFLINE, PAST
-from training.planning import Clock, Needs, OutOfTime, Plan, choose_steps
-from training.timing import Costs, needs_of
+from training.study import stages, timing
+from training.study.matrix import OFFLINE, PAST
+from training.study.planning import Clock, Needs, OutOfTime, Plan, choose_steps
+from training.study.timing import Costs, needs_of
 
 PLAN = Plan(
     preset="tiny", teacher_preset="sparse_bev_tiny_offline", past_preset="sparse_bev_tiny", seeds=2, scenes=3,

@@ -11,7 +11,6 @@ import torch
 from ftkd_core.data.augmentation import Augmentation, AugmentConfig
 from ftkd_core.data.clips import Clip, StreamDataset
 from ftkd_core.data.windows import make_window
-from ftkd_core.distillation.answer import TeacherAnswer
 from ftkd_core.distillation.cache import (
     Manifest,
     TeacherCache,
@@ -20,10 +19,11 @@ from ftkd_core.distillation.cache import (
     fill_cache,
     refuse_augmentation,
 )
+from ftkd_core.distillation.teacher_output import TeacherAnswer
 from ftkd_core.errors import UserError
 from tests.core.helpers import NO_AUGMENTATION, make_clip
-from tests.training.test_lessons import make_trainer, pairs, stream_lesson
-from training.lessons import CachedDataset, Distiller
+from tests.training.test_tasks import make_trainer, pairs, stream_lesson
+from training.tasks import CachedDataset, Distiller
 
 CLIPS = [make_clip(seed=seed) for seed in range(2)]
 DESCRIPTION = describe(teacher="abc", data="two clips", map_target="mean_residual", strides=[16])

@@ -19,10 +19,10 @@ from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.runtime.detector import Detector
 from tests.core.helpers import NO_AUGMENTATION, make_clip, small_config
 from tests.core.test_focal_head import FOCAL
-from tests.training.test_sliding import small_run
-from training.lessons import StreamLesson
-from training.loop import OptimConfig, Trainer
+from tests.training.test_sliding_window import small_run
+from training.tasks import StreamLesson
 from training.train import TrainConfig, main, make_parser, resolve
+from training.trainer import OptimConfig, Trainer
 
 POINTS_AND_FOCAL_HEAD = (
     "decoder.num_image_queries=0", "decoder.anchored=False", "decoder.link_memory=False", *FOCAL,

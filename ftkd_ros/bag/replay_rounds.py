@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A recorded drive as the detector node would see it, read from a bag without ROS.
+
+Grouping, decoding, checks and conversions are the node's own (`round_matching`, `time_offsets`,
+`round_building`, `reading`); only the middleware is left out, so the result does not depend on how fast the
+machine is.
+"""
+
+import bisect
+import struct
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rosbags.interfaces import Connection
+
+from ftkd_core.classes import CAMERA_CHANNELS
+from ftkd_core.errors import UserError
+from ftkd_core.geometry import interpolate_rigid
+from ftkd_core.types import CameraRound, ObjectList
+from ftkd_ros.bag.io import BagReader
+from ftkd_ros.convert.calibration import CameraGeometry, read_intrinsics, read_rigid
+from ftkd_ros.convert.from_ros import detections_to_objects, stamp_to_ns
+from ftkd_ros.sync.assembly import RoundBuilder, reference_stamp_ns
+from ftkd_ros.sync.matcher import MatchedRound, RoundMatcher
+from ftkd_ros.sync.time_offsets import MIN_STAMPS, estimate_offsets_ns
+
+MAP_FRAME: Final = "map"
+BASE_FRAME: Final = "base_link"
+SLOP_NS: Final = 20_000_000
+_NO_DEADLINE_NS: Final = 1 << 61
+_ROUND_SPAN_NS: Final = 60_000_000
+
+Matrix = NDArray[np.float64]
+
+
+class KeyFrame(NamedTuple):
+    """An annotated moment: its nuScenes sample token and stamp."""
+
+    token: str
+    stamp_ns: int
+
+
+class _Content(NamedTuple):
+    """A serialized image, so that only the rounds that are wanted get decoded."""
+
+    connection: Connection
+    content: bytes
+
+
+@dataclass(frozen=True)
+class PoseTrack:
+    """Rigid transforms over time: stamps ascending nanoseconds, matrices (4, 4)."""
+
+    stamps_ns: Sequence[int]
+    matrices: Sequence[Matrix]
+
+    def at(self, stamp_ns: int) -> Matrix | None:
+        """Interpolated transform; None before the first and after the last stamp, like tf2."""
+        if not self.stamps_ns or not self.stamps_ns[0] <= stamp_ns <= self.stamps_ns[-1]:
+            return None
+        after = bisect.bisect_left(self.stamps_ns, stamp_ns)
+        if self.stamps_ns[after] == stamp_ns:
+            return self.matrices[after]
+        before = after - 1
+        elapsed, interval = stamp_ns - self.stamps_ns[before], self.stamps_ns[after] - self.stamps_ns[before]
+        return interpolate_rigid(self.matrices[before], self.matrices[after], elapsed / interval)
+
+
+class BagRig:
+    """Calibration and transforms of a bag, with the methods of `rig.RigReader`; the whole drive is known.
+
+    Understands `map` -> `base_link` on /tf and `base_link` -> camera frames on /tf_static.
+    """
+
+    def __init__(self, bag: BagReader, channels: Sequence[str]) -> None:
+        self.cameras = tuple(channel.lower() for channel in channels)
+        self._path = str(bag.path)
+        self._track, self._ego_from_frame = _transforms(bag)
+        self._infos: dict[str, tuple[list[int], list[Any]]] = {}
+        topics = {f"/{camera}/camera_info": camera for camera in self.cameras}
+        for topic, _, message in bag.messages(tuple(topics), optional=True):
+            stamps, infos = self._infos.setdefault(topics[topic], ([], []))
+            stamps.append(stamp_to_ns(message.header.stamp))
+            infos.append(message)
+
+    def global_from_ego(self, stamp_ns: int, wait_until: float = 0.0) -> Matrix:
+        """The vehicle's pose (4, 4). Raises UserError outside the time that /tf covers."""
+        pose = self._track.at(stamp_ns)
+        if pose is None:
+            raise UserError(
+                f"bag {self._path!r} has no transform {MAP_FRAME} -> {BASE_FRAME} at {stamp_ns} ns; "
+                "do the detections belong to another drive?"
+            )
+        return pose
+
+    def geometry(
+        self, camera: str, frame_id: str, stamp_ns: int, image_size: tuple[int, int], wait_until: float = 0.0
+    ) -> CameraGeometry:
+        """Geometry of a camera at an exposure, by the camera_info current then; as `rig.RigReader`."""
+        if camera not in self._infos:
+            raise UserError(f"{camera}: bag {self._path!r} has no topic /{camera}/camera_info")
+        stamps, infos = self._infos[camera]
+        info = infos[max(bisect.bisect_right(stamps, stamp_ns) - 1, 0)]
+        frame = frame_id or info.header.frame_id
+        if frame not in self._ego_from_frame:
+            raise UserError(
+                f"{camera}: bag {self._path!r} has no transform {BASE_FRAME} -> {frame} on /tf_static; "
+                f"it has {', '.join(sorted(self._ego_from_frame)) or 'none'}"
+            )
+        return CameraGeometry(
+            intrinsics=read_intrinsics(info, camera, image_size),
+            ego_from_camera=self._ego_from_frame[frame],
+            global_from_ego=self.global_from_ego(stamp_ns),
+        )
+
+
+class Drive:
+    """The rounds, key frames and ground truth of an input bag.
+
+    channels name the cameras in the order of the rounds' views; a camera is the topics
+    `/<channel>/image/compressed` (or `/image`) and `/<channel>/camera_info` in lower case. `offsets_ns`, one
+    a camera; None estimates them from all stamps. `faults` counts what could not be used, by reason. Raises
+    UserError for a bag that lacks what is needed.
+    """
+
+    def __init__(
+        self,
+        bag: BagReader,
+        channels: Sequence[str] = CAMERA_CHANNELS,
+        offsets_ns: Sequence[int] | None = None,
+    ) -> None:
+        self.bag = bag
+        self.channels = tuple(channels)
+        self.faults: Counter[str] = Counter()
+        self._topics = _image_topics(bag, self.channels)
+        self._camera_of = {topic: camera for camera, topic in enumerate(self._topics)}
+        self.rig = BagRig(bag, self.channels)
+        self._offsets_ns = list(offsets_ns) if offsets_ns is not None else self._estimate_offsets()
+
+    @property
+    def offsets_ns(self) -> tuple[int | None, ...]:
+        """Time offset of each camera, None for one that is missing or follows another clock."""
+        return tuple(self._offsets_ns)
+
+    def key_frames(self) -> tuple[KeyFrame, ...]:
+        """The annotated moments in order of time. Raises UserError for a bag without /sample_token."""
+        found = {
+            message.frame_id: stamp_to_ns(message.stamp)
+            for _, _, message in self.bag.messages(["/sample_token"])
+        }
+        return tuple(
+            KeyFrame(token, stamp) for token, stamp in sorted(found.items(), key=lambda item: item[1])
+        )
+
+    def ground_truth(self) -> dict[int, ObjectList]:
+        """True objects in ego by stamp; empty for a bag without them."""
+        return read_objects(self.bag, "/ground_truth/detections", "/ground_truth/velocities", optional=True)
+
+    def reference_stamps(self) -> list[int]:
+        """The stamp of each round in order, that of its newest exposure. Decodes no image."""
+        return [reference_stamp_ns(matched, "latest") for matched in self.matched()]
+
+    def rounds(self, near_ns: Sequence[int] | None = None) -> Iterator[tuple[CameraRound, bool]]:
+        """(round, whether time jumped back before it) in order, images decoded; with `near_ns` only those of
+        these moments.
+
+        Rounds that cannot be used at all are left out; what was wrong with them or a camera is counted in
+        `faults`.
+        """
+        builder = RoundBuilder(self.rig, topics=self._topics, num_views=len(self.channels))
+        try:
+            for matched in self.matched():
+                stamp_ns = reference_stamp_ns(matched, "latest")
+                if near_ns is not None and nearest(near_ns, stamp_ns, _ROUND_SPAN_NS) is None:
+                    continue
+                try:
+                    built = builder.build(self._decoded(matched))
+                except UserError as error:
+                    self.faults[str(error)] += 1
+                    continue
+                self.faults.update(built.faults.values())
+                yield built.camera_round, matched.after_jump
+        finally:
+            builder.close()
+
+    def matched(self) -> Iterator[MatchedRound[Any]]:
+        """Rounds of serialized images, matched as in the node, but without a deadline: nothing is late in a
+        bag."""
+        matcher: RoundMatcher[_Content] = RoundMatcher(
+            num_cameras=len(self.channels),
+            slop_ns=SLOP_NS,
+            deadline_ns=_NO_DEADLINE_NS,
+            min_cameras=max(1, len(self.channels) // 2),
+        )
+        for connection, _, content in self.bag.raw(self._topics, optional=True):
+            camera = self._camera_of[connection.topic]
+            offset_ns = self._offsets_ns[camera]
+            if offset_ns is None:
+                self.faults[
+                    f"{connection.topic}: its stamps have no common rhythm with the other cameras"
+                ] += 1
+                continue
+            stamp_ns = _header_stamp_ns(content)
+            yield from matcher.add(camera, stamp_ns, _Content(connection, content), 0, offset_ns)
+        yield from matcher.poll(_NO_DEADLINE_NS)
+
+    def _decoded(self, matched: MatchedRound[Any]) -> MatchedRound[Any]:
+        messages = tuple(
+            None if message is None else self.bag.deserialize(message.connection, message.content)
+            for message in matched.messages
+        )
+        return MatchedRound(messages=messages, stamps_ns=matched.stamps_ns, after_jump=matched.after_jump)
+
+    def _estimate_offsets(self) -> list[int | None]:
+        """Time offset of each camera from all its stamps; from the first where there are few."""
+        stamps: list[list[int]] = [[] for _ in self.channels]
+        for connection, _, content in self.bag.raw(self._topics, optional=True):
+            stamps[self._camera_of[connection.topic]].append(_header_stamp_ns(content))
+        present = [own for own in stamps if own]
+        if not present:
+            raise UserError(f"bag {str(self.bag.path)!r} holds no camera image")
+        if min(len(own) for own in present) >= MIN_STAMPS:
+            return estimate_offsets_ns(stamps)
+        first = min(own[0] for own in present)
+        return [own[0] - first if own else None for own in stamps]
+
+
+def read_objects(
+    bag: BagReader, detections_topic: str, velocities_topic: str, *, optional: bool = False
+) -> dict[int, ObjectList]:
+    """Objects of every Detection3DArray on a topic by header stamp, with the velocities of the same stamp.
+
+    Of two messages with one stamp the later counts. Raises UserError for a missing topic unless `optional`,
+    and for detections in another frame than base_link.
+    """
+    clouds = {
+        stamp_to_ns(cloud.header.stamp): cloud
+        for _, _, cloud in bag.messages([velocities_topic], optional=True)
+    }
+    objects = {}
+    for _, _, message in bag.messages([detections_topic], optional=optional):
+        if message.header.frame_id != BASE_FRAME:
+            raise UserError(
+                f"bag {str(bag.path)!r}: {detections_topic} is in frame {message.header.frame_id!r}; "
+                f"expected {BASE_FRAME}"
+            )
+        stamp_ns = stamp_to_ns(message.header.stamp)
+        objects[stamp_ns] = detections_to_objects(message, clouds.get(stamp_ns))
+    return objects
+
+
+def nearest(stamps_ns: Sequence[int], stamp_ns: int, within_ns: int) -> int | None:
+    """The stamp nearest to `stamp_ns`, None where none is within `within_ns`."""
+    found = min(stamps_ns, key=lambda candidate: abs(candidate - stamp_ns), default=None)
+    return found if found is not None and abs(found - stamp_ns) <= within_ns else None
+
+
+def _image_topics(bag: BagReader, channels: Sequence[str]) -> list[str]:
+    """Image topic of each channel, in its compressed form where the bag has none of it.
+
+    Raises UserError where the bag has no camera at all.
+    """
+    present = bag.topics
+    compressed = [f"/{channel.lower()}/image/compressed" for channel in channels]
+    raw = [f"/{channel.lower()}/image" for channel in channels]
+    found = [b if b in present and a not in present else a for a, b in zip(compressed, raw, strict=True)]
+    if not any(topic in present for topic in found):
+        raise UserError(
+            f"bag {str(bag.path)!r} has no camera topic such as {compressed[0]}; "
+            f"it has {', '.join(sorted(present)) or 'none'}"
+        )
+    return found
+
+
+def _transforms(bag: BagReader) -> tuple[PoseTrack, dict[str, Matrix]]:
+    """The track of map -> base_link and, by frame, ego_from_frame."""
+    poses = {
+        stamp_to_ns(stamped.header.stamp): read_rigid(
+            stamped.transform, f"transform {MAP_FRAME} <- {BASE_FRAME}"
+        )
+        for _, _, message in bag.messages(["/tf"])
+        for stamped in message.transforms
+        if (stamped.header.frame_id, stamped.child_frame_id) == (MAP_FRAME, BASE_FRAME)
+    }
+    if not poses:
+        raise UserError(f"bag {str(bag.path)!r} has no transform {MAP_FRAME} -> {BASE_FRAME} on /tf")
+    static = {
+        stamped.child_frame_id: read_rigid(
+            stamped.transform, f"transform {BASE_FRAME} <- {stamped.child_frame_id}"
+        )
+        for _, _, message in bag.messages(["/tf_static"])
+        for stamped in message.transforms
+        if stamped.header.frame_id == BASE_FRAME
+    }
+    stamps = sorted(poses)
+    return PoseTrack(stamps, [poses[stamp] for stamp in stamps]), static
+
+
+def _header_stamp_ns(content: bytes) -> int:
+    """Stamp of a serialized message that begins with a header: CDR has four bytes of its own first."""
+    order = "<" if content[1] & 1 else ">"
+    seconds, nanoseconds = struct.unpack_from(f"{order}iI", content, 4)
+    return int(seconds) * 1_000_000_000 + int(nanoseconds)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detections as RViz markers: box edges with a heading line, velocity arrows, labels.
+
+Edges of one class are one LINE_LIST (ten markers instead of hundreds); every kind and class has a namespace
+of its own, `boxes/car`, `velocity/car`, `label/car`, so that RViz can switch each off.
+"""
+
+import math
+from typing import Final
+
+import numpy as np
+from geometry_msgs.msg import Point
+from numpy.typing import NDArray
+from rclpy.duration import Duration
+from std_msgs.msg import ColorRGBA, Header
+from visualization_msgs.msg import Marker, MarkerArray
+
+from ftkd_core.boxes import BOX_EDGES, box_corners
+from ftkd_core.classes import CLASS_NAMES
+from ftkd_core.types import ObjectList
+from ftkd_core.visualization import CLASS_COLORS
+from ftkd_ros.convert.to_ros import box_pose, make_header
+
+_LINE_WIDTH_M: Final = 0.08
+_MIN_SPEED_M_S: Final = 0.5
+_ARROW_SECONDS: Final = 1.0
+
+
+def objects_to_markers(
+    objects: ObjectList, frame_id: str, *, lifetime_s: float = 1.0, min_score: float = 0.0
+) -> MarkerArray:
+    """visualization_msgs/MarkerArray of the objects with at least `min_score`, DELETEALL first.
+
+    `lifetime_s` should span two detector cycles, so that boxes neither flicker nor outlive a stopped
+    detector. An arrow shows where the object will be in one second. Boxes that are not finite are left out.
+    """
+    header = make_header(objects.stamp_ns, frame_id)
+    shown = objects.select((objects.scores >= min_score) & np.isfinite(objects.boxes[:, :7]).all(axis=1))
+    markers = [Marker(header=header, action=Marker.DELETEALL)]
+    for label in np.unique(shown.labels).tolist():
+        of_class = shown.select(shown.labels == label)
+        markers.append(_edges(of_class, CLASS_NAMES[label]))
+        markers += _arrows(of_class, CLASS_NAMES[label])
+        markers += _labels(of_class, CLASS_NAMES[label])
+    for marker in markers[1:]:
+        marker.header = Header(stamp=header.stamp, frame_id=frame_id)
+        marker.lifetime = Duration(seconds=lifetime_s).to_msg()
+    return MarkerArray(markers=markers)
+
+
+def _marker(kind: int, namespace: str, identity: int, class_name: str) -> Marker:
+    red, green, blue = (value / 255 for value in CLASS_COLORS[class_name])
+    marker = Marker(ns=f"{namespace}/{class_name}", id=identity, type=kind, action=Marker.ADD)
+    marker.color = ColorRGBA(r=red, g=green, b=blue, a=1.0)
+    marker.pose.orientation.w = 1.0
+    return marker
+
+
+def _edges(objects: ObjectList, class_name: str) -> Marker:
+    marker = _marker(Marker.LINE_LIST, "boxes", 0, class_name)
+    marker.scale.x = _LINE_WIDTH_M
+    for corners in box_corners(objects.boxes):
+        front_bottom = (corners[2] + corners[3]) / 2
+        bottom = (corners[2] + corners[3] + corners[6] + corners[7]) / 4
+        segments = [(corners[a], corners[b]) for a, b in BOX_EDGES] + [(bottom, front_bottom)]
+        marker.points += [_point(end) for segment in segments for end in segment]
+    return marker
+
+
+def _arrows(objects: ObjectList, class_name: str) -> list[Marker]:
+    arrows = []
+    for index, box in enumerate(objects.boxes.tolist()):
+        vx, vy = box[7:9]
+        if not math.hypot(vx, vy) >= _MIN_SPEED_M_S:  # also false for nan
+            continue
+        marker = _marker(Marker.ARROW, "velocity", index, class_name)
+        marker.scale.x, marker.scale.y, marker.scale.z = 0.15, 0.4, 0.5
+        start = np.array(box[:3])
+        marker.points = [_point(start), _point(start + _ARROW_SECONDS * np.array([vx, vy, 0.0]))]
+        arrows.append(marker)
+    return arrows
+
+
+def _labels(objects: ObjectList, class_name: str) -> list[Marker]:
+    labels = []
+    for index, (box, score) in enumerate(zip(objects.boxes.tolist(), objects.scores.tolist(), strict=True)):
+        marker = _marker(Marker.TEXT_VIEW_FACING, "label", index, class_name)
+        marker.pose = box_pose(box)
+        marker.pose.position.z += box[5] / 2 + 0.5
+        marker.scale.z = 0.7
+        marker.text = f"{class_name} {score:.2f}"
+        labels.append(marker)
+    return labels
+
+
+def _point(xyz: NDArray[np.float64]) -> Point:
+    return Point(x=float(xyz[0]), y=float(xyz[1]), z=float(xyz[2]))

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""camera_info and tf -> the geometry of each camera at its own exposure; everything is checked before it is
+used.
+
+Used by the worker thread, which may wait for a transform; the callbacks only store what arrives.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.time import Time
+from tf2_ros import Buffer, TransformException
+
+from ftkd_core.errors import UserError
+from ftkd_ros.convert.calibration import CameraGeometry, read_intrinsics, read_rigid
+from ftkd_ros.convert.from_ros import stamp_to_ns
+from ftkd_ros.sync.matcher import JUMP_NS
+
+_POLL_S: Final = 0.002
+
+
+class RewindingBuffer(Buffer):
+    """A tf buffer that starts anew when a frame's stamps jump back, as those of a looped bag do.
+
+    Plain tf2 refuses such transforms as too old (once the jump is longer than its cache), or mixes them with
+    those of the drive before. Only C++ listeners clear by themselves. Static transforms stay.
+    """
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._newest_ns: dict[str, int] = {}
+
+    def set_transform(self, transform: Any, authority: str) -> None:
+        """Store a transform; the first one of a new stream clears the old."""
+        stamp_ns = stamp_to_ns(transform.header.stamp)
+        newest_ns = self._newest_ns.get(transform.child_frame_id, stamp_ns)
+        if stamp_ns < newest_ns - JUMP_NS:
+            self.clear()
+            self._newest_ns.clear()
+            newest_ns = stamp_ns
+        self._newest_ns[transform.child_frame_id] = max(newest_ns, stamp_ns)
+        super().set_transform(transform, authority)
+
+
+class RigReader:
+    """Latest camera_info of each camera, and transforms at exact stamps (interpolated by tf2, never
+    extrapolated).
+
+    `base_frame` is the ego frame of all detections, `map_frame` any frame fixed to the ground (map, odom).
+    """
+
+    def __init__(self, cameras: Sequence[str], buffer: Buffer, *, base_frame: str, map_frame: str) -> None:
+        self.cameras = tuple(cameras)
+        self.base_frame = base_frame
+        self.map_frame = map_frame
+        self._buffer = buffer
+        self._infos: dict[str, Any] = {}
+
+    def add_camera_info(self, message: Any, camera: str) -> None:
+        """Keep a camera's calibration; a later one replaces it (recalibration while running)."""
+        self._infos[camera] = message
+
+    def global_from_ego(self, stamp_ns: int, wait_until: float) -> NDArray[np.float64]:
+        """The vehicle's pose (4, 4) at a stamp. UserError where tf doesn't have it by `wait_until`
+        (monotonic).
+        """
+        return self._lookup(self.map_frame, self.base_frame, stamp_ns, wait_until)
+
+    def geometry(
+        self, camera: str, frame_id: str, stamp_ns: int, image_size: tuple[int, int], wait_until: float
+    ) -> CameraGeometry:
+        """Geometry of one camera for an image of `image_size` (width, height) exposed at `stamp_ns`.
+
+        `frame_id` is the image's frame; where it is empty, the frame of camera_info counts. Raises UserError
+        naming the camera when calibration or transforms are missing, damaged, or for another image size.
+        """
+        info = self._wait_for_info(camera, wait_until)
+        intrinsics = read_intrinsics(info, camera, image_size)
+        camera_frame = frame_id or info.header.frame_id
+        if not camera_frame:
+            raise UserError(f"{camera}: neither the image nor camera_info names a frame; set header.frame_id")
+        return CameraGeometry(
+            intrinsics=intrinsics,
+            ego_from_camera=self._lookup(self.base_frame, camera_frame, stamp_ns, wait_until),
+            global_from_ego=self.global_from_ego(stamp_ns, wait_until),
+        )
+
+    def _wait_for_info(self, camera: str, wait_until: float) -> Any:
+        while camera not in self._infos:
+            if time.monotonic() >= wait_until:
+                raise UserError(f"{camera}: no camera_info has arrived; is the topic right?")
+            time.sleep(_POLL_S)
+        return self._infos[camera]
+
+    def _lookup(self, target: str, source: str, stamp_ns: int, wait_until: float) -> NDArray[np.float64]:
+        stamp = Time(nanoseconds=stamp_ns)
+        while True:
+            try:
+                found = self._buffer.lookup_transform(target, source, stamp)
+            except TransformException as error:
+                if time.monotonic() >= wait_until or self._is_past(target, source, stamp_ns):
+                    raise UserError(f"no transform {target} <- {source} at {stamp_ns} ns: {error}") from error
+                time.sleep(_POLL_S)
+                continue
+            return read_rigid(found.transform, f"transform {target} <- {source}")
+
+    def _is_past(self, target: str, source: str, stamp_ns: int) -> bool:
+        """Whether tf already reaches beyond the stamp, so that waiting cannot help."""
+        try:
+            newest = self._buffer.lookup_transform(target, source, Time())
+        except TransformException:
+            return False
+        newest_ns = stamp_to_ns(newest.header.stamp)
+        return newest_ns > stamp_ns

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A matched round of messages -> the CameraRound a detector takes; a camera that cannot be used is masked,
+with a reason.
+"""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftkd_core.errors import UserError
+from ftkd_core.types import CameraRound, CameraView
+from ftkd_ros.convert.calibration import CameraGeometry
+from ftkd_ros.convert.images import RgbImage, image_to_rgb
+from ftkd_ros.sync.matcher import MatchedRound
+
+REFERENCE_TIMES: Final = ("latest", "anchor", "mean")
+
+
+class Rig(Protocol):
+    """What knows the geometry of the cameras: `rig.RigReader` from topics, `bag.drive.BagRig` from a bag."""
+
+    cameras: tuple[str, ...]
+
+    def global_from_ego(self, stamp_ns: int, wait_until: float) -> NDArray[np.float64]: ...
+
+    def geometry(
+        self, camera: str, frame_id: str, stamp_ns: int, image_size: tuple[int, int], wait_until: float
+    ) -> CameraGeometry: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltRound:
+    """The round, why cameras are masked though they sent an image (`faults`, by camera), and milliseconds by
+    stage.
+    """
+
+    camera_round: CameraRound
+    faults: dict[str, str]
+    stage_ms: dict[str, float]
+
+
+def reference_stamp_ns(matched: MatchedRound[Any], rule: str, anchor: int = 0) -> int:
+    """The moment the detections are given for: `latest` exposure, that of camera `anchor`, or the `mean`.
+
+    Where the anchor camera is missing, the latest exposure stands in.
+    """
+    stamps = [stamp for stamp in matched.stamps_ns if stamp is not None]
+    if rule == "anchor" and (stamp := matched.stamps_ns[anchor]) is not None:
+        return stamp
+    return sum(stamps) // len(stamps) if rule == "mean" else max(stamps)
+
+
+@dataclass
+class RoundBuilder:
+    """Decodes the images of a round (side by side: OpenCV lets go of Python's lock) and looks up their
+    geometry.
+
+    `topics` names each camera's image topic, for errors. Views follow the order of the cameras, with None for
+    those that the detector (`num_views`) has beyond ours. Waits for camera_info and tf at most `tf_timeout_s`
+    a round.
+    """
+
+    rig: Rig
+    topics: Sequence[str]
+    num_views: int
+    reference_time: str = "latest"
+    anchor: int = 0
+    tf_timeout_s: float = 0.1
+    _pool: ThreadPoolExecutor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=min(4, len(self.topics)), thread_name_prefix="decode")
+
+    def close(self) -> None:
+        """Let the decoding threads go."""
+        self._pool.shutdown(wait=True)
+
+    def build(self, matched: MatchedRound[Any]) -> BuiltRound:
+        """Decode and locate a round. UserError where its pose is unknown or no camera can be used."""
+        faults: dict[str, str] = {}
+        started = time.perf_counter()
+        images = list(self._pool.map(self._decode, matched.messages, self.topics))
+        for camera, image in zip(self.rig.cameras, images, strict=True):
+            if isinstance(image, UserError):
+                faults[camera] = str(image)
+        decoded = time.perf_counter()
+        camera_round = self._locate(matched, images, faults)
+        stages = {"decode": (decoded - started) * 1e3, "geometry": (time.perf_counter() - decoded) * 1e3}
+        return BuiltRound(camera_round=camera_round, faults=faults, stage_ms=stages)
+
+    def _decode(self, message: Any | None, topic: str) -> RgbImage | UserError | None:
+        try:
+            return None if message is None else image_to_rgb(message, topic)
+        except UserError as error:
+            return error
+
+    def _locate(
+        self,
+        matched: MatchedRound[Any],
+        images: Sequence[RgbImage | UserError | None],
+        faults: dict[str, str],
+    ) -> CameraRound:
+        wait_until = time.monotonic() + self.tf_timeout_s
+        stamp_ns = reference_stamp_ns(matched, self.reference_time, self.anchor)
+        global_from_ego = self.rig.global_from_ego(stamp_ns, wait_until)
+        views: list[CameraView | None] = [None] * self.num_views
+        for index, image in enumerate(images):
+            if not isinstance(image, np.ndarray):
+                continue
+            camera = self.rig.cameras[index]
+            try:
+                views[index] = self._view(matched, index, image, wait_until)
+            except UserError as error:
+                faults[camera] = str(error)
+        if not any(view is not None for view in views):
+            raise UserError(f"no camera of the round can be used: {next(iter(faults.values()))}")
+        return CameraRound(views=tuple(views), reference_stamp_ns=stamp_ns, global_from_ego=global_from_ego)
+
+    def _view(self, matched: MatchedRound[Any], index: int, image: RgbImage, wait_until: float) -> CameraView:
+        stamp_ns = matched.stamps_ns[index]
+        message = matched.messages[index]
+        assert stamp_ns is not None and message is not None
+        height, width = image.shape[:2]
+        geometry = self.rig.geometry(
+            self.rig.cameras[index], message.header.frame_id, stamp_ns, (width, height), wait_until
+        )
+        return CameraView(
+            image=image,
+            intrinsics=geometry.intrinsics,
+            ego_from_camera=geometry.ego_from_camera,
+            global_from_ego=geometry.global_from_ego,
+            stamp_ns=stamp_ns,
+        )

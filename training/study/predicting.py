@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detections of a trained model on clips, kept in a file, so that another machine can score them
+(scoring.py).
+
+A clip is a scene of the synthetic world at key frames (2 Hz); the same seeds written as a nuScenes data set
+hold the truth. Symbols: F key frames of all clips, M detections of all frames.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric.utilities import move_data_to_device
+from tqdm import tqdm
+
+from ftkd_core.classes import our_labels
+from ftkd_core.data.augmentation import Augmentation
+from ftkd_core.data.clips import Clip, make_sample
+from ftkd_core.models.sparse_bev import SparseBEV
+from ftkd_core.models.stream_petr import StreamPETR, decode
+from ftkd_core.types import Detections
+from training.feature_cache import network_input
+from training.teacher_inference import view_clip
+
+_LEAST_SCORE = 0.01  # below it a detection changes no metric and only fills the file
+
+
+@torch.inference_mode()
+def detect_clip(model: StreamPETR | SparseBEV, clip: Clip, device: torch.device) -> list[Detections]:
+    """Detections of every frame of a clip, in order: streamed, or window by window; labels are places in
+    CLASS_NAMES. A model of kept features takes clips that hold them."""
+    model = model.to(device).eval()
+    labels = torch.tensor(our_labels(model.config.class_names), device=device)
+    shown = _show_windows(model, clip) if isinstance(model, SparseBEV) else _stream(model, clip, device)
+    return [found._replace(labels=labels[found.labels]) for found in shown]
+
+
+def _show_windows(model: SparseBEV, clip: Clip) -> Iterator[Detections]:
+    for view in view_clip(model, clip):
+        rows = zip(*(value.split(1) for value in decode(view.predictions)), strict=True)
+        yield from (Detections(*row) for row in rows)
+
+
+def _stream(model: StreamPETR, clip: Clip, device: torch.device) -> Iterator[Detections]:
+    memory = model.start_memory()
+    for index in range(len(clip.times)):
+        sample = move_data_to_device(make_sample(clip, index, Augmentation(), index == 0), device)
+        frame = sample.frame(network_input(sample.images, model.config.image))
+        predictions, memory = model(frame, memory)
+        yield decode(predictions)
+
+
+def predict(
+    model: StreamPETR | SparseBEV, load: Callable[[int], Clip], count: int, output: Path, device: torch.device
+) -> Path:
+    """Write the detections on clips 0 .. count - 1 to `output` (.npz): boxes (M, 9) in ego, scores and labels
+    (M,), counts (F,), global_from_ego (F, 4, 4)."""
+    frames: list[Detections] = []
+    poses = []
+    for index in tqdm(range(count), desc="detect", unit="scene"):
+        clip = load(index)
+        frames += detect_clip(model, clip, device)
+        poses.append(clip.global_from_ego)
+    boxes, scores, labels = (
+        [getattr(f, name)[0].float().cpu().numpy() for f in frames] for name in ("boxes", "scores", "labels")
+    )
+    kept = [score >= _LEAST_SCORE for score in scores]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(output.name + ".partial.npz")
+    np.savez_compressed(
+        partial,
+        boxes=np.concatenate([b[k] for b, k in zip(boxes, kept, strict=True)]).astype(np.float32),
+        scores=np.concatenate([s[k] for s, k in zip(scores, kept, strict=True)]).astype(np.float32),
+        labels=np.concatenate([v[k] for v, k in zip(labels, kept, strict=True)]).astype(np.int64),
+        counts=np.array([int(k.sum()) for k in kept]),
+        global_from_ego=np.concatenate(poses),
+    )
+    partial.replace(output)
+    return output
