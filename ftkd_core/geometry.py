@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 Array = NDArray[Any]
@@ -81,29 +82,14 @@ def quaternion_to_rotation(quaternion: ArrayLike) -> Array:
         raise ValueError(
             f"quaternion {q.tolist()} is not a rotation; expected four finite numbers of non-zero length"
         )
-    w, x, y, z = np.moveaxis(q / norm, -1, 0)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+    flat = Rotation.from_quat(q.reshape(-1, 4)[:, [1, 2, 3, 0]])
+    matrices: Array = flat.as_matrix().reshape(*q.shape[:-1], 3, 3)
+    return matrices
 
 
 def rotation_to_quaternion(rotation: ArrayLike) -> Array:
     """Unit quaternion (4,) as (w, x, y, z), w >= 0, of one rotation matrix (3, 3)."""
-    r = np.asarray(rotation, dtype=np.float64)
-    m00, m01, m02, m10, m11, m12, m20, m21, m22 = r.reshape(9)
-    # The eigenvector of this symmetric matrix's largest eigenvalue is stable at every angle (Bar-Itzhack).
-    k = np.array(
-        [
-            [m00 - m11 - m22, m10 + m01, m20 + m02, m21 - m12],
-            [m10 + m01, m11 - m00 - m22, m21 + m12, m02 - m20],
-            [m20 + m02, m21 + m12, m22 - m00 - m11, m10 - m01],
-            [m21 - m12, m02 - m20, m10 - m01, m00 + m11 + m22],
-        ]
-    )
-    x, y, z, w = np.linalg.eigh(k)[1][:, -1]
+    x, y, z, w = Rotation.from_matrix(np.asarray(rotation, dtype=np.float64)).as_quat()
     q = np.array([w, x, y, z])
     return q if w >= 0 else -q
 
@@ -126,6 +112,14 @@ def yaw_transform(yaw: float, translation: ArrayLike = (0.0, 0.0, 0.0)) -> Array
     return make_transform(np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]), translation)
 
 
+def rotate_about_z(vectors: Array, yaw: Array) -> Array:
+    """Vectors (..., 2) or (..., 3) rotated about z by yaw (...) radians, broadcast against each other."""
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    x = cos * vectors[..., 0] - sin * vectors[..., 1]
+    y = sin * vectors[..., 0] + cos * vectors[..., 1]
+    return np.stack([x, y, *np.moveaxis(vectors[..., 2:], -1, 0)], axis=-1)
+
+
 def is_rigid(matrix: Array, tolerance: float = 1e-3) -> bool:
     """Whether a (4, 4) matrix is finite, a proper rotation and a translation."""
     if matrix.shape != (4, 4) or not np.all(np.isfinite(matrix)):
@@ -141,13 +135,6 @@ def is_rigid(matrix: Array, tolerance: float = 1e-3) -> bool:
 def interpolate_rigid(first: Array, second: Array, fraction: float) -> Array:
     """Pose (4, 4) between two poses: linear translation and spherical-linear rotation; `fraction` may lie
     outside 0..1."""
-    a, b = rotation_to_quaternion(first[:3, :3]), rotation_to_quaternion(second[:3, :3])
-    cosine = float(a @ b)
-    if cosine < 0:
-        b, cosine = -b, -cosine
-    if cosine > 1 - 1e-9:
-        q = a + fraction * (b - a)
-    else:
-        angle = np.arccos(cosine)
-        q = (np.sin((1 - fraction) * angle) * a + np.sin(fraction * angle) * b) / np.sin(angle)
-    return make_transform(q, (1 - fraction) * first[:3, 3] + fraction * second[:3, 3])
+    start, end = (Rotation.from_matrix(pose[:3, :3]) for pose in (first, second))
+    turned = start * Rotation.from_rotvec(fraction * (start.inv() * end).as_rotvec())
+    return make_transform(turned.as_matrix(), (1 - fraction) * first[:3, 3] + fraction * second[:3, 3])

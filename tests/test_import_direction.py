@@ -21,7 +21,7 @@ ROS_PACKAGES = {
     "tf2_ros",
 }
 ROS_ENDINGS = ("_msgs", "_interfaces", "_srvs")
-DEVKIT_READERS = ("ftkd_core/data/nuscenes.py", "ftkd_core/data/synthetic/export.py", "ftkd_core/evaluation/")
+DEVKIT_READERS = ("ftkd_core/data/nuscenes/", "ftkd_core/data/synthetic/export.py", "ftkd_core/evaluation/")
 
 
 def imported_names(source: str, package: tuple[str, ...] = ()) -> set[str]:

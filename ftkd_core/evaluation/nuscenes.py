@@ -31,11 +31,12 @@ from nuscenes.eval.detection.data_classes import (
 )
 from nuscenes.eval.detection.evaluate import DetectionEval
 from nuscenes.nuscenes import NuScenes
+from scipy.spatial.transform import Rotation
 
 from ftkd_core.classes import CLASS_NAMES, attribute_for
 from ftkd_core.data.nuscenes import scene_samples, split_scenes
 from ftkd_core.errors import UserError
-from ftkd_core.geometry import rotation_to_quaternion, transform_points
+from ftkd_core.geometry import transform_points
 from ftkd_core.types import ObjectList
 
 CONFIG_NAME: Final = "detection_cvpr_2019"
@@ -213,25 +214,16 @@ def _sample_results(token: str, posed: PosedObjects) -> list[dict[str, Any]]:
     objects = posed.objects
     best = np.argsort(-objects.scores, kind="stable")[:MAX_BOXES_PER_SAMPLE]
     objects = objects.select(best)
+    _check_boxes(objects)
     boxes = objects.boxes
-    bad = (
-        ~np.isfinite(boxes[:, :7]).all(axis=1)
-        | (boxes[:, 3:6] <= 0).any(axis=1)
-        | ~np.isfinite(objects.scores)
-    )
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        raise UserError(
-            f"detection {boxes[first].tolist()} with score {objects.scores[first]} at {objects.stamp_ns} ns; "
-            "expected finite numbers and sizes above 0"
-        )
     pose = posed.global_from_ego
     centers = transform_points(pose, boxes[:, :3])
     velocities = np.nan_to_num(boxes[:, 7:9]) @ pose[:2, :2].T
+    headings = Rotation.from_matrix(pose[:3, :3]) * Rotation.from_euler("z", boxes[:, 6])
     columns = (
         centers.tolist(),
         boxes[:, [4, 3, 5]].tolist(),
-        _turned(rotation_to_quaternion(pose[:3, :3]), boxes[:, 6]).tolist(),
+        headings.as_quat()[:, [3, 0, 1, 2]].tolist(),
         velocities.tolist(),
         np.hypot(*velocities.T).tolist(),
         objects.scores.tolist(),
@@ -252,11 +244,20 @@ def _sample_results(token: str, posed: PosedObjects) -> list[dict[str, Any]]:
     ]
 
 
-def _turned(quaternion: NDArray[np.float64], yaws: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quaternions (n, 4), as (w, x, y, z), of turning by each yaw about z and then by `quaternion` (4,)."""
-    w, x, y, z = quaternion
-    c, s = np.cos(yaws / 2), np.sin(yaws / 2)
-    return np.stack([w * c - z * s, x * c + y * s, y * c - x * s, z * c + w * s], axis=-1)
+def _check_boxes(objects: ObjectList) -> None:
+    """Raise UserError for a box with a value that is not finite or a size that is not positive."""
+    boxes = objects.boxes
+    bad = (
+        ~np.isfinite(boxes[:, :7]).all(axis=1)
+        | (boxes[:, 3:6] <= 0).any(axis=1)
+        | ~np.isfinite(objects.scores)
+    )
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise UserError(
+            f"detection {boxes[first].tolist()} with score {objects.scores[first]} at {objects.stamp_ns} ns; "
+            "expected finite numbers and sizes above 0"
+        )
 
 
 def load_results(results: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:

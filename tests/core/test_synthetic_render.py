@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from ftkd_core.boxes import box_corners
 from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
-from ftkd_core.data.synthetic.actors import build_body, sample_size
+from ftkd_core.data.synthetic.actors import Actor
+from ftkd_core.data.synthetic.bodies import build_body, sample_size
 from ftkd_core.data.synthetic.frame import SceneFrame, render_frame
 from ftkd_core.data.synthetic.lidar import lidar_hits, simulate_sweep
 from ftkd_core.data.synthetic.ordering import footprints, painting_order
 from ftkd_core.data.synthetic.paths import standing
 from ftkd_core.data.synthetic.render import render_camera
 from ftkd_core.data.synthetic.rig import EGO_FROM_LIDAR, LIDAR_OFFSET_S, SurroundRig, nuscenes_rig
-from ftkd_core.data.synthetic.world import Actor, Scene, make_scene
+from ftkd_core.data.synthetic.world import Scene, make_scene
 from ftkd_core.geometry import invert_rigid, is_rigid, transform_points
 
 FRONT = CAMERA_CHANNELS.index("CAM_FRONT")

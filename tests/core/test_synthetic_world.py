@@ -9,7 +9,7 @@ import pytest
 
 from ftkd_core.boxes import box_corners
 from ftkd_core.classes import CLASS_NAMES, CLASS_RANGES
-from ftkd_core.data.synthetic.actors import MEAN_SIZES
+from ftkd_core.data.synthetic.bodies import MEAN_SIZES
 from ftkd_core.data.synthetic.paths import Motion, Path2D, SpeedProfile, turn_at_crossing
 from ftkd_core.data.synthetic.world import Scene, make_scene
 from ftkd_core.geometry import invert_rigid, is_rigid, transform_points

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftkd_core.data.synthetic.ground import X_RANGE, Y_RANGE
-from ftkd_core.data.synthetic.world import CROSSINGS_X, ROAD_HALF, Scene
+from ftkd_core.data.synthetic.roads import CROSSINGS_X, ROAD_HALF
+from ftkd_core.data.synthetic.world import Scene
 from ftkd_core.geometry import transform_points
 
 _MARGIN_M: Final = 100.0

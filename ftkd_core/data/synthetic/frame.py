@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ftkd_core.data.synthetic.actors import ActorStates
 from ftkd_core.data.synthetic.lidar import lidar_hits
 from ftkd_core.data.synthetic.render import render_camera
 from ftkd_core.data.synthetic.rig import LIDAR_OFFSET_S, SurroundRig
-from ftkd_core.data.synthetic.world import ActorStates, Scene
+from ftkd_core.data.synthetic.world import Scene
 
 
 class SceneFrame(NamedTuple):

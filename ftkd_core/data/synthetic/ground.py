@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ftkd_core.data.synthetic.world import CROSSINGS_X, LANE_WIDTH, ROAD_HALF, SIDEWALK
+from ftkd_core.data.synthetic.roads import CROSSINGS_X, LANE_WIDTH, ROAD_HALF, SIDEWALK
 
 METRES_PER_PIXEL: Final = 0.2
 X_RANGE: Final = (-260.0, 260.0)

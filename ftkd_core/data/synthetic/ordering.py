@@ -6,16 +6,16 @@ import heapq
 import numpy as np
 from numpy.typing import NDArray
 
+from ftkd_core.geometry import rotate_about_z
+
 
 def footprints(poses: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Corners (B, 4, 2), counter-clockwise, of footprints with poses (B, 3) x, y, yaw and sizes (B, 2)
     length, width."""
     signs = np.array([[1, -1], [1, 1], [-1, 1], [-1, -1]]) / 2
     local = signs * sizes[:, None]
-    cos, sin = np.cos(poses[:, 2])[:, None], np.sin(poses[:, 2])[:, None]
-    x = cos * local[..., 0] - sin * local[..., 1] + poses[:, None, 0]
-    y = sin * local[..., 0] + cos * local[..., 1] + poses[:, None, 1]
-    return np.stack([x, y], axis=-1)
+    corners: NDArray[np.float64] = rotate_about_z(local, poses[:, None, 2]) + poses[:, None, :2]
+    return corners
 
 
 def painting_order(

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cameras of a nuScenes data set: records, rounds, images and poses."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ftkd_core.classes import CAMERA_CHANNELS
+from ftkd_core.data.nuscenes.tables import (
+    LIDAR_CHANNEL,
+    NuScenes,
+    list_names,
+    pose_of,
+    sample_pose,
+    sample_record,
+    sample_stamp_ns,
+    scene_samples,
+)
+from ftkd_core.errors import UserError
+from ftkd_core.types import CameraRound, CameraView
+
+# Rounds follow a spinning lidar and are at least 50 ms apart once each camera's own offset is taken off; the
+# jitter within one is a few milliseconds.
+_ROUND_GAP_NS: Final = 25_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CameraRecord:
+    """One camera image of the data set, not yet read: where its JPEG lies and the geometry of its exposure.
+
+    intrinsics (3, 3) pixels; ego_from_camera and global_from_ego (4, 4), the latter at stamp_ns, the moment
+    of exposure. sample_token is the key frame it belongs to, or the next one when is_key_frame is False.
+    """
+
+    token: str
+    channel: str
+    sample_token: str
+    is_key_frame: bool
+    stamp_ns: int
+    path: Path
+    width: int
+    height: int
+    intrinsics: NDArray[np.float64]
+    ego_from_camera: NDArray[np.float64]
+    global_from_ego: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRound:
+    """One round of cameras; records in the order of the channels asked for, None where missing.
+
+    sample_token names the key frame whose images these are, "" between key frames.
+    """
+
+    records: tuple[CameraRecord | None, ...]
+    sample_token: str
+
+    @property
+    def newest(self) -> CameraRecord:
+        """The record exposed last."""
+        return max(
+            (record for record in self.records if record is not None), key=lambda record: record.stamp_ns
+        )
+
+
+def camera_round(
+    dataset: NuScenes, sample_token: str, channels: Sequence[str] = CAMERA_CHANNELS
+) -> CameraRound:
+    """The images of a key frame, lidar stamp and pose being the reference; None for a camera it lacks.
+
+    Raises UserError for an unknown channel, a key frame with none of the channels and an unreadable image.
+    """
+    _check_channels(dataset, channels)
+    data = sample_record(dataset, sample_token)["data"]
+    records = [_camera_record(dataset, data[channel]) if channel in data else None for channel in channels]
+    if not any(records):
+        raise UserError(
+            f"sample {sample_token} has none of the cameras {list_names(channels)}, only {list_names(sorted(data))}"
+        )
+    return CameraRound(
+        views=tuple(None if record is None else load_view(record) for record in records),
+        reference_stamp_ns=sample_stamp_ns(dataset, sample_token),
+        global_from_ego=sample_pose(dataset, sample_token),
+    )
+
+
+def camera_records(
+    dataset: NuScenes, scene_name: str, channel: str, *, keyframes_only: bool = False
+) -> list[CameraRecord]:
+    """All images of one camera in a scene in time order (12 Hz), or those of key frames only (2 Hz)."""
+    _check_channels(dataset, [channel])
+    rows = _sensor_rows(dataset, scene_name, channel)
+    return [
+        _camera_record(dataset, row["token"]) for row in rows if row["is_key_frame"] or not keyframes_only
+    ]
+
+
+def sweep_rounds(
+    dataset: NuScenes,
+    scene_name: str,
+    channels: Sequence[str] = CAMERA_CHANNELS,
+    *,
+    keyframes_only: bool = False,
+) -> list[SweepRound]:
+    """The images of a scene grouped in rounds of one exposure per camera, in time order.
+
+    Each camera's usual delay before the key frame stamp is taken off first; what then lies within 25 ms is
+    one round.
+    """
+    records = {
+        name: camera_records(dataset, scene_name, name, keyframes_only=keyframes_only) for name in channels
+    }
+    aligned: list[tuple[int, CameraRecord]] = []
+    for own in records.values():
+        delays = [r.stamp_ns - sample_stamp_ns(dataset, r.sample_token) for r in own if r.is_key_frame]
+        delay = int(np.median(delays)) if delays else 0
+        aligned += [(record.stamp_ns - delay, record) for record in own]
+    aligned.sort(key=lambda item: item[0])
+    rounds: list[dict[str, CameraRecord]] = []
+    start_ns = 0
+    for stamp_ns, record in aligned:
+        if not rounds or stamp_ns - start_ns > _ROUND_GAP_NS or record.channel in rounds[-1]:
+            rounds.append({})
+            start_ns = stamp_ns
+        rounds[-1][record.channel] = record
+    return [_sweep_round(group, channels) for group in rounds]
+
+
+def load_sweep_round(sweep_round: SweepRound) -> CameraRound:
+    """Read the images of a round; its newest exposure is the reference, as on a vehicle without a lidar."""
+    newest = sweep_round.newest
+    return CameraRound(
+        views=tuple(None if record is None else load_view(record) for record in sweep_round.records),
+        reference_stamp_ns=newest.stamp_ns,
+        global_from_ego=newest.global_from_ego,
+    )
+
+
+def read_image(path: Path, *, half: bool = False) -> NDArray[np.uint8]:
+    """An image file as RGB (h, w, 3), or at half its width and height, rounded up: a JPEG's coefficients
+    give that at once, in half of the time. Raises UserError naming the file if missing or damaged."""
+    mode = cv2.IMREAD_REDUCED_COLOR_2 if half else cv2.IMREAD_COLOR
+    bgr = cv2.imread(str(path), mode) if path.is_file() else None
+    if bgr is None:
+        reason = "cannot be decoded" if path.is_file() else "is missing"
+        raise UserError(f"image {str(path)!r} {reason}; copy this part of the data set again")
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+
+
+def load_view(record: CameraRecord) -> CameraView:
+    """Read one image as RGB. Raises UserError naming the file if missing, damaged or of another size."""
+    image = read_image(record.path)
+    if image.shape[:2] != (record.height, record.width):
+        raise UserError(
+            f"image {str(record.path)!r} is {image.shape[1]}x{image.shape[0]} but the data set says "
+            f"{record.width}x{record.height}; its camera matrix would not fit"
+        )
+    return CameraView(
+        image=image,
+        intrinsics=record.intrinsics,
+        ego_from_camera=record.ego_from_camera,
+        global_from_ego=record.global_from_ego,
+        stamp_ns=record.stamp_ns,
+    )
+
+
+def ego_poses(
+    dataset: NuScenes,
+    scene_name: str,
+    channels: Sequence[str] = (*CAMERA_CHANNELS, LIDAR_CHANNEL),
+    *,
+    keyframes_only: bool = False,
+) -> list[tuple[int, NDArray[np.float64]]]:
+    """(stamp_ns, global_from_ego (4, 4)) at each exposure of the channels in time order, each stamp once."""
+    poses = {}
+    for channel in channels:
+        for row in _sensor_rows(dataset, scene_name, channel):
+            if row["is_key_frame"] or not keyframes_only:
+                pose = dataset.get("ego_pose", row["ego_pose_token"])
+                poses[int(row["timestamp"]) * 1000] = pose_of(pose)
+    return sorted(poses.items())
+
+
+def sensor_poses(dataset: NuScenes, scene_name: str) -> dict[str, NDArray[np.float64]]:
+    """ego_from_sensor (4, 4) by channel, of every sensor with data at the first key frame of the scene."""
+    sample = dataset.get("sample", scene_samples(dataset, scene_name)[0])
+    poses = {}
+    for channel, token in sample["data"].items():
+        row = dataset.get("sample_data", token)
+        poses[str(channel)] = pose_of(dataset.get("calibrated_sensor", row["calibrated_sensor_token"]))
+    return poses
+
+
+def _sensor_rows(dataset: NuScenes, scene_name: str, channel: str) -> Iterator[dict[str, Any]]:
+    """The sample_data rows of one sensor in a scene in time order: back to the list's head, then forward."""
+    datas = (dataset.get("sample", token)["data"] for token in scene_samples(dataset, scene_name))
+    token = next((data[channel] for data in datas if channel in data), "")
+    if not token:
+        return
+    while previous := dataset.get("sample_data", token)["prev"]:
+        token = previous
+    while token:
+        row: dict[str, Any] = dataset.get("sample_data", token)
+        yield row
+        token = row["next"]
+
+
+def _camera_record(dataset: NuScenes, token: str) -> CameraRecord:
+    row = dataset.get("sample_data", token)
+    calibration = dataset.get("calibrated_sensor", row["calibrated_sensor_token"])
+    return CameraRecord(
+        token=str(token),
+        channel=str(row["channel"]),
+        sample_token=str(row["sample_token"]),
+        is_key_frame=bool(row["is_key_frame"]),
+        stamp_ns=int(row["timestamp"]) * 1000,
+        path=Path(dataset.dataroot, row["filename"]),
+        width=int(row["width"]),
+        height=int(row["height"]),
+        intrinsics=np.array(calibration["camera_intrinsic"], dtype=np.float64),
+        ego_from_camera=pose_of(calibration),
+        global_from_ego=pose_of(dataset.get("ego_pose", row["ego_pose_token"])),
+    )
+
+
+def _sweep_round(group: dict[str, CameraRecord], channels: Sequence[str]) -> SweepRound:
+    sample_token = next((record.sample_token for record in group.values() if record.is_key_frame), "")
+    return SweepRound(records=tuple(group.get(channel) for channel in channels), sample_token=sample_token)
+
+
+def _check_channels(dataset: NuScenes, channels: Sequence[str]) -> None:
+    known = [str(sensor["channel"]) for sensor in dataset.sensor if sensor["modality"] == "camera"]
+    for channel in channels:
+        if channel not in known:
+            raise UserError(
+                f"unknown camera {channel!r}; data set {dataset.dataroot!r} has {list_names(known)}"
+            )
