@@ -11,17 +11,18 @@ from typing import Any
 import cv2
 import torch
 
+from ftkd_core.json_files import write_json
 from ftkd_core.runtime.devices import processor_name
 
 
 def report(figures: dict[str, Any], path: Path | None, note: str | None = None) -> None:
     """Print figures with the environment they are of, and write them to a file where one is named. note: said
     beside them, such as who else used the machine."""
-    text = json.dumps(_rounded(figures | {"environment": _environment(note)}), indent=2)
-    print(text)
+    whole = _rounded(figures | {"environment": _environment(note)})
+    print(json.dumps(whole, indent=2))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+        write_json(path, whole)
 
 
 def _environment(note: str | None) -> dict[str, Any]:

@@ -33,9 +33,9 @@ from ftkd_core.data.windows import PairedDataset
 from ftkd_core.distillation.cache import TeacherCache, fill_cache
 from ftkd_core.distillation.methods import METHODS, method_config
 from ftkd_core.errors import UserError
-from ftkd_core.evaluation.latency import summarize_ms
 from ftkd_core.models.sparse_bev import build_sparse_bev
 from ftkd_core.models.stream_petr import build_stream_petr
+from ftkd_core.percentiles import summarize
 from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.runtime.detector import resolve_device
 from ftkd_core.runtime.devices import device_name
@@ -75,7 +75,7 @@ class Course:
     def figures(self) -> dict[str, float]:
         """Medians after warm-up."""
         names = (("step_ms", self.wall), ("processor_ms", self.processor), ("load_ms", self.load))
-        return {name: summarize_ms(times[_WARM_UP:]).p50 or 0.0 for name, times in names}
+        return {name: summarize(times[_WARM_UP:]).p50 or 0.0 for name, times in names}
 
 
 def _wait(device: torch.device) -> None:

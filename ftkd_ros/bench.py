@@ -2,12 +2,12 @@
 """`ftkd bench`: what a round costs on this machine. `benchmarks.detector` compares it with its plain twin."""
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any, Final
 
 from ftkd_core.errors import UserError
+from ftkd_core.json_files import write_json
 
 SUMMARY: Final = "latency and peak memory of the detector on this machine"
 DESCRIPTION: Final = (
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"peak memory {figures['peak_memory_mb']:.0f} MB ({figures['peak_memory_is']})")
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, figures)
     return 0
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ftkd_core.data.nuscenes import camera_round, open_dataset
 from ftkd_core.errors import UserError
 from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, sample_tokens_of, to_devkit_results
+from ftkd_core.json_files import write_json
 from ftkd_core.runtime.detector import Detector
 
 
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(text + "\n")
+        write_json(arguments.output, metrics)
         print(f"wrote {arguments.output}")
     return 0
 

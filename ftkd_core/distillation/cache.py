@@ -24,6 +24,7 @@ from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.clips import Clip
 from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherAnswer
 from ftkd_core.errors import UserError
+from ftkd_core.json_files import write_json
 
 _FORMAT: Final = "ftkd-teacher-cache-2"
 """Raised with every change of the code that changes what the same weights answer: 2 since linking knows how
@@ -226,9 +227,7 @@ def _size(path: Path) -> int:
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    partial = folder / f"{_MANIFEST}.partial"
-    partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    partial.replace(folder / _MANIFEST)
+    write_json(folder / _MANIFEST, manifest, indent=1)
 
 
 def _check_same(folder: Path, manifest: Manifest, description: Manifest) -> None:

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ftkd_core.data.synthetic.render import render_camera
 from ftkd_core.data.synthetic.rig import SurroundRig, nuscenes_rig
 from ftkd_core.data.synthetic.world import make_scene
-from ftkd_core.evaluation.latency import LatencySummary, summarize_ms
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr, decode
+from ftkd_core.percentiles import Summary, summarize
 from ftkd_core.presets import preset
 from ftkd_core.runtime.detector import Detector
 from ftkd_core.runtime.preprocess import round_to_frame
@@ -85,8 +85,8 @@ class StepTimes(NamedTuple):
     """Of one detector's steps: wall time, and the processor time of all threads, which other users of the
     machine hardly change."""
 
-    wall: LatencySummary
-    processor: LatencySummary
+    wall: Summary
+    processor: Summary
 
 
 def time_detectors(
@@ -105,7 +105,7 @@ def time_detectors(
             times = (time.perf_counter() - wall, time.process_time() - processor)
             if run >= warm_up:
                 collected.append((times[0] * 1e3, times[1] * 1e3))
-    return [StepTimes(*(summarize_ms(clock) for clock in zip(*pairs, strict=True))) for pairs in samples]
+    return [StepTimes(*(summarize(clock) for clock in zip(*pairs, strict=True))) for pairs in samples]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def compare_detectors(
                 pairs.append((float(distance[best]), float(scores[best])))
     centers, scores = np.array(pairs or [(0.0, 0.0)]).T
     return Agreement(
-        center_m=float(centers.max()), center_p99_m=float(np.percentile(centers, 99)),
+        center_m=float(centers.max()), center_p99_m=summarize(centers.tolist()).p99 or 0.0,
         score=float(scores.max()), unmatched=compared - len(pairs), compared=compared,
         within=sum(c <= TOLERANCE_M and s <= TOLERANCE_SCORE for c, s in pairs) / max(compared, 1),
     )  # fmt: skip

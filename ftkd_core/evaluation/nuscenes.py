@@ -37,6 +37,7 @@ from ftkd_core.classes import CLASS_NAMES, attribute_for
 from ftkd_core.data.nuscenes import scene_samples, split_scenes
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import transform_points
+from ftkd_core.json_files import write_json
 from ftkd_core.types import ObjectList
 
 CONFIG_NAME: Final = "detection_cvpr_2019"
@@ -125,8 +126,8 @@ def evaluate(
     if output_dir is not None:
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / "metrics_summary.json", summary)
-        _write_json(folder / "metrics_devkit.json", _plain(metrics.serialize()))
+        write_json(folder / "metrics_summary.json", summary, allow_nan=False)
+        write_json(folder / "metrics_devkit.json", _plain(metrics.serialize()), allow_nan=False)
     return summary
 
 
@@ -334,7 +335,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -5,7 +5,6 @@ From the round of N cameras on it runs what the node runs (`round_building`, `St
 `Detector.step`); a test holds both to the same detections.
 """
 
-import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any, Final, Protocol
 
 from tqdm import tqdm
 
+from ftkd_core.json_files import write_json
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.bag import message_builders as build
 from ftkd_ros.bag.io import BagReader, BagWriter, check_new
@@ -111,7 +111,7 @@ def detect_bag(
             bag.add_topic(DETECTIONS_TOPIC, "vision_msgs/msg/Detection3DArray")
             bag.add_topic(VELOCITIES_TOPIC, "sensor_msgs/msg/PointCloud2")
             summary = _detect(drive, detector, bag, progress)
-    (output / SUMMARY_NAME).write_text(json.dumps(summary.as_dict(), indent=2) + "\n", encoding="utf-8")
+    write_json(output / SUMMARY_NAME, summary.as_dict())
     return summary
 
 

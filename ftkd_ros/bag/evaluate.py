@@ -21,6 +21,7 @@ import numpy as np
 from ftkd_core.data.nuscenes import open_dataset
 from ftkd_core.errors import UserError
 from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, to_devkit_results
+from ftkd_core.json_files import write_json
 from ftkd_core.types import ObjectList
 from ftkd_ros.bag.detect import DETECTIONS_TOPIC, SUMMARY_NAME, VELOCITIES_TOPIC
 from ftkd_ros.bag.io import BagReader
@@ -146,8 +147,8 @@ def evaluate_recording(
     }
     metrics |= dict(extra or {})
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "results.json", results)
-    write_json(output / "metrics.json", metrics)
+    write_json(output / "results.json", results, allow_nan=False)
+    write_json(output / "metrics.json", metrics, allow_nan=False)
     return metrics
 
 
@@ -224,11 +225,6 @@ def is_synthetic(dataset: Any, scenes: Iterable[str]) -> bool:
     """Whether the scenes were rendered: the synthetic world names its vehicle so."""
     logs = {scene["name"]: dataset.get("log", scene["log_token"]) for scene in dataset.scene}
     return all(logs[name]["vehicle"] == "synthetic" for name in scenes)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON for people and scripts."""
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def _number(value: float | None) -> str:

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-import numpy as np
 from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.duration import Duration
 from rclpy.node import Node
@@ -22,6 +21,7 @@ from rosbags.interfaces import Connection
 from rosgraph_msgs.msg import Clock
 
 from ftkd_core.errors import UserError
+from ftkd_core.percentiles import summarize
 from ftkd_ros.bag.io import BagReader, is_latched, offered_qos
 from ftkd_ros.bag.node_running import (
     message_class,
@@ -160,10 +160,10 @@ class PlayerNode(Node):
             self._clock.publish(message)
 
     def _timing(self) -> str:
-        if not self._lateness_s:
+        late_ms = summarize([1e3 * seconds for seconds in self._lateness_s])
+        if late_ms.p50 is None or late_ms.p99 is None:
             return ""
-        typical, high = np.percentile(self._lateness_s, [50, 99]) * 1e3
-        return f"; published {typical:.2f} ms after their time (median), {high:.2f} ms (99 %)"
+        return f"; published {late_ms.p50:.2f} ms after their time (median), {late_ms.p99:.2f} ms (99 %)"
 
     def destroy_node(self) -> None:
         """Close the bag with the node."""

@@ -7,7 +7,6 @@ SurroundSynchronizer makes rounds, DetectionWorker decodes and detects them on i
 ResultPublishers sends. The executor's thread only moves messages.
 """
 
-import json
 import signal
 import sys
 import threading
@@ -32,6 +31,7 @@ from std_srvs.srv import Trigger
 from tf2_ros import TransformListener
 
 from ftkd_core.errors import UserError
+from ftkd_core.json_files import write_json
 from ftkd_ros.convert.from_ros import stamp_to_ns
 from ftkd_ros.node.diagnostics import CameraWatch, build_diagnostics
 from ftkd_ros.node.parameters import DetectorParameters, declare_parameters
@@ -190,9 +190,7 @@ class DetectorNode(LifecycleNode):
         )
         if self.parameters.summary_file:
             try:
-                Path(self.parameters.summary_file).write_text(
-                    json.dumps(summary, indent=2) + "\n", encoding="utf-8"
-                )
+                write_json(Path(self.parameters.summary_file), summary)
             except OSError as error:
                 self.get_logger().error(f"summary file {self.parameters.summary_file!r} not written: {error}")
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftkd_core.errors import UserError
+from ftkd_core.percentiles import summarize
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.sync.assembly import BuiltRound
 from ftkd_ros.sync.matcher import MatchedRound
@@ -156,10 +157,8 @@ class WorkerStatistics:
 
 def percentiles(values: deque[float]) -> dict[str, float | None]:
     """p50 and p95, rounded to microseconds; None for no values."""
-    if not values:
-        return {"p50": None, "p95": None}
-    p50, p95 = np.percentile(list(values), [50, 95])
-    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
+    summary = summarize(list(values)).as_dict()
+    return {"p50": summary["p50"], "p95": summary["p95"]}
 
 
 class DetectionWorker:

@@ -15,7 +15,7 @@ from benchmarks import run as bench
 from ftkd_core.runtime import devices
 from ftkd_core.runtime.detector import Detector
 from tests.core.helpers import small_model
-from tests.core.test_detector import make_round
+from tests.core.rounds import make_round
 
 CPU = torch.device("cpu")
 

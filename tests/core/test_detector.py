@@ -17,44 +17,9 @@ from ftkd_core.models.stream_petr import decode
 from ftkd_core.runtime.detector import Detector, describe_training, resolve_device
 from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop, round_to_frame
 from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
-from ftkd_core.types import CameraRound, CameraView
 from ftkd_core.weights import read_weights, save_weights
-from tests.core.helpers import RIGS, camera_ring, rig_settings, small_model
-
-CPU = torch.device("cpu")
-
-
-def make_round(
-    index: int = 0, size: tuple[int, int] = (192, 108), missing: int | None = None, cameras: int = 6
-) -> CameraRound:
-    random = np.random.default_rng(index)
-    pose = yaw_transform(0.1 * index, (1000 + 3.0 * index, -500, 0))
-    views: list[CameraView | None] = []
-    for camera in range(cameras):
-        view = CameraView(
-            image=random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8),
-            intrinsics=np.array([[160.0, 0, size[0] / 2], [0, 160.0, size[1] / 2], [0, 0, 1]]),
-            ego_from_camera=camera_ring(cameras)[0, camera].double().numpy(),
-            global_from_ego=pose,
-            stamp_ns=1_500_000_000_000_000_000 + 500_000_000 * index,
-        )
-        views.append(None if camera == missing else view)
-    return CameraRound(
-        views=tuple(views),
-        reference_stamp_ns=1_500_000_000_000_000_000 + 500_000_000 * index,
-        global_from_ego=pose,
-    )
-
-
-def make_detector(threshold: ScoreThreshold = 0.0, runtime: str = "fast") -> Detector:
-    return Detector(
-        small_model(),
-        weights_name="small",
-        device=CPU,
-        score_threshold=threshold,
-        max_detections=50,
-        runtime=runtime,
-    )
+from tests.core.helpers import RIGS, rig_settings, small_model
+from tests.core.rounds import CPU, make_detector, make_round
 
 
 @RIGS

@@ -17,8 +17,7 @@ from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.runtime.preprocess import resize_and_crop
 from ftkd_core.runtime.resample import batch_taps, image_taps, resample
 from tests.core.helpers import small_model
-from tests.core.test_detector import make_round
-from tests.core.test_runtime import turn_camera
+from tests.core.rounds import make_round, turn_camera
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 GPU = torch.device("cuda")

@@ -37,6 +37,7 @@ from ftkd_core.distillation.logits import centres_apart
 from ftkd_core.distillation.reconstruction import future_aware_target
 from ftkd_core.distillation.teacher_output import TeacherAnswer
 from ftkd_core.errors import UserError
+from ftkd_core.json_files import write_json
 from ftkd_core.losses.target_filter import answerable
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import Predictions, StreamPETR, build_stream_petr
@@ -297,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = json.dumps(found, indent=1)
     print(text)
     if options.json is not None:
-        options.json.write_text(text + "\n")
+        write_json(options.json, found, indent=1)
         print(f"wrote {options.json}")
     return 0
 

@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.errors import UserError
+from ftkd_core.json_files import write_json
 from ftkd_core.presets import preset, sparse_bev_preset
 from training.study import stages
 from training.study.balance import BATCHES
@@ -167,7 +168,7 @@ class Experiment:
         asked = asked_plan(self.arguments)
         self.render(asked)
         plan = self.fix_steps(asked)
-        path.write_text(json.dumps(asdict(plan), indent=1) + "\n")
+        write_json(path, asdict(plan), indent=1)
         self.clock.moved = True  # the next call need not render
         return plan
 
@@ -241,7 +242,7 @@ class Experiment:
                 device=self.device, keep=plan.keep_features, frozen_backbone=plan.backbone_ratio == 0,
                 settings=chosen_settings(row_name, plan.set_method),
             )  # fmt: skip
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            write_json(path, found, indent=1)
         settings: dict[str, float] = found[row_name]["settings"]
         return settings
 
@@ -347,7 +348,7 @@ class Experiment:
             self.arguments.threads,
         ).result()  # fmt: skip
         notes = {"preset": stages.preset_of(weights), "steps": stages.steps_of(weights)}
-        noted.write_text(json.dumps(notes | made_with(self.device), indent=1) + "\n")
+        write_json(noted, notes | made_with(self.device), indent=1)
 
 
 def _wait(work: Sequence[Future[None]]) -> None:

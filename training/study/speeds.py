@@ -9,7 +9,6 @@ of 0 has learnt no speeds, whatever its mAVE.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from ftkd_core.data.nuscenes import NuScenes, open_dataset
 from ftkd_core.errors import UserError
+from ftkd_core.json_files import write_json
 from training.study import scoring
 
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(table(found))
     if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(options.json, found, indent=1)
         print(f"wrote {options.json}")
     return 0
 

@@ -26,6 +26,7 @@ from ftkd_core.distillation.cache import TeacherCache, fill_cache
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.methods import MethodConfig, method_config
 from ftkd_core.errors import UserError
+from ftkd_core.json_files import write_json
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import preset
@@ -223,7 +224,7 @@ def score_runs(out: Path, plan: Plan, *, subsets: bool) -> Path:
                 notes = json.loads(runs[run].with_suffix(".json").read_text())
                 notes = {"preset": plan.preset_of(run[0])} | notes  # older notes do not say
                 entries[run] = make_entry(run, found, notes, sums[run])
-            path.write_text(json.dumps(list(entries.values()), indent=1) + "\n")
+            write_json(path, list(entries.values()), indent=1)
     return path
 
 

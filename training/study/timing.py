@@ -24,6 +24,7 @@ from ftkd_core.data.clips import Clip, StreamDataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import WindowDataset
 from ftkd_core.distillation.cache import fill_cache
+from ftkd_core.json_files import write_json
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import PRESETS, preset, sparse_bev_preset
@@ -194,7 +195,7 @@ class Costs:
                     self.seconds[key] = measure()
                 finally:
                     torch.set_num_threads(usual)
-                self.kept.write_text(json.dumps(self.seconds, indent=1) + "\n")
+                write_json(self.kept, self.seconds, indent=1)
             return self.seconds[key]
 
 

@@ -5,7 +5,6 @@ The data set grows in a hidden folder beside its place and gets its name when it
 was stopped leaves nothing that looks finished.
 """
 
-import json
 import os
 import shutil
 import uuid
@@ -20,6 +19,7 @@ from ftkd_core.data.synthetic.export_tables import DatasetTables
 from ftkd_core.data.synthetic.rig import nuscenes_rig
 from ftkd_core.data.synthetic.world import make_scene
 from ftkd_core.errors import UserError
+from ftkd_core.json_files import write_json
 
 _OFFICIAL_SPLITS: Final = ("train", "val", "test", "mini_train", "mini_val", "train_detect", "train_track")
 _DATA_FOLDERS: Final = ("samples", "sweeps", "maps")
@@ -87,7 +87,7 @@ def write_dataset(
                 SceneWriter(scene, rig, partial, tables, options).write()
                 names.append(scene.name)
         tables.write(partial / version)
-        (partial / version / "splits.json").write_text(json.dumps({split: names}))
+        write_json(partial / version / "splits.json", {split: names})
         os.rename(partial, final)  # replaces an empty folder, fails on any other
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Selection of devices and float32 precision."""
+
+import contextlib
+
+import pytest
+import torch
+
+from ftkd_core.errors import UserError
+from ftkd_core.runtime.detector import resolve_device
+from ftkd_core.runtime.devices import numbered, tf32_allowed, without_tf32, working_on
+from tests.core.rounds import CPU
+
+
+@pytest.mark.parametrize(("convolutions", "products"), [(True, "highest"), (False, "high"), (True, "medium")])
+def test_tf32_is_off_within_and_as_before_after(convolutions: bool, products: str) -> None:
+    gpu = torch.device("cuda", 0)
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+        assert tf32_allowed(gpu) and not tf32_allowed(CPU)
+        with contextlib.suppress(ZeroDivisionError), without_tf32():
+            assert not tf32_allowed(gpu)
+            raise ZeroDivisionError
+        with working_on(CPU):  # nothing of a GPU is touched
+            assert tf32_allowed(gpu)
+        assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (
+            convolutions, products,
+        )  # fmt: skip
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="device 'cuda:2': this machine's last CUDA GPU is cuda:1"):
+        resolve_device("cuda:2")
+
+
+def test_the_current_gpu_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread's current one may be another."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert numbered(torch.device("cuda")) == torch.device("cuda", 1)
+    assert numbered(torch.device("cuda", 0)) == torch.device("cuda", 0)
+    assert numbered(CPU) == CPU
