@@ -52,7 +52,8 @@ from ftkd_core.types import CameraRound
 _ROUNDS = 8
 _PROTOCOL = (200, 50)  # timed and warm-up runs
 _ON_A_CPU = (20, 2)  # a large preset takes seconds a frame there
-_LEAST_WITHIN = {torch.float32: 0.99, torch.float16: 0.95}
+_LEAST_WITHIN = {torch.float32: 0.99, torch.float16: 0.95, torch.bfloat16: 0.80}
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def run(
@@ -63,13 +64,14 @@ def run(
     warm_up: int | None = None,
     weights: Path | None = None,
     compiled: bool | None = None,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """All figures of one preset on one device."""
     usual = _PROTOCOL if device.type == "cuda" else _ON_A_CPU
     counts = repeats or usual[0], usual[1] if warm_up is None else warm_up
     model, weights_name = preset_model(preset, weights)
     rounds = driving_rounds(_ROUNDS, network_rig(model))
-    fast, fast_alone = _measure_alone(model, device, compiled, rounds)
+    fast, fast_alone = _measure_alone(model, device, compiled, dtype, rounds)
     assert isinstance(fast.engine, FastEngine)
     plain = Detector(model, weights_name="", device=device, score_threshold=0.0, runtime="plain")
     agreement = compare_detectors(plain, fast, rounds)
@@ -96,14 +98,18 @@ def run(
 
 
 def _measure_alone(
-    model: StreamPETR, device: torch.device, compiled: bool | None, rounds: Sequence[CameraRound]
+    model: StreamPETR,
+    device: torch.device,
+    compiled: bool | None,
+    dtype: torch.dtype | None,
+    rounds: Sequence[CameraRound],
 ) -> tuple[Detector, dict[str, Any]]:
     """The fast detector, and what can only be measured before its twin, or counting operations, takes memory
     too."""
     reset_peak_memory(device)
     fast = Detector(model, weights_name="", device=device, score_threshold=0.0, runtime="fast")
-    if compiled is not None:
-        fast.engine = FastEngine(model, device, fast.max_detections, compiled=compiled)
+    if compiled is not None or dtype is not None:
+        fast.engine = FastEngine(model, device, fast.max_detections, compiled=compiled, dtype=dtype)
     began = time.perf_counter()
     for camera_round in rounds[:2]:
         fast.step(camera_round)
@@ -175,6 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         action=argparse.BooleanOptionalAction,
         help="torch.compile the network (default: on a GPU only)",
     )
+    parser.add_argument(
+        "--dtype", choices=tuple(_DTYPES), help="of the fast engine's matrices (default: float16 on a GPU)"
+    )
     parser.add_argument("--note", help="said in the JSON, such as who else used the machine")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args(argv)
@@ -190,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warm_up=options.warm_up,
             weights=options.weights,
             compiled=options.compile,
+            dtype=_DTYPES.get(options.dtype),
         )
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)

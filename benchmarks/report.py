@@ -18,14 +18,20 @@ from ftkd_core.runtime.devices import processor_name
 def report(figures: dict[str, Any], path: Path | None, note: str | None = None) -> None:
     """Print figures with the environment they are of, and write them to a file where one is named. note: said
     beside them, such as who else used the machine."""
-    whole = _rounded(figures | {"environment": _environment(note)})
-    print(json.dumps(whole, indent=2))
+    figures = rounded(figures | {"environment": environment(note)})
+    print(json.dumps(figures, indent=2))
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, whole)
+        write_figures(path, figures)
 
 
-def _environment(note: str | None) -> dict[str, Any]:
+def write_figures(path: Path, figures: dict[str, Any]) -> None:
+    """Write figures as JSON; a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, figures)
+
+
+def environment(note: str | None) -> dict[str, Any]:
+    """Return date, versions, processor and load of this machine."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
@@ -38,8 +44,10 @@ def _environment(note: str | None) -> dict[str, Any]:
     }
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Floats to six digits, for people."""
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
