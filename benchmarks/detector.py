@@ -36,16 +36,16 @@ from ftkd_core.evaluation.detector_benchmark import (
     count_gflops,
     count_parameters,
     driving_rounds,
+    load_preset_model,
     network_rig,
+    peak_memory_definition,
     peak_memory_mb,
-    peak_memory_meaning,
-    preset_model,
     reset_peak_memory,
     time_detectors,
 )
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.detector import Detector, resolve_device
-from ftkd_core.runtime.devices import device_name, tf32_allowed, working_on
+from ftkd_core.runtime.devices import device_context, device_name, tf32_allowed
 from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.types import CameraRound
 
@@ -69,7 +69,7 @@ def run(
     """All figures of one preset on one device."""
     usual = _PROTOCOL if device.type == "cuda" else _ON_A_CPU
     counts = repeats or usual[0], usual[1] if warm_up is None else warm_up
-    model, weights_name = preset_model(preset, weights)
+    model, weights_name = load_preset_model(preset, weights)
     rounds = driving_rounds(_ROUNDS, network_rig(model))
     fast, fast_alone = _measure_alone(model, device, compiled, dtype, rounds)
     assert isinstance(fast.engine, FastEngine)
@@ -115,7 +115,7 @@ def _measure_alone(
         fast.step(camera_round)
     return fast, {
         "peak_memory_mb": peak_memory_mb(device),
-        "peak_memory_is": peak_memory_meaning(device) + ", before the plain twin is made",
+        "peak_memory_is": peak_memory_definition(device) + ", before the plain twin is made",
         "ready_s": time.perf_counter() - began,
     }
 
@@ -142,7 +142,7 @@ def _agreement(agreement: Agreement, dtype: torch.dtype) -> dict[str, Any]:
 
 def _tf32(device: torch.device) -> bool:
     """Whether float32 is computed in TF32 where the engines work: both see to it alike."""
-    with working_on(device):
+    with device_context(device):
         return tf32_allowed(device)
 
 

@@ -23,7 +23,7 @@ from benchmarks.report import report
 from benchmarks.train_throughput import PRECISIONS, Case, make_task
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.errors import UserError
-from ftkd_core.evaluation.detector_benchmark import driving_rounds, network_rig, preset_model
+from ftkd_core.evaluation.detector_benchmark import driving_rounds, load_preset_model, network_rig
 from ftkd_core.presets import PRESETS, preset, sparse_bev_preset
 from ftkd_core.runtime.detector import Detector, resolve_device
 from ftkd_core.runtime.devices import device_name
@@ -34,7 +34,7 @@ _WARM_UP, _ROUNDS = 5, 4
 
 def detector_step(name: str, runtime: str, device: torch.device) -> Callable[[], Any]:
     """A function that detects the next round of a drive."""
-    model, _ = preset_model(name)
+    model, _ = load_preset_model(name)
     detector = Detector(model, weights_name="", device=device, score_threshold=0.0, runtime=runtime)
     return stepper(detector, driving_rounds(_ROUNDS, network_rig(model)))
 

@@ -34,16 +34,16 @@ from ftkd_core.errors import UserError
 from ftkd_core.evaluation.detector_benchmark import (
     WEIGHTS_SEED,
     driving_rounds,
+    load_preset_model,
     network_rig,
+    peak_memory_definition,
     peak_memory_mb,
-    peak_memory_meaning,
-    preset_model,
 )
 from ftkd_core.evaluation.latency import time_alternating
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
-from ftkd_core.runtime.compiling import compile_alone
+from ftkd_core.runtime.compiling import compile_separately
 from ftkd_core.runtime.detector import Detector, resolve_device
-from ftkd_core.runtime.devices import device_name, working_on
+from ftkd_core.runtime.devices import device_context, device_name
 from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.runtime.header import Header, pack_header
 from ftkd_core.runtime.preprocess import round_rig, stack_images
@@ -99,9 +99,9 @@ def backbone_share(detector: Detector, rounds: Sequence[CameraRound], counts: Co
         with torch.autocast(device.type, dtype=engine.dtype if half else None, enabled=half):
             return backbone(images)
 
-    chosen = compile_alone(run) if device.type == "cuda" else run
+    chosen = compile_separately(run) if device.type == "cuda" else run
     shape = (len(config.channels), 3, config.image.height, config.image.width)
-    with torch.inference_mode(), working_on(device):
+    with torch.inference_mode(), device_context(device):
         torch.manual_seed(WEIGHTS_SEED)
         images = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
         alone = Replay(lambda: chosen(images), device)
@@ -148,7 +148,9 @@ def long_stream(
         "early_ms": early,
         "late_over_early": late / early,
         "grown_bytes": grown,
-        "grown_bytes_are": "allocated on the GPU" if device.type == "cuda" else peak_memory_meaning(device),
+        "grown_bytes_are": "allocated on the GPU"
+        if device.type == "cuda"
+        else peak_memory_definition(device),
         "compiled_again": compiled,
         "host_waits_in_start": waits,
     }
@@ -190,8 +192,8 @@ def image_cost(model: StreamPETR, device: torch.device, counts: Counts) -> dict[
     (camera_round,) = driving_rounds(1, nuscenes_rig())
     rig = round_rig(camera_round, config.image, config.channels)
     on_gpu = device.type == "cuda"
-    kind, compiler = (DeviceImages, compile_alone) if on_gpu else (CpuImages, lambda function: function)
-    with torch.inference_mode(), working_on(device):
+    kind, compiler = (DeviceImages, compile_separately) if on_gpu else (CpuImages, lambda function: function)
+    with torch.inference_mode(), device_context(device):
         images = kind(config.image, len(config.channels), device, compiler)  # type: ignore[operator]
         header = Header(len(config.channels), device)
         header.upload(pack_header(rig, camera_round.global_from_ego, 0.0, True))
@@ -212,7 +214,7 @@ def run(
     """All figures of one preset on one device."""
     usual = _PROTOCOL[device.type]
     counts = repeats or usual[0], usual[1] if warm_up is None else warm_up
-    model, weights_name = preset_model(preset, weights)
+    model, weights_name = load_preset_model(preset, weights)
     rounds = driving_rounds(_ROUNDS, network_rig(model))
     detector = fast_detector(model, device)
     return {

@@ -58,7 +58,7 @@ def measure(preset: str, weights: Path | None, device: str, runtime: str, *, rep
     from ftkd_core.runtime.detector import Detector, resolve_device
 
     place = resolve_device(device)
-    model, weights_name = measuring.preset_model(preset, weights)
+    model, weights_name = measuring.load_preset_model(preset, weights)
     rounds = measuring.driving_rounds(_ROUNDS, nuscenes_rig())
     measuring.reset_peak_memory(place)
     began = time.perf_counter()
@@ -74,6 +74,6 @@ def measure(preset: str, weights: Path | None, device: str, runtime: str, *, rep
         "latency_ms": times.wall.as_dict(),
         "processor_ms": times.processor.as_dict(),
         "peak_memory_mb": round(measuring.peak_memory_mb(place), 1),
-        "peak_memory_is": measuring.peak_memory_meaning(place),
+        "peak_memory_is": measuring.peak_memory_definition(place),
         "ready_s": round(ready_s, 2),
     }

@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
 from ftkd_core.config import SparseBEVConfig
-from ftkd_core.data.clips import ClipSource, StreamDataset, choose_cameras
+from ftkd_core.data.clips import ClipSource, StreamDataset, select_cameras
 from ftkd_core.data.order import EpochOrder
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset, WindowDataset
@@ -40,7 +40,7 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
     rendered = SyntheticClips(
         data.first_seed, config.model.image, Path(data.cache), data.duration_s, data.version, data.intervals_s
     )
-    chosen = choose_cameras(rendered, config.model.channels)
+    chosen = select_cameras(rendered, config.model.channels)
     if fabric.is_global_zero:
         rendered.render_all(data.scenes)
     fabric.barrier()

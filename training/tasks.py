@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ftkd_core.config import to_dict
 from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset
-from ftkd_core.data.grid_mask import blank_some
+from ftkd_core.data.grid_mask import apply_grid_mask
 from ftkd_core.data.windows import WindowBatch
 from ftkd_core.distillation.cache import Manifest, TeacherCache, collate_answers, describe
 from ftkd_core.distillation.config import FTKDConfig
@@ -51,8 +51,8 @@ class CachedDataset(Dataset[tuple[StreamBatch, TeacherAnswer]]):
         self.streams, self.cache = streams, cache
 
     def __getitem__(self, step: int) -> tuple[StreamBatch, TeacherAnswer]:
-        chosen = [self.streams.choose(stream, step) for stream in self.streams.streams]
-        return self.streams[step], collate_answers([self.cache(c.number, c.frame) for c in chosen])
+        chosen = [self.streams.select_frame(stream, step) for stream in self.streams.streams]
+        return self.streams[step], collate_answers([self.cache(c.clip_index, c.frame) for c in chosen])
 
 
 class Distiller(nn.Module):
@@ -168,7 +168,7 @@ class StreamLesson(nn.Module):
         _check_cameras(seen.rig, config.channels)
         targets = answerable(seen.targets, config)
         images = network_input(seen.images, config.image)
-        frame = seen.frame(blank_some(images, self.grid_mask, generator))
+        frame = seen.frame(apply_grid_mask(images, self.grid_mask, generator))
         denoising = make_denoising(targets, config.loss, self.detector.range_m, generator)
         kept = len(Memory._fields)
         predictions, memory = self.detector(frame, Memory(*state[:kept]), denoising)
@@ -221,7 +221,7 @@ class WindowLesson(nn.Module):
         mine = config.num_frames
         images = network_input(batch.images[:, :mine], config.image)
         rig = CameraRig(*(value[:, :mine] for value in batch.rig))
-        images = blank_some(images, self.grid_mask, generator)
+        images = apply_grid_mask(images, self.grid_mask, generator)
         window = FrameWindow(images, rig, batch.time[:, :mine])
         reach = batch.time.new_tensor(config.decoder.range_high_m)
         denoising = make_denoising(targets, config.loss, reach, generator)

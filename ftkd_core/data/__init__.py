@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets, clips and the synthetic driving world."""
+"""Training data: nuScenes and the synthetic world as clips, streams and windows."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How training changes what it shows: within what limits, and by how much this time."""
+"""Random augmentation of training samples: ranges and drawn values."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,12 +11,14 @@ from ftkd_core.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Per segment, the same for all its frames: mirror with probability flip, turn about z by up to
-    rotation radians, the world larger or smaller by up to `scale`, colours by up to `colour` (brightness,
-    contrast, each channel), images drawn between zoom_least and zoom_most times as large (StreamPETR: 0.86
-    to 1.25); per frame one camera missing with camera_dropout, and per step, with probability grid_mask, a
-    grid of squares blank in all images of the student (grid_mask.py). Errors: UserError for values out of
-    range."""
+    """Ranges of the augmentation. UserError for values out of range.
+
+    Per segment, equal for all its frames: mirror with probability flip, rotate about z by up to `rotation`
+    radians, scale the world by up to `scale`, change colours by up to `colour` (brightness, contrast, each
+    channel), and draw images zoom_least to zoom_most times as large (StreamPETR: 0.86 to 1.25). Per frame:
+    drop one camera with probability camera_dropout. Per step: mask all images of the student with probability
+    grid_mask (grid_mask.py).
+    """
 
     flip: float = 0.5
     rotation: float = 0.3925
@@ -40,9 +42,12 @@ class AugmentConfig:
 
 
 class Augmentation(NamedTuple):
-    """mirror: images and world left-right; angle (radians): the ego frame turned about z; gain and offset
-    (3,) a colour; zoom and left: the images drawn larger, and which part of them is kept; scale: the world so
-    many times as large."""
+    """One drawn augmentation.
+
+    mirror: flip images and world left-right. angle: rotation of the ego frame about z, radians. gain: per
+    colour channel (3,). offset: added to all channels. zoom and left: size factor of the images and the
+    fraction of the surplus width that is cut at the left. scale: size factor of the world.
+    """
 
     mirror: bool = False
     angle: float = 0.0
@@ -54,8 +59,8 @@ class Augmentation(NamedTuple):
 
 
 def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Augmentation:
-    """One augmentation; the same draws are made whatever the config, so that streams stay aligned across
-    configs."""
+    """Draw one augmentation. The number of random draws does not depend on the config, so streams stay
+    aligned across configs."""
     mirror, angle = random.random() < config.flip, random.uniform(-1, 1) * config.rotation
     gains = (1 + random.uniform(-1, 1) * config.colour) * (1 + random.uniform(-0.5, 0.5, 3) * config.colour)
     red, green, blue = (float(gain) for gain in gains)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GridMask (Chen et al. 2020): images of which a grid of squares is blank, so that a network does not rely on
-any one part."""
+"""GridMask (Chen et al. 2020): mask a grid of squares in images, so that a network does not rely on one
+region."""
 
 import torch
 from torch import Tensor
 
 
 def grid_mask(height: int, width: int, generator: torch.Generator, ratio: float = 0.5) -> Tensor:
-    """(height, width) bool, True where an image is kept: bands of rows and of columns, `ratio` of each
-    period; between them squares are blank, about (1 - ratio)^2 of the image.
+    """Draw a mask (height, width), True for pixels to keep: horizontal and vertical bands that cover `ratio`
+    of each period. The squares between them, about (1 - ratio)^2 of the image, are masked.
 
-    The period is 2 to height - 1 pixels, equally probable, and where bands begin is any place in it, as
-    StreamPETR and SparseBEV draw them (ratio 0.5, no rotation) [code]. Errors: ValueError below 3 rows.
+    The period is uniform in 2..height - 1 pixels and the offset is uniform within the period, as in
+    StreamPETR and SparseBEV (ratio 0.5, no rotation) [code]. Raises ValueError for fewer than 3 rows.
     """
     if height < 3:
         raise ValueError(f"images of {height} rows; expected at least 3")
@@ -24,9 +24,9 @@ def grid_mask(height: int, width: int, generator: torch.Generator, ratio: float 
     return kept
 
 
-def blank_some(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Normalised images (..., H, W), with that probability blanked by one grid for all of them [code].
-    Nothing is drawn for a probability of 0."""
+def apply_grid_mask(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """With the given probability, mask all normalised images (..., H, W) with one grid [code]. A probability
+    of 0 draws no random number."""
     if not probability or float(torch.rand((), generator=generator)) > probability:
         return images
     mask = grid_mask(images.shape[-2], images.shape[-1], generator)

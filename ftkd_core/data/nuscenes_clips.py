@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips of a real nuScenes data set, for training: geometry and truth are indexed once, images are read when
-they are used.
+"""Clips of a nuScenes data set for training: geometry and ground truth are indexed once, images are read on
+use.
 
-The devkit's tables take gigabytes and minutes to load, so what training needs of a scene is written to a
-small file, and training processes open only those. Symbols: T key frames, N cameras, H/W network size, M
-objects of all frames.
+The devkit needs minutes and gigabytes to load its tables. The data that training needs is therefore written
+to one small file per scene, and training processes read only those files. Symbols: T key frames, N cameras,
+H/W network size, M objects of all frames.
 """
 
 import hashlib
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ftkd_core.config import ImageConfig
-from ftkd_core.data.clips import Clip, ClipObjects
+from ftkd_core.data.clips import Clip
 from ftkd_core.data.nuscenes import (
     TABLE_NAMES,
+    CameraRecord,
     NuScenes,
     camera_records,
     find_tables,
@@ -33,25 +34,29 @@ from ftkd_core.data.nuscenes import (
     scene_samples,
     split_scenes,
 )
+from ftkd_core.data.targets import ClipObjects
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid
 from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop, zoom_and_crop
 
-_VISIBLE: Final = {"1": 0.2, "2": 0.5, "3": 0.7, "4": 0.9}
-"""Middle of each of nuScenes' bins of visibility."""
+_VISIBILITY_FRACTION: Final = {"1": 0.2, "2": 0.5, "3": 0.7, "4": 0.9}
+"""Centre of each nuScenes visibility bin."""
 _INDEX: Final = "nuscenes-index-3"
-"""Raised with every change of what an index holds or is found by: 2 since that is the data set's content,
-3 since it knows how wide images are."""
-_READ_TABLES: Final = ("scene", "sample", "calibrated_sensor")
-"""Some ten megabytes of all nuScenes; those that are not read have hundreds each, or say little."""
+"""Format version of the index files; raise it with each change of their content or of the hash."""
+_HASHED_TABLES: Final = ("scene", "sample", "calibrated_sensor")
+"""Tables whose content enters the hash, about ten megabytes for all of nuScenes; of the other, larger tables
+only the size is used."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images (T, N, H, W, 3) uint8 that are read from their files: `files[frame]` is (N, H, W, 3), RGB at the
-    network's size. paths (T, N) below root, widths (N,) of the files' images. half_decode: where a file has
-    at least twice the pixels a side that are drawn, only every second is decoded, which is faster; six real
-    images then differ by 0.5 to 0.7 grey levels in the mean. The plain twin is without."""
+    """Images (T, N, H, W, 3) uint8 read from files; `files[frame]` is (N, H, W, 3), RGB at the network's
+    size.
+
+    paths (T, N) relative to root; widths (N,) of the image files. half_decode: decode at half resolution if
+    the file has at least twice the needed width and height, which is faster; on six real images the mean
+    difference is 0.5 to 0.7 grey levels. The plain twin decodes at full resolution.
+    """
 
     root: Path
     paths: NDArray[np.str_]
@@ -61,31 +66,29 @@ class ImageFiles:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As of an array of all images."""
+        """Shape (T, N, H, W, 3)."""
         return (*self.paths.shape, self.image.height, self.image.width, 3)
 
     def __getitem__(self, frame: int) -> NDArray[np.uint8]:
         return np.stack([resize_and_crop(image, self.image) for image in self._read(frame, self.image.width)])
 
     def zoomed(self, frame: int, zoom: float, left: float) -> NDArray[np.uint8]:
-        """The frame's images drawn `zoom` times as large, from the files, so that no detail is lost; as
-        `preprocess.zoom_and_crop`."""
+        """Read the images of a frame and zoom from full resolution, as in `preprocess.zoom_and_crop`."""
         images = self._read(frame, round(self.image.width * zoom))
         return np.stack([zoom_and_crop(image, self.image, zoom, left) for image in images])
 
     def _read(self, frame: int, drawn: int) -> Iterator[NDArray[np.uint8]]:
-        """The files' images, to be drawn so wide."""
+        """Read the images of a frame; `drawn` is the width at which they are used."""
         for path, width in zip(self.paths[frame], self.widths, strict=True):
             yield read_image(self.root / path, half=self.half_decode and 2 * drawn <= width)
 
 
 class NuScenesClips:
-    """`clip = clips(index)` for the scenes of a split, in the data set's order; picklable and small.
+    """Clips of the scenes of a split, in the order of the data set; picklable and small.
 
-    `prepare()` must have run once, in any process, for this cache folder. `name`, which also names what is
-    derived from the clips, tells data sets of other content apart (`content_hash`), wherever they lie, and
-    images that are read otherwise (half_decode, as `ImageFiles`). Errors: UserError where there is no such
-    data set.
+    Call `prepare()` once, in any process, for each cache folder. `name` identifies the clips in caches
+    derived from them: it changes with the content of the data set (`content_hash`) and with half_decode (see
+    `ImageFiles`), but not with its location. UserError if the data set does not exist.
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class NuScenesClips:
         return len(self._names())
 
     def prepare(self) -> None:
-        """Index the scenes that are missing. UserError where the data set lacks what training needs."""
+        """Index the scenes that are missing from the cache. UserError if the data set lacks required data."""
         names = self.folder / "scenes.txt"
         if names.exists() and all(self._file(name).exists() for name in self._names()):
             return
@@ -116,7 +119,9 @@ class NuScenesClips:
                 partial = file.with_name(f"{file.name}.partial.npz")
                 np.savez(partial, **index_scene(dataset, name, self.image, self.channels))
                 partial.replace(file)
-        names.write_text("\n".join(wanted) + "\n", encoding="utf-8")
+        partial = names.with_name(f"{names.name}.partial")
+        partial.write_text("\n".join(wanted) + "\n", encoding="utf-8")
+        partial.replace(names)
 
     def __call__(self, index: int) -> Clip:
         name = self._names()[index]
@@ -145,19 +150,21 @@ class NuScenesClips:
         try:
             return (self.folder / "scenes.txt").read_text(encoding="utf-8").split()
         except OSError:
-            raise UserError(f"{str(self.folder)!r} holds no index of nuScenes; prepare it first") from None
+            raise UserError(
+                f"{str(self.folder)!r} holds no index of nuScenes; call prepare() first"
+            ) from None
 
 
 def content_hash(root: Path, version: str, channels: tuple[str, ...]) -> str:
-    """Eight digits for what an index of these cameras depends on: scenes, samples and calibrations of the
-    data set, the sizes of its other tables and the custom splits. The images themselves are not looked at.
-    UserError where a table is missing."""
+    """Return eight hexadecimal digits that identify the data an index of these cameras depends on: scenes,
+    samples and calibrations, the sizes of the other tables, and the custom splits. Image files do not enter
+    the hash. UserError if a table is missing."""
     tables = find_tables(root, version)
     digest = hashlib.sha256(f"{_INDEX}, {channels}".encode())
     for name in TABLE_NAMES:
         table = tables / f"{name}.json"
         digest.update(f"{name}: {table.stat().st_size}".encode())
-        if name in _READ_TABLES:
+        if name in _HASHED_TABLES:
             digest.update(table.read_bytes())
     splits = tables / "splits.json"
     digest.update(splits.read_bytes() if splits.is_file() else b"")
@@ -167,29 +174,18 @@ def content_hash(root: Path, version: str, channels: tuple[str, ...]) -> str:
 def index_scene(
     dataset: NuScenes, scene: str, image: ImageConfig, channels: tuple[str, ...]
 ) -> dict[str, NDArray[Any]]:
-    """What training needs of a scene, as arrays: paths (T, N), widths (N,), intrinsics (N, 3, 3) of network
-    images, ego_from_camera (T, N, 4, 4) with ego at the key frame's stamp and the camera at its exposure,
-    global_from_ego (T, 4, 4), times (T,) seconds from the first, counts (T,), and of the M objects boxes in
-    ego, labels, visible and num_points (lidar and radar).
+    """Index a scene as arrays.
 
-    UserError where a camera lacks a key frame or changes its intrinsics.
+    paths (T, N); widths (N,); intrinsics (N, 3, 3) of network images; ego_from_camera (T, N, 4, 4) from the
+    camera at its exposure to ego at the key frame's stamp; global_from_ego (T, 4, 4); times (T,) seconds from
+    the first key frame; counts (T,) of objects; for all M objects boxes in ego, labels, visible and
+    num_points (lidar and radar).
+
+    UserError if a camera lacks a key frame or changes its intrinsics.
     """
     tokens = scene_samples(dataset, scene)
     poses = np.stack([sample_pose(dataset, token) for token in tokens])
-    records = []
-    for channel in channels:
-        by_sample = {r.sample_token: r for r in camera_records(dataset, scene, channel, keyframes_only=True)}
-        missing = [token for token in tokens if token not in by_sample]
-        if missing:
-            raise UserError(
-                f"scene {scene}: {channel} has no image of {len(missing)} of {len(tokens)} key frames; "
-                "expected one each"
-            )
-        own = [by_sample[token] for token in tokens]
-        if any(not np.allclose(r.intrinsics, own[0].intrinsics) for r in own):
-            raise UserError(f"scene {scene}: the intrinsics of {channel} change; expected one camera matrix")
-        records.append(own)
-    frames = list(zip(*records, strict=True))  # (T, N)
+    frames = _key_frame_records(dataset, scene, tokens, channels)
     root = Path(dataset.dataroot).expanduser().resolve()
     stamps = np.array([sample_stamp_ns(dataset, token) for token in tokens])
     return {
@@ -210,6 +206,26 @@ def index_scene(
     }
 
 
+def _key_frame_records(
+    dataset: NuScenes, scene: str, tokens: list[str], channels: tuple[str, ...]
+) -> list[tuple[CameraRecord, ...]]:
+    """Return the records (T, N) of all cameras at all key frames; UserError as in `index_scene`."""
+    records = []
+    for channel in channels:
+        by_sample = {r.sample_token: r for r in camera_records(dataset, scene, channel, keyframes_only=True)}
+        missing = [token for token in tokens if token not in by_sample]
+        if missing:
+            raise UserError(
+                f"scene {scene}: {channel} has no image of {len(missing)} of {len(tokens)} key frames; "
+                "expected one image per key frame"
+            )
+        own = [by_sample[token] for token in tokens]
+        if any(not np.allclose(r.intrinsics, own[0].intrinsics) for r in own):
+            raise UserError(f"scene {scene}: the intrinsics of {channel} change; expected one camera matrix")
+        records.append(own)
+    return list(zip(*records, strict=True))
+
+
 def _objects(dataset: NuScenes, tokens: list[str]) -> dict[str, NDArray[Any]]:
     found: dict[str, list[NDArray[Any]]] = {"boxes": [], "labels": [], "visible": [], "num_points": []}
     counts = []
@@ -222,7 +238,9 @@ def _objects(dataset: NuScenes, tokens: list[str]) -> dict[str, NDArray[Any]]:
         own = [annotations[instance] for instance in objects.ids]
         found["boxes"].append(objects.boxes)
         found["labels"].append(objects.labels)
-        found["visible"].append(np.array([_VISIBLE.get(row["visibility_token"], 0.9) for row in own]))
+        found["visible"].append(
+            np.array([_VISIBILITY_FRACTION.get(row["visibility_token"], 0.9) for row in own])
+        )
         found["num_points"].append(
             np.array([row["num_lidar_pts"] + row["num_radar_pts"] for row in own], dtype=np.int64)
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which training is shown its scenes when every frame is to come once an epoch."""
+"""Sample order in which each training frame is used once per epoch."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,21 +9,21 @@ import numpy as np
 
 
 class Segment(NamedTuple):
-    """Frames `start` and on of a clip."""
+    """Consecutive frames of a clip, beginning at `start`."""
 
     clip: int
     start: int
 
 
 class EpochOrder:
-    """`order(number)` is the segment that is served as the `number`-th of a run, by all its streams and
-    processes together: in each epoch every clip is cut into segments of the same length, and all of them
-    come once, shuffled. A function of (seed, number) alone.
+    """`order(number)` is segment `number` of a run, counted over all streams and processes. Each epoch cuts
+    every clip into segments of equal length and visits all of them once in random order. The result depends
+    only on (seed, number).
 
-    lengths: frames of each clip. A clip whose length is no multiple of a segment's leaves out less than
-    half of one, at its ends, others in each epoch; or, where half or more would be left, its segments
-    overlap. A clip shorter than a segment is one. (StreamPETR cuts scenes into halves and shuffles these;
-    SparseBEV shuffles frames, segments of 1 [code].) Errors: ValueError for no clips or no frames.
+    lengths: frames of each clip. If a clip's length is not a multiple of the segment length, it either loses
+    less than half a segment at its ends (a different part in each epoch) or its segments overlap. A clip
+    shorter than a segment is one segment. StreamPETR cuts scenes into halves and shuffles them; SparseBEV
+    shuffles frames, which are segments of 1 [code]. Raises ValueError for no clips or no frames.
     """
 
     def __init__(self, lengths: Sequence[int], segment: int, seed: int) -> None:
@@ -34,20 +34,20 @@ class EpochOrder:
             )
         self.lengths, self.segment, self.seed = tuple(lengths), segment, seed
         self._parts = [max(1, (length + segment // 2) // segment) for length in lengths]
-        self.segments_an_epoch = sum(self._parts)
-        self._epoch = lru_cache(maxsize=2)(self._shuffled)  # streams are in one epoch or in two
+        self.segments_per_epoch = sum(self._parts)
+        self._epoch = lru_cache(maxsize=2)(self._shuffled)  # streams span at most two epochs
 
     def __call__(self, number: int) -> Segment:
-        """The segment of that number, 0 and up."""
-        epoch, place = divmod(number, self.segments_an_epoch)
+        """Return segment `number` >= 0."""
+        epoch, place = divmod(number, self.segments_per_epoch)
         clip, start = self._epoch(epoch)[place].tolist()
         return Segment(clip, start)
 
     def require(self, num_clips: int, segment: int) -> None:
-        """ValueError where it is the order of other clips or segments than these."""
+        """Raise ValueError unless the order was made for this number of clips and this segment length."""
         if (len(self.lengths), self.segment) != (num_clips, segment):
             raise ValueError(
-                f"an order of {len(self.lengths)} clips and segments of {self.segment}; expected {num_clips} "
+                f"order for {len(self.lengths)} clips and segments of {self.segment}; expected {num_clips} "
                 f"and {segment}"
             )
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips rendered from the synthetic world, kept on disk so that a scene is rendered once.
+"""Clips rendered from the synthetic world and cached on disk.
 
-A clip is rendered at twice the network's size and area-averaged, as a camera image would be. Its folder holds
-`images.npy` (memory-mapped when read) and `frames.npz`; it appears under its final name only when complete.
+A clip is rendered at twice the network's size and area-averaged. Its folder holds `images.npy` (memory-mapped
+when read) and `frames.npz`, and gets its final name only when it is complete.
 """
 
 import hashlib
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ftkd_core.config import ImageConfig
-from ftkd_core.data.clips import Clip, ClipObjects
+from ftkd_core.data.clips import Clip
 from ftkd_core.data.synthetic.frame import SceneFrame, render_frame
 from ftkd_core.data.synthetic.rig import LIDAR_OFFSET_S, SurroundRig, nuscenes_rig
 from ftkd_core.data.synthetic.world import Scene, make_scene
+from ftkd_core.data.targets import ClipObjects
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid
 from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop
@@ -29,7 +30,7 @@ _OVERSAMPLING: Final = 2
 
 
 def training_rig(image: ImageConfig) -> SurroundRig:
-    """The nuScenes-like rig at twice the network's size, cut to the rows the network sees."""
+    """Return the nuScenes-like rig at twice the network's size, cropped to the rows the network sees."""
     rig = nuscenes_rig()
     width = _OVERSAMPLING * image.width
     height = round(rig.height * width / rig.width)
@@ -39,8 +40,8 @@ def training_rig(image: ImageConfig) -> SurroundRig:
 def render_clip(
     seed: int, image: ImageConfig, duration_s: float = 20.0, interval_s: float = KEY_FRAME_INTERVAL_S
 ) -> Clip:
-    """Frames of the scene of that seed at the network's resolution, interval_s apart (default: nuScenes' key
-    frames)."""
+    """Render the scene of a seed at the network's resolution, with frames interval_s apart (default: nuScenes
+    key frames)."""
     scene, rig = make_scene(seed, duration_s), training_rig(image)
     times = key_times(scene, interval_s)
     frames = [render_frame(scene, float(t), rig) for t in times]
@@ -58,9 +59,11 @@ def render_clip(
 
 
 def key_times(scene: Scene, interval_s: float = KEY_FRAME_INTERVAL_S) -> NDArray[np.float64]:
-    """Scene times (T,) in seconds of the frames: the ends of the lidar sweeps, as in the data set that
-    `synthetic.export` writes of the same seed. Frames that follow each other faster than key frames are as
-    many, and end sooner."""
+    """Return the frame times (T,) in scene seconds: the ends of the lidar sweeps, as in the data set that
+    `synthetic.export` writes for the same seed.
+
+    An interval shorter than that of key frames gives the same number of frames, which cover less time.
+    """
     count = int(scene.duration_s / max(interval_s, KEY_FRAME_INTERVAL_S))
     return np.arange(count) * interval_s + LIDAR_OFFSET_S
 
@@ -81,7 +84,7 @@ def _objects(frame: SceneFrame) -> ClipObjects:
 
 
 def save_clip(clip: Clip, folder: Path) -> None:
-    """Write a clip so that it can be memory-mapped; the folder appears only when complete."""
+    """Write a clip so that it can be memory-mapped; the folder gets its name only when it is complete."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -103,7 +106,7 @@ def save_clip(clip: Clip, folder: Path) -> None:
 
 
 def load_clip(folder: Path) -> Clip:
-    """Read a clip written by `save_clip`; images stay on disk until they are used."""
+    """Load a clip written by `save_clip`; images stay on disk until they are used."""
     images = np.load(folder / "images.npy", mmap_mode="r")
     with np.load(folder / "frames.npz") as frames:
         splits = np.cumsum(frames["counts"])[:-1]
@@ -126,7 +129,8 @@ def load_clip(folder: Path) -> Clip:
 
 
 def world_version() -> str:
-    """Short hash of the source files of the world and of its clips: those of another are never mixed in."""
+    """Return a short hash of the source files of the world and of its clips, so that caches of different
+    versions are not mixed."""
     digest = hashlib.sha256()
     for path in [Path(__file__), *sorted((Path(__file__).parent / "synthetic").glob("*.py"))]:
         if not path.name.startswith("export"):
@@ -135,9 +139,11 @@ def world_version() -> str:
 
 
 class SyntheticClips:
-    """Clips of consecutive seeds, rendered when first asked for; picklable, so that worker processes
-    render. Clip i has frames intervals_s[i mod their number] apart: a student that shall serve several rates
-    is shown them all. Errors: UserError for an interval outside of 0.05 to 2 s."""
+    """Clips of consecutive seeds, rendered on first use; picklable, so that worker processes can render.
+
+    Clip i uses the frame interval intervals_s[i mod len(intervals_s)], so a student can be trained for
+    several frame rates. UserError for an interval outside 0.05 to 2 s.
+    """
 
     def __init__(
         self, first_seed: int, image: ImageConfig, cache: Path, duration_s: float = 20.0, version: str = "",
@@ -153,7 +159,8 @@ class SyntheticClips:
 
     @property
     def name(self) -> str:
-        """Resolution, duration, world, first seed, and intervals where they are not those of key frames."""
+        """Resolution, duration, world version, first seed, and intervals if they differ from those of key
+        frames."""
         name = f"{self.cache.name} from seed {self.first_seed}"
         if self.intervals_s == (KEY_FRAME_INTERVAL_S,):
             return name
@@ -169,6 +176,6 @@ class SyntheticClips:
         return load_clip(folder)
 
     def render_all(self, count: int, progress: Callable[..., tqdm] = tqdm) -> None:  # type: ignore[type-arg]
-        """Render the first `count` clips that are missing, with a progress bar."""
+        """Render the missing ones of the first `count` clips with a progress bar."""
         for index in progress(range(count), desc="render scenes", unit="scene"):
             self(index)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows of past and future frames around a current one, for SparseBEV as teacher or student, and the pairs
-of stream and window that distillation trains on.
+"""Windows of past and future frames around a current frame, for SparseBEV, and pairs of stream and window for
+distillation.
 
-A window never leaves its clip, and a clip is one scene: where the scene begins or ends, its first or last
-frame is repeated, and `real` says so. (Upstream's loader has no such check: about one sample in six is given
-images of the next scene.) Symbols: B batch, T frames (current, past, future), J future frames, N cameras.
+A window never leaves its clip, and a clip is one scene: at the ends of the scene the first or last frame is
+repeated and `real` is False. The public SparseBEV loader has no such check; about one in six of its samples
+contains images of the next scene. Symbols: B batch, T frames (current, past, future), N cameras.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,9 @@ from ftkd_core.types import CameraRig, FrameWindow, Targets, pad_targets
 
 
 class WindowBatch(NamedTuple):
-    """images (B, T, N, H, W, 3) uint8; rig (B, T, N, ...) in the current ego frame; time (B, T) seconds from
-    the current frame; real (B, T) bool, False for repeated frames; targets of the current frame."""
+    """Batch of windows: images (B, T, N, H, W, 3) uint8; rig (B, T, N, ...) in the current ego frame; time
+    (B, T) seconds relative to the current frame; real (B, T) bool, False for repeated frames; targets of the
+    current frame."""
 
     images: Tensor
     rig: CameraRig
@@ -34,15 +35,15 @@ class WindowBatch(NamedTuple):
     targets: Targets
 
     def window(self, images: Tensor) -> FrameWindow:
-        """The window once its images are normalised, (B, T, N, 3, H, W)."""
+        """Return the network's input for normalised images (B, T, N, 3, H, W)."""
         return FrameWindow(images, self.rig, self.time)
 
 
 def window_order(index: int, length: int, num_past: int, num_future: int) -> tuple[list[int], list[bool]]:
-    """Frames of the window around frame `index` of a scene of `length` frames: current, past newest first,
-    future nearest first; and which of them are frames of their own.
+    """Return the frame numbers of the window around frame `index` of a scene of `length` frames (current,
+    past newest first, future nearest first) and a flag for each that is False for a repeated frame.
 
-    Errors: ValueError for an index outside.
+    Raises ValueError for an index outside the scene.
     """
     if not 0 <= index < length:
         raise ValueError(f"frame {index} of a scene of {length} frames; expected 0 .. {length - 1}")
@@ -51,10 +52,13 @@ def window_order(index: int, length: int, num_past: int, num_future: int) -> tup
     return [min(max(frame, 0), length - 1) for frame in wanted], [0 <= frame < length for frame in wanted]
 
 
-def make_window(clip: Clip, index: int, change: Augmentation, num_past: int, num_future: int) -> WindowBatch:
-    """The window around frame `index` of the clip as a batch of one; all frames under one augmentation."""
+def make_window(
+    clip: Clip, index: int, augmentation: Augmentation, num_past: int, num_future: int
+) -> WindowBatch:
+    """Make the window around frame `index` of the clip as a batch of 1, with one augmentation for all
+    frames."""
     order, real = window_order(index, len(clip.times), num_past, num_future)
-    made = {frame: make_sample(clip, frame, change, True) for frame in set(order)}
+    made = {frame: make_sample(clip, frame, augmentation, True) for frame in set(order)}
     frames = [made[frame] for frame in order]
     now = frames[0]
     ego_from_global = invert_rigid(now.global_from_ego)
@@ -77,7 +81,7 @@ def make_window(clip: Clip, index: int, change: Augmentation, num_past: int, num
 
 
 def collate_windows(windows: list[WindowBatch]) -> WindowBatch:
-    """One batch of several windows; object slots are padded to the largest number."""
+    """Concatenate windows to one batch; object slots are padded to the largest number."""
     slots = max(1, *(window.targets.labels.shape[1] for window in windows))
     padded = [pad_targets(window.targets, slots) for window in windows]
     targets = Targets(*(torch.cat(values) for values in zip(*padded, strict=True)))
@@ -89,8 +93,8 @@ def collate_windows(windows: list[WindowBatch]) -> WindowBatch:
 
 
 class WindowDataset(Dataset[WindowBatch]):
-    """Item `step` is a batch of windows; what a step serves is a function of (seed, rank, step). They are
-    random ones, or, with `order` of segments of one frame, the next that no other of `ranks` has."""
+    """Batches of windows; item `step` depends only on (seed, rank, step). Windows are random or, with an
+    `order` of segments of one frame, the next ones in that order that no other of `ranks` processes uses."""
 
     def __init__(
         self,
@@ -126,29 +130,29 @@ class WindowDataset(Dataset[WindowBatch]):
         else:
             number, index = self.order((step * self.ranks + self.rank) * self.batch + place)
             clip = self._load(number)
-        change = draw_augmentation(self.augment, random)
-        return make_window(clip, index, change, self.num_past, self.num_future)
+        augmentation = draw_augmentation(self.augment, random)
+        return make_window(clip, index, augmentation, self.num_past, self.num_future)
 
 
-def in_true_colours(change: Augmentation) -> Augmentation:
-    """The same world from the same images, their colours as they are."""
+def without_color_change(augmentation: Augmentation) -> Augmentation:
+    """Return the augmentation without its colour change."""
     plain = Augmentation()
-    return change._replace(gain=plain.gain, offset=plain.offset)
+    return augmentation._replace(gain=plain.gain, offset=plain.offset)
 
 
 class PairedDataset(Dataset[tuple[StreamBatch, WindowBatch]]):
-    """Item `step` is a stream batch and the teacher's window around each of its frames.
+    """Pairs of a stream batch and the windows of the teacher around each of its frames.
 
-    The teacher sees the same mirrored and turned world, in true colours and with every camera [ours].
+    The teacher sees the same mirrored and rotated world, without colour changes and with all cameras [ours].
     """
 
     def __init__(self, streams: StreamDataset, num_past: int, num_future: int) -> None:
         self.streams, self.num_past, self.num_future = streams, num_past, num_future
 
     def __getitem__(self, step: int) -> tuple[StreamBatch, WindowBatch]:
-        chosen = [self.streams.choose(stream, step) for stream in self.streams.streams]
+        chosen = [self.streams.select_frame(stream, step) for stream in self.streams.streams]
         windows = [
-            make_window(c.clip, c.frame, in_true_colours(c.change), self.num_past, self.num_future)
+            make_window(c.clip, c.frame, without_color_change(c.augmentation), self.num_past, self.num_future)
             for c in chosen
         ]
         return self.streams[step], collate_windows(windows)

@@ -38,7 +38,7 @@ _PERIOD_S: Final = 0.5
 _COUNTERPART_M: Final = 2.0
 
 
-def preset_model(name: str, weights: Path | None = None) -> tuple[StreamPETR, str]:
+def load_preset_model(name: str, weights: Path | None = None) -> tuple[StreamPETR, str]:
     """A model of a preset on the CPU, and what its weights are: those of the file, the shipped ones where
     they are of this preset, else random with a seed. UserError for an unknown preset or unfit weights."""
     config = preset(name)
@@ -138,15 +138,16 @@ def compare_detectors(
     pairs: list[tuple[float, float]] = []
     compared = 0
     for camera_round in rounds:
-        true, found = reference.step(camera_round), other.step(camera_round)
-        for box, score, label in zip(true.boxes[:top], true.scores[:top], true.labels[:top], strict=True):
+        expected, found = reference.step(camera_round), other.step(camera_round)
+        best = (expected.boxes[:top], expected.scores[:top], expected.labels[:top])
+        for box, score, label in zip(*best, strict=True):
             distance = np.linalg.norm(found.boxes[:, :3] - box[:3], axis=1)
             scores = np.abs(found.scores - score)
             near = (found.labels == label) & (distance < _COUNTERPART_M)
             compared += 1
             if near.any():
-                best = np.where(near, distance + 10 * scores, np.inf).argmin()
-                pairs.append((float(distance[best]), float(scores[best])))
+                closest = np.where(near, distance + 10 * scores, np.inf).argmin()
+                pairs.append((float(distance[closest]), float(scores[closest])))
     centers, scores = np.array(pairs or [(0.0, 0.0)]).T
     return Agreement(
         center_m=float(centers.max()), center_p99_m=summarize(centers.tolist()).p99 or 0.0,
@@ -158,11 +159,11 @@ def compare_detectors(
 def count_parameters(model: StreamPETR, *, at_inference: bool = False) -> int:
     """Parameters of a model; batch norm's running statistics are none. at_inference: without a 2-D head that
     only training needs."""
-    spared = "auxiliary." if at_inference and not model.config.decoder.num_image_queries else None
+    training_only = at_inference and not model.config.decoder.num_image_queries
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if spared is None or not name.startswith(spared)
+        if not (training_only and name.startswith("auxiliary."))
     )
 
 
@@ -189,13 +190,13 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Megabytes (1e6 bytes) of what `peak_memory_meaning` says."""
+    """Megabytes (1e6 bytes) of what `peak_memory_definition` says."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def peak_memory_meaning(device: torch.device) -> str:
+def peak_memory_definition(device: torch.device) -> str:
     """What `peak_memory_mb` counts on a device."""
     if device.type == "cuda":
         return "torch's largest allocation on the GPU"

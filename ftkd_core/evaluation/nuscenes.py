@@ -127,7 +127,7 @@ def evaluate(
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "metrics_summary.json", summary, allow_nan=False)
-        write_json(folder / "metrics_devkit.json", _plain(metrics.serialize()), allow_nan=False)
+        write_json(folder / "metrics_devkit.json", _json_value(metrics.serialize()), allow_nan=False)
     return summary
 
 
@@ -263,17 +263,17 @@ def _check_boxes(objects: ObjectList) -> None:
 
 def load_results(results: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
     """The entries of a results dictionary or file, by sample token; UserError where it is none."""
-    where = "the results"
+    source = "the results"
     if not isinstance(results, Mapping):
-        where = str(results)
+        source = str(results)
         try:
             results = json.loads(Path(results).read_text())
         except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"cannot read {where} ({error}); expected a nuScenes results file") from error
+            raise UserError(f"cannot read {source} ({error}); expected a nuScenes results file") from error
     entries = results.get("results") if isinstance(results, Mapping) else None
     if not isinstance(entries, Mapping):
         raise UserError(
-            f"{where} is not a nuScenes results file; expected a dictionary with a dictionary `results`"
+            f"{source} is not a nuScenes results file; expected a dictionary with a dictionary `results`"
         )
     return entries
 
@@ -305,7 +305,7 @@ def _summary(metrics: DetectionMetrics, evaluation: SubsetEvaluation) -> dict[st
         "config": CONFIG_NAME,
         "notes": _notes(truths, known_velocity, len(evaluation.pred_boxes.all)),
     }
-    return _plain(summary)  # type: ignore[no-any-return]
+    return _json_value(summary)  # type: ignore[no-any-return]
 
 
 def _notes(truths: Mapping[str, int], known_velocity: int, predictions: int) -> list[str]:
@@ -324,14 +324,14 @@ def _notes(truths: Mapping[str, int], known_velocity: int, predictions: int) -> 
     return notes
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     """The value in JSON's types; numbers that are not finite become None, for JSON has no word for them."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): _json_value(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_json_value(entry) for entry in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return _json_value(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value

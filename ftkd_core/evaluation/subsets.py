@@ -53,26 +53,26 @@ def evaluate_subsets(
     truth, found = evaluation.gt_boxes, evaluation.pred_boxes
     facts = _object_facts(dataset, truth)
     nearest = {token: _nearest_facts(truth[token], found[token], facts) for token in truth.sample_tokens}
-    answer = {}
+    scores = {}
     for name, choice in SUBSETS.items():
         chosen_truth, chosen_found = EvalBoxes(), EvalBoxes()
         for token in truth.sample_tokens:
-            kept = [box for box in truth[token] if choice(facts[_key(box)])]
+            kept = [box for box in truth[token] if choice(facts[_box_key(box)])]
             chosen_truth.add_boxes(token, kept)
             chosen_found.add_boxes(
                 token,
                 [
                     box
                     for box, near in zip(found[token], nearest[token], strict=True)
-                    if (choice(near) if near is not None else _unmatched(name, box))
+                    if (choice(near) if near is not None else _counts_unmatched(name, box))
                 ],
             )
         evaluation.gt_boxes, evaluation.pred_boxes = chosen_truth, chosen_found
-        answer[name] = _scores(evaluation)
-    return answer
+        scores[name] = _scores(evaluation)
+    return scores
 
 
-def _unmatched(subset: str, box: DetectionBox) -> bool:
+def _counts_unmatched(subset: str, box: DetectionBox) -> bool:
     """Whether a detection of nothing counts against a subset: by distance where it lies there, else
     always."""
     choice = _BY_DISTANCE.get(subset)
@@ -96,7 +96,7 @@ def _scores(evaluation: SubsetEvaluation) -> dict[str, float | int | None]:
     }
 
 
-def _key(box: DetectionBox) -> tuple[str, tuple[float, ...]]:
+def _box_key(box: DetectionBox) -> tuple[str, tuple[float, ...]]:
     return box.sample_token, tuple(box.translation)
 
 
@@ -116,7 +116,7 @@ def _object_facts(dataset: NuScenes, truth: EvalBoxes) -> dict[tuple[str, tuple[
             facts[key] = ObjectFacts(
                 int(annotation["visibility_token"] or 4), 0.0, now - first_seen[instance]
             )
-    return {_key(box): facts[_key(box)]._replace(distance_m=float(box.ego_dist)) for box in truth.all}
+    return {_box_key(box): facts[_box_key(box)]._replace(distance_m=float(box.ego_dist)) for box in truth.all}
 
 
 def _first_seen(dataset: NuScenes, instance: str) -> float:
@@ -134,16 +134,18 @@ def _nearest_facts(
     facts: Mapping[tuple[str, tuple[float, ...]], ObjectFacts],
 ) -> list[ObjectFacts | None]:
     """For each detection, what is known of the nearest true object of its class within 2 m."""
-    answer: list[ObjectFacts | None] = [None] * len(found)
+    nearest: list[ObjectFacts | None] = [None] * len(found)
     for name in {box.detection_name for box in truth}:
         same = [box for box in truth if box.detection_name == name]
         index = [place for place, box in enumerate(found) if box.detection_name == name]
         if not index:
             continue
-        theirs = np.array([box.translation[:2] for box in same])
-        mine = np.array([found[place].translation[:2] for place in index])
-        distance = np.linalg.norm(mine[:, None] - theirs[None], axis=-1)  # (detections, objects)
+        true_centers = np.array([box.translation[:2] for box in same])
+        found_centers = np.array([found[place].translation[:2] for place in index])
+        distance = np.linalg.norm(
+            found_centers[:, None] - true_centers[None], axis=-1
+        )  # (detections, objects)
         for place, row in zip(index, distance, strict=True):
             if row.min() <= _SAME_OBJECT_M:
-                answer[place] = facts[_key(same[int(row.argmin())])]
-    return answer
+                nearest[place] = facts[_box_key(same[int(row.argmin())])]
+    return nearest

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 
-def compile_alone(
+def compile_separately(
     function: Callable[..., Any], *, mode: str | None = None, backend: str = "inductor"
 ) -> Callable[..., Any]:
     """A function or method of Python compiled as one full graph for each kind of arguments, with a cache of

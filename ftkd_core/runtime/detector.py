@@ -143,12 +143,12 @@ class Detector:
 
 def describe_training(notes: Mapping[str, Any]) -> str:
     """What the notes of a weights file say of its training, for people: "500 steps, distilled by ftkd"."""
-    told = [f"{notes['steps']} steps"] if "steps" in notes else []
+    parts = [f"{notes['steps']} steps"] if "steps" in notes else []
     if notes.get("method"):
-        told.append(f"distilled by {notes['method']}")
+        parts.append(f"distilled by {notes['method']}")
     if notes.get("format"):
-        told.append(f"imported from {notes['format']}")
-    return ", ".join(told)
+        parts.append(f"imported from {notes['format']}")
+    return ", ".join(parts)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 
-def numbered(device: torch.device) -> torch.device:
+def with_device_index(device: torch.device) -> torch.device:
     """`cuda` as the GPU that is the current one now: each thread has its own, which may differ later."""
-    if device == torch.device("cuda"):  # which no numbered one equals
+    if device == torch.device("cuda"):  # which no with_device_index one equals
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
@@ -36,7 +36,7 @@ def processor_name() -> str:
 
 
 @contextlib.contextmanager
-def working_on(device: torch.device) -> Iterator[None]:
+def device_context(device: torch.device) -> Iterator[None]:
     """The device is the current one, to which new streams and events belong, and float32 is computed as such,
     not in TF32; what was set before is set again at the end. On a CPU there is nothing to do."""
     if device.type != "cuda":

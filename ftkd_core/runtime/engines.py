@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ftkd_core.models.stream_petr import StreamPETR, decode
-from ftkd_core.runtime.devices import numbered, working_on
+from ftkd_core.runtime.devices import device_context, with_device_index
 from ftkd_core.runtime.preprocess import round_to_frame
 from ftkd_core.types import CameraRound, Detections
 
@@ -36,7 +36,7 @@ class Engine(Protocol):
         ...
 
 
-def pack(detections: Detections) -> Tensor:
+def pack_detections(detections: Detections) -> Tensor:
     """Detections of a batch of one as one float32 tensor (K, 11), so that one copy fetches them."""
     return torch.cat(
         [detections.boxes[0], detections.scores[0, :, None], detections.labels[0, :, None].float()], dim=-1
@@ -47,7 +47,7 @@ class PlainEngine:
     """The model as it was trained, step by step."""
 
     def __init__(self, model: StreamPETR, device: torch.device, max_detections: int) -> None:
-        self.device = numbered(device)
+        self.device = with_device_index(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.max_detections = max_detections
         self._memory = self.model.start_memory()
@@ -56,13 +56,13 @@ class PlainEngine:
     def start(self, camera_round: CameraRound, *, time_s: float, is_first: bool) -> Callable[[], Rows]:
         """See `Engine`; the work is done when this returns."""
         config, device = self.model.config, self.device
-        with working_on(device), self._attention():
+        with device_context(device), self._attention():
             frame = round_to_frame(
                 camera_round, config.image, config.channels, time_s=time_s, is_first=is_first, device=device
             )
             frame = frame._replace(images=frame.images.contiguous())  # NCHW
             predictions, self._memory = self.model(frame, self._memory)
-            rows: Rows = pack(decode(predictions, self.max_detections)).double().cpu().numpy()
+            rows: Rows = pack_detections(decode(predictions, self.max_detections)).double().cpu().numpy()
         return lambda: rows
 
     def _attention(self) -> contextlib.AbstractContextManager[Any]:

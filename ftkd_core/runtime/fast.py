@@ -18,9 +18,9 @@ from torch import Tensor
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.position import EncodedRays, TokenGeometry
 from ftkd_core.models.stream_petr import StreamPETR, decode
-from ftkd_core.runtime.compiling import compile_alone
-from ftkd_core.runtime.devices import numbered, working_on
-from ftkd_core.runtime.engines import Rows, pack
+from ftkd_core.runtime.compiling import compile_separately
+from ftkd_core.runtime.devices import device_context, with_device_index
+from ftkd_core.runtime.engines import Rows, pack_detections
 from ftkd_core.runtime.header import Header, RigKey, pack_header, rig_key, unpack_header
 from ftkd_core.runtime.inference_model import inference_model
 from ftkd_core.runtime.preprocess import round_rig
@@ -48,7 +48,7 @@ class FastEngine:
         device_images: bool | None = None,
         compile_mode: str | None = None,
     ) -> None:
-        device, on_gpu = numbered(device), device.type == "cuda"
+        device, on_gpu = with_device_index(device), device.type == "cuda"
         if on_gpu:
             torch.backends.cudnn.benchmark = True  # shapes never change: choosing once pays
         self.device = device
@@ -59,11 +59,11 @@ class FastEngine:
         config = model.config
         self._compile: Callable[[Any], Any] = lambda function: function
         if on_gpu if compiled is None else compiled:
-            self._compile = functools.partial(compile_alone, mode=compile_mode)
+            self._compile = functools.partial(compile_separately, mode=compile_mode)
         on_device = on_gpu if device_images is None else device_images
         images = DeviceImages if on_device else CpuImages
         self._rig_key: RigKey | None = None
-        with working_on(device):
+        with device_context(device):
             self._images: DeviceImages | CpuImages = images(
                 config.image, len(config.channels), device, self._compile
             )
@@ -78,7 +78,7 @@ class FastEngine:
         """Static buffers: geometry of the rig, memory, detections; and the steps over them."""
         encode, frame = self._compile(self.encode_rig), self._compile(self.run_frame)
         geometry = self.encode_rig(self._header.device_values)
-        self._geometry = _like(geometry)
+        self._geometry = _empty_like(geometry)
         self._memory = self.model.start_memory()
         classes = len(self.model.config.class_names)
         decoder = self.model.config.decoder
@@ -107,7 +107,7 @@ class FastEngine:
         """See `Engine`. Returns before a GPU has worked; one round at a time is under way."""
         config = self.model.config
         rig = round_rig(camera_round, config.image, config.channels)  # refuses what cannot be used
-        with working_on(self.device):
+        with device_context(self.device):
             self._wait()  # the buffers below may still be read by the round before
             self._header.upload(pack_header(rig, camera_round.global_from_ego, time_s, is_first))
             self._images.upload(camera_round.views, self._header.device_values)
@@ -124,7 +124,7 @@ class FastEngine:
 
     def _wait(self) -> None:
         if self._done is not None:
-            with working_on(self.device):
+            with device_context(self.device):
                 self._done.synchronize()
 
     def _finish(self) -> Rows:
@@ -150,7 +150,7 @@ class FastEngine:
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype if half else None, enabled=half):
             predictions, after = self.model(frame, memory, geometry=geometry)
-        return pack(decode(predictions, self.max_detections)), after
+        return pack_detections(decode(predictions, self.max_detections)), after
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -160,7 +160,7 @@ def _tensors(values: Any) -> list[Tensor]:
     return [tensor for value in values for tensor in _tensors(value)]
 
 
-def _like(geometry: TokenGeometry) -> TokenGeometry:
+def _empty_like(geometry: TokenGeometry) -> TokenGeometry:
     """Buffers of their own for a geometry (some of its parts may be views of others)."""
     assert geometry.encoded is not None
     *own, encoded = (_buffers(value) for value in geometry)

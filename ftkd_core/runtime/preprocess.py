@@ -40,9 +40,9 @@ def resize_and_crop(image: NDArray[np.uint8], config: ImageConfig) -> NDArray[np
     if (scaled_height, config.width) != (height, width):
         if scaled_height > config.height and config.width < width:
             blocks = math.gcd(height, scaled_height)  # of rows: their borders are borders after scaling too
-            spared = (scaled_height - config.height) * blocks // scaled_height
-            image = image[spared * (height // blocks) :]
-            scaled_height -= spared * (scaled_height // blocks)
+            skipped = (scaled_height - config.height) * blocks // scaled_height
+            image = image[skipped * (height // blocks) :]
+            scaled_height -= skipped * (scaled_height // blocks)
         filter_ = cv2.INTER_AREA if config.width < width else cv2.INTER_LINEAR
         image = cv2.resize(image, (config.width, scaled_height), interpolation=filter_)  # type: ignore[assignment]
     cut = scaled_height - config.height

@@ -8,7 +8,8 @@ import torch
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.config import DetectorConfig, override
 from ftkd_core.data.augmentation import AugmentConfig
-from ftkd_core.data.clips import Clip, ClipObjects
+from ftkd_core.data.clips import Clip
+from ftkd_core.data.targets import ClipObjects
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
 from ftkd_core.presets import preset

@@ -25,7 +25,7 @@ def small(_name: str, _weights: Path | None = None) -> tuple[Any, str]:
 
 
 def test_the_json_holds_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "preset_model", small)
+    monkeypatch.setattr(parts, "load_preset_model", small)
     monkeypatch.setattr(parts, "_ROUNDS", 2)
     file = tmp_path / "figures.json"
     options = ["--device", "cpu", "--repeats", "2", "--warm-up", "0", "--frames", "24", "--json", str(file)]
@@ -119,7 +119,7 @@ def test_all_benchmarks_end_with_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module in (parts, bench.detector):
-        monkeypatch.setattr(module, "preset_model", small)
+        monkeypatch.setattr(module, "load_preset_model", small)
         monkeypatch.setattr(module, "_ROUNDS", 2)
     monkeypatch.setattr(bench, "bench_world", lambda repeats: {"render": 1.0})
     file = tmp_path / "figures.json"

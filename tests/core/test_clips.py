@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.data.augmentation import Augmentation, AugmentConfig, draw_augmentation
-from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset, choose_cameras, make_sample, project_boxes
+from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset, make_sample, select_cameras
+from ftkd_core.data.targets import project_boxes
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import is_rigid
 from tests.core.helpers import NO_AUGMENTATION, make_clip
@@ -148,7 +149,7 @@ class Source:
 @pytest.mark.parametrize("zoom", [1.0, 1.2])
 def test_cameras_are_chosen_by_name(zoom: float) -> None:
     channels = ("CAM_BACK", "CAM_FRONT")
-    chosen = choose_cameras(Source(), channels)
+    chosen = select_cameras(Source(), channels)
     assert chosen.name == "some clips by CAM_BACK, CAM_FRONT"  # what is derived from them is kept apart
     change, places = Augmentation(zoom=zoom, left=0.3), [3, 0]
     whole, found = (make_sample(clips(1), 2, change, True) for clips in (Source(), chosen))
@@ -168,9 +169,9 @@ def _in_view(boxes_2d: torch.Tensor, depths: torch.Tensor) -> torch.Tensor:
 
 def test_all_cameras_are_the_clips_themselves_and_unknown_ones_are_refused() -> None:
     source = Source()
-    assert choose_cameras(source, CAMERA_CHANNELS) is source
+    assert select_cameras(source, CAMERA_CHANNELS) is source
     with pytest.raises(UserError, match="model.channels has 'CAM_TOP'; some clips has CAM_FRONT, "):
-        choose_cameras(source, ("CAM_FRONT", "CAM_TOP"))
+        select_cameras(source, ("CAM_FRONT", "CAM_TOP"))
 
 
 def test_a_box_beside_the_camera_stays_on_its_side() -> None:

@@ -17,8 +17,8 @@ LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=8)
 
 def shown(order: EpochOrder, epoch: int) -> "Counter[tuple[int, int]]":
     """How often each (clip, frame) comes in an epoch."""
-    first = epoch * order.segments_an_epoch
-    served = [order(number) for number in range(first, first + order.segments_an_epoch)]
+    first = epoch * order.segments_per_epoch
+    served = [order(number) for number in range(first, first + order.segments_per_epoch)]
     frames = Counter[tuple[int, int]]()
     for clip, start in served:
         frames.update((clip, min(start + k, order.lengths[clip] - 1)) for k in range(order.segment))
@@ -45,7 +45,7 @@ def test_an_epoch_shows_all_but_less_than_a_segment_of_each_clip(
 
 def test_frames_come_exactly_once_where_segments_fill_the_clips() -> None:
     order = EpochOrder([40, 20, 60], 20, seed=1)
-    assert order.segments_an_epoch == 6
+    assert order.segments_per_epoch == 6
     for epoch in range(3):
         assert set(shown(order, epoch).values()) == {1} and len(shown(order, epoch)) == 120
 
@@ -76,9 +76,9 @@ def test_streams_of_all_processes_share_an_epoch() -> None:
     ]  # fmt: skip
     served = Counter[tuple[int, int]]()
     for step in range(8):  # 8 steps of 4 streams: the 32 frames of an epoch
-        chosen = [rank.choose(stream, step) for rank in ranks for stream in rank.streams]
-        served.update((choice.number, choice.frame) for choice in chosen)
-        assert [choice.first for choice in chosen] == [step % 4 == 0] * 4
+        chosen = [rank.select_frame(stream, step) for rank in ranks for stream in rank.streams]
+        served.update((choice.clip_index, choice.frame) for choice in chosen)
+        assert [choice.is_first for choice in chosen] == [step % 4 == 0] * 4
     assert len(served) == 32 and set(served.values()) == {1}
 
 
@@ -98,7 +98,7 @@ def test_windows_of_all_processes_share_an_epoch() -> None:
 
 def test_an_order_of_other_clips_is_refused() -> None:
     order = EpochOrder([8], 4, seed=0)
-    with pytest.raises(ValueError, match="an order of 1 clips and segments of 4; expected 2 and 4"):
+    with pytest.raises(ValueError, match="order for 1 clips and segments of 4; expected 2 and 4"):
         order.require(2, 4)
     with pytest.raises(ValueError, match="0 clips, the shortest of 0 frames"):
         EpochOrder([], 4, seed=0)

@@ -8,7 +8,7 @@ import torch
 
 from ftkd_core.errors import UserError
 from ftkd_core.runtime.detector import resolve_device
-from ftkd_core.runtime.devices import numbered, tf32_allowed, without_tf32, working_on
+from ftkd_core.runtime.devices import device_context, tf32_allowed, with_device_index, without_tf32
 from tests.core.rounds import CPU
 
 
@@ -23,7 +23,7 @@ def test_tf32_is_off_within_and_as_before_after(convolutions: bool, products: st
         with contextlib.suppress(ZeroDivisionError), without_tf32():
             assert not tf32_allowed(gpu)
             raise ZeroDivisionError
-        with working_on(CPU):  # nothing of a GPU is touched
+        with device_context(CPU):  # nothing of a GPU is touched
             assert tf32_allowed(gpu)
         assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (
             convolutions, products,
@@ -44,6 +44,6 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_current_gpu_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread's current one may be another."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert numbered(torch.device("cuda")) == torch.device("cuda", 1)
-    assert numbered(torch.device("cuda", 0)) == torch.device("cuda", 0)
-    assert numbered(CPU) == CPU
+    assert with_device_index(torch.device("cuda")) == torch.device("cuda", 1)
+    assert with_device_index(torch.device("cuda", 0)) == torch.device("cuda", 0)
+    assert with_device_index(CPU) == CPU

@@ -13,7 +13,7 @@ from ftkd_core.config import override
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.presets import preset
-from ftkd_core.runtime.compiling import compile_alone
+from ftkd_core.runtime.compiling import compile_separately
 from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.runtime.uploads import DeviceImages
 from tests.core.helpers import small_config, small_model
@@ -89,7 +89,7 @@ def test_a_frame_is_one_graph(name: str) -> None:
     assert all(a.shape == b.shape for a, b in zip(memory, engine._memory, strict=True))
 
 
-EAGER = functools.partial(compile_alone, backend="eager")
+EAGER = functools.partial(compile_separately, backend="eager")
 TORCH_COMPILES = getattr(torch._dynamo.config, "recompile_limit", 8)
 """Of one code object; one more is an error where a full graph is asked for."""
 

@@ -18,7 +18,7 @@ from ftkd_core.data.synthetic.bodies import build_body, sample_size
 from ftkd_core.data.synthetic.frame import SceneFrame, render_frame
 from ftkd_core.data.synthetic.lidar import lidar_hits, simulate_sweep
 from ftkd_core.data.synthetic.ordering import footprints, painting_order
-from ftkd_core.data.synthetic.paths import standing
+from ftkd_core.data.synthetic.paths import static_motion
 from ftkd_core.data.synthetic.render import render_camera
 from ftkd_core.data.synthetic.rig import EGO_FROM_LIDAR, LIDAR_OFFSET_S, SurroundRig, nuscenes_rig
 from ftkd_core.data.synthetic.world import Scene, make_scene
@@ -51,7 +51,7 @@ def actor_ahead(name: str, ahead_m: float, left_m: float, turn: float, random: n
         yaw + turn,
     )
     size = sample_size(name, random)
-    return Actor(name=name, size=size, motion=standing(*place), body=build_body(name, size, random))
+    return Actor(name=name, size=size, motion=static_motion(*place), body=build_body(name, size, random))
 
 
 def scene_with(*actors: Actor) -> Scene:

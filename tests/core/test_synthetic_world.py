@@ -185,7 +185,7 @@ def test_traffic_turns_at_crossings_and_never_meets() -> None:
     turned = 0
     for seed in range(6):
         for actor in make_scene(seed).actors:
-            if actor.motion.stands or actor.name == "pedestrian":
+            if actor.motion.is_static or actor.name == "pedestrian":
                 continue
             track = actor.motion.track(np.arange(0.0, 20.0, 0.25))
             angle = abs(track[-1, 2] - track[0, 2])

@@ -36,7 +36,7 @@ def test_frames_are_drawn_at_random_unless_epochs_are_asked_for() -> None:
     paired = make_dataset(config, Scenes(), 3, FABRIC, sparse_bev_preset("sparse_bev_tiny_offline"))
     assert isinstance(paired, PairedDataset) and paired.streams.order is not None
     order = paired.streams.order
-    assert (order.lengths, order.segment, order.seed, order.segments_an_epoch) == ((7, 8, 9), 4, 3, 6)
+    assert (order.lengths, order.segment, order.seed, order.segments_per_epoch) == ((7, 8, 9), 4, 3, 6)
 
 
 def test_windows_of_epochs_are_of_single_frames_and_streams_of_windows_of_theirs() -> None:
@@ -44,7 +44,7 @@ def test_windows_of_epochs_are_of_single_frames_and_streams_of_windows_of_theirs
     config = WindowTrainConfig(model=sparse_bev_preset("sparse_bev_tiny"), data=data)
     windows = make_dataset(config, Scenes(), 3, FABRIC, None)
     assert isinstance(windows, WindowDataset) and windows.order is not None and windows.ranks == 1
-    assert windows.order.segments_an_epoch == 24
+    assert windows.order.segments_per_epoch == 24
     student = TrainConfig(model=preset("tiny"), data=replace(data, window=3))
     sliding = make_dataset(student, Scenes(), 3, FABRIC, None)
     assert isinstance(sliding, StreamDataset) and sliding.order is not None and sliding.order.segment == 3

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ftkd_core.data.grid_mask import blank_some, grid_mask
+from ftkd_core.data.grid_mask import apply_grid_mask, grid_mask
 from tests.training.test_tasks import pairs, stream_lesson, window_lesson, windows
 from training.sliding_window import SlidingLesson
 from training.tasks import StreamLesson, WindowLesson
@@ -38,12 +38,12 @@ def test_about_a_quarter_is_blank_and_grids_differ() -> None:
 
 def test_images_are_blanked_as_often_as_asked_and_all_alike() -> None:
     images, generator = torch.ones(2, 6, 3, 32, 96), torch.Generator().manual_seed(1)
-    shown = [blank_some(images, 0.7, generator) for _ in range(300)]
+    shown = [apply_grid_mask(images, 0.7, generator) for _ in range(300)]
     blanked = [seen for seen in shown if seen is not images]
     assert len(blanked) / len(shown) == pytest.approx(0.7, abs=0.08)
     assert all(torch.equal(seen, seen[:1, :1, :1].expand_as(seen)) for seen in blanked)
     before = generator.get_state()
-    assert blank_some(images, 0.0, generator) is images
+    assert apply_grid_mask(images, 0.0, generator) is images
     assert torch.equal(generator.get_state(), before)  # runs without one are what they were
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """nuScenes data as rounds of cameras, ground truth in ego, and times in nanoseconds.
 
-All data is read through the tables of the official devkit; its box format, quaternions and microseconds are converted here. The same functions read real nuScenes and the synthetic world, which is exported in the same format. A *key frame* (nuScenes
-"sample", 2 Hz) has annotations; a *sweep round* is one round of cameras with or without annotations (12 Hz).
+All data is read through the tables of the official devkit; its box format, quaternions and microseconds are
+converted here. The same functions read real nuScenes and the synthetic world, which is exported in the same
+format. A *key frame* (nuScenes "sample", 2 Hz) has annotations; a *sweep round* is one round of cameras with
+or without annotations (12 Hz).
 """
 
 from ftkd_core.data.nuscenes.cameras import (

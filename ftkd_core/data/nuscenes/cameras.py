@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cameras of a nuScenes data set: records, rounds, images and poses."""
+"""Cameras of a nuScenes data set: image records, rounds, images and poses."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,17 +24,18 @@ from ftkd_core.data.nuscenes.tables import (
 from ftkd_core.errors import UserError
 from ftkd_core.types import CameraRound, CameraView
 
-# Rounds follow a spinning lidar and are at least 50 ms apart once each camera's own offset is taken off; the
-# jitter within one is a few milliseconds.
+# Rounds follow a spinning lidar: they are at least 50 ms apart after each camera's offset is subtracted, and
+# the jitter within a round is a few milliseconds.
 _ROUND_GAP_NS: Final = 25_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class CameraRecord:
-    """One camera image of the data set, not yet read: where its JPEG lies and the geometry of its exposure.
+    """One camera image of the data set that is not read yet: the path of its JPEG and the geometry of its
+    exposure.
 
-    intrinsics (3, 3) pixels; ego_from_camera and global_from_ego (4, 4), the latter at stamp_ns, the moment
-    of exposure. sample_token is the key frame it belongs to, or the next one when is_key_frame is False.
+    intrinsics (3, 3) in pixels; ego_from_camera (4, 4); global_from_ego (4, 4) at stamp_ns, the time of
+    exposure. sample_token is its key frame, or the next key frame if is_key_frame is False.
     """
 
     token: str
@@ -52,9 +53,9 @@ class CameraRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRound:
-    """One round of cameras; records in the order of the channels asked for, None where missing.
+    """One round of cameras; records in the order of the requested channels, None if missing.
 
-    sample_token names the key frame whose images these are, "" between key frames.
+    sample_token is the token of the key frame, or "" between key frames.
     """
 
     records: tuple[CameraRecord | None, ...]
@@ -62,7 +63,7 @@ class SweepRound:
 
     @property
     def newest(self) -> CameraRecord:
-        """The record exposed last."""
+        """Record with the latest exposure."""
         return max(
             (record for record in self.records if record is not None), key=lambda record: record.stamp_ns
         )
@@ -71,16 +72,18 @@ class SweepRound:
 def camera_round(
     dataset: NuScenes, sample_token: str, channels: Sequence[str] = CAMERA_CHANNELS
 ) -> CameraRound:
-    """The images of a key frame, lidar stamp and pose being the reference; None for a camera it lacks.
+    """Load the images of a key frame; stamp and pose of its lidar are the reference. A missing camera is
+    None.
 
-    Raises UserError for an unknown channel, a key frame with none of the channels and an unreadable image.
+    Raises UserError for an unknown channel, a key frame without any of the channels, and an unreadable image.
     """
     _check_channels(dataset, channels)
     data = sample_record(dataset, sample_token)["data"]
     records = [_camera_record(dataset, data[channel]) if channel in data else None for channel in channels]
     if not any(records):
         raise UserError(
-            f"sample {sample_token} has none of the cameras {list_names(channels)}, only {list_names(sorted(data))}"
+            f"sample {sample_token} has none of the cameras {list_names(channels)}, "
+            f"only {list_names(sorted(data))}"
         )
     return CameraRound(
         views=tuple(None if record is None else load_view(record) for record in records),
@@ -92,7 +95,8 @@ def camera_round(
 def camera_records(
     dataset: NuScenes, scene_name: str, channel: str, *, keyframes_only: bool = False
 ) -> list[CameraRecord]:
-    """All images of one camera in a scene in time order (12 Hz), or those of key frames only (2 Hz)."""
+    """Return the images of one camera in a scene in time order: all (12 Hz) or only those of key frames (2
+    Hz)."""
     _check_channels(dataset, [channel])
     rows = _sensor_rows(dataset, scene_name, channel)
     return [
@@ -107,10 +111,10 @@ def sweep_rounds(
     *,
     keyframes_only: bool = False,
 ) -> list[SweepRound]:
-    """The images of a scene grouped in rounds of one exposure per camera, in time order.
+    """Group the images of a scene in rounds of one exposure per camera, in time order.
 
-    Each camera's usual delay before the key frame stamp is taken off first; what then lies within 25 ms is
-    one round.
+    The median delay of each camera before the key frame stamp is subtracted first; exposures within 25 ms
+    then form one round.
     """
     records = {
         name: camera_records(dataset, scene_name, name, keyframes_only=keyframes_only) for name in channels
@@ -132,7 +136,7 @@ def sweep_rounds(
 
 
 def load_sweep_round(sweep_round: SweepRound) -> CameraRound:
-    """Read the images of a round; its newest exposure is the reference, as on a vehicle without a lidar."""
+    """Read the images of a round. The latest exposure is the reference, as on a vehicle without a lidar."""
     newest = sweep_round.newest
     return CameraRound(
         views=tuple(None if record is None else load_view(record) for record in sweep_round.records),
@@ -142,8 +146,11 @@ def load_sweep_round(sweep_round: SweepRound) -> CameraRound:
 
 
 def read_image(path: Path, *, half: bool = False) -> NDArray[np.uint8]:
-    """An image file as RGB (h, w, 3), or at half its width and height, rounded up: a JPEG's coefficients
-    give that at once, in half of the time. Raises UserError naming the file if missing or damaged."""
+    """Read an image file as RGB (h, w, 3).
+
+    half: decode at half width and height, rounded up; for a JPEG this takes half the time. Raises UserError
+    with the path if the file is missing or damaged.
+    """
     mode = cv2.IMREAD_REDUCED_COLOR_2 if half else cv2.IMREAD_COLOR
     bgr = cv2.imread(str(path), mode) if path.is_file() else None
     if bgr is None:
@@ -153,12 +160,13 @@ def read_image(path: Path, *, half: bool = False) -> NDArray[np.uint8]:
 
 
 def load_view(record: CameraRecord) -> CameraView:
-    """Read one image as RGB. Raises UserError naming the file if missing, damaged or of another size."""
+    """Read one image as RGB. Raises UserError with the path if it is missing, damaged or has an unexpected
+    size."""
     image = read_image(record.path)
     if image.shape[:2] != (record.height, record.width):
         raise UserError(
-            f"image {str(record.path)!r} is {image.shape[1]}x{image.shape[0]} but the data set says "
-            f"{record.width}x{record.height}; its camera matrix would not fit"
+            f"image {str(record.path)!r} is {image.shape[1]}x{image.shape[0]} but the tables give "
+            f"{record.width}x{record.height}; the camera matrix does not fit this image"
         )
     return CameraView(
         image=image,
@@ -176,7 +184,8 @@ def ego_poses(
     *,
     keyframes_only: bool = False,
 ) -> list[tuple[int, NDArray[np.float64]]]:
-    """(stamp_ns, global_from_ego (4, 4)) at each exposure of the channels in time order, each stamp once."""
+    """Return (stamp_ns, global_from_ego (4, 4)) at each exposure of the channels in time order, without
+    duplicates."""
     poses = {}
     for channel in channels:
         for row in _sensor_rows(dataset, scene_name, channel):
@@ -187,7 +196,8 @@ def ego_poses(
 
 
 def sensor_poses(dataset: NuScenes, scene_name: str) -> dict[str, NDArray[np.float64]]:
-    """ego_from_sensor (4, 4) by channel, of every sensor with data at the first key frame of the scene."""
+    """Return ego_from_sensor (4, 4) by channel for all sensors with data at the first key frame of the
+    scene."""
     sample = dataset.get("sample", scene_samples(dataset, scene_name)[0])
     poses = {}
     for channel, token in sample["data"].items():
@@ -197,7 +207,7 @@ def sensor_poses(dataset: NuScenes, scene_name: str) -> dict[str, NDArray[np.flo
 
 
 def _sensor_rows(dataset: NuScenes, scene_name: str, channel: str) -> Iterator[dict[str, Any]]:
-    """The sample_data rows of one sensor in a scene in time order: back to the list's head, then forward."""
+    """Yield the sample_data rows of one sensor in a scene in time order."""
     datas = (dataset.get("sample", token)["data"] for token in scene_samples(dataset, scene_name))
     token = next((data[channel] for data in datas if channel in data), "")
     if not token:

@@ -15,10 +15,11 @@ from ftkd_core.types import ObjectList
 
 
 def ground_truth(dataset: NuScenes, sample_token: str, *, min_points: int = 0) -> ObjectList:
-    """Annotated objects of the ten classes in ego at the key frame's stamp, ids being instance tokens.
+    """Return the annotated objects of the ten classes in ego at the key frame's stamp; ids are instance
+    tokens.
 
     Objects with fewer than `min_points` lidar and radar points are left out; the official metrics use 1.
-    Velocity is the devkit's difference over neighbouring key frames, nan where it knows none.
+    Velocity is the devkit's finite difference between neighbouring key frames, nan if undefined.
     """
     sample = sample_record(dataset, sample_token)
     boxes, labels, ids = [], [], []
@@ -43,7 +44,8 @@ def ground_truth(dataset: NuScenes, sample_token: str, *, min_points: int = 0) -
 
 
 def _global_box(dataset: NuScenes, annotation: dict[str, Any]) -> list[float]:
-    """House form of an annotation in global; nuScenes gives width, length, height and a quaternion."""
+    """Convert an annotation (width, length, height, quaternion) to the box format of `ftkd_core.boxes`, in
+    global."""
     width, length, height = annotation["size"]
     rotation = make_transform(annotation["rotation"])
     yaw = float(np.arctan2(rotation[1, 0], rotation[0, 0]))

@@ -23,11 +23,13 @@ _NAMES_IN_ERRORS: Final = 12
 
 
 def find_tables(dataroot: str | Path, version: str) -> Path:
-    """The folder of a data set's tables. Raises UserError where the folder, version or a table is missing."""
+    """Return the folder of a data set's tables. Raises UserError if the folder, the version or a table is
+    missing."""
     root = Path(dataroot).expanduser()
     if not root.is_dir():
         raise UserError(
-            f"data set folder {str(root)!r} does not exist; name the one that holds samples/ and {version}/"
+            f"data set folder {str(root)!r} does not exist; "
+            f"give the folder that holds samples/ and {version}/"
         )
     versions = sorted(path.parent.name for path in root.glob("*/sample.json"))
     if version not in versions:
@@ -36,13 +38,15 @@ def find_tables(dataroot: str | Path, version: str) -> Path:
     missing = [name for name in TABLE_NAMES if not (root / version / f"{name}.json").is_file()]
     if missing:
         raise UserError(
-            f"data set {str(root / version)!r} lacks the tables {list_names(f'{name}.json' for name in missing)}"
+            f"data set {str(root / version)!r} lacks the tables "
+            f"{list_names(f'{name}.json' for name in missing)}"
         )
     return root / version
 
 
 def open_dataset(dataroot: str | Path, version: str) -> NuScenes:
-    """Load the tables of a data set. Raises UserError where the folder, version or a table is not usable."""
+    """Load the tables of a data set. Raises UserError if the folder, the version or a table cannot be
+    used."""
     root = find_tables(dataroot, version).parent
     try:
         return NuScenes(version=version, dataroot=str(root), verbose=False)
@@ -58,14 +62,15 @@ def open_dataset(dataroot: str | Path, version: str) -> NuScenes:
 
 
 def scene_names(dataset: NuScenes) -> list[str]:
-    """Names of all scenes, in the order of the data set."""
+    """Return the names of all scenes in the order of the data set."""
     return [str(scene["name"]) for scene in dataset.scene]
 
 
 def split_scenes(dataset: NuScenes, split: str) -> list[str]:
-    """Names of the scenes of an official or custom (`splits.json`) split that this data set holds.
+    """Return the names of the scenes of an official or custom (`splits.json`) split that this data set
+    contains.
 
-    Raises UserError for an unknown split or one with no scene here.
+    Raises UserError for an unknown split or a split without a scene in this data set.
     """
     try:
         wanted = set(get_scenes_of_split(split, dataset))
@@ -85,7 +90,8 @@ def split_scenes(dataset: NuScenes, split: str) -> list[str]:
 
 
 def scene_samples(dataset: NuScenes, scene_name: str) -> list[str]:
-    """Sample (key frame) tokens of a scene in time order. Raises UserError naming the scenes that exist."""
+    """Return the sample (key frame) tokens of a scene in time order. Raises UserError with the existing scene
+    names."""
     token = str(_scene_record(dataset, scene_name)["first_sample_token"])
     tokens = []
     while token:
@@ -95,12 +101,14 @@ def scene_samples(dataset: NuScenes, scene_name: str) -> list[str]:
 
 
 def sample_stamp_ns(dataset: NuScenes, sample_token: str) -> int:
-    """Stamp of a key frame: the end of its lidar sweep, for which its annotations hold."""
+    """Return the stamp of a key frame in nanoseconds: the end of its lidar sweep, the time of its
+    annotations."""
     return int(sample_record(dataset, sample_token)["timestamp"]) * 1000
 
 
 def sample_pose(dataset: NuScenes, sample_token: str) -> NDArray[np.float64]:
-    """global_from_ego (4, 4) of a key frame: the ego pose of its LIDAR_TOP. Raises UserError without one."""
+    """Return global_from_ego (4, 4) of a key frame: the ego pose of its LIDAR_TOP. Raises UserError if it has
+    none."""
     data = sample_record(dataset, sample_token)["data"]
     if LIDAR_CHANNEL not in data:
         raise UserError(f"sample {sample_token} has no {LIDAR_CHANNEL}, only {list_names(sorted(data))}")
@@ -119,17 +127,19 @@ def _scene_record(dataset: NuScenes, scene_name: str) -> dict[str, Any]:
 
 
 def sample_record(dataset: NuScenes, sample_token: str) -> dict[str, Any]:
+    """Return the row of a key frame. Raises UserError for an unknown token."""
     try:
         record: dict[str, Any] = dataset.get("sample", sample_token)
     except KeyError as error:
         raise UserError(
             f"sample {sample_token!r} is not in data set {dataset.dataroot!r} {dataset.version}; "
-            "was the token made with another data set or version?"
+            "check that the token belongs to this data set and version"
         ) from error
     return record
 
 
 def pose_of(record: dict[str, Any]) -> NDArray[np.float64]:
+    """Return the transform (4, 4) of a row with `rotation` and `translation`."""
     pose: NDArray[np.float64] = make_transform(record["rotation"], record["translation"])
     return pose
 
@@ -140,7 +150,7 @@ def _custom_splits(dataset: NuScenes) -> list[str]:
 
 
 def list_names(names: Iterable[str]) -> str:
-    """Names for an error message, shortened when there are many."""
+    """Join names for an error message; long lists are shortened."""
     listed = list(names)
     shown = ", ".join(listed[:_NAMES_IN_ERRORS])
     return (

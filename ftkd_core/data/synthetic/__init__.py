@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A driving world with ground truth, rendered by the camera and written as a nuScenes dataset."""
+"""Synthetic driving world: scenes, camera images, lidar sweeps, and export in the nuScenes format."""

@@ -12,8 +12,8 @@ from ftkd_core.data.synthetic.paths import Motion
 
 
 class ActorStates(NamedTuple):
-    """All actors at one time: instance (M,) int64, labels (M,) int64 index of CLASS_NAMES, boxes_global (M,
-    9) float64 house form, attributes (nuScenes names, "" for none)."""
+    """All actors at one time: instance (M,) int64, labels (M,) int64 as indices into CLASS_NAMES,
+    boxes_global (M, 9) float64, attributes (nuScenes names, "" for none)."""
 
     instance: NDArray[np.int64]
     labels: NDArray[np.int64]
@@ -23,8 +23,8 @@ class ActorStates(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Actor:
-    """One object: class name, size (length, width, height), how it moves, what it looks like, whether
-    someone rides it."""
+    """One annotated object: class name, size (length, width, height), motion, body, and whether it has a
+    rider."""
 
     name: str
     size: tuple[float, float, float]
@@ -33,7 +33,7 @@ class Actor:
     rider: bool = False
 
     def attribute(self, speed: float) -> str:
-        """nuScenes attribute at a speed in m/s."""
+        """Return the nuScenes attribute at a speed in m/s."""
         if self.name in ("barrier", "traffic_cone"):
             return ""
         if self.name == "pedestrian":

@@ -78,6 +78,7 @@ class _Backdrop(NamedTuple):
 
 @lru_cache(maxsize=32)
 def _backdrop(key: bytes, width: int, height: int, fog_per_m: float, night: bool) -> _Backdrop:
+    """Compute the backdrop of one camera; `key` as in `_view`."""
     view = _view(key, width, height)
     horizon, zenith = sky_colors(night)
     haze = np.empty((height, width, 3), dtype=np.uint8)

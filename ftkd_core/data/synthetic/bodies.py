@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the ten classes look like and how large they are: bodies of convex parts, each class with a look of
-its own.
+"""Sizes and bodies of the ten classes; bodies consist of convex parts, and each class has its own appearance.
 
-Sizes are nuScenes' class means (length, width, height in metres) with about ten percent of spread. A body
-fills its box: the box is the tight cuboid around it. Front and rear differ, so that a heading can be seen.
+Sizes are the nuScenes class means (length, width, height in metres) with about ten percent of spread. The box
+of an object is the tight cuboid around its body. Front and rear differ, so that images show the heading.
 """
 
 from collections.abc import Callable
@@ -44,7 +43,7 @@ _SKIN: Final[Color] = (215, 170, 140)
 
 
 def sample_size(name: str, random: np.random.Generator, *, rider: bool = False) -> tuple[float, float, float]:
-    """Length, width, height in metres of one object of a class."""
+    """Draw length, width and height in metres of one object of a class."""
     spread = np.clip(random.normal(1.0, 0.08, 3), 0.8, 1.25)
     if name in ("barrier", "traffic_cone"):
         spread[:2] = np.clip(spread[:2], 0.9, 1.1)
@@ -55,8 +54,7 @@ def sample_size(name: str, random: np.random.Generator, *, rider: bool = False) 
 def build_body(
     name: str, size: tuple[float, float, float], random: np.random.Generator, *, rider: bool = False
 ) -> Mesh:
-    """The body of an object of a class, in its own frame: x forward, origin on the ground below its
-    middle."""
+    """Build the body of an object in its own frame: x forward, origin on the ground below its centre."""
     if name in ("motorcycle", "bicycle"):
         return Mesh(_cycle(size, random, rider, heavy=name == "motorcycle"))
     builders: dict[str, Callable[[tuple[float, float, float], np.random.Generator], Part | Cut]] = {
@@ -105,7 +103,7 @@ def _car(size: tuple[float, float, float], random: np.random.Generator) -> Part 
     body.decal("front", 0.3, 0.7, 0.4, 0.62, _GLASS)
     body.decal("rear", 0.38, 0.62, 0.45, 0.6, (235, 235, 235))
     _wheels(body, (-0.3 * length, 0.3 * length), 0.19 * height)
-    back = float(random.uniform(0.8, 0.97))  # a saloon's boot or an estate's tail
+    back = float(random.uniform(0.8, 0.97))  # varies the rear from notchback to estate car
     cabin = block(
         (-back * half, 0.42 * half), (-0.94 * side, 0.94 * side), (waist, height), color,
         top_x=(-0.78 * back * half, 0.08 * half), top_y=(-0.8 * side, 0.8 * side),
@@ -253,7 +251,7 @@ def _pedestrian(size: tuple[float, float, float], random: np.random.Generator) -
         top_y=(-0.85 * side, 0.85 * side),
     )
     if random.random() < 0.4:
-        torso.decal("rear", 0.2, 0.8, 0.2, 0.9, (50, 60, 60))  # a rucksack
+        torso.decal("rear", 0.2, 0.8, 0.2, 0.9, (50, 60, 60))  # backpack
     head = block(
         (-0.35 * half, 0.35 * half),
         (-0.32 * side, 0.32 * side),
@@ -294,7 +292,7 @@ def _cycle(
     color = _pick(_CAR_COLORS if heavy else ((40, 170, 190), (120, 200, 60), (230, 230, 235)), random)
     radius = min(0.32 * machine_top if heavy else 0.44 * machine_top, 0.24 * length)
     machine = block((-half, half), (-thin, thin), (0.0, machine_top), color, top_x=(-0.7 * half, 0.55 * half))
-    if not heavy:  # a bicycle is mostly air: what shows between its wheels is dark
+    if not heavy:  # a bicycle's frame is mostly open; a dark patch stands for the gaps
         for name in ("left", "right"):
             machine.decal(name, 0.0, 1.0, 0.0, 0.45, (105, 105, 108))
     for x in (-half + radius, half - radius):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Driving scenes as a data set that the nuScenes devkit loads, draws and scores.
+"""Export of driving scenes as a data set that the nuScenes devkit loads, draws and scores.
 
-The data set grows in a hidden folder beside its place and gets its name when it is whole, so that a run that
-was stopped leaves nothing that looks finished.
+The data set is written to a hidden folder next to the output folder and renamed when it is complete, so an
+interrupted run leaves no data set that looks complete.
 """
 
 import os
@@ -23,9 +23,9 @@ from ftkd_core.json_files import write_json
 
 _OFFICIAL_SPLITS: Final = ("train", "val", "test", "mini_train", "mini_val", "train_detect", "train_track")
 _DATA_FOLDERS: Final = ("samples", "sweeps", "maps")
-# The roads end where a longer drive would get to.
+# A longer drive would reach the end of the roads.
 _LONGEST_SCENE_S: Final = 30.0
-# Each seed has a minute of its own on the clock; beyond this one ROS stamps (32-bit seconds) would overflow.
+# Each seed starts a minute after the one before; larger seeds overflow ROS stamps (32-bit seconds).
 _LARGEST_SEED: Final = 9_100_000
 
 
@@ -39,9 +39,9 @@ def run_synth(
     height: int,
     duration_s: float,
 ) -> Path:
-    """Write `scenes` scenes of consecutive seeds; what `ftkd synth` does. Returns the data set's folder."""
+    """Write `scenes` scenes of consecutive seeds and return the data set's folder (`ftkd synth`)."""
     if scenes < 1:
-        raise UserError(f"number of scenes {scenes} is not positive; ask for at least 1")
+        raise UserError(f"number of scenes {scenes} is not positive; expected at least 1")
     seeds = range(first_seed, first_seed + scenes)
     return write_dataset(
         output, seeds, version=version, split=split, width=width, height=height, duration_s=duration_s
@@ -61,27 +61,22 @@ def write_dataset(
     jpeg_quality: int = 90,
     progress: bool = True,
 ) -> Path:
-    """Render one scene a seed, write them as `version` with the custom split `split`, return the folder.
+    """Render one scene per seed, write them as `version` with the custom split `split`, and return the
+    folder.
 
-    Images are width x height pixels at 12 Hz (2 Hz without `sweeps`); the same arguments give the same tokens
-    and annotations. Raises UserError for arguments out of range and a folder that is not absent or empty.
+    Images are width x height pixels at 12 Hz (2 Hz without `sweeps`). Equal arguments give equal tokens and
+    annotations. Raises UserError for arguments out of range and for a folder that exists and is not empty.
     """
     _check_arguments(scene_seeds, version, split, width, height, duration_s, jpeg_quality)
     final = _free_folder(dataroot)
-    partial = final.with_name(f".{final.name}.partial-{uuid.uuid4().hex[:8]}")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {str(final.parent)!r} ({error.strerror}); name another output folder"
-        ) from error
+    partial = _hidden_folder(final)
     rig = nuscenes_rig(width, height)
     total = len(scene_seeds) * len(round_times(duration_s, sweeps)) * len(rig.channels)
-    tables = DatasetTables()
-    names = []
+    names: list[str] = []
     try:
         with tqdm(total=total, unit="image", desc=final.name, disable=not progress) as bar:
             options = ExportOptions(sweeps=sweeps, jpeg_quality=jpeg_quality, on_image=bar.update)
+            tables = DatasetTables()
             for seed in scene_seeds:
                 scene = make_scene(seed, duration_s)
                 SceneWriter(scene, rig, partial, tables, options).write()
@@ -96,16 +91,30 @@ def write_dataset(
 
 
 def _free_folder(dataroot: Path) -> Path:
+    """Return the resolved output folder. Raises UserError unless it is absent or empty."""
     final = Path(dataroot).expanduser().resolve()
     if final.exists() and not final.is_dir():
-        raise UserError(f"output {str(final)!r} is a file; name a folder that is absent or empty")
+        raise UserError(f"output {str(final)!r} is a file; give a folder that is absent or empty")
     if final.is_dir() and any(final.iterdir()):
         raise UserError(
-            f"output folder {str(final)!r} is not empty; name another or empty it (nothing is overwritten)"
+            f"output folder {str(final)!r} is not empty; give another folder or empty it "
+            "(nothing is overwritten)"
         )
     if final.is_mount():
-        raise UserError(f"output folder {str(final)!r} is a mount point; name a folder inside it")
+        raise UserError(f"output folder {str(final)!r} is a mount point; give a folder inside it")
     return final
+
+
+def _hidden_folder(final: Path) -> Path:
+    """Create a new hidden folder next to the output folder. Raises UserError if that is not possible."""
+    partial = final.with_name(f".{final.name}.partial-{uuid.uuid4().hex[:8]}")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {str(final.parent)!r} ({error.strerror}); give another output folder"
+        ) from error
+    return partial
 
 
 def _check_arguments(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mask of drivable ground that the devkit draws under lidar sweeps.
+"""Map mask of drivable ground, which the devkit draws under lidar sweeps.
 
-A mask covers the global frame from its origin, ten pixels a metre, x to the right and y up, so that all of a
-scene must have positive coordinates; scenes lie so that they do.
+A mask covers the global frame from its origin with ten pixels per metre, x to the right and y up. Scenes are
+therefore placed at positive coordinates.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ _PIXELS_PER_M: Final = 10
 
 
 def write_map(path: Path, scene: Scene) -> None:
-    """Write the roads around the drive as PNG, 255 on the road and 0 beside it."""
+    """Write the roads around the drive as PNG: 255 on the road, 0 elsewhere."""
     times = np.arange(0.0, scene.duration_s, 0.5)
     drive = np.stack([scene.ego_pose(float(time))[:2, 3] for time in times])  # (T, 2) metres
     width, height = (np.ceil(drive.max(axis=0) + _MARGIN_M) * _PIXELS_PER_M).astype(int)
@@ -35,7 +35,7 @@ def write_map(path: Path, scene: Scene) -> None:
 
 
 def _roads(scene: Scene) -> list[NDArray[np.float64]]:
-    """Corners (4, 2) of each road in the global frame."""
+    """Return the corners (4, 2) of each road in the global frame."""
     strips = [(X_RANGE, (-ROAD_HALF, ROAD_HALF))]
     strips += [((x - ROAD_HALF, x + ROAD_HALF), Y_RANGE) for x in CROSSINGS_X]
     roads = []

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One scene into the files and rows of a data set: images, lidar sweeps, a map, poses and annotations.
+"""Writer of one scene: images, lidar sweeps, map, poses and annotations.
 
-The rhythm is that of nuScenes: a lidar turns at 20 Hz and each camera is exposed when the lidar looks its
-way, in six of every ten turns (12 Hz); every tenth turn is a key frame (2 Hz), stamped when the lidar has
-finished it.
+Times follow nuScenes. The lidar rotates at 20 Hz. Each camera is exposed when the lidar points in its
+direction, in six of every ten rotations (12 Hz). Every tenth rotation is a key frame (2 Hz), stamped at the
+end of the rotation.
 """
 
 from collections import defaultdict
@@ -25,8 +25,8 @@ from ftkd_core.data.synthetic.rig import EGO_FROM_LIDAR, LIDAR_OFFSET_S, Surroun
 from ftkd_core.data.synthetic.world import Scene
 
 KEY_FRAME_PERIOD_S: Final = 0.5
-# Starts of the camera rounds after a key frame's. The turn after a key frame has no images: its own images
-# then are nearer to its stamp than any others.
+# Start times of the camera rounds relative to a key frame. The rotation after a key frame has no images, so
+# that the key frame's own images are the nearest to its stamp.
 _ROUND_STARTS_S: Final = (0.0, 0.1, 0.2, 0.25, 0.35, 0.45)
 _ANNOTATION_RANGE_M: Final = 80.0
 _LIDAR_CHANNEL: Final = "LIDAR_TOP"
@@ -34,7 +34,8 @@ _LIDAR_CHANNEL: Final = "LIDAR_TOP"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """How scenes are written: also between key frames or not, JPEG quality 1..100, a call after an image."""
+    """Options of the export: also images between key frames, JPEG quality 1..100, and a callback after each
+    image."""
 
     sweeps: bool
     jpeg_quality: int
@@ -42,7 +43,8 @@ class ExportOptions:
 
 
 class RoundTime(NamedTuple):
-    """When a round of cameras starts, its key frame or the next one, and whether it is a key frame itself."""
+    """Start of a round of cameras, its key frame or the next one, and whether it belongs to the key frame
+    itself."""
 
     start_s: float
     key_frame: int
@@ -50,7 +52,7 @@ class RoundTime(NamedTuple):
 
 
 def round_times(duration_s: float, sweeps: bool) -> list[RoundTime]:
-    """All rounds of a scene in time order, from its first key frame to its last."""
+    """Return all rounds of a scene in time order, from its first key frame to its last."""
     last = key_frame_count(duration_s) - 1
     times = []
     for key_frame in range(last + 1):
@@ -62,12 +64,12 @@ def round_times(duration_s: float, sweeps: bool) -> list[RoundTime]:
 
 
 def key_frame_count(duration_s: float) -> int:
-    """Key frames in a scene of this length: 40 in 20 s."""
+    """Return the number of key frames in a scene of this length: 40 in 20 s."""
     return int(duration_s / KEY_FRAME_PERIOD_S + 1e-6)
 
 
 class SceneWriter:
-    """Writes one scene below a data set folder and adds its rows to the tables."""
+    """Writer of one scene: files below the data set folder, rows in the tables."""
 
     def __init__(
         self, scene: Scene, rig: SurroundRig, folder: Path, tables: DatasetTables, options: ExportOptions
@@ -82,13 +84,12 @@ class SceneWriter:
             self._stamp_us(index * KEY_FRAME_PERIOD_S + LIDAR_OFFSET_S)
             for index in range(key_frame_count(scene.duration_s))
         ]
-        # Pixels of each instance at each key frame: those seen, and those it would cover with nothing before
-        # it.
+        # Visible pixels of each instance at each key frame, and its pixels without occlusion.
         self._visible: list[dict[int, float]] = [defaultdict(float) for _ in self.key_frames_us]
         self._total: list[dict[int, float]] = [defaultdict(float) for _ in self.key_frames_us]
 
     def write(self) -> None:
-        """Write everything. Takes as long as rendering six cameras at 12 Hz (2 Hz without sweeps) does."""
+        """Write the scene; most of the time is spent rendering six cameras at 12 Hz (2 Hz without sweeps)."""
         map_filename = f"maps/{self.logfile}.png"
         write_map(self.folder / map_filename, self.scene)
         log_token = self.tables.add_log(
@@ -122,7 +123,7 @@ class SceneWriter:
         self.tables.add_sample_data(self.scene.name, channel, rows)
 
     def _render(self, camera: int, time_s: float, key_frame: int | None) -> NDArray[np.uint8]:
-        """One image (H, W, 3) RGB; at a key frame the pixels of each object are counted as well."""
+        """Render one image (H, W, 3) RGB; at a key frame, also count the pixels of each object."""
         rendering = render_camera(self.scene, time_s, self.rig, camera)
         if key_frame is not None:
             for row, instance in enumerate(self.scene.actors_at(time_s).instance.tolist()):
@@ -131,7 +132,8 @@ class SceneWriter:
         return rendering.image
 
     def _write_lidar(self, samples: Sequence[str]) -> list[list[Annotation]]:
-        """Lidar files and rows; returns the objects near the vehicle at each key frame and their returns."""
+        """Write the lidar files and rows; return the objects near the vehicle at each key frame with their
+        lidar returns."""
         calibration = self.tables.add_calibrated_sensor(self.logfile, _LIDAR_CHANNEL, EGO_FROM_LIDAR)
         rows: list[Row] = []
         annotations = []
@@ -187,21 +189,22 @@ class SceneWriter:
         bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, self.options.jpeg_quality])
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data.tobytes())  # unlike cv2.imwrite, says why when the disk is full
+        path.write_bytes(data.tobytes())  # unlike cv2.imwrite, raises OSError when the disk is full
 
     def _stamp_us(self, time_s: float) -> int:
         return int(self.scene.start_time_us) + round(time_s * 1e6)
 
     def _time_s(self, stamp_us: int) -> float:
-        """Scene time of a written stamp: what is written in microseconds is rendered at just that moment."""
+        """Scene time of a stamp. Rendering uses the rounded stamp, so files and images agree to the
+        microsecond."""
         return (stamp_us - int(self.scene.start_time_us)) * 1e-6
 
 
 def _from_first_to_last_return(annotations: Sequence[Sequence[Annotation]]) -> list[list[Annotation]]:
-    """Keep an object from the key frame of its first lidar return to that of its last.
+    """Keep each object from the key frame of its first lidar return to that of its last.
 
-    As in nuScenes an object needs a return to be known, and stays annotated, with none, while it is hidden in
-    between.
+    As in nuScenes, an object is annotated once it has a lidar return, and stays annotated while it is
+    occluded in between.
     """
     seen: dict[int, list[int]] = defaultdict(list)
     for key_frame, objects in enumerate(annotations):
@@ -219,7 +222,7 @@ def _from_first_to_last_return(annotations: Sequence[Sequence[Annotation]]) -> l
 
 
 def _five_columns(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Points (P, 4 or 5) as the five columns of nuScenes: x, y, z, intensity, ring (0 where not known)."""
+    """Pad points (P, 4 or 5) to the five columns of nuScenes: x, y, z, intensity, ring (0 if unknown)."""
     if points.shape[1] < 5:
         points = np.pad(points, ((0, 0), (0, 5 - points.shape[1])))
     return np.ascontiguousarray(points, dtype=np.float32)

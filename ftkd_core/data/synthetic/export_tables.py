@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The 13 nuScenes tables under construction: rows, tokens and linked lists, nothing about scenes.
+"""The 13 nuScenes tables: rows, tokens and linked lists.
 
-Tokens are hashes of what a row is called, so that the same scene always gets the same tokens and two data
-sets that hold it can be compared row by row.
+A token is a hash of names, so the same scene always gets the same tokens, and two data sets that contain it
+can be compared row by row.
 """
 
 import hashlib
@@ -59,10 +59,10 @@ _CATEGORIES: Final[dict[str, str]] = {
 }
 _ATTRIBUTES: Final[dict[str, str]] = {
     "vehicle.moving": "The vehicle moves.",
-    "vehicle.stopped": "The vehicle stands but means to move on.",
-    "vehicle.parked": "The vehicle stands and means to stay.",
-    "cycle.with_rider": "Somebody sits on the cycle.",
-    "cycle.without_rider": "Nobody sits on the cycle.",
+    "vehicle.stopped": "The vehicle stands and is about to move.",
+    "vehicle.parked": "The vehicle is parked.",
+    "cycle.with_rider": "The cycle has a rider.",
+    "cycle.without_rider": "The cycle has no rider.",
     "pedestrian.sitting_lying_down": "The person sits or lies.",
     "pedestrian.standing": "The person stands.",
     "pedestrian.moving": "The person moves.",
@@ -81,7 +81,7 @@ _GROWING_TABLES: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Annotation:
-    """One object at one key frame: box (9,) house form in global, and what the sensors got of it."""
+    """One object at one key frame: box (9,) in global, visible fraction, and number of lidar returns."""
 
     instance: int
     label: int
@@ -92,18 +92,18 @@ class Annotation:
 
 
 def make_token(*parts: object) -> str:
-    """32 hexadecimal digits that depend on nothing but the parts."""
+    """Return 32 hexadecimal digits that depend only on the parts."""
     name = "/".join(str(part) for part in ("ftkd-synthetic", *parts))
     return hashlib.md5(name.encode(), usedforsecurity=False).hexdigest()
 
 
 def visibility_token(visible_fraction: float) -> str:
-    """Visibility level "1".."4" of the visible part (0..1) of an object over all cameras."""
+    """Return the visibility level "1".."4" for the visible fraction (0..1) of an object over all cameras."""
     return "1234"[int(np.searchsorted([0.4, 0.6, 0.8], visible_fraction, side="right"))]
 
 
 def _fixed_rows() -> dict[str, list[Row]]:
-    """The tables that are the same in every data set."""
+    """Return the tables that are equal in all data sets; the others are empty."""
     return {
         "category": [
             {"token": make_token("category", name), "name": name, "description": text}
@@ -123,12 +123,12 @@ def _fixed_rows() -> dict[str, list[Row]]:
 
 @dataclass
 class DatasetTables:
-    """All rows of a data set, table by table; `write` makes the files."""
+    """All rows of a data set by table; `write` writes the files."""
 
     rows: dict[str, list[Row]] = field(default_factory=_fixed_rows)
 
     def add_log(self, logfile: str, *, vehicle: str, date: str, location: str, map_filename: str) -> str:
-        """A log with a map of its own; returns the log token."""
+        """Add a log with its own map; return the log token."""
         token = make_token("log", logfile)
         self.rows["log"].append(
             {
@@ -156,7 +156,7 @@ class DatasetTables:
         ego_from_sensor: NDArray[np.float64],
         intrinsics: NDArray[np.float64] | None = None,
     ) -> str:
-        """The calibration (4, 4) of a sensor, a camera if it has intrinsics (3, 3); returns its token."""
+        """Add the calibration (4, 4) of a sensor, a camera if it has intrinsics (3, 3); return its token."""
         sensor_token = make_token("sensor", channel)
         if all(sensor["token"] != sensor_token for sensor in self.rows["sensor"]):
             modality = "lidar" if intrinsics is None else "camera"
@@ -173,7 +173,7 @@ class DatasetTables:
         return token
 
     def add_scene(self, name: str, description: str, log_token: str, stamps_us: Sequence[int]) -> list[str]:
-        """A scene with its key frames; returns their sample tokens."""
+        """Add a scene with its key frames; return their sample tokens."""
         scene_token = make_token("scene", name)
         samples: list[Row] = [
             {"token": make_token("sample", name, stamp), "timestamp": stamp, "scene_token": scene_token}
@@ -195,11 +195,11 @@ class DatasetTables:
         return tokens
 
     def add_sample_data(self, scene_name: str, channel: str, rows: Sequence[Row]) -> None:
-        """What one sensor recorded in one scene, in time order.
+        """Add the recordings of one sensor in one scene, in time order.
 
         A row holds timestamp, sample_token, is_key_frame, calibrated_sensor_token, filename, fileformat,
-        width, height (0 for lidar) and global_from_ego (4, 4), which goes to a row of its own with the same
-        token.
+        width, height (0 for lidar) and global_from_ego (4, 4), which is stored as an ego_pose row with the
+        same token.
         """
         finished = []
         for row in rows:
@@ -212,7 +212,7 @@ class DatasetTables:
     def add_annotations(
         self, scene_name: str, sample_tokens: Sequence[str], annotations: Sequence[Sequence[Annotation]]
     ) -> None:
-        """The objects of each key frame of a scene; equal instance numbers are one instance."""
+        """Add the objects of each key frame of a scene; equal instance numbers are one instance."""
         by_instance: dict[int, list[Row]] = {}
         labels: dict[int, int] = {}
         for sample_token, objects in zip(sample_tokens, annotations, strict=True):
@@ -234,7 +234,7 @@ class DatasetTables:
             )
 
     def write(self, folder: Path) -> None:
-        """One JSON file a table into `folder`, which is made."""
+        """Write one JSON file per table into `folder`, which is created."""
         folder.mkdir(parents=True)
         for name, rows in self.rows.items():
             lines = ",\n".join(json.dumps(row) for row in rows)
@@ -242,7 +242,7 @@ class DatasetTables:
 
 
 def link(rows: Iterable[Row]) -> list[Row]:
-    """Rows in order, with `prev` and `next` set to the neighbours' tokens, "" at the ends."""
+    """Set `prev` and `next` of rows to the tokens of their neighbours, "" at the ends."""
     linked = list(rows)
     tokens = ["", *(str(row["token"]) for row in linked), ""]
     for index, row in enumerate(linked):

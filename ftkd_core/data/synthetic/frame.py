@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One key frame of a scene: six images, poses, and ground truth with what can be seen of it."""
+"""One key frame of a scene: six images, poses, and ground truth with visibility."""
 
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ from ftkd_core.data.synthetic.world import Scene
 
 
 class SceneFrame(NamedTuple):
-    """images (N, H, W, 3) uint8; global_from_ego_at_exposure (N, 4, 4) and exposure_s (N,) of each camera;
-    global_from_ego (4, 4) and actors at the key time; visible_fraction (M,) over all cameras; lidar_points
-    (M,)."""
+    """Key frame: images (N, H, W, 3) uint8; global_from_ego_at_exposure (N, 4, 4) and exposure_s (N,) of each
+    camera; global_from_ego (4, 4) and actors at the key frame's time; visible_fraction (M,) over all cameras;
+    lidar_points (M,)."""
 
     images: NDArray[np.uint8]
     global_from_ego_at_exposure: NDArray[np.float64]
@@ -28,8 +28,8 @@ class SceneFrame(NamedTuple):
 
 
 def render_frame(scene: Scene, key_time_s: float, rig: SurroundRig) -> SceneFrame:
-    """The key frame stamped key_time_s, the end of its lidar sweep; each camera is exposed at its offset
-    before it."""
+    """Render the key frame stamped key_time_s, the end of its lidar sweep; the exposure offset of each camera
+    counts from the start of the sweep."""
     exposure = key_time_s - LIDAR_OFFSET_S + rig.exposure_offsets_s
     renderings = [render_camera(scene, float(time), rig, camera) for camera, time in enumerate(exposure)]
     visible = np.sum([rendering.visible_pixels for rendering in renderings], axis=0)

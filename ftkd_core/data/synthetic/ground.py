@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ground seen from above: asphalt, lane markings, sidewalks, grass and paving, as a texture with mip
-levels."""
+"""Ground texture seen from above, with mip levels: asphalt, lane markings, sidewalks, grass and paving."""
 
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -24,15 +23,14 @@ _GRASS: Final = (92, 118, 66)
 
 
 class GroundTexture(NamedTuple):
-    """levels: RGB images, each half the size of the one before; column 0 is X_RANGE[0], row 0 is
-    Y_RANGE[0]."""
+    """RGB images, each half the size of the previous level; column 0 is X_RANGE[0], row 0 is Y_RANGE[0]."""
 
     levels: tuple[NDArray[np.uint8], ...]
 
 
 @lru_cache(maxsize=8)
 def ground_texture(seed: int) -> GroundTexture:
-    """The ground of a scene; kept for the scenes in use."""
+    """Draw the ground of a scene; textures of recent seeds are cached."""
     random = np.random.default_rng([seed, 11])
     width = round((X_RANGE[1] - X_RANGE[0]) / METRES_PER_PIXEL)
     height = round((Y_RANGE[1] - Y_RANGE[0]) / METRES_PER_PIXEL)
@@ -45,7 +43,7 @@ def ground_texture(seed: int) -> GroundTexture:
         _strip(image, (X_RANGE[0], X_RANGE[1]), (-half, half), color)
         for crossing in CROSSINGS_X:
             _strip(image, (crossing - half, crossing + half), (Y_RANGE[0], Y_RANGE[1]), color)
-    for crossing in CROSSINGS_X:  # the main road once more over the crossings' kerbs
+    for crossing in CROSSINGS_X:  # repaint the main road over the kerbs of the crossings
         _strip(image, (crossing - ROAD_HALF, crossing + ROAD_HALF), (-outer, outer), asphalt)
     _markings(image)
     coarse = random.normal(0, 7, (height // 16 + 1, width // 16 + 1)).astype(np.float32)
@@ -66,7 +64,7 @@ def _strip(image: NDArray[np.uint8], x: tuple[float, float], y: tuple[float, flo
 
 
 def _markings(image: NDArray[np.uint8]) -> None:
-    """Double centre lines, dashed lane lines, stop lines and zebra crossings; none within a crossing."""
+    """Draw double centre lines, dashed lane lines, stop lines and zebra crossings, none within a crossing."""
     edges = [
         X_RANGE[0],
         *(v for c in CROSSINGS_X for v in (c - ROAD_HALF - 5, c + ROAD_HALF + 5)),

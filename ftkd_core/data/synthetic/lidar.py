@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A simple 32-beam sweep: every beam against the ground and the boxes in its way; buildings and vehicles
-occlude.
+"""Simulation of a 32-beam lidar sweep: all beams are intersected with the ground and with the boxes of actors
+and fixtures.
 
-The vehicle is taken as standing during the sweep. Symbols: R beams, A azimuth steps, M actors, P points.
+The vehicle does not move during a sweep. Symbols: R beams, A azimuth steps, M actors, P points, W pairs of
+box and azimuth step.
 """
 
 from functools import lru_cache
@@ -21,8 +22,8 @@ _RANGE_M: Final = 70.0
 
 
 def simulate_sweep(scene: Scene, time_s: float) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Points (P, 5) x, y, z in LIDAR_TOP, intensity, ring; and for each the row of the actor it lies on, or
-    -1."""
+    """Return points (P, 5) as x, y, z in LIDAR_TOP, intensity and ring, and for each point the row of the
+    actor it hit or -1."""
     ranges, hits = _range_image(scene, time_s)
     ring, column = np.nonzero(np.isfinite(ranges))
     directions = _directions()[ring, column]
@@ -36,14 +37,14 @@ def simulate_sweep(scene: Scene, time_s: float) -> tuple[NDArray[np.float32], ND
 
 
 def lidar_hits(scene: Scene, time_s: float) -> NDArray[np.int64]:
-    """Number of returns (M,) from each actor, rows as in `Scene.actors_at`."""
+    """Count the returns (M,) from each actor; rows as in `Scene.actors_at`."""
     _, hits = _range_image(scene, time_s)
     return np.bincount(hits[hits >= 0], minlength=len(scene.actors))
 
 
 @lru_cache(maxsize=1)
 def _azimuths() -> NDArray[np.float64]:
-    """Angles (A,) of the azimuth steps in the ego frame; they start behind the vehicle."""
+    """Angles (A,) of the azimuth steps in the ego frame, beginning behind the vehicle."""
     return -np.pi + (np.arange(_AZIMUTHS) + 0.5) * 2 * np.pi / _AZIMUTHS
 
 
@@ -56,7 +57,7 @@ def _directions() -> NDArray[np.float64]:
 
 
 def _range_image(scene: Scene, time_s: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Range (R, A) in metres, inf where nothing answers, and the actor hit, -1 for ground and fixtures."""
+    """Return ranges (R, A) in metres, inf for no return, and the actor hit, -1 for ground and fixtures."""
     x, y, yaw, _ = scene.ego.at(time_s)
     ego_from_local = invert_rigid(yaw_transform(yaw, (x, y, 0.0)))
     boxes = scene.actor_boxes_local(time_s)
@@ -78,7 +79,8 @@ def _range_image(scene: Scene, time_s: float) -> tuple[NDArray[np.float64], NDAr
 def _pairs(
     centers: NDArray[np.float64], sizes: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Boxes and azimuth steps (W,) that can meet, box by box; boxes beyond range are left out."""
+    """Return pairs (W,) of boxes and azimuth steps that may intersect, box by box; boxes beyond range are
+    left out."""
     radius = np.hypot(sizes[:, 0], sizes[:, 1]) / 2
     distance = np.hypot(centers[:, 0], centers[:, 1])
     around = distance <= radius
@@ -100,8 +102,8 @@ def _along_ground(
     sizes: NDArray[np.float64],
     column: NDArray[np.int64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Metres along the ground (W,) at which an azimuth step enters and leaves the sides of a box; beside it,
-    the entry lies beyond the exit."""
+    """Return the distances along the ground (W,) at which an azimuth step enters and leaves a box; for a
+    miss, the entry lies beyond the exit."""
     turned = _azimuths()[column] - headings
     along = np.stack([np.cos(turned), np.sin(turned)])
     along = np.where(np.abs(along) < 1e-9, 1e-9, along)
@@ -122,10 +124,11 @@ def _cast(
     ranges: NDArray[np.float64],
     hits: NDArray[np.int64],
 ) -> None:
-    """Slab test of all beams of the azimuth steps against the boxes they cross; keeps the nearest of each.
+    """Test all beams of the azimuth steps against the boxes they cross (slab test) and keep the nearest
+    return of each.
 
-    The upright sides are met at the same distance along the ground by all beams of an azimuth step, so that
-    only floor and roof need a test beam by beam.
+    All beams of an azimuth step meet the upright sides at the same distance along the ground, so only floor
+    and roof are tested per beam.
     """
     cos, sin = np.cos(_ELEVATIONS)[:, None], np.sin(_ELEVATIONS)[:, None]
     floor, roof = -EGO_FROM_LIDAR[2, 3] / sin, (heights - EGO_FROM_LIDAR[2, 3])[box] / sin  # (R, W)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Solid bodies made of convex parts, and the order in which their faces must be painted.
+"""Solid bodies of convex parts and the drawing order of their faces.
 
-A body stands in its own frame: x forward, y left, z up, origin on the ground below its middle. Its parts
-are leaves of a tree of axis-aligned cuts, so that the cuts a camera lies on tell the exact back-to-front
-order. Faces of one part never hide each other once those turned away are dropped; decals (windows, lamps,
-stripes) follow the face they lie on.
+A body has its own frame: x forward, y left, z up, origin on the ground below its centre. Its parts are leaves
+of a tree of axis-aligned cuts; the side of each cut on which the camera lies gives the exact back-to-front
+order. Faces of one part do not hide each other once back faces are dropped. Decals (windows, lamps, stripes)
+follow the face they lie on.
 """
 
 import itertools
@@ -23,7 +23,7 @@ MAX_FACE_POINTS: Final = 8
 
 
 class Lamp(IntEnum):
-    """What a face gives off: nothing, white light ahead, red light behind, a lit window or sign."""
+    """Light source of a face: none, white headlight, red tail light, lit window or sign, reflector."""
 
     NONE = 0
     HEAD = 1
@@ -33,7 +33,7 @@ class Lamp(IntEnum):
 
 
 class Face(NamedTuple):
-    """A flat convex polygon, counter-clockwise from outside; points (3..8) in the frame of the body."""
+    """Flat convex polygon, counter-clockwise from outside; points (3..8) in the frame of the body."""
 
     points: tuple[Point, ...]
     color: Color
@@ -42,8 +42,8 @@ class Face(NamedTuple):
 
 @dataclass
 class Part:
-    """A convex solid: side faces by name ("front", "rear", "left", "right", "top", "bottom" of a block) and
-    decals."""
+    """Convex solid: its faces with decals, and its sides by name ("front", "rear", "left", "right", "top",
+    "bottom" of a block)."""
 
     faces: list[Face]
     sides: dict[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -58,8 +58,8 @@ class Part:
         color: Color,
         lamp: Lamp = Lamp.NONE,
     ) -> "Part":
-        """Paint a patch on a side; its edges are fractions (0..1) of the side as seen from outside; returns
-        the part."""
+        """Paint a patch on a side and return the part; edges are fractions (0..1) of the side as seen from
+        outside."""
         corners = self.sides[side]
         u, v = np.array([[left, right, right, left], [low, low, high, high]])[..., None]
         self.faces.append(Face(_points(_bilinear(corners, u, v)), color, lamp))
@@ -68,8 +68,7 @@ class Part:
     def disc(
         self, x: float, z: float, radius: float, color: Color, sides: Sequence[str] = ("left", "right")
     ) -> "Part":
-        """Paint a wheel: an octagon at (x, z) in the plane of the upright left and right sides; returns the
-        part."""
+        """Paint a wheel, an octagon at (x, z), on the upright left and right sides and return the part."""
         angles = np.arange(8) * np.pi / 4 + np.pi / 8
         reach = radius / np.cos(np.pi / 8)
         for side in sides:
@@ -80,7 +79,7 @@ class Part:
 
 
 class Cut(NamedTuple):
-    """A plane `coordinate[axis] = value` with what lies below and above it."""
+    """Plane `coordinate[axis] = value` with the parts below and above it."""
 
     axis: int
     value: float
@@ -89,7 +88,7 @@ class Cut(NamedTuple):
 
 
 def stack(*parts: "Part | Cut", axis: int, at: Sequence[float]) -> "Part | Cut":
-    """Parts in ascending order along an axis, cut from each other at the given values (one fewer than
+    """Combine parts in ascending order along an axis, separated by cuts at the given values (one fewer than
     parts)."""
     tree = parts[-1]
     for part, value in zip(reversed(parts[:-1]), reversed(at), strict=True):
@@ -108,7 +107,8 @@ def block(
     top_color: Color | None = None,
     bottom: bool = False,
 ) -> Part:
-    """A box, or with another rectangle on top a frustum; `bottom` gives it a face seen from below."""
+    """Build a box, or a frustum if the top rectangle differs; `bottom` adds a face that is visible from
+    below."""
     (x0, x1), (y0, y1), (z0, z1) = x, y, z
     a0, a1 = top_x or x
     b0, b1 = top_y or y
@@ -131,7 +131,8 @@ def block(
 def column(
     radii: tuple[float, float], z: tuple[float, float], color: Color, *, sides: int = 8, bottom: bool = False
 ) -> Part:
-    """An upright regular prism or cone stump about the z axis with the given radii at its bottom and top."""
+    """Build an upright regular prism or truncated cone about the z axis with the given bottom and top
+    radii."""
     angles = (np.arange(sides) + 0.5) * 2 * np.pi / sides
     ring = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     low = [_point((*(radii[0] * p), z[0])) for p in ring]
@@ -147,7 +148,7 @@ def column(
 
 
 def slab(profile: Sequence[tuple[float, float]], y: tuple[float, float], color: Color) -> Part:
-    """A convex outline (x, z), counter-clockwise seen from the right side, pulled from y[0] to y[1]."""
+    """Extrude a convex outline (x, z), counter-clockwise seen from the right side, from y[0] to y[1]."""
     right = [(px, y[0], pz) for px, pz in profile]
     left = [(px, y[1], pz) for px, pz in profile]
     count = len(profile)
@@ -159,10 +160,10 @@ def slab(profile: Sequence[tuple[float, float]], y: tuple[float, float], color: 
 
 
 class Mesh:
-    """All faces of a body as arrays, and their painting order for any camera.
+    """Faces of a body as arrays, and their drawing order for any camera.
 
-    points (F, 8, 3) float32, short faces padded with their last point; counts (F,); normals (F, 3); colors
-    (F, 3) float32 0..255; lamps (F,).
+    points (F, 8, 3) float32, padded with the last point of the face; counts (F,); normals (F, 3); colors (F,
+    3) float32 0..255; lamps (F,).
     """
 
     def __init__(self, tree: "Part | Cut") -> None:
@@ -185,7 +186,7 @@ class Mesh:
         self.lamps = np.array([face.lamp for face in faces], dtype=np.int64)
 
     def painting_order(self, camera: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-        """Indices of all faces, back to front, for a camera (3,) in the frame of the body."""
+        """Return the indices of all faces, back to front, seen from a camera (3,) in the frame of the body."""
         key = 0
         for bit, (axis, value) in enumerate(self._cuts):
             key |= (camera[axis] > value) << bit
@@ -197,7 +198,7 @@ class Mesh:
         return order
 
     def _number(self, tree: "Part | Cut", parts: list[Part]) -> Any:
-        """The tree with parts and cuts replaced by their numbers."""
+        """Return the tree with parts and cuts replaced by their numbers."""
         if isinstance(tree, Part):
             parts.append(tree)
             return len(parts) - 1
@@ -206,6 +207,7 @@ class Mesh:
         return number, self._number(tree.low, parts), self._number(tree.high, parts)
 
     def _walk(self, tree: Any, key: int) -> list[int]:
+        """List the parts of a subtree back to front; bit i of `key` is 1 if the camera lies above cut i."""
         if isinstance(tree, int):
             return [tree]
         number, low, high = tree
@@ -225,7 +227,7 @@ def _points(rows: NDArray[np.float64]) -> tuple[Point, ...]:
 def _bilinear(
     corners: NDArray[np.float64], u: NDArray[np.float64], v: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Points (P, 3) at fractions u, v (P, 1) of a quadrilateral (4, 3)."""
+    """Interpolate points (P, 3) at fractions u, v (P, 1) of a quadrilateral (4, 3)."""
     points: NDArray[np.float64] = (
         corners[0] * (1 - u) * (1 - v)
         + corners[1] * u * (1 - v)

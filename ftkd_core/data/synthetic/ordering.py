@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which body hides which: an exact back-to-front order of upright bodies with disjoint convex footprints."""
+"""Exact back-to-front order of upright bodies with disjoint convex footprints."""
 
 import heapq
 
@@ -10,8 +10,8 @@ from ftkd_core.geometry import rotate_about_z
 
 
 def footprints(poses: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Corners (B, 4, 2), counter-clockwise, of footprints with poses (B, 3) x, y, yaw and sizes (B, 2)
-    length, width."""
+    """Return the corners (B, 4, 2), counter-clockwise, of footprints with poses (B, 3) x, y, yaw and sizes
+    (B, 2) length, width."""
     signs = np.array([[1, -1], [1, 1], [-1, 1], [-1, -1]]) / 2
     local = signs * sizes[:, None]
     corners: NDArray[np.float64] = rotate_about_z(local, poses[:, None, 2]) + poses[:, None, :2]
@@ -21,11 +21,11 @@ def footprints(poses: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArra
 def painting_order(
     corners: NDArray[np.float64], camera: NDArray[np.float64], tolerance: float = 0.02
 ) -> list[int]:
-    """Indices of bodies, back to front, for footprints (B, 4, 2) and a camera position (2,).
+    """Return the indices of bodies, back to front, for footprints (B, 4, 2) and a camera position (2,).
 
-    Where an edge line of one body has another wholly on its far side, the body on the camera's side of that
-    line can hide the other and never the reverse. Where no such line exists (footprints overlap) or the
-    relation runs in a circle, the farther centre is painted first.
+    If an edge line of one body has another body entirely on its far side, the body on the camera's side of
+    that line may hide the other, and never the reverse. If no such line exists (overlapping footprints) or
+    the relation is cyclic, the body with the farther centre is drawn first.
     """
     count = len(corners)
     edges = np.roll(corners, -1, axis=1) - corners
@@ -33,13 +33,13 @@ def painting_order(
     normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-9)
     offsets = (normals * corners).sum(-1)  # (B, 4)
     reach = np.einsum("bed,ckd->beck", normals, corners) - offsets[..., None, None]
-    separates = (reach >= -tolerance).all(-1)  # (B, 4, B) edge of b: all of c beyond
+    separates = (reach >= -tolerance).all(-1)  # (B, 4, B) c lies entirely beyond the edge of b
     outside = (normals @ camera - offsets) > 0  # (B, 4)
-    in_front = (separates & outside[..., None]).any(1)  # [b, c]: c is before b
+    in_front = (separates & outside[..., None]).any(1)  # [b, c]: c is in front of b
     behind = (separates & ~outside[..., None]).any(1)  # [b, c]: c is behind b
     hides = in_front | behind.T  # [b, c]: c may hide b
     distance = np.linalg.norm(corners.mean(1) - camera, axis=-1)
-    # Both at once means that lines on contradicting sides separate them: then neither hides the other.
+    # If both hold, lines on contradicting sides separate the bodies, and neither hides the other.
     hides &= ~hides.T
     rank = np.empty(count, dtype=np.int64)
     farthest_first = np.argsort(-distance, kind="stable")
@@ -48,8 +48,8 @@ def painting_order(
 
 
 def _sorted_by_need(hides: NDArray[np.bool_], rank: list[int], by_rank: list[int]) -> list[int]:
-    """All bodies, each after those it may hide (hides[b, c]: c may hide b), the lowest rank first among the
-    ready; where all wait for each other, the lowest rank of all."""
+    """Sort bodies so that each follows the bodies it may hide (hides[b, c]: c may hide b). Among the
+    available bodies, and if a cycle blocks all, the lowest rank comes first."""
     waiting_for = hides.sum(axis=0).tolist()
     followers: list[list[int]] = [[] for _ in by_rank]
     for before, after in zip(*(index.tolist() for index in np.nonzero(hides)), strict=True):

@@ -34,9 +34,9 @@ class Bodies(NamedTuple):
 
 
 class _Faces(NamedTuple):
-    """Faces in drawing order: points (F, P, 3) in the camera frame, in pixels (F, P, 2) and in fixed point for
-    OpenCV; `whole`: all points lie ahead of the near plane; `drawn`: whole and in the image; `cut`: crosses
-    the near plane."""
+    """Faces in drawing order: points (F, P, 3) in the camera frame, pixels (F, P, 2), and pixels in fixed
+    point for OpenCV. `whole`: all points lie beyond the near plane; `drawn`: whole and inside the image;
+    `cut`: crosses the near plane."""
 
     local: NDArray[np.float64]
     pixels: NDArray[np.float64]
@@ -61,7 +61,7 @@ class BodyPainter:
     """Draws bodies into `image` (H, W, 3) in place, back to front, and counts the pixels of each actor.
 
     Pixels are counted on a map of actor silhouettes at half resolution. intrinsics (3, 3);
-    local_from_camera (4, 4); ego_yaw in the local frame, for the headlights.
+    local_from_camera (4, 4); ego_yaw: direction of the headlights in the local frame.
     """
 
     _ID_SCALE: Final = 0.5
@@ -190,7 +190,8 @@ class BodyPainter:
         normals: NDArray[np.float64],
         centers: NDArray[np.float64],
     ) -> NDArray[np.float64]:
-        """Colours (F, 3) of faces with light and fog; normals (F, 3) and centers (F, 3) in the local frame."""
+        """Colours (F, 3) of faces after light and fog; normals (F, 3) and centers (F, 3) are in the local
+        frame."""
         offset = centers - self.position
         distance = np.linalg.norm(offset, axis=-1)
         if self.scene.night:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How things move: paths of lines and arcs, and speeds that change linearly; both integrated exactly."""
+"""Motion of objects: paths of lines and arcs with piecewise linear speed, both integrated exactly."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class Pose2D(NamedTuple):
-    """x, y in metres, yaw in radians, and the curvature (1/m) of the path there."""
+    """x, y in metres, yaw in radians, and the curvature (1/m) of the path at this point."""
 
     x: float
     y: float
@@ -20,8 +20,8 @@ class Pose2D(NamedTuple):
 
 @dataclass(frozen=True)
 class Path2D:
-    """Starts at (x, y, yaw); pieces are (length m, curvature 1/m); goes straight on before its start and
-    after its end."""
+    """Path from (x, y, yaw) through pieces (length m, curvature 1/m); it continues straight before its start
+    and after its end."""
 
     x: float
     y: float
@@ -29,7 +29,7 @@ class Path2D:
     pieces: tuple[tuple[float, float], ...] = ()
 
     def at(self, distance: float) -> Pose2D:
-        """Pose at an arc length in metres."""
+        """Return the pose at an arc length in metres."""
         x, y, yaw = self.x, self.y, self.yaw
         if distance < 0:
             return Pose2D(x + distance * math.cos(yaw), y + distance * math.sin(yaw), yaw, 0.0)
@@ -54,17 +54,18 @@ def _advance(x: float, y: float, yaw: float, length: float, curvature: float) ->
 
 @dataclass(frozen=True)
 class SpeedProfile:
-    """Speed over time: linear between (time s, speed m/s) knots, constant outside; distance 0 at time 0."""
+    """Speed over time, linear between (time s, speed m/s) knots and constant outside; distance is 0 at time
+    0."""
 
     knots: tuple[tuple[float, float], ...]
 
     @staticmethod
     def constant(speed: float) -> "SpeedProfile":
-        """The same speed always."""
+        """Return a profile of constant speed."""
         return SpeedProfile(((0.0, speed),))
 
     def speed(self, time_s: float) -> float:
-        """Speed in m/s."""
+        """Return the speed in m/s."""
         previous_time, previous_speed = self.knots[0]
         if time_s <= previous_time:
             return previous_speed
@@ -77,7 +78,7 @@ class SpeedProfile:
         return previous_speed
 
     def distances(self, times_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Metres travelled since time 0 (negative before it) at each of the times."""
+        """Return the metres travelled since time 0 (negative before it) at each of the times."""
         times, speeds = (np.array(column, dtype=np.float64) for column in zip(*self.knots, strict=True))
         until = np.concatenate([[0.0], np.cumsum(np.diff(times) * (speeds[1:] + speeds[:-1]) / 2)])
 
@@ -92,8 +93,8 @@ class SpeedProfile:
         return travelled
 
     def distance(self, time_s: float) -> float:
-        """Metres travelled since time 0 (negative before it): the scalar twin of `distances`, without its
-        overhead."""
+        """Return the metres travelled since time 0 (negative before it); scalar twin of `distances` without
+        its overhead."""
         if len(self.knots) == 1:
             return self.knots[0][1] * time_s
         low, high = min(0.0, time_s), max(0.0, time_s)
@@ -108,26 +109,26 @@ class SpeedProfile:
 
 @dataclass(frozen=True)
 class Motion:
-    """An object on a path: arc length `start` at time 0 and then as the speed profile says."""
+    """Motion along a path with a speed profile; the arc length is `start` at time 0."""
 
     path: Path2D
     speed: SpeedProfile
     start: float = 0.0
 
     @property
-    def stands(self) -> bool:
-        """Whether it never moves."""
+    def is_static(self) -> bool:
+        """Whether the object never moves."""
         return self.speed.knots == ((0.0, 0.0),)
 
     def at(self, time_s: float) -> tuple[float, float, float, float]:
-        """x, y, yaw, speed at a time."""
-        if self.stands:
+        """Return x, y, yaw and speed at a time."""
+        if self.is_static:
             return self.path.x, self.path.y, self.path.yaw, 0.0
         pose = self.path.at(self.start + self.speed.distance(time_s))
         return pose.x, pose.y, pose.yaw, self.speed.speed(time_s)
 
     def track(self, times_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        """x, y, yaw (T, 3) at each of the times."""
+        """Return x, y, yaw (T, 3) at each of the times."""
         distances = self.start + self.speed.distances(times_s)
         if not self.path.pieces:
             x = self.path.x + distances * np.cos(self.path.yaw)
@@ -136,18 +137,19 @@ class Motion:
         return np.array([self.path.at(float(d))[:3] for d in distances])
 
 
-def standing(x: float, y: float, yaw: float) -> Motion:
-    """Motion of what does not move."""
+def static_motion(x: float, y: float, yaw: float) -> Motion:
+    """Return the motion of an object at rest."""
     return Motion(Path2D(x, y, yaw), SpeedProfile.constant(0.0))
 
 
 def turn_at_crossing(
     turn: str, start_x: float, cruise: float, corner: float = 5.0
 ) -> tuple[tuple[tuple[float, float], ...], list[tuple[float, float]]]:
-    """Path pieces and speed knots of a turn at a crossing that lies ahead, at x = 0, of a start at start_x.
+    """Return path pieces and speed knots of a turn at a crossing at x = 0 for a start at start_x < 0.
 
-    Left from the inner lane, right from the outer one, both into the outer lane of the crossing road; slows
-    from `cruise` to `corner` m/s over the last 12 m, and drives off again.
+    A left turn starts on the inner lane and a right turn on the outer one; both end on the outer lane of the
+    crossing road. The speed drops from `cruise` to `corner` m/s over the last 12 m before the turn and rises
+    again after it.
     """
     radius, sign, into = (10.5, 1.0, 5.25) if turn == "left" else (7.0, -1.0, -5.25)
     straight, arc = into - radius - start_x, radius * math.pi / 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The surround rig of the synthetic vehicle: six cameras and a lidar, with nuScenes-like rounded calibration.
+"""Surround rig of the synthetic vehicle: six cameras and a lidar, with nuScenes-like rounded calibration.
 
 Pixels are areas: pixel column i covers [i, i + 1) of the image plane, so scaling an image scales its
 intrinsics exactly.
@@ -15,7 +15,8 @@ from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.geometry import make_transform, yaw_transform
 
 LIDAR_OFFSET_S: Final = 0.0431
-"""Seconds from the sweep start to the stamp of the LIDAR_TOP key frame, which is the stamp of the sample."""
+"""Seconds from the start of a sweep to the stamp of the LIDAR_TOP key frame, which is the stamp of the
+sample."""
 
 EGO_FROM_LIDAR: Final[NDArray[np.float64]] = yaw_transform(-np.pi / 2, (0.94, 0.0, 1.84))
 """Mount of LIDAR_TOP: x to the right, y forward, z up."""
@@ -28,8 +29,8 @@ _FULL_HEIGHT: Final = 900
 
 @dataclass(frozen=True, kw_only=True)
 class _Mount:
-    """One camera at 1600x900: position in ego (m), yaw and downward pitch (degrees), focal length, centre
-    (px), exposure."""
+    """One camera at 1600x900: position in ego (m), yaw and downward pitch (degrees), focal length and
+    principal point (px), exposure offset (s)."""
 
     position: tuple[float, float, float]
     yaw_deg: float
@@ -93,10 +94,10 @@ _MOUNTS: Final[dict[str, _Mount]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SurroundRig:
-    """N calibrated cameras of one image size.
+    """N calibrated cameras with a common image size.
 
-    channels, one name a camera; width, height in pixels; intrinsics (N, 3, 3); ego_from_camera (N, 4, 4),
-    camera being the optical frame; exposure_offsets_s (N,), seconds after the sweep start.
+    channels: one name per camera; width, height in pixels; intrinsics (N, 3, 3); ego_from_camera (N, 4, 4)
+    with camera as the optical frame; exposure_offsets_s (N,), seconds after the start of the sweep.
     """
 
     channels: tuple[str, ...]
@@ -107,9 +108,9 @@ class SurroundRig:
     exposure_offsets_s: NDArray[np.float64]
 
     def resized(self, width: int, height: int, crop_top: int = 0, crop_bottom: int = 0) -> "SurroundRig":
-        """The same cameras with images scaled to width x height, of which rows are then cut off.
+        """Return the rig with images scaled to width x height and then cropped by rows.
 
-        Raises ValueError where no row or column would be left.
+        Raises ValueError if no row or column would be left.
         """
         left = height - crop_top - crop_bottom
         if width < 1 or left < 1 or crop_top < 0 or crop_bottom < 0:
@@ -125,8 +126,8 @@ class SurroundRig:
 
 
 def nuscenes_rig(width: int = _FULL_WIDTH, height: int = _FULL_HEIGHT) -> SurroundRig:
-    """The six cameras of a nuScenes-like vehicle in the order of `CAMERA_CHANNELS`, images scaled to width
-    x height."""
+    """Return the six cameras of a nuScenes-like vehicle in the order of `CAMERA_CHANNELS`, with images of
+    width x height."""
     mounts = [_MOUNTS[channel] for channel in CAMERA_CHANNELS]
     full = SurroundRig(
         channels=CAMERA_CHANNELS,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands around and is not annotated: buildings, walls, trees, hedges and lamp posts. They occlude."""
+"""Static bodies without annotation, which occlude actors: buildings, walls, hedges and trees."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from ftkd_core.data.synthetic.mesh import Color, Lamp, Mesh, block, column, stac
 
 @dataclass(frozen=True, kw_only=True)
 class Fixture:
-    """A body at rest: size (length, width, height), pose x, y, yaw in the local frame."""
+    """Static body: size (length, width, height) and pose x, y, yaw in the local frame."""
 
     size: tuple[float, float, float]
     pose: tuple[float, float, float]
@@ -22,7 +22,7 @@ class Fixture:
 def make_scenery(
     random: np.random.Generator, crossings_x: Sequence[float], road_half: float, sidewalk: float
 ) -> list[Fixture]:
-    """Blocks of buildings behind the sidewalks, with gaps, and trees and posts along the kerbs' far side."""
+    """Place buildings with gaps behind the sidewalks, and trees along the far side of the kerbs."""
     fixtures: list[Fixture] = []
     edges = [crossings_x[0] - 70.0, *crossings_x, crossings_x[-1] + 70.0]
     setback = road_half + sidewalk
@@ -46,8 +46,7 @@ def _main_row(
     side: float,
     setback: float,
 ) -> None:
-    """Buildings, walls and hedges along the main road between two crossings; the far ends carry the corner
-    houses."""
+    """Place buildings, walls and hedges along the main road between two crossings."""
     x = start
     while x < end - 6:
         length = float(min(random.uniform(9, 24), end - x))
@@ -79,7 +78,7 @@ def _side_row(
     side: float,
     setback: float,
 ) -> None:
-    """Buildings along a crossing road, behind the rows of the main road."""
+    """Place buildings along a crossing road, behind the rows of the main road."""
     y = setback + 26.0
     while y < 90:
         length, depth = float(random.uniform(10, 22)), float(random.uniform(9, 14))
@@ -134,5 +133,5 @@ def _tree(random: np.random.Generator, x: float, y: float) -> Fixture:
     lower = column((0.5 * radius, radius), (trunk_top, 0.62 * height), (50, green * 0.85, 42), bottom=True)
     upper = column((radius, 0.25 * radius), (0.62 * height, height), (58, green, 48))
     body = Mesh(stack(trunk, lower, upper, axis=2, at=(trunk_top, 0.62 * height)))
-    # The trunk is what stands in the way; the crown hangs above it.
+    # Only the trunk occupies the ground; the crown is above it.
     return Fixture(size=(0.5, 0.5, height), pose=(x, y, 0.0), body=body)

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random placement of actors in a scene, without collisions."""
+"""Random placement of actors in a scene.
+
+An actor is placed only if its footprint meets no other footprint at any time, so actors never collide with
+each other or with the ego.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,18 +14,17 @@ from numpy.typing import NDArray
 
 from ftkd_core.data.synthetic.actors import Actor
 from ftkd_core.data.synthetic.bodies import build_body, sample_size
-from ftkd_core.data.synthetic.paths import Motion, Path2D, SpeedProfile, standing, turn_at_crossing
+from ftkd_core.data.synthetic.paths import Motion, Path2D, SpeedProfile, static_motion, turn_at_crossing
 from ftkd_core.data.synthetic.roads import CROSSINGS_X, ROAD_HALF, SIDEWALK, is_on_road
 from ftkd_core.data.synthetic.scenery import Fixture
 
 _CHECK_STEP_S: Final = 0.25
-_TURNING: Final = 0.35  # of the vehicles that drive, those that turn at a crossing
+_TURNING: Final = 0.35  # fraction of the moving vehicles that turn at a crossing
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """Mean numbers of objects along the drive; `spread_m` is how far from the ego's path they are put at
-    most."""
+    """Mean numbers of objects along the drive; `spread_m` is the largest distance from the ego's path."""
 
     cars: int = 16
     trucks: int = 4
@@ -37,8 +40,8 @@ class WorldConfig:
 
 
 class TrafficPlacer:
-    """Places actors so that no two footprints, and none and the ego's, ever meet; draws until one fits, or
-    gives up."""
+    """Actors placed so far, and the check that a new footprint meets none of them and not the ego, at any
+    time."""
 
     def __init__(self, random: np.random.Generator, ego: Motion, duration_s: float) -> None:
         self.random = random
@@ -50,12 +53,14 @@ class TrafficPlacer:
         ego_track[:, 1] += 1.3 * np.sin(ego_track[:, 2])
         self.ego_track = ego_track
         self._discs: list[NDArray[np.float64]] = []
-        self._heads = np.zeros((64, len(self.times), 2))  # the first disc of each, grown when full
+        self._heads = np.zeros(
+            (64, len(self.times), 2)
+        )  # first disc of each object; the array doubles when it is full
         self._keep(self._cover(ego_track, 5.2, 2.2, 0.4))
 
     @staticmethod
     def _cover(track: NDArray[np.float64], length: float, width: float, margin: float) -> NDArray[np.float64]:
-        """Discs (T, D, 3) x, y, radius that cover a moving footprint."""
+        """Return discs (T, D, 3) as x, y, radius that cover a moving footprint."""
         count = max(1, int(np.ceil(length / width)))
         step = length / count
         offsets = (np.arange(count) - (count - 1) / 2) * step
@@ -65,7 +70,7 @@ class TrafficPlacer:
         return np.stack([x, y, np.full_like(x, radius)], axis=-1)
 
     def add(self, name: str, motion: Motion, *, rider: bool = False, margin: float = 0.1) -> bool:
-        """Try to put one object there; False where it would meet another."""
+        """Place one object; return False if it would meet another."""
         size = sample_size(name, self.random, rider=rider)
         discs = self._cover(motion.track(self.times), size[0], size[1], margin)
         if not self.clear(discs):
@@ -83,7 +88,7 @@ class TrafficPlacer:
         self._discs.append(discs)
 
     def clear(self, discs: NDArray[np.float64]) -> bool:
-        """Whether discs (T or 1, D, 3) meet nothing that has been placed, at any time."""
+        """Whether discs (T or 1, D, 3) meet no placed object at any time."""
         across = np.abs(discs[:, 0, :2] - self._heads[: len(self._discs)])  # (others, T, 2)
         for index in np.flatnonzero(across.max(axis=-1).min(axis=-1) <= 20.0):
             other = self._discs[index]
@@ -92,8 +97,8 @@ class TrafficPlacer:
                 return False
         return True
 
-    def free_for(self, fixture: Fixture) -> bool:
-        """Whether a fixture's footprint meets no actor and not the ego."""
+    def fits_fixture(self, fixture: Fixture) -> bool:
+        """Whether a fixture's footprint meets neither an actor nor the ego."""
         length, width, _ = fixture.size
         if length < width:
             length, width = width, length
@@ -103,17 +108,16 @@ class TrafficPlacer:
         track = np.array([[fixture.pose[0], fixture.pose[1], turned]])
         return self.clear(self._cover(track, length, width, 0.0))
 
-    def near_ego(self, spread: float) -> tuple[float, float]:
-        """A point at most `spread` metres (root mean square about half) from a random point of the ego's
-        path."""
+    def point_near_ego(self, spread: float) -> tuple[float, float]:
+        """Draw a point within `spread` metres of a random point of the ego's path."""
         index = int(self.random.integers(len(self.times)))
         x, y = self.ego_track[index, :2]
         distance, angle = spread * self.random.random() ** 0.5, self.random.uniform(-np.pi, np.pi)
         return float(x + distance * np.cos(angle)), float(y + distance * np.sin(angle))
 
 
-def fill_scene(placer: TrafficPlacer, config: WorldConfig) -> None:
-    """Put all actors into a scene; the rarest and largest first, so that they find room."""
+def place_actors(placer: TrafficPlacer, config: WorldConfig) -> None:
+    """Place all actors of a scene; rare and large objects come first, so that they find room."""
     counts = [
         ("bus", config.buses, 0.7),
         ("trailer", config.trailers, 0.2),
@@ -136,6 +140,7 @@ def fill_scene(placer: TrafficPlacer, config: WorldConfig) -> None:
 
 
 def _retry(place: Callable[[], bool], tries: int = 12) -> None:
+    """Call `place` until it succeeds, at most `tries` times."""
     for _ in range(tries):
         if place():
             return
@@ -143,7 +148,7 @@ def _retry(place: Callable[[], bool], tries: int = 12) -> None:
 
 def _vehicle(placer: TrafficPlacer, name: str, moving: float, spread: float) -> bool:
     random = placer.random
-    x, y = placer.near_ego(spread)
+    x, y = placer.point_near_ego(spread)
     cycle = name in ("motorcycle", "bicycle")
     if random.random() >= moving:
         return _parked(placer, name, x, y)
@@ -162,7 +167,7 @@ def _vehicle(placer: TrafficPlacer, name: str, moving: float, spread: float) -> 
 
 
 def _turning(placer: TrafficPlacer, name: str, crossing: float, speed: float) -> bool:
-    """A vehicle that comes from any of the four sides and turns left or right at the crossing."""
+    """Place a vehicle that comes from any of the four sides and turns left or right at the crossing."""
     random = placer.random
     turn = "left" if random.random() < 0.5 else "right"
     heading = float(random.integers(4)) * np.pi / 2
@@ -182,9 +187,9 @@ def _speed(random: np.random.Generator, cruise: float, end_s: float) -> SpeedPro
         return SpeedProfile.constant(cruise)
     start = float(random.uniform(0.0, 0.8)) * float(end_s)
     change = cruise / float(random.uniform(1.5, 3.0))
-    if kind < 0.75:  # brakes and stands
+    if kind < 0.75:  # brakes and stops
         return SpeedProfile(((0.0, cruise), (start, cruise), (start + change, 0.0)))
-    return SpeedProfile(((0.0, 0.0), (start, 0.0), (start + change, cruise)))  # waits and drives off
+    return SpeedProfile(((0.0, 0.0), (start, 0.0), (start + change, cruise)))  # waits and starts
 
 
 def _parked(placer: TrafficPlacer, name: str, x: float, y: float) -> bool:
@@ -192,47 +197,49 @@ def _parked(placer: TrafficPlacer, name: str, x: float, y: float) -> bool:
     flip = 0.0 if random.random() < 0.5 else np.pi
     if name in ("motorcycle", "bicycle"):
         side = float(random.choice([-1.0, 1.0])) * (ROAD_HALF + float(random.uniform(0.8, 3.0)))
-        return placer.add(name, standing(x, side, float(random.uniform(-np.pi, np.pi))))
+        return placer.add(name, static_motion(x, side, float(random.uniform(-np.pi, np.pi))))
     width = {"car": 1.2, "truck": 1.6}.get(name, 1.9)
-    if random.random() < 0.7 or name == "car":  # at the kerb of the main road, or beside the road on a lot
+    if random.random() < 0.7 or name == "car":  # at the kerb of the main road; otherwise on a parking lot
         side = float(random.choice([-1.0, 1.0])) * (ROAD_HALF + float(random.uniform(0.1, 0.6)) + width * 0.8)
-        return placer.add(name, standing(x, side, flip + float(random.normal(0, 0.03))))
+        return placer.add(name, static_motion(x, side, flip + float(random.normal(0, 0.03))))
     if is_on_road(x, y) or abs(y) > 22:
         return False
-    return placer.add(name, standing(x, y, float(random.uniform(-np.pi, np.pi))))
+    return placer.add(name, static_motion(x, y, float(random.uniform(-np.pi, np.pi))))
 
 
 def _barrier_row(placer: TrafficPlacer, spread: float) -> None:
     random = placer.random
-    x, y = placer.near_ego(spread)
+    x, y = placer.point_near_ego(spread)
     heading = float(random.choice([0.0, np.pi / 2])) + float(random.normal(0, 0.1))
     side = float(np.sign(y) or 1.0) * (ROAD_HALF + float(random.uniform(-0.5, 3.5)))
     for index in range(int(random.integers(4, 9))):
         along = 2.75 * index
         place = (x + along * np.cos(heading), side + along * np.sin(heading) * float(np.sign(side)))
-        placer.add("barrier", standing(float(place[0]), float(place[1]), heading + np.pi / 2), margin=-0.25)
+        placer.add(
+            "barrier", static_motion(float(place[0]), float(place[1]), heading + np.pi / 2), margin=-0.25
+        )
 
 
 def _cone(placer: TrafficPlacer, spread: float) -> bool:
     random = placer.random
-    x, y = placer.near_ego(spread)
+    x, y = placer.point_near_ego(spread)
     if abs(y) > ROAD_HALF + 3:
         y = float(np.sign(y)) * (ROAD_HALF + float(random.uniform(-1.0, 3.0)))
-    return placer.add("traffic_cone", standing(x, y, float(random.uniform(-np.pi, np.pi))))
+    return placer.add("traffic_cone", static_motion(x, y, float(random.uniform(-np.pi, np.pi))))
 
 
 def _pedestrian(placer: TrafficPlacer, spread: float) -> bool:
     random = placer.random
-    x, _y = placer.near_ego(spread)
+    x, _y = placer.point_near_ego(spread)
     kind = random.random()
     side = float(random.choice([-1.0, 1.0])) * (ROAD_HALF + float(random.uniform(0.5, SIDEWALK - 0.3)))
     heading = float(random.choice([0.0, np.pi])) + float(random.normal(0, 0.05))
     if kind < 0.35:
-        return placer.add("pedestrian", standing(x, side, float(random.uniform(-np.pi, np.pi))))
+        return placer.add("pedestrian", static_motion(x, side, float(random.uniform(-np.pi, np.pi))))
     speed = SpeedProfile.constant(float(random.uniform(0.7, 1.8)))
     if kind < 0.8:
         return placer.add("pedestrian", Motion(Path2D(x, side, heading), speed))
-    # Crosses the main road: sets out some time during the scene.
+    # Crosses the main road, starting at a random time.
     start = float(random.uniform(0, 0.7)) * float(placer.times[-1])
     pace = speed.knots[0][1]
     profile = SpeedProfile(((0.0, 0.0), (start, 0.0), (start + 0.5, pace)))

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scene of the synthetic world."""
+"""Scenes of the synthetic world, deterministic by seed: roads, scenery, actors of the ten classes, and the
+ego vehicle.
+
+A scene is built in a local frame (metres, z = 0 is the ground, the main road runs along x) with a random pose
+in the global frame. Scene time 0 is the start of the first lidar sweep.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +17,16 @@ from ftkd_core.data.synthetic.actors import Actor, ActorStates
 from ftkd_core.data.synthetic.paths import Motion, Path2D, SpeedProfile, turn_at_crossing
 from ftkd_core.data.synthetic.roads import CROSSINGS_X, ROAD_HALF, SIDEWALK
 from ftkd_core.data.synthetic.scenery import Fixture, make_scenery
-from ftkd_core.data.synthetic.traffic import TrafficPlacer, WorldConfig, fill_scene
+from ftkd_core.data.synthetic.traffic import TrafficPlacer, WorldConfig, place_actors
 from ftkd_core.geometry import yaw_transform
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One drive. global_from_local (4, 4); ego motion; actors and fixtures (what is not annotated) in the
-    local frame; light: night, sun direction (3,), sky and fog colours and fog density are `look`."""
+    """One drive: global_from_local (4, 4), ego motion, and actors and fixtures in the local frame.
+
+    night, fog_per_m (fog density) and sun (direction, (3,)) set the light.
+    """
 
     seed: int
     name: str
@@ -35,7 +42,8 @@ class Scene:
     fixtures: tuple[Fixture, ...]
 
     def ego_pose(self, time_s: float) -> NDArray[np.float64]:
-        """global_from_ego (4, 4) at a scene time; ego is base_link, on the ground under the rear axle."""
+        """Return global_from_ego (4, 4) at a scene time; ego is base_link, on the ground below the rear
+        axle."""
         x, y, yaw, _ = self.ego.at(time_s)
         pose: NDArray[np.float64] = self.global_from_local @ yaw_transform(yaw, (x, y, 0.0))
         return pose
@@ -52,12 +60,12 @@ class Scene:
 
     @cached_property
     def _at_rest(self) -> tuple[NDArray[np.float64], list[int]]:
-        """x, y, yaw, speed (M, 4) of all actors at time 0, and the rows of those that ever move."""
+        """x, y, yaw, speed (M, 4) of all actors at time 0, and the rows of the actors that move."""
         rows = np.array([actor.motion.at(0.0) for actor in self.actors], dtype=np.float64).reshape(-1, 4)
-        return rows, [row for row, actor in enumerate(self.actors) if not actor.motion.stands]
+        return rows, [row for row, actor in enumerate(self.actors) if not actor.motion.is_static]
 
     def _motions_local(self, time_s: float) -> NDArray[np.float64]:
-        """x, y, yaw, speed (M, 4) of all actors in the local frame."""
+        """Return x, y, yaw, speed (M, 4) of all actors in the local frame."""
         at_rest, moving = self._at_rest
         rows = at_rest.copy()
         for row in moving:
@@ -65,18 +73,18 @@ class Scene:
         return rows
 
     def actor_poses_local(self, time_s: float) -> NDArray[np.float64]:
-        """x, y, yaw (M, 3) of all actors in the local frame."""
+        """Return x, y, yaw (M, 3) of all actors in the local frame."""
         return self._motions_local(time_s)[:, :3]
 
     def actor_boxes_local(self, time_s: float) -> NDArray[np.float64]:
-        """Boxes (M, 9) of all actors in the local frame."""
+        """Return the boxes (M, 9) of all actors in the local frame."""
         x, y, yaw, speed = self._motions_local(time_s).T
         length, width, height = self.actor_sizes.T
         velocity = (speed * np.cos(yaw), speed * np.sin(yaw))
         return np.stack([x, y, height / 2, length, width, height, yaw, *velocity], axis=-1)
 
     def actors_at(self, time_s: float) -> ActorStates:
-        """All actors at a scene time, in the global frame; rows keep their order over time."""
+        """Return all actors at a scene time in the global frame; the order of rows is constant over time."""
         boxes = self.actor_boxes_local(time_s)
         speeds = np.hypot(boxes[:, 7], boxes[:, 8])
         matrix = self.global_from_local
@@ -93,12 +101,12 @@ class Scene:
 
 
 def make_scene(seed: int, duration_s: float = 20.0, config: WorldConfig | None = None) -> Scene:
-    """The scene of a seed; the same seed gives the same scene, bit for bit."""
+    """Build the scene of a seed; the same seed gives the same scene, bit for bit."""
     random = np.random.default_rng([seed, 7])
     ego, turn = _ego_motion(random, duration_s)
     night = bool(random.random() < 0.2)
     placer = TrafficPlacer(random, ego, duration_s)
-    fill_scene(placer, config or WorldConfig())
+    place_actors(placer, config or WorldConfig())
     azimuth, height = random.uniform(-np.pi, np.pi), random.uniform(0.5, 1.1)
     sun = np.array([np.cos(azimuth) * np.cos(height), np.sin(azimuth) * np.cos(height), np.sin(height)])
     heading = random.uniform(-np.pi, np.pi)
@@ -116,13 +124,14 @@ def make_scene(seed: int, duration_s: float = 20.0, config: WorldConfig | None =
         ego=ego,
         actors=tuple(placer.actors),
         fixtures=tuple(
-            f for f in make_scenery(random, CROSSINGS_X, ROAD_HALF, SIDEWALK) if placer.free_for(f)
+            f for f in make_scenery(random, CROSSINGS_X, ROAD_HALF, SIDEWALK) if placer.fits_fixture(f)
         ),
     )
 
 
 def _ego_motion(random: np.random.Generator, duration_s: float) -> tuple[Motion, str]:
-    """Along the right lane of the main road towards the crossing at x = 0, straight on or turning there."""
+    """Draw the ego's motion on the right side of the main road towards the crossing at x = 0, straight or
+    turning."""
     turn = str(random.choice(["straight", "left", "right"], p=[0.5, 0.25, 0.25]))
     lane = -1.75 if turn == "left" else float(random.choice([-1.75, -5.25])) if turn == "straight" else -5.25
     start_x = float(random.uniform(-85, -40))
