@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks: what they print is measured where they run; committed results say on which machine."""
+"""Benchmarks, each measured on the machine that runs them; committed results name their machine."""

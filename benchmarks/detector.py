@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector against its plain twin: latency, memory, agreement.
+"""Compare the detector with its plain twin: latency, memory, agreement.
 
     python -m benchmarks.detector --preset r50_704x256_428q --json FILE
 
 Both run in one process, interleaved A-B-A-B, over the same rendered drive, from images in host memory to
-objects in host memory. The first latency is with images of the network's size (nothing to scale); the second,
-`latency_camera_ms`, with 1600x900 images, which the plain twin scales with OpenCV on the host. `processor_ms`
-is the processor time of all threads, for a CPU that others use too. The plain twin is float32, eager, NCHW,
-on a GPU without TF32 and with attention as plain matrix products, and computes the geometry anew in each
-frame.
+objects in host memory. `latency_ms` uses images of the network's size (no scaling); `latency_camera_ms` uses
+1600x900 images, which the plain twin scales with OpenCV on the host. `processor_ms` is the processor time of
+all threads, which depends little on other load. The plain twin is float32, eager and NCHW, computes the
+geometry in each frame, and uses no TF32 and attention as plain matrix products on a GPU.
 
-Exit code 1, after the figures are written, where the two disagree: of the twin's top 100 boxes of each of 8
-rounds, less than 99 % (of a network in half precision 95 %) have a counterpart within 2 cm and 0.005 of
-score. 2 for options that cannot be used.
+Exit code 1, after the figures are written, if the two disagree: of the twin's top 100 boxes in each of 8
+rounds, less than 99 % (95 % in float16, 80 % in bfloat16) have a counterpart within 2 cm and a score
+difference of 0.005. Exit code 2 for invalid options.
 """
 
 import argparse
@@ -51,7 +50,7 @@ from ftkd_core.types import CameraRound
 
 _ROUNDS = 8
 _PROTOCOL = (200, 50)  # timed and warm-up runs
-_ON_A_CPU = (20, 2)  # a large preset takes seconds a frame there
+_CPU_PROTOCOL = (20, 2)  # a large preset takes seconds per frame there
 _LEAST_WITHIN = {torch.float32: 0.99, torch.float16: 0.95, torch.bfloat16: 0.80}
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -66,8 +65,8 @@ def run(
     compiled: bool | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
-    """All figures of one preset on one device."""
-    usual = _PROTOCOL if device.type == "cuda" else _ON_A_CPU
+    """Measure all figures of one preset on one device."""
+    usual = _PROTOCOL if device.type == "cuda" else _CPU_PROTOCOL
     counts = repeats or usual[0], usual[1] if warm_up is None else warm_up
     model, weights_name = load_preset_model(preset, weights)
     rounds = driving_rounds(_ROUNDS, network_rig(model))
@@ -104,8 +103,7 @@ def _measure_alone(
     dtype: torch.dtype | None,
     rounds: Sequence[CameraRound],
 ) -> tuple[Detector, dict[str, Any]]:
-    """The fast detector, and what can only be measured before its twin, or counting operations, takes memory
-    too."""
+    """Create the fast detector and measure its memory and start-up time before other models take memory."""
     reset_peak_memory(device)
     fast = Detector(model, weights_name="", device=device, score_threshold=0.0, runtime="fast")
     if compiled is not None or dtype is not None:
@@ -141,13 +139,13 @@ def _agreement(agreement: Agreement, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _tf32(device: torch.device) -> bool:
-    """Whether float32 is computed in TF32 where the engines work: both see to it alike."""
+    """Whether the engines compute float32 in TF32; they share the setting."""
     with device_context(device):
         return tf32_allowed(device)
 
 
 def _figures(times: Sequence[StepTimes], suffix: str) -> dict[str, Any]:
-    """Medians of the detector and its twin, and the twin's over the detector's."""
+    """Return medians of the detector and its twin, and the ratio of the twin's to the detector's."""
     result: dict[str, Any] = {}
     for name, ratio, summaries in (
         (f"latency{suffix}_ms", f"ratio{suffix}", [t.wall for t in times]),
@@ -158,8 +156,7 @@ def _figures(times: Sequence[StepTimes], suffix: str) -> dict[str, Any]:
     return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.detector",
         description=__doc__,
@@ -174,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--repeats", type=int, metavar="N", help="timed runs of each (default 200 on a GPU, 20 on a CPU)"
     )
     parser.add_argument(
-        "--warm-up", type=int, metavar="N", help="runs of each before (default 50 on a GPU, 2 on a CPU)"
+        "--warm-up", type=int, metavar="N", help="warm-up runs of each (default 50 on a GPU, 2 on a CPU)"
     )
     parser.add_argument(
         "--compile",
@@ -182,11 +179,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="torch.compile the network (default: on a GPU only)",
     )
     parser.add_argument(
-        "--dtype", choices=tuple(_DTYPES), help="of the fast engine's matrices (default: float16 on a GPU)"
+        "--dtype",
+        choices=tuple(_DTYPES),
+        help="dtype of the fast engine's matrices (default: float16 on a GPU)",
     )
-    parser.add_argument("--note", help="said in the JSON, such as who else used the machine")
+    parser.add_argument("--note", help="text for the JSON, such as other load on the machine")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    options = _make_parser().parse_args(argv)
     try:
         if options.repeats is not None and options.repeats < 1:
             raise UserError(f"--repeats {options.repeats}: expected at least 1")

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast training data come from a nuScenes data set: what a worker process does, and what several deliver.
+"""Throughput of training data from a nuScenes data set: steps of one image, and whole data loaders.
 
     python -m benchmarks.loader --json FILE
     python -m benchmarks.loader --data-root DATA/nuscenes --version v1.0-mini --split mini_train --json FILE
     python -m benchmarks.loader --preset sparse_bev_r101_704x256_offline --half-decode --json FILE
 
-Without `--data-root`, a rendered data set of 1600x900 JPEGs takes its place; decoding depends on size and
-quality, hardly on what is to be seen. Files are read once before, so that the disk has no part in it.
-`stages` are of one image in one thread: JPEG to RGB (libjpeg-turbo, in OpenCV), then scaling and cropping to
-the network's size, without and with the recipe's zoom, from all of a file's pixels and from half a side of
-them. `loader` is what PyTorch's DataLoader gives with that many workers, as training uses it: a batch is a
-frame of each stream or, of a SparseBEV preset, windows of all its frames, with rig and targets, augmented as
+Without `--data-root`, a rendered data set of 1600x900 JPEGs is used; decoding time depends on size and
+quality, hardly on content. All files are read once before, so that the disk has no influence.
+
+`stages` are times of one image in one thread: JPEG to RGB (libjpeg-turbo in OpenCV), then scaling and
+cropping to the network's size, without and with the recipe's zoom, from full and from half resolution.
+`loader` is the throughput of PyTorch's DataLoader by number of workers, as in training: a batch is one frame
+of each stream or, with a SparseBEV preset, windows with all their frames, with rig and targets, augmented as
 in the recipe.
 """
 
@@ -49,7 +50,7 @@ def run(
     clips: NuScenesClips, model: DetectorConfig | SparseBEVConfig, *, streams: int, workers: Sequence[int],
     seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """All figures of one data set."""
+    """Measure all figures of one data set."""
     clips.prepare()
     files = [path for number in range(len(clips)) for path in _files(clips, number)]
     for file in files:
@@ -64,10 +65,10 @@ def run(
         "image_size": [image.shape[1], image.shape[0]],
         "mean_bytes": float(np.mean([file.stat().st_size for file in files])),
         "stages": {
-            "decode_ms": _over(files, read_image),
+            "decode_ms": _median_over(files, read_image),
             "scale_ms": median_ms(lambda: resize_and_crop(image, size), 50),
             "zoom_ms": median_ms(lambda: zoom_and_crop(image, size, 1.1, 0.5), 50),
-            "half_decode_ms": _over(files, partial(read_image, half=True)),
+            "half_decode_ms": _median_over(files, partial(read_image, half=True)),
             "half_scale_ms": median_ms(lambda: resize_and_crop(half, size), 50),
             "half_zoom_ms": median_ms(lambda: zoom_and_crop(half, size, 1.1, 0.5), 50),
         },
@@ -75,7 +76,7 @@ def run(
         "streams": streams,
         "frames": frames,
         "loader": {
-            str(count): _deliver(data, count, streams * frames * len(clips.channels), seconds)
+            str(count): _loader_throughput(data, count, streams * frames * len(clips.channels), seconds)
             for count in tqdm(workers, desc="loader", unit="number of workers")
         },
     }
@@ -90,7 +91,7 @@ def _files(clips: NuScenesClips, number: int) -> list[Path]:
 def _data(
     clips: NuScenesClips, model: DetectorConfig | SparseBEVConfig, batch: int
 ) -> tuple[Dataset[Any], int]:
-    """What training reads, and how many frames there are of each of a batch."""
+    """Return the training data set and the number of frames per batch element."""
     augment = _recipe_augmentation(
         "sparse_bev_r50" if isinstance(model, SparseBEVConfig) else "stream_petr_r50"
     )
@@ -108,14 +109,14 @@ def _recipe_augmentation(recipe: str) -> AugmentConfig:
     return override(AugmentConfig(), [text.removeprefix("augment.") for text in changes])
 
 
-def _over(files: Sequence[Path], work: Any, repeats: int = 60) -> float:
+def _median_over(files: Sequence[Path], work: Any, repeats: int = 60) -> float:
     """Median time over different files."""
     turn = iter([files[place % len(files)] for place in range(repeats + 3)])
     return median_ms(lambda: work(next(turn)), repeats)
 
 
-def _deliver(data: Dataset[Any], workers: int, images: int, seconds: float) -> dict[str, float]:
-    """Batches and images a second that a loader delivers to a reader who does nothing else."""
+def _loader_throughput(data: Dataset[Any], workers: int, images: int, seconds: float) -> dict[str, float]:
+    """Return batches and images per second of a loader whose consumer does no other work."""
     loader = DataLoader(
         data,
         batch_size=None,
@@ -134,25 +135,37 @@ def _deliver(data: Dataset[Any], workers: int, images: int, seconds: float) -> d
     return {"batches_per_s": rate, "images_per_s": rate * images}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.loader",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--data-root", type=Path, help="a nuScenes data set (default: one is rendered)")
-    add("--version", default="v1.0-trainval", help="of the data set (default v1.0-trainval)")
-    add("--split", default="train", help="of the data set (default train)")
-    add("--preset", default="r50_704x256_428q", help="whose images and windows (default r50_704x256_428q)")
+    add("--data-root", type=Path, help="nuScenes data set (default: a rendered one)")
+    add("--version", default="v1.0-trainval", help="version of the data set (default v1.0-trainval)")
+    add("--split", default="train", help="split of the data set (default train)")
+    add(
+        "--preset",
+        default="r50_704x256_428q",
+        help="preset that sets image size and windows (default r50_704x256_428q)",
+    )
     add("--streams", type=int, default=8, help="batch size (default 8)")
-    add("--half-decode", action="store_true", help="as data.half_decode of training")
-    add("--workers", default="0,1,2", help="numbers of worker processes to try (default 0,1,2)")
-    add("--seconds", type=float, default=10.0, help="how long each is timed (default 10)")
-    add("--note", help="said in the JSON, such as who else used the machine")
+    add(
+        "--half-decode",
+        action="store_true",
+        help="decode at half resolution if possible, as data.half_decode in training",
+    )
+    add("--workers", default="0,1,2", help="numbers of worker processes (default 0,1,2)")
+    add("--seconds", type=float, default=10.0, help="duration of each measurement (default 10)")
+    add("--note", help="text for the JSON, such as other load on the machine")
     add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    options = _make_parser().parse_args(argv)
     try:
         counts = _numbers(options.workers)
         model = (sparse_bev_preset if options.preset in SPARSE_BEV_PRESETS else preset)(options.preset)

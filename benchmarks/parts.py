@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a frame goes, and whether it stays the same: backbone, memory, images, a long stream.
+"""Time of the parts of a frame, and stability over a long stream.
 
     python -m benchmarks.parts --preset r50_704x256_428q --json FILE
 
-All of the fast engine, with images of the network's size but for `images`; medians in one process, of
-interleaved runs but for `images`, which are timed one way after the other. `backbone`: a whole step (images
-in host memory to objects in host memory) and the backbone alone, compiled and captured as in the engine;
-`rest_over_backbone` is what a step takes beside it. `memory`: the preset against the same number of queries
-with a memory of one slot (and random weights, which cost the same). `stream`: a detector that has seen
---frames frames of one stream against one that has seen 20, and what the first has grown by on the way,
-compiled again, and waited for the GPU before it was asked for the objects. `images`: six 1600x900 images to
-the network's input, as the engine does it and on one core with OpenCV.
+All figures are medians of the fast engine in one process, interleaved, with images of the network's size;
+`images` is the exception in both.
 
-Exit code 2 for options that cannot be used.
+- `backbone`: a whole step (images in host memory to objects in host memory) and the backbone alone, compiled
+  and captured as in the engine; `rest_over_backbone` is the rest of the step relative to the backbone.
+- `memory`: the preset compared with the same number of queries and a memory of one slot (with random
+  weights, which cost the same).
+- `stream`: a detector after --frames frames of one stream compared with one after 20 frames; the growth of
+  its memory, its recompilations, and how often the host waited for the GPU before it fetched the objects.
+- `images`: six 1600x900 images to the network's input, in the engine and on one core with OpenCV.
+
+Exit code 2 for invalid options.
 """
 
 import argparse
@@ -62,12 +64,12 @@ Counts = tuple[int, int]
 
 
 def fast_detector(model: StreamPETR, device: torch.device) -> Detector:
-    """A detector with the fast engine that shows all it finds."""
+    """Create a detector with the fast engine and a score threshold of 0."""
     return Detector(model, weights_name="", device=device, score_threshold=0.0, runtime="fast")
 
 
 def endless(rounds: Sequence[CameraRound]) -> Iterator[CameraRound]:
-    """A drive to and fro over the rounds, whose time goes on."""
+    """Repeat a drive forwards and backwards over the rounds with increasing stamps."""
     there_and_back = [*rounds, *rounds[-2:0:-1]]
     number = 0
     while True:
@@ -77,19 +79,19 @@ def endless(rounds: Sequence[CameraRound]) -> Iterator[CameraRound]:
 
 
 def stepper(detector: Detector, rounds: Sequence[CameraRound]) -> Callable[[], Any]:
-    """A function that steps through an endless drive."""
+    """Return a function that steps through an endless drive."""
     drive = endless(rounds)
     return lambda: detector.step(next(drive))
 
 
 def medians(steps: Sequence[Callable[[], Any]], counts: Counts, device: torch.device) -> list[float]:
-    """Median milliseconds of interleaved steps."""
+    """Return the median milliseconds of interleaved steps."""
     summaries = time_alternating(steps, runs=counts[0], warm_up=counts[1], device=device)
     return [summary.p50 or 0.0 for summary in summaries]
 
 
 def backbone_share(detector: Detector, rounds: Sequence[CameraRound], counts: Counts) -> dict[str, float]:
-    """A step, and its backbone alone."""
+    """Time a whole step, and its backbone alone."""
     engine, config = detector.engine, detector.config
     assert isinstance(engine, FastEngine)
     device, half = engine.device, engine.dtype != torch.float32
@@ -116,7 +118,7 @@ def backbone_share(detector: Detector, rounds: Sequence[CameraRound], counts: Co
 def memory_cost(
     model: StreamPETR, rounds: Sequence[CameraRound], device: torch.device, counts: Counts
 ) -> dict[str, float]:
-    """The preset's detector against one of as many queries whose memory has one slot."""
+    """Compare the preset's detector with one of the same number of queries whose memory has one slot."""
     decoder = model.config.decoder
     queries = decoder.num_queries + decoder.num_propagated - 1
     without = replace(decoder, num_queries=queries, num_propagated=1, memory_length=1)
@@ -131,7 +133,8 @@ def memory_cost(
 def long_stream(
     model: StreamPETR, rounds: Sequence[CameraRound], device: torch.device, frames: int, counts: Counts
 ) -> dict[str, float | int | str | None]:
-    """A detector late in a stream against another early in it, and what happened to the first on the way."""
+    """Compare a detector late in a stream with another early in it, and count growth and recompilations of
+    the first."""
     aged, fresh = (fast_detector(model, device) for _ in range(2))
     drive, new = endless(rounds), stepper(fresh, rounds)
     for _ in range(EARLY):
@@ -157,22 +160,26 @@ def long_stream(
 
 
 def memory_bytes(device: torch.device) -> int:
-    """What is allocated on a GPU; the process's largest size on a CPU."""
+    """Return the allocated memory on a GPU, or the peak size of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return round(peak_memory_mb(device) * 1e6)
 
 
+def _memory_definition(device: torch.device) -> str:
+    return "allocated on the GPU" if device.type == "cuda" else peak_memory_definition(device)
+
+
 def compilations() -> int:
-    """How many graphs torch has compiled in this process."""
+    """Return the number of graphs that torch has compiled in this process."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def count_waits(detector: Detector, drive: Iterable[CameraRound], device: torch.device) -> int | None:
-    """Step through rounds and count how often torch says that the host waits for the GPU in `start`, before
-    the objects are fetched; None on a CPU, where there is nothing to wait for."""
+    """Step through rounds and count torch's warnings that the host waits for the GPU in `start`, before the
+    objects are fetched; None on a CPU."""
     on_gpu = device.type == "cuda"
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for camera_round in tqdm(drive, desc="stream", unit="frame"):
             if on_gpu:
@@ -183,18 +190,18 @@ def count_waits(detector: Detector, drive: Iterable[CameraRound], device: torch.
                 if on_gpu:
                     torch.cuda.set_sync_debug_mode("default")
             fetch()
-    return sum("synchroniz" in str(warning.message) for warning in said) if on_gpu else None
+    return sum("synchroniz" in str(warning.message) for warning in caught) if on_gpu else None
 
 
 def image_cost(model: StreamPETR, device: torch.device, counts: Counts) -> dict[str, float]:
-    """Camera images to the network's input, as the engine does it and with OpenCV on one core."""
+    """Time camera images to the network's input, in the engine and with OpenCV on one core."""
     config = model.config
     (camera_round,) = driving_rounds(1, nuscenes_rig())
     rig = round_rig(camera_round, config.image, config.channels)
     on_gpu = device.type == "cuda"
     kind, compiler = (DeviceImages, compile_separately) if on_gpu else (CpuImages, lambda function: function)
     with torch.inference_mode(), device_context(device):
-        images = kind(config.image, len(config.channels), device, compiler)  # type: ignore[operator]
+        images = kind(config.image, len(config.channels), device, compiler)
         header = Header(len(config.channels), device)
         header.upload(pack_header(rig, camera_round.global_from_ego, 0.0, True))
         threads = cv2.getNumThreads()
@@ -211,7 +218,7 @@ def run(
     preset: str, device: torch.device, *, repeats: int | None = None, warm_up: int | None = None,
     frames: int | None = None, weights: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """All figures of one preset on one device."""
+    """Measure all figures of one preset on one device."""
     usual = _PROTOCOL[device.type]
     counts = repeats or usual[0], usual[1] if warm_up is None else warm_up
     model, weights_name = load_preset_model(preset, weights)
@@ -246,9 +253,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--weights", type=Path, metavar="FILE", help="default: shipped, or random with a seed")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     add("--repeats", type=int, metavar="N", help="timed runs (default 200 on a GPU, 20 on a CPU)")
-    add("--warm-up", type=int, metavar="N", help="runs before (default 50 on a GPU, 2 on a CPU)")
-    add("--frames", type=int, metavar="N", help="of the long stream (default 2000 on a GPU, 200 on a CPU)")
-    add("--note", help="said in the JSON, such as who else used the machine")
+    add("--warm-up", type=int, metavar="N", help="warm-up runs (default 50 on a GPU, 2 on a CPU)")
+    add(
+        "--frames",
+        type=int,
+        metavar="N",
+        help="frames of the long stream (default 2000 on a GPU, 200 on a CPU)",
+    )
+    add("--note", help="text for the JSON, such as other load on the machine")
     add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args(argv)
     try:

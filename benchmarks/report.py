@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all benchmarks say beside their figures, and how they are printed and kept."""
+"""Printing and writing of benchmark figures with their environment."""
 
 import json
 import os
@@ -16,8 +16,8 @@ from ftkd_core.runtime.devices import processor_name
 
 
 def report(figures: dict[str, Any], path: Path | None, note: str | None = None) -> None:
-    """Print figures with the environment they are of, and write them to a file where one is named. note: said
-    beside them, such as who else used the machine."""
+    """Print figures with the environment and write them to a file if a path is given. note: free text, for
+    example other load on the machine."""
     figures = rounded(figures | {"environment": environment(note)})
     print(json.dumps(figures, indent=2))
     if path is not None:
@@ -25,7 +25,7 @@ def report(figures: dict[str, Any], path: Path | None, note: str | None = None) 
 
 
 def write_figures(path: Path, figures: dict[str, Any]) -> None:
-    """Write figures as JSON; a reader sees the old file or the whole new one."""
+    """Write figures as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, figures)
 
@@ -45,7 +45,7 @@ def environment(note: str | None) -> dict[str, Any]:
 
 
 def rounded(value: Any) -> Any:
-    """Floats to six digits, for people."""
+    """Round floats to six significant digits."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a newcomer can measure in two minutes: rendering, and the shipped detector from images to objects,
-against its plain twin and part by part. Ends with a table.
+"""Two-minute benchmark: rendering, and the shipped detector compared with its plain twin and by part. Ends
+with a table.
 
     make bench
     python -m benchmarks.run --json benchmarks/results/cpu.json
 
-Medians over repeated runs after warm-up, one process; CPU figures depend on what else the machine does. More
-of each: `python -m benchmarks.detector`, `benchmarks.parts`, `benchmarks.train_step`, `benchmarks.loader`.
+Figures are medians over repeated runs after warm-up in one process; CPU figures depend on other load. For
+more detail run `python -m benchmarks.detector`, `benchmarks.parts`, `benchmarks.train_step` or
+`benchmarks.loader`.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def median_ms(work: Callable[[], object], repeats: int, warmup: int = 3) -> floa
 
 
 def bench_world(repeats: int) -> dict[str, float]:
-    """One core: camera images a second at 704x256 and 800x450, and a lidar sweep."""
+    """Measure camera images per second at 704x256 and 800x450, and a lidar sweep, on one core."""
     cv2.setNumThreads(1)
     scene = make_scene(900_000)
     result = {}
@@ -65,22 +66,26 @@ def bench_world(repeats: int) -> dict[str, float]:
 
 
 def goals_table(twins: dict[str, Any], split: dict[str, Any]) -> str:
-    """Markdown of what `benchmarks.detector` and `benchmarks.parts` measured, beside the goals, which are of
-    `r50_704x256_428q` in half precision on an H100."""
+    """Return a Markdown table of the figures of `benchmarks.detector` and `benchmarks.parts` with the goals,
+    which are set for `r50_704x256_428q` in half precision on an H100."""
     images, stream = split["images"], split["stream"]
     rows = [
-        ("a round, images of the network's size", f"{twins['latency_ms']['detector']:.3g} ms", "1.3 ms"),
-        ("the plain twin's time over it", f"{twins['ratio']:.3g}", "at least 8"),
-        ("a round, 1600x900 images", f"{twins['latency_camera_ms']['detector']:.3g} ms", ""),
-        ("all but the backbone, over the backbone", f"{split['backbone']['rest_over_backbone']:.3g}", "0.36"),
-        ("with the memory, over without", f"{split['memory']['on_over_off']:.3g}", "1.05"),
-        (f"after {stream['frames']} frames, over after 20", f"{stream['late_over_early']:.3g}", "1.02"),
-        ("memory grown by on the way", f"{stream['grown_bytes'] / 1e6:.3g} MB", "0"),
-        ("compiled again on the way", f"{stream['compiled_again']}", "0"),
+        ("one round, images of the network's size", f"{twins['latency_ms']['detector']:.3g} ms", "1.3 ms"),
+        ("plain twin / detector", f"{twins['ratio']:.3g}", "at least 8"),
+        ("one round, 1600x900 images", f"{twins['latency_camera_ms']['detector']:.3g} ms", ""),
+        ("rest of the step / backbone", f"{split['backbone']['rest_over_backbone']:.3g}", "0.36"),
+        ("with memory / without", f"{split['memory']['on_over_off']:.3g}", "1.05"),
+        (f"after {stream['frames']} frames / after 20", f"{stream['late_over_early']:.3g}", "1.02"),
+        ("memory growth in between", f"{stream['grown_bytes'] / 1e6:.3g} MB", "0"),
+        ("recompilations in between", f"{stream['compiled_again']}", "0"),
         ("peak memory", f"{twins['peak_memory_mb']:.0f} MB", "450 MB"),
         ("six 1600x900 images to the network's input", f"{images['engine_ms']:.3g} ms", "0.5 ms"),
-        ("on one core with OpenCV, over that", f"{images['one_core_over_engine']:.3g}", "at least 20"),
-        ("boxes as the plain twin's, to 2 cm and 0.005", f"{twins['agreement']['within']:.1%}", "100 %"),
+        ("OpenCV on one core / detector", f"{images['one_core_over_engine']:.3g}", "at least 20"),
+        (
+            "boxes equal to the plain twin's within 2 cm and 0.005",
+            f"{twins['agreement']['within']:.1%}",
+            "100 %",
+        ),
     ]
     lines = [f"| {twins['preset']}, {twins['device']} | measured | goal (R50, H100) |", "|---|---|---|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
@@ -96,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.add_argument("--preset", default="tiny", help="tiny (default), r50_704x256_428q, ...")
     parser.add_argument("--repeats", type=int, default=20, help="timed repeats of each (default 20)")
-    parser.add_argument("--frames", type=int, default=200, help="of the long stream (default 200)")
+    parser.add_argument("--frames", type=int, default=200, help="frames of the long stream (default 200)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args(argv)
     preset, repeats = arguments.preset, arguments.repeats

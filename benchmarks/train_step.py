@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What distillation costs in training: a student's step alone, with cached answers, with its teacher running.
+"""Cost of distillation per training step: student alone, with cached teacher outputs, and with a running
+teacher.
 
     python -m benchmarks.train_step --preset tiny --teacher-preset sparse_bev_tiny_offline --json FILE
 
 All variants train in one process on the same scenes, interleaved A-B-C-A-B-C, from batches on the device to
-updated weights. Reading a batch is timed apart (`load_ms`), for worker processes do it beside the step. On a
-GPU everything is done in float32 (convolutions in TF32, as PyTorch has it) and in bfloat16. Weights are
-random with a seed: the figures are times, not scores. `processor_ms` is the processor time of all threads,
-for a CPU that others use too. `--keep-features` adds the student with a frozen backbone, on images (`frozen`)
-and on features kept of it (`kept`).
+updated weights. Loading a batch is timed separately (`load_ms`), because worker processes do it in parallel.
+On a GPU everything is measured in float32 (convolutions in TF32, PyTorch's default) and in bfloat16. Weights
+are random with a fixed seed, so the figures are times, not scores. `processor_ms` is the processor time of
+all threads, which depends little on other load.
+
+`--keep-features` adds the student with a frozen backbone, on images (`frozen`) and on cached features
+(`kept`).
 """
 
 import argparse
@@ -44,14 +47,14 @@ from training.tasks import CachedDataset, Distiller, StreamLesson, make_distille
 from training.trainer import OptimConfig, Trainer
 
 _SCENES, _DURATION_S, _WARM_UP = 2, 10.0, 3
-_PLAIN = AugmentConfig(flip=0.0, rotation=0.0)  # what cached answers are about
+_NO_AUGMENTATION = AugmentConfig(flip=0.0, rotation=0.0)  # cached teacher outputs need unaugmented geometry
 VARIANTS = ("student", "cached", "online")
 _FROZEN = OptimConfig(backbone_ratio=0.0)
 
 
 @dataclass
-class Course:
-    """A training to be timed: its trainer, its batches, and the times so far in milliseconds."""
+class TimedTraining:
+    """One training to be timed: trainer, data, and the times so far in milliseconds."""
 
     trainer: Trainer
     data: Dataset[Any]
@@ -60,7 +63,7 @@ class Course:
     processor: list[float] = field(default_factory=list)
 
     def step(self, number: int) -> None:
-        """Read a batch and train on it."""
+        """Load a batch and train on it."""
         began = time.perf_counter()
         batch = self.data[number]
         self.load.append(1e3 * (time.perf_counter() - began))
@@ -73,7 +76,7 @@ class Course:
         self.processor.append(1e3 * (time.process_time() - processor))
 
     def figures(self) -> dict[str, float]:
-        """Medians after warm-up."""
+        """Return medians after warm-up."""
         names = (("step_ms", self.wall), ("processor_ms", self.processor), ("load_ms", self.load))
         return {name: summarize(times[_WARM_UP:]).p50 or 0.0 for name, times in names}
 
@@ -87,13 +90,13 @@ def run(
     name: str, teacher_name: str, method: str, device: torch.device, *, streams: int, repeats: int,
     keep: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """All figures of a pair of student and teacher on one device; with `keep`, of frozen backbones too."""
+    """Measure all figures of a student and a teacher on one device; `keep` adds frozen backbones."""
     fabric = Fabric(accelerator=device.type, devices=[device.index or 0] if device.type == "cuda" else 1)
     kinds = {"fp32": None, "bf16": torch.bfloat16} if device.type == "cuda" else {"fp32": None}
     with tempfile.TemporaryDirectory() as folder:
         clips = SyntheticClips(0, preset(name).image, Path(folder), _DURATION_S)
         clips.render_all(_SCENES)
-        courses: dict[str, Course] = {}
+        trainings: dict[str, TimedTraining] = {}
         for kind, half in kinds.items():
             for variant, data, distiller in _variants(name, teacher_name, method, device, clips, streams):
                 torch.manual_seed(0)
@@ -102,14 +105,14 @@ def run(
                     fabric, lesson, OptimConfig(), Path(folder), steps=1000, seed=0, autocast=half
                 )
                 trainer.start_training()
-                courses[f"{variant}_{kind}"] = Course(trainer, data)
+                trainings[f"{variant}_{kind}"] = TimedTraining(trainer, data)
             if keep:
                 for variant in ("frozen", "kept"):
-                    courses[f"{variant}_{kind}"] = _frozen(variant, name, fabric, clips, streams, half)
+                    trainings[f"{variant}_{kind}"] = _frozen(variant, name, fabric, clips, streams, half)
         for number in tqdm(range(_WARM_UP + repeats), desc="time", unit="round"):
-            for course in courses.values():
-                course.step(number)
-    figures = {key: course.figures() for key, course in courses.items()}
+            for training in trainings.values():
+                training.step(number)
+    figures = {key: training.figures() for key, training in trainings.items()}
     return {
         "device": device_name(device),
         "preset": name,
@@ -125,7 +128,7 @@ def run(
 def _variants(
     name: str, teacher_name: str, method: str, device: torch.device, clips: SyntheticClips, streams: int
 ) -> list[tuple[str, Dataset[Any], Distiller | None]]:
-    """The data and the distiller of each of VARIANTS; the cache is filled by the first call."""
+    """Return data and distiller of each of VARIANTS; the cache is filled by the call."""
     torch.manual_seed(1)
     teacher = build_sparse_bev(sparse_bev_preset(teacher_name))
     student = build_stream_petr(preset(name))
@@ -134,7 +137,7 @@ def _variants(
     manifest = distillers[0].describe("random", clips.name)
     folder = clips.cache / "answers"
     fill_cache(folder, manifest, distillers[0].answer_clip, clips, _SCENES)
-    data = StreamDataset(clips, _SCENES, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
+    data = StreamDataset(clips, _SCENES, num_streams=streams, segment=10, augment=_NO_AUGMENTATION, seed=0)
     windows = PairedDataset(data, teacher.config.num_past, teacher.config.num_future)
     cached = CachedDataset(data, TeacherCache(folder, manifest, _SCENES))
     return [("student", data, None), ("cached", cached, distillers[0]), ("online", windows, distillers[1])]
@@ -142,22 +145,22 @@ def _variants(
 
 def _frozen(
     variant: str, name: str, fabric: Fabric, clips: SyntheticClips, streams: int, half: torch.dtype | None
-) -> Course:
-    """The student with a backbone that does not learn, on images or on kept features."""
+) -> TimedTraining:
+    """Create the student with a frozen backbone, on images or on cached features."""
     torch.manual_seed(0)
     model = build_stream_petr(preset(name))
     folder = clips.cache.parent
     shown = clips if variant == "frozen" else keep_features(model, clips, folder, _SCENES, fabric.device)
-    data = StreamDataset(shown, _SCENES, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
+    data = StreamDataset(shown, _SCENES, num_streams=streams, segment=10, augment=_NO_AUGMENTATION, seed=0)
     trainer = Trainer(
         fabric, StreamLesson(model, streams), _FROZEN, folder, steps=1000, seed=0, autocast=half
     )
     trainer.start_training()
-    return Course(trainer, data)
+    return TimedTraining(trainer, data)
 
 
 def _ratios(figures: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Of steps by wall time, and by processor time where the processor does the work."""
+    """Return ratios of step times, by wall time and by processor time."""
     found = {}
     for kind in ("fp32", "bf16"):
         if f"student_{kind}" in figures:
@@ -189,9 +192,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     add("--streams", type=int, default=2, help="batch size (default 2)")
     add("--repeats", type=int, default=20, help="timed steps of each variant (default 20)")
-    add("--keep-features", action="store_true", help="also a frozen backbone, on images and on kept features")
+    add(
+        "--keep-features",
+        action="store_true",
+        help="also time a frozen backbone, on images and on cached features",
+    )
     add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice)")
-    add("--note", help="said in the JSON, such as who else used the machine")
+    add("--note", help="text for the JSON, such as other load on the machine")
     add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     options = parser.parse_args(argv)
     try:

@@ -80,6 +80,13 @@ def test_core_imports_neither_ros_nor_what_builds_on_it() -> None:
         assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}; ftkd_core must stand alone"
 
 
+def test_runtime_imports_neither_the_synthetic_world_nor_the_evaluation() -> None:
+    for path in sources("ftkd_core/runtime"):
+        names = imported_names(path.read_text(encoding="utf-8"), path.relative_to(ROOT).parts[:-1])
+        upwards = {name for name in names if name.startswith(("ftkd_core.data", "ftkd_core.evaluation"))}
+        assert not upwards, f"{path.relative_to(ROOT)} imports {sorted(upwards)}"
+
+
 def test_training_and_ros_stay_apart() -> None:
     for path in sources("training"):
         wrong = {name for name in top_levels(path) if is_ros(name) or name == "ftkd_ros"}

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Official metrics and timing."""
+"""Official metrics, subset metrics, latency and the detector benchmark."""

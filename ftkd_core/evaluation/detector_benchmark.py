@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a detector costs, and how well its fast engine agrees with the plain one.
+"""Cost of a detector, and agreement of its fast engine with the plain one.
 
-Times are taken from images in host memory to objects in host memory, so they hold the copies too.
+Times are measured from images in host memory to objects in host memory, so they include the copies.
 """
 
 import copy
@@ -31,16 +31,19 @@ from ftkd_core.weights import SHIPPED, load_into, read_weights
 WEIGHTS_SEED: Final = 0
 TOLERANCE_M: Final = 0.02
 TOLERANCE_SCORE: Final = 0.005
-"""How far a box of the fast engine may be from the plain one's; a few may be farther in half precision, where
-peaks of an image are equally strong and rounding decides which is looked at."""
+"""Largest difference of a box between fast and plain engine that counts as equal. In half precision a few
+boxes differ more, because rounding selects among image peaks of equal score."""
 _SCENE_SEED: Final = 900_000
 _PERIOD_S: Final = 0.5
 _COUNTERPART_M: Final = 2.0
 
 
 def load_preset_model(name: str, weights: Path | None = None) -> tuple[StreamPETR, str]:
-    """A model of a preset on the CPU, and what its weights are: those of the file, the shipped ones where
-    they are of this preset, else random with a seed. UserError for an unknown preset or unfit weights."""
+    """Build a model of a preset on the CPU and describe its weights.
+
+    Weights: those of the file; else the shipped ones if they belong to this preset; else random with a fixed
+    seed. UserError for an unknown preset or unfit weights.
+    """
     config = preset(name)
     path = SHIPPED if weights is None else weights
     state, stored, _ = read_weights(path)
@@ -54,7 +57,7 @@ def load_preset_model(name: str, weights: Path | None = None) -> tuple[StreamPET
 
 
 def driving_rounds(count: int, rig: SurroundRig) -> list[CameraRound]:
-    """Rounds of a rendered drive at 2 Hz, all cameras exposed at the reference stamp."""
+    """Render rounds of a drive at 2 Hz, with all cameras exposed at the reference stamp."""
     scene = make_scene(_SCENE_SEED)
     rounds = []
     for index in range(count):
@@ -75,15 +78,15 @@ def driving_rounds(count: int, rig: SurroundRig) -> list[CameraRound]:
 
 
 def network_rig(model: StreamPETR) -> SurroundRig:
-    """The cameras of nuScenes with images that have the network's size already."""
+    """Return the nuScenes cameras with images of the network's size."""
     width, height = model.config.image.width, model.config.image.height
     scaled = round(900 * width / 1600)
     return nuscenes_rig().resized(width, scaled, crop_top=scaled - height)
 
 
 class StepTimes(NamedTuple):
-    """Of one detector's steps: wall time, and the processor time of all threads, which other users of the
-    machine hardly change."""
+    """Times of one detector's steps: wall time, and processor time of all threads, which depends little on
+    other load."""
 
     wall: Summary
     processor: Summary
@@ -92,14 +95,14 @@ class StepTimes(NamedTuple):
 def time_detectors(
     detectors: Sequence[Detector], rounds: Sequence[CameraRound], *, repeats: int, warm_up: int
 ) -> list[StepTimes]:
-    """Times of each detector's `step`, interleaved A-B-A-B over the same rounds, streaming. A step ends with
-    its objects on the host, so a GPU has nothing left to do."""
+    """Time `step` of each detector, interleaved A-B-A-B over the same rounds, streaming. A step ends when its
+    objects are on the host, so no GPU work is left."""
     samples: list[list[tuple[float, float]]] = [[] for _ in detectors]
     for run in range(warm_up + repeats):
         camera_round = rounds[run % len(rounds)]
         for detector, collected in zip(detectors, samples, strict=True):
             if camera_round is rounds[0]:
-                detector.reset()  # the drive starts again
+                detector.reset()  # the drive restarts
             wall, processor = time.perf_counter(), time.process_time()
             detector.step(camera_round)
             times = (time.perf_counter() - wall, time.process_time() - processor)
@@ -110,11 +113,11 @@ def time_detectors(
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """The best boxes of one detector and their counterparts in another's answer, over a drive.
+    """Agreement of the best boxes of one detector with another's over a drive.
 
-    center_m: largest distance in metres, and center_p99_m its 99th percentile; score: largest difference;
-    unmatched: how many of those `compared` have no counterpart of their class within 2 m; within: the share
-    of those compared whose counterpart is within `TOLERANCE_M` and `TOLERANCE_SCORE`.
+    center_m, center_p99_m: largest distance in metres and its 99th percentile. score: largest difference.
+    unmatched: boxes of those `compared` without a counterpart of their class within 2 m. within: fraction of
+    those compared whose counterpart is within `TOLERANCE_M` and `TOLERANCE_SCORE`.
     """
 
     center_m: float
@@ -128,10 +131,10 @@ class Agreement:
 def compare_detectors(
     reference: Detector, other: Detector, rounds: Sequence[CameraRound], top: int = 100
 ) -> Agreement:
-    """Stream both over the rounds and match the reference's `top` boxes of each round.
+    """Run both detectors over the rounds and match the reference's `top` boxes of each round.
 
-    A counterpart is the box of the same class that is best in metres plus ten times the difference of scores:
-    two queries may answer the same box.
+    The counterpart is the box of the same class with the smallest distance in metres plus ten times the score
+    difference, because two queries may predict the same box.
     """
     reference.reset()
     other.reset()
@@ -157,8 +160,8 @@ def compare_detectors(
 
 
 def count_parameters(model: StreamPETR, *, at_inference: bool = False) -> int:
-    """Parameters of a model; batch norm's running statistics are none. at_inference: without a 2-D head that
-    only training needs."""
+    """Count the parameters of a model, without the running statistics of batch norms. at_inference: without a
+    2-D head that is used only in training."""
     training_only = at_inference and not model.config.decoder.num_image_queries
     return sum(
         parameter.numel()
@@ -169,8 +172,8 @@ def count_parameters(model: StreamPETR, *, at_inference: bool = False) -> int:
 
 @torch.inference_mode()
 def count_gflops(model: StreamPETR, camera_round: CameraRound) -> float:
-    """Floating-point operations in units of 1e9 of one frame, batch 1: matrix products, convolutions and
-    attention as torch counts them, a multiply-add being two."""
+    """Count floating-point operations in 1e9 for one frame, batch 1: matrix products, convolutions and
+    attention as counted by torch; a multiply-add is two operations."""
     plain = copy.deepcopy(model).cpu().eval()
     config = model.config
     frame = round_to_frame(
@@ -183,21 +186,21 @@ def count_gflops(model: StreamPETR, camera_round: CameraRound) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Count a GPU's peak from here; a CPU's is that of the process and cannot be reset."""
+    """Reset the peak memory of a GPU; the peak of a CPU is that of the process and cannot be reset."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Megabytes (1e6 bytes) of what `peak_memory_definition` says."""
+    """Return the peak memory in megabytes (1e6 bytes) as defined by `peak_memory_definition`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def peak_memory_definition(device: torch.device) -> str:
-    """What `peak_memory_mb` counts on a device."""
+    """Describe which memory `peak_memory_mb` counts on a device."""
     if device.type == "cuda":
         return "torch's largest allocation on the GPU"
     return "largest resident size of the process, Python, torch and rendering included"

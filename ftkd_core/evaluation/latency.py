@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Latency: how samples are summed up, and the protocol by which a step is timed."""
+"""Interleaved timing of several functions."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,9 +17,10 @@ def time_alternating(
     warm_up: int = 50,
     device: torch.device | None = None,
 ) -> list[Summary]:
-    """Times several steps interleaved (A-B-A-B), so that what slows the machine slows all of them alike.
+    """Time several steps in alternation (A-B-A-B), so that load on the machine affects all of them equally.
 
-    Each step is called `warm_up` times first. On a GPU every sample ends with a synchronisation.
+    Each step is called `warm_up` times first. On a GPU, every sample ends with a synchronisation. Returns one
+    summary in milliseconds per step.
     """
     samples: list[list[float]] = [[] for _ in steps]
     for run in range(warm_up + runs):

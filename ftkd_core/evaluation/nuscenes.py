@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The official nuScenes detection metrics (`detection_cvpr_2019`) for detections given in the vehicle's
-frame.
+"""Official nuScenes detection metrics (`detection_cvpr_2019`) of detections in the vehicle frame.
 
-The devkit loads, filters and scores the boxes; we choose the key frames (a split of the devkit, one of the
-data set's own `splits.json`, or scenes by name) and say plainly what its conventions hide on small data: a
-class without a single true object counts as AP 0 and as errors of 1, and so does a velocity that nobody
-knows.
+The devkit loads, filters and scores the boxes. This module selects the key frames (a split of the devkit, one
+of the data set's own `splits.json`, or scenes by name) and adds notes on conventions that distort results on
+small data: a class without ground truth counts as AP 0 with errors of 1, and unknown velocities count as an
+error of 1.
 """
 
 import contextlib
@@ -49,11 +48,11 @@ ERROR_NAMES: Final[dict[str, str]] = {
     "AVE": "vel_err",
     "AAE": "attr_err",
 }
-"""Our short names of the true-positive errors and the devkit's."""
+"""Short names of the true-positive errors and the devkit's names."""
 
 
 class PosedObjects(NamedTuple):
-    """Detections in ego, and where ego is: global_from_ego (4, 4) at the stamp of `objects`."""
+    """Detections in ego with global_from_ego (4, 4) at the stamp of `objects`."""
 
     objects: ObjectList
     global_from_ego: NDArray[np.float64]
@@ -62,11 +61,11 @@ class PosedObjects(NamedTuple):
 def sample_tokens_of(
     dataset: NuScenes, *, split: str | None = None, scenes: Sequence[str] | None = None
 ) -> tuple[str, ...]:
-    """Tokens of the key frames of a split or of the named scenes (exactly one is given), scene by scene in
-    time order.
+    """Return the tokens of the key frames of a split or of the named scenes (give exactly one), scene by
+    scene in time order.
 
     A split is one of the devkit's or a key of `splits.json` in the data set. Raises UserError for an unknown
-    one.
+    split or scene.
     """
     if (split is None) == (scenes is None):
         raise ValueError(f"split {split!r} and scenes {scenes!r}; expected exactly one of the two")
@@ -75,17 +74,18 @@ def sample_tokens_of(
 
 
 def to_devkit_results(detections: Mapping[str, PosedObjects], sample_tokens: Iterable[str]) -> dict[str, Any]:
-    """The devkit's results dictionary: an entry for each of `sample_tokens`, empty for one without any.
+    """Convert detections to the devkit's results dictionary with an entry for each of `sample_tokens`, which
+    may be empty.
 
-    Boxes go to the global frame with sizes (w, l, h), the best 500 a sample, attributes by the rule of
-    `classes.attribute_for`; an unknown velocity counts as standing. Raises UserError for boxes that are not
-    finite or have no size, ValueError for detections of a sample that is not in `sample_tokens`.
+    Boxes are converted to the global frame with sizes (w, l, h); the best 500 per sample are kept; attributes
+    follow `classes.attribute_for`, with unknown velocity as zero. Raises UserError for boxes that are not
+    finite or have no size, ValueError for detections of a sample outside `sample_tokens`.
     """
     results: dict[str, list[dict[str, Any]]] = {token: [] for token in sample_tokens}
     for token, posed in detections.items():
         if token not in results:
             raise ValueError(
-                f"detections for sample {token!r}, which is not one of the {len(results)} to evaluate"
+                f"detections for sample {token!r}, which is not one of the {len(results)} evaluated samples"
             )
         results[token] = _sample_results(token, posed)
     meta = {
@@ -107,14 +107,14 @@ def evaluate(
     sample_tokens: Sequence[str] | None = None,
     output_dir: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Official metrics of a results dictionary or file on a split, on scenes, or on the key frames given by
+    """Compute the official metrics of a results dictionary or file on a split, on scenes, or on key frames by
     token.
 
-    Returns mAP, NDS, mATE, mASE, mAOE, mAVE, mAAE (None where the devkit gives no number), `classes` (per
-    class: AP, the five errors, number of true boxes), `mAP_present` (mean AP over the classes that have true
-    boxes), `samples`, `config` and `notes`, sentences that belong beside the numbers. With `output_dir` the
-    same goes to `metrics_summary.json` there, with the devkit's own summary beside it. Raises UserError where
-    the results do not cover the key frames.
+    Returns mAP, NDS, mATE, mASE, mAOE, mAVE, mAAE (None if the devkit gives no number), `classes` (per class:
+    AP, the five errors, number of ground-truth boxes), `mAP_present` (mean AP over the classes with ground
+    truth), `samples`, `config` and `notes` (sentences to show with the numbers). With `output_dir` the
+    dictionary is written to `metrics_summary.json` and the devkit's own summary to `metrics_devkit.json`.
+    Raises UserError if the results do not cover the key frames.
     """
     if sample_tokens is None:
         sample_tokens = sample_tokens_of(dataset, split=split, scenes=scenes)
@@ -132,9 +132,9 @@ def evaluate(
 
 
 class SubsetEvaluation(DetectionEval):  # type: ignore[misc]  # the devkit has no types
-    """The devkit's evaluation on chosen key frames; loading, filtering and scoring are its own functions.
+    """The devkit's evaluation on selected key frames, with its own loading, filtering and scoring.
 
-    Its constructor only knows splits and files, and fails where nothing at all was detected.
+    The devkit's constructor accepts only splits and files, and fails if there are no detections at all.
     """
 
     def __init__(self, dataset: NuScenes, results: Mapping[str, Any], sample_tokens: Sequence[str]) -> None:
@@ -154,7 +154,7 @@ class SubsetEvaluation(DetectionEval):  # type: ignore[misc]  # the devkit has n
                     f"{len(boxes)} boxes for sample {token}; expected at most {MAX_BOXES_PER_SAMPLE}"
                 )
         self.pred_boxes = self._prepared(EvalBoxes.deserialize(chosen, DetectionBox))
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
+        with contextlib.redirect_stderr(io.StringIO()):  # hides a progress bar that has no switch
             truth = load_gt_of_sample_tokens(dataset, list(sample_tokens), DetectionBox)
         self.gt_boxes = self._prepared(truth)
         self.sample_tokens = self.gt_boxes.sample_tokens
@@ -164,9 +164,9 @@ class SubsetEvaluation(DetectionEval):  # type: ignore[misc]  # the devkit has n
         return filter_eval_boxes(self.nusc, boxes, self.cfg.class_range) if boxes.all else boxes
 
     def evaluate(self) -> tuple[DetectionMetrics, DetectionMetricDataList]:
-        """The devkit's evaluation of each class alone, put together: the same numbers, to the last bit.
-        Its own loop (`DetectionEval.evaluate`, the plain twin) looks for a detection's match among the boxes
-        of all classes, and measures each distance anew for each threshold."""
+        """Run the devkit's evaluation per class and merge the results, which are bit-identical to
+        `DetectionEval.evaluate` (the plain twin). The plain twin searches matches among the boxes of all
+        classes and computes each distance again for each threshold."""
         truths, found = _by_class(self.gt_boxes), _by_class(self.pred_boxes)
         metrics, data = DetectionMetrics(self.cfg), DetectionMetricDataList()
         for name in self.cfg.class_names:
@@ -182,13 +182,15 @@ class SubsetEvaluation(DetectionEval):  # type: ignore[misc]  # the devkit has n
 
 
 class _OneClass(DetectionConfig):  # type: ignore[misc]
-    """A configuration for one class, whose distances are measured once."""
+    """Configuration for one class that caches distances."""
 
     def __init__(self, whole: DetectionConfig, name: str) -> None:
         super().__init__(**whole.serialize())
         self.class_names = [name]
         measure = whole.dist_fcn_callable
-        known: dict[tuple[int, int], float] = {}  # boxes by their identity: they outlive this object
+        known: dict[
+            tuple[int, int], float
+        ] = {}  # by id, which is unique because the boxes outlive this object
 
         def distance(truth: DetectionBox, detection: DetectionBox) -> float:
             key = id(truth), id(detection)
@@ -262,7 +264,7 @@ def _check_boxes(objects: ObjectList) -> None:
 
 
 def load_results(results: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
-    """The entries of a results dictionary or file, by sample token; UserError where it is none."""
+    """Load the entries of a results dictionary or file by sample token; UserError if it has none."""
     source = "the results"
     if not isinstance(results, Mapping):
         source = str(results)
@@ -313,19 +315,20 @@ def _notes(truths: Mapping[str, int], known_velocity: int, predictions: int) -> 
     absent = [name for name, count in truths.items() if not count]
     if absent:
         notes.append(
-            f"No true object of {', '.join(absent)} is in range here; the official metric counts each "
+            f"No ground-truth object of {', '.join(absent)} is in range; the official metric counts each "
             "such class as AP 0 and errors of 1, so that mAP cannot exceed "
             f"{1 - len(absent) / len(truths):.2f}."
         )
     if sum(truths.values()) and not known_velocity:
-        notes.append("No true velocity is known here; the official metric then counts mAVE as 1.")
+        notes.append("No ground-truth velocity is known; the official metric then counts mAVE as 1.")
     if not predictions:
         notes.append("Nothing was detected within the evaluation range.")
     return notes
 
 
 def _json_value(value: Any) -> Any:
-    """The value in JSON's types; numbers that are not finite become None, for JSON has no word for them."""
+    """Convert a value to JSON types; numbers that are not finite become None, because JSON cannot represent
+    them."""
     if isinstance(value, Mapping):
         return {str(key): _json_value(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Official metrics of part of the objects: by visibility, by distance, and of those only just come into view.
+"""Official metrics of subsets of the objects: by visibility, by distance, and by time since first seen.
 
-Where does the future help? Objects are chosen, and detections of other objects are neither right nor wrong:
-a detection is left out where the nearest true object of its class, within 2 m, is not among the chosen. What
-is left is scored by the devkit's own functions. Source: ours, as the devkit has no such split.
+The subsets show where future frames help. Detections of objects outside a subset are ignored: a detection is
+dropped if the nearest true object of its class within 2 m is not in the subset. The rest is scored by the
+devkit's own functions. Source: ours; the devkit has no such split.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +21,8 @@ _NEW_S: Final = 1.0
 
 
 class ObjectFacts(NamedTuple):
-    """visibility 1 (least) to 4; distance from ego in metres; seen_s seconds since it was first seen by the
-    lidar in its scene."""
+    """visibility 1 (least) to 4; distance from ego in metres; seen_s seconds since the lidar first saw the
+    object in its scene."""
 
     visibility: int
     distance_m: float
@@ -47,8 +47,8 @@ _BY_DISTANCE: Final = {name: choice for name, choice in SUBSETS.items() if name.
 def evaluate_subsets(
     dataset: NuScenes, results: Mapping[str, Any], sample_tokens: Sequence[str]
 ) -> dict[str, dict[str, float | int | None]]:
-    """For each of `SUBSETS`: AP, the mean over the classes that have such objects, AVE over those whose
-    velocity is scored, and the number of true objects. None where there is nothing to score."""
+    """For each of `SUBSETS`, return AP (mean over the classes with such objects), AVE over the classes with
+    known velocity, and the number of true objects; None if there is nothing to score."""
     evaluation = SubsetEvaluation(dataset, load_results(results), sample_tokens)
     truth, found = evaluation.gt_boxes, evaluation.pred_boxes
     facts = _object_facts(dataset, truth)
@@ -73,7 +73,7 @@ def evaluate_subsets(
 
 
 def _counts_unmatched(subset: str, box: DetectionBox) -> bool:
-    """Whether a detection of nothing counts against a subset: by distance where it lies there, else
+    """Whether an unmatched detection counts against a subset: distance subsets if it lies there, all others
     always."""
     choice = _BY_DISTANCE.get(subset)
     return choice is None or choice(ObjectFacts(4, float(box.ego_dist), 0.0))
@@ -101,7 +101,7 @@ def _box_key(box: DetectionBox) -> tuple[str, tuple[float, ...]]:
 
 
 def _object_facts(dataset: NuScenes, truth: EvalBoxes) -> dict[tuple[str, tuple[float, ...]], ObjectFacts]:
-    """By sample and place: the devkit's boxes do not say which annotation they are of."""
+    """Collect facts by sample and position, because the devkit's boxes do not name their annotation."""
     facts = {}
     first_seen: dict[str, float] = {}
     for token in truth.sample_tokens:
@@ -120,7 +120,7 @@ def _object_facts(dataset: NuScenes, truth: EvalBoxes) -> dict[tuple[str, tuple[
 
 
 def _first_seen(dataset: NuScenes, instance: str) -> float:
-    """Seconds of the first sample in which the lidar (or radar) saw the instance."""
+    """Seconds of the first sample in which lidar or radar saw the instance."""
     token = dataset.get("instance", instance)["first_annotation_token"]
     annotation = dataset.get("sample_annotation", token)
     while not annotation["num_lidar_pts"] + annotation["num_radar_pts"] and annotation["next"]:
@@ -133,7 +133,7 @@ def _nearest_facts(
     found: Sequence[DetectionBox],
     facts: Mapping[tuple[str, tuple[float, ...]], ObjectFacts],
 ) -> list[ObjectFacts | None]:
-    """For each detection, what is known of the nearest true object of its class within 2 m."""
+    """Return for each detection the facts of the nearest true object of its class within 2 m, or None."""
     nearest: list[ObjectFacts | None] = [None] * len(found)
     for name in {box.detection_name for box in truth}:
         same = [box for box in truth if box.detection_name == name]

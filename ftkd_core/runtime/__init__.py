@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a round of camera images to detections: preprocessing and the detector."""
+"""Inference: preprocessing, the detector and its engines."""
 
 from typing import Final
 
 RUNTIMES: Final = ("auto", "fast", "plain")
-"""The choice of an engine, see `detector.Detector`; here, so that a parameter is checked without torch."""
+"""Names of engines, see `detector.Detector`; defined here so that parameters can be checked without importing
+torch."""

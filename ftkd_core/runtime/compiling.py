@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`torch.compile` for functions of fixed shapes, which many engines of one process may each compile."""
+"""`torch.compile` for functions of fixed shapes, without a limit on how often one function is compiled."""
 
 import types
 from collections.abc import Callable
@@ -11,12 +11,11 @@ import torch
 def compile_separately(
     function: Callable[..., Any], *, mode: str | None = None, backend: str = "inductor"
 ) -> Callable[..., Any]:
-    """A function or method of Python compiled as one full graph for each kind of arguments, with a cache of
-    its own.
+    """Compile a Python function or method as one full graph with its own compilation cache.
 
-    torch keeps what it compiled beside the function's code object, whoever asked for it, and where that must
-    be one graph it raises at the ninth kind (`torch._dynamo.config.recompile_limit`). So each result has a
-    code object of its own; give it arguments of one kind only, and there is no limit.
+    torch keeps compiled code per code object and raises at the ninth variant of a full graph
+    (`torch._dynamo.config.recompile_limit`). Each result therefore has its own code object. Call it with
+    arguments of one kind (types, shapes) only.
     """
     plain: Any = getattr(function, "__func__", function)
     own = types.FunctionType(

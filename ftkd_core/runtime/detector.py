@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector as a node or an offline runner uses it: a round of cameras in, objects out, memory kept
-inside."""
+"""Streaming detector: takes a round of camera images, returns objects, keeps the memory inside."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,12 +21,11 @@ from ftkd_core.weights import SHIPPED, load_into, read_weights
 
 
 class Detector:
-    """`objects = detector.step(camera_round)`; `reset()` starts a new stream. Not thread-safe: one thread
-    steps it.
+    """`objects = detector.step(camera_round)`; `reset()` starts a new stream. Not thread-safe.
 
-    score_threshold: of all classes, or by class name (see `thresholds`). runtime: fast, or plain, the
-    straightforward twin it is held to; auto is fast on a CPU, and plain on a GPU, where the fast one has not
-    been proven yet (docs/runtime.md). training: how the weights were trained, in words.
+    score_threshold: for all classes or by class name (see `thresholds`). runtime: fast, or plain, its
+    reference implementation; auto is fast on a CPU and plain on a GPU, because the fast engine is not
+    validated on GPUs yet (docs/explanation/runtime.md). training: description of the weights' training.
     """
 
     def __init__(
@@ -73,10 +71,10 @@ class Detector:
         max_detections: int = 300,
         runtime: str = "auto",
     ) -> "Detector":
-        """A detector from a weights file (None: the shipped one).
+        """Load a detector from a weights file (None: the shipped one).
 
-        UserError where the file is missing, damaged or of another preset than asked for, the device is not
-        there, or an argument is out of its range.
+        UserError if the file is missing, damaged or of another preset than requested, the device does not
+        exist, or an argument is out of range.
         """
         path = SHIPPED if weights is None or str(weights) == "" else Path(weights)
         state, config, notes = read_weights(path)
@@ -95,14 +93,14 @@ class Detector:
         )
 
     def reset(self) -> None:
-        """Forget the stream: the next step starts from the trained first state."""
+        """Start a new stream: the next step uses the learned initial memory."""
         self._start_ns = None
 
     def warm_up(self, image_size: tuple[int, int] | None = None) -> None:
-        """Run one empty round, so that the first real one is not slow; leaves the detector reset.
+        """Run one empty round, so that the first real one is not slow; resets the detector.
 
-        image_size: width and height of the cameras where known: on a GPU the first round of a size prepares
-        its scaling, which takes seconds.
+        image_size: width and height of the cameras, if known. On a GPU the first round of an image size
+        prepares its scaling, which takes seconds.
         """
         width, height = image_size or self.input_size
         view = CameraView(
@@ -117,16 +115,17 @@ class Detector:
         self.reset()
 
     def step(self, camera_round: CameraRound) -> ObjectList:
-        """Objects in ego at the reference stamp, best first, scores at or above their class's threshold.
+        """Return objects in ego at the reference stamp, best first, with scores at or above the threshold of
+        their class.
 
-        A camera that is None is masked. Errors: UserError for images or calibration that cannot be used;
-        the stream's memory is untouched then.
+        A camera that is None is masked. UserError for images or calibration that cannot be used; the memory
+        is unchanged then.
         """
         return self.start(camera_round)()
 
     def start(self, camera_round: CameraRound) -> Callable[[], ObjectList]:
-        """`step` in two halves: the answer waits for the objects, so that a GPU works while the caller does
-        something else. Fetch them before the next round is started. Errors: as `step`."""
+        """Start a step and return a function that waits for its objects, so that a GPU works while the caller
+        continues. Call it before the next round is started. Errors as in `step`."""
         is_first = self._start_ns is None
         start_ns = camera_round.reference_stamp_ns if self._start_ns is None else self._start_ns
         time_s = (camera_round.reference_stamp_ns - start_ns) * 1e-9
@@ -142,7 +141,7 @@ class Detector:
 
 
 def describe_training(notes: Mapping[str, Any]) -> str:
-    """What the notes of a weights file say of its training, for people: "500 steps, distilled by ftkd"."""
+    """Describe the training of a weights file from its notes, for example "500 steps, distilled by ftkd"."""
     parts = [f"{notes['steps']} steps"] if "steps" in notes else []
     if notes.get("method"):
         parts.append(f"distilled by {notes['method']}")
@@ -152,7 +151,8 @@ def describe_training(notes: Mapping[str, Any]) -> str:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first GPU or else the CPU; UserError where the named device is not there."""
+    """Return the named device; `auto` is the first GPU or else the CPU. UserError if the device does not
+    exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

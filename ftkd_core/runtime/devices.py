@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a GPU's work needs and what torch keeps for a whole thread or process: the current device, and how
-float32 is computed."""
+"""Current device, float32 precision, and names of devices and processors."""
 
 import contextlib
 import os
@@ -12,21 +11,24 @@ import torch
 
 
 def with_device_index(device: torch.device) -> torch.device:
-    """`cuda` as the GPU that is the current one now: each thread has its own, which may differ later."""
-    if device == torch.device("cuda"):  # which no with_device_index one equals
+    """Replace `cuda` by the current GPU of this thread, which may change later and differs between
+    threads."""
+    if device == torch.device("cuda"):  # not equal to any device with an index
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
 def device_name(device: torch.device) -> str:
-    """For people, beside a figure: which GPU, or how much of which CPU this process uses."""
+    """Describe a device next to a measurement: the GPU, or the CPU with the number of cores this process
+    uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} of {os.cpu_count()} cores, {processor_name()}"
 
 
 def processor_name() -> str:
-    """The CPU's model, as Linux knows it: figures of two that are sold as "2 cores" may differ twofold."""
+    """Return the CPU model as reported by Linux; speeds of machines with equal core counts may differ by a
+    factor of two."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
@@ -37,8 +39,8 @@ def processor_name() -> str:
 
 @contextlib.contextmanager
 def device_context(device: torch.device) -> Iterator[None]:
-    """The device is the current one, to which new streams and events belong, and float32 is computed as such,
-    not in TF32; what was set before is set again at the end. On a CPU there is nothing to do."""
+    """Make the device the current one, to which new streams and events belong, and disable TF32; both are
+    restored at the end. On a CPU nothing changes."""
     if device.type != "cuda":
         yield
         return
@@ -48,8 +50,8 @@ def device_context(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_tf32() -> Iterator[None]:
-    """Float32 convolutions and matrix products read all 23 bits of a mantissa. In TF32, torch's default for
-    convolutions, they read 10, as many as float16 has."""
+    """Compute float32 convolutions and matrix products with all 23 mantissa bits. TF32, torch's default for
+    convolutions, uses 10, as many as float16."""
     convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
     if products != "highest":
@@ -63,6 +65,6 @@ def without_tf32() -> Iterator[None]:
 
 
 def tf32_allowed(device: torch.device) -> bool:
-    """Whether something would be computed in TF32 on a device now; a CPU has none."""
+    """Whether TF32 would be used on a device now; always False on a CPU."""
     allowed = torch.backends.cudnn.allow_tf32 or torch.get_float32_matmul_precision() != "highest"
     return device.type == "cuda" and allowed

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a detector's engine is, and the plain one: float32 (on a GPU without TF32), eager, NCHW, all of it
-computed anew each frame.
+"""Engine interface of a detector, and the plain engine: float32 (on a GPU without TF32), eager, NCHW, without
+caching between frames.
 
-The plain engine is the protocol behind published figures and the twin that the fast one (`fast.py`) is held
-to.
+The plain engine is the baseline of published figures and the reference for the fast engine (`fast.py`).
 """
 
 import contextlib
@@ -26,18 +25,19 @@ Rows = NDArray[np.float64]
 
 
 class Engine(Protocol):
-    """Runs rounds through a network and keeps the stream's memory, on one device and from one thread."""
+    """Runs rounds through a network and keeps the memory, on one device and from one thread."""
 
     def start(self, camera_round: CameraRound, *, time_s: float, is_first: bool) -> Callable[[], Rows]:
-        """Begin a round; the answer waits for its detections. time_s is relative to the stream.
+        """Start a round and return a function that waits for its detections. time_s is relative to the
+        stream.
 
-        Errors: UserError for images or calibration that cannot be used; the memory is untouched then.
+        UserError for images or calibration that cannot be used; the memory is unchanged then.
         """
         ...
 
 
 def pack_detections(detections: Detections) -> Tensor:
-    """Detections of a batch of one as one float32 tensor (K, 11), so that one copy fetches them."""
+    """Pack detections of a batch of 1 into one float32 tensor (K, 11), so that one copy transfers them."""
     return torch.cat(
         [detections.boxes[0], detections.scores[0, :, None], detections.labels[0, :, None].float()], dim=-1
     )
@@ -54,7 +54,7 @@ class PlainEngine:
 
     @torch.inference_mode()
     def start(self, camera_round: CameraRound, *, time_s: float, is_first: bool) -> Callable[[], Rows]:
-        """See `Engine`; the work is done when this returns."""
+        """See `Engine`; the work is finished when this returns."""
         config, device = self.model.config, self.device
         with device_context(device), self._attention():
             frame = round_to_frame(
@@ -66,7 +66,7 @@ class PlainEngine:
         return lambda: rows
 
     def _attention(self) -> contextlib.AbstractContextManager[Any]:
-        """On a GPU attention as plain matrix products; on a CPU the library's only good one."""
+        """Select attention as plain matrix products on a GPU; on a CPU keep torch's choice."""
         if self.device.type == "cuda":
             return sdpa_kernel(SDPBackend.MATH)
         return contextlib.nullcontext()

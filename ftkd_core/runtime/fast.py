@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fast engine: the same network as the plain one, arranged so that a frame costs little but arithmetic.
+"""Fast engine: the same network as the plain one with little overhead per frame.
 
-Host and device meet twice a frame: images and one header of numbers go in, one table of detections comes out;
-between the two the host waits for nothing. On a GPU the three steps (images, rig, frame) are compiled and
-captured over static buffers; on a CPU they are called. What is float32 there is computed without TF32. Which
-part pays on what is told in docs/runtime.md.
-Symbols: N cameras, H/W network image, h/w camera image, K detections.
+Host and device communicate twice per frame: images and one header of numbers go in, one table of detections
+comes out; the host does not wait in between. On a GPU the three steps (images, rig, frame) are compiled and
+captured over static buffers; on a CPU they are called. float32 is computed without TF32. The gains of each
+part are listed in docs/explanation/runtime.md. Symbols: N cameras, H/W network image, h/w camera image, K
+detections.
 """
 
 import functools
@@ -30,11 +30,11 @@ from ftkd_core.types import CameraRound, Frame
 
 
 class FastEngine:
-    """See `engines.Engine`. `rigs_encoded` counts how often a new rig had to be encoded.
+    """See `engines.Engine`. `rigs_encoded` counts how often a new rig was encoded.
 
-    dtype: of the network's matrices (default float16 on a GPU, float32 on a CPU); compiled: default on a GPU
-    only; device_images: scale and crop on the device (default on a GPU only), else by OpenCV on the host.
-    compile_mode: as `torch.compile`'s; without its own CUDA graphs.
+    dtype: of the network's matrices (default float16 on a GPU, float32 on a CPU). compiled: default on a GPU
+    only. device_images: scale and crop on the device (default on a GPU only), else with OpenCV on the host.
+    compile_mode: mode of `torch.compile`, without its own CUDA graphs.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class FastEngine:
     ) -> None:
         device, on_gpu = with_device_index(device), device.type == "cuda"
         if on_gpu:
-            torch.backends.cudnn.benchmark = True  # shapes never change: choosing once pays
+            torch.backends.cudnn.benchmark = True  # shapes are constant, so kernels are selected once
         self.device = device
         self.dtype = dtype or (torch.float16 if on_gpu else torch.float32)
         self.max_detections = max_detections
@@ -67,7 +67,7 @@ class FastEngine:
             self._images: DeviceImages | CpuImages = images(
                 config.image, len(config.channels), device, self._compile
             )
-            # One number for each of a row's 3 W values, so that whole rows are normalised at once.
+            # One value for each of the 3 W values of a row, so that whole rows are normalised at once.
             self._mean = torch.tensor(config.image.mean, device=device).repeat(config.image.width)
             self._std = torch.tensor(config.image.std, device=device).repeat(config.image.width)
             self._header = Header(len(config.channels), device)
@@ -75,7 +75,8 @@ class FastEngine:
 
     @torch.inference_mode()
     def _allocate(self) -> None:
-        """Static buffers: geometry of the rig, memory, detections; and the steps over them."""
+        """Allocate the static buffers (geometry of the rig, memory, detections) and create the steps that use
+        them."""
         encode, frame = self._compile(self.encode_rig), self._compile(self.run_frame)
         geometry = self.encode_rig(self._header.device_values)
         self._geometry = _empty_like(geometry)
@@ -97,18 +98,18 @@ class FastEngine:
                 self._images.network_images, self._header.device_values, self._geometry, self._memory
             )
             self._rows.copy_(rows)
-            _copy(self._memory, memory)  # last: nothing reads the old memory any more
+            _copy(self._memory, memory)  # last, because earlier operations read the old memory
 
         self._rig_step = Replay(rig_step, self.device)
         self._frame_step = Replay(frame_step, self.device, state=self._memory)
 
     @torch.inference_mode()
     def start(self, camera_round: CameraRound, *, time_s: float, is_first: bool) -> Callable[[], Rows]:
-        """See `Engine`. Returns before a GPU has worked; one round at a time is under way."""
+        """See `Engine`. Returns before a GPU has finished; only one round may be in progress."""
         config = self.model.config
-        rig = round_rig(camera_round, config.image, config.channels)  # refuses what cannot be used
+        rig = round_rig(camera_round, config.image, config.channels)  # raises UserError for unusable input
         with device_context(self.device):
-            self._wait()  # the buffers below may still be read by the round before
+            self._wait()  # the previous round may still read the buffers below
             self._header.upload(pack_header(rig, camera_round.global_from_ego, time_s, is_first))
             self._images.upload(camera_round.views, self._header.device_values)
             key = rig_key(rig)
@@ -132,7 +133,7 @@ class FastEngine:
         return self._host_rows.double().numpy()
 
     def encode_rig(self, header: Tensor) -> TokenGeometry:
-        """What the network makes of the rig alone; nothing of it is computed again while the rig stays."""
+        """Compute all features that depend only on the rig; they are reused until the rig changes."""
         _, rig, _, _ = unpack_header(header, len(self.model.config.channels))
         geometry = self.model.geometry(rig)
         encoded = self.model.position.encode(geometry)
@@ -141,9 +142,9 @@ class FastEngine:
     def run_frame(
         self, images: Tensor, header: Tensor, geometry: TokenGeometry, memory: Memory
     ) -> tuple[Tensor, Memory]:
-        """Detections (K, 11) of network images (N, H, W, 3) uint8, and the memory after them."""
+        """Return detections (K, 11) of network images (N, H, W, 3) uint8, and the next memory."""
         pose, rig, time, is_first = unpack_header(header, images.shape[0])
-        # Channels stay last in memory: what is (N, H, W, 3) here is the NHWC layout of (N, 3, H, W).
+        # Channels stay last in memory: (N, H, W, 3) here is the NHWC layout of (N, 3, H, W).
         normal = ((images.flatten(2).float() - self._mean) / self._std).view(images.shape)
         normal = normal.movedim(-1, -3)[None]
         frame = Frame(normal, rig, pose, time, is_first)
@@ -154,14 +155,14 @@ class FastEngine:
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    """The tensors of nested tuples, in order."""
+    """List the tensors of nested tuples in order."""
     if isinstance(values, Tensor):
         return [values]
     return [tensor for value in values for tensor in _tensors(value)]
 
 
 def _empty_like(geometry: TokenGeometry) -> TokenGeometry:
-    """Buffers of their own for a geometry (some of its parts may be views of others)."""
+    """Allocate separate buffers for a geometry, some of whose parts may be views of others."""
     assert geometry.encoded is not None
     *own, encoded = (_buffers(value) for value in geometry)
     return TokenGeometry(*own, EncodedRays(*encoded))  # type: ignore[call-arg]

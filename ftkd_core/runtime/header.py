@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers of a round (pose, time, rig) as one vector, so that one asynchronous copy takes them to the
+"""Numbers of a round (pose, time, rig) as one vector, so that one asynchronous copy transfers them to the
 device.
 
 Layout, float64: global_from_ego (16), time (1), is_first (1), then for N cameras intrinsics (9 N),
@@ -19,15 +19,15 @@ RigKey = bytes
 def pack_header(
     rig: CameraRig, global_from_ego: NDArray[np.float64], time_s: float, is_first: bool
 ) -> NDArray[np.float64]:
-    """The header (18 + 26 N,) of a rig of one batch on the CPU and the round's own numbers."""
+    """Pack a rig of batch 1 on the CPU and the pose and time of the round into a header (18 + 26 N,)."""
     parts = [np.asarray(global_from_ego, dtype=np.float64), np.array([time_s, is_first])]
     parts += [value.double().numpy() for value in rig]
     return np.concatenate([part.reshape(-1) for part in parts])
 
 
 def unpack_header(header: Tensor, cameras: int) -> tuple[Tensor, CameraRig, Tensor, Tensor]:
-    """global_from_ego (1, 4, 4) float64, rig (float32), time (1,) float64, is_first (1,) bool; on the
-    header's device."""
+    """Return global_from_ego (1, 4, 4) float64, rig (float32), time (1,) float64 and is_first (1,) bool on
+    the header's device."""
     sizes = [16, 1, 1, 9 * cameras, 16 * cameras, cameras]
     pose, time, first, intrinsics, extrinsics, mask = torch.split(header, sizes)
     rig = CameraRig(
@@ -37,15 +37,16 @@ def unpack_header(header: Tensor, cameras: int) -> tuple[Tensor, CameraRig, Tens
 
 
 def rig_key(rig: CameraRig) -> RigKey:
-    """What a rig's geometry may be kept by: its content, to 1e-5 (metres, radians, pixels).
+    """Return the key under which a rig's geometry is cached: its values rounded to 1e-5 (metres, radians,
+    pixels).
 
-    Ego motion leaves rounding errors of that kind in the extrinsics of a camera that has not moved.
+    Ego motion causes rounding errors of this size in the extrinsics of a fixed camera.
     """
     return b"".join((np.round(value.double().numpy(), 5) + 0.0).tobytes() for value in rig)
 
 
 class Header:
-    """The static buffers a header travels through."""
+    """Static host and device buffers of a header."""
 
     def __init__(self, cameras: int, device: torch.device) -> None:
         self._host = torch.zeros(18 + 26 * cameras, dtype=torch.float64, pin_memory=device.type == "cuda")
@@ -54,6 +55,6 @@ class Header:
         self.device_values = self._host.to(device, copy=True)
 
     def upload(self, values: NDArray[np.float64]) -> None:
-        """Begin to copy a header to the device; the copy before must be over."""
+        """Start to copy a header to the device; the previous copy must have finished."""
         self._host.copy_(torch.from_numpy(values))
         self.device_values.copy_(self._host, non_blocking=True)

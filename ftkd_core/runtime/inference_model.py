@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model rewritten for inference: batch norm folded into convolutions, channels last, weights in half
-precision where that costs no accuracy. The model itself stays as it is; training and checkpoints never see
-this copy."""
+"""Copy of a model for inference: batch norms folded into convolutions, channels last, and weights in half
+precision where accuracy allows it. The original model is unchanged."""
 
 import copy
 from typing import TypeVar
@@ -18,11 +17,11 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 def inference_model(
     model: StreamPETR, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> StreamPETR:
-    """A copy of the model for inference on a device: folded, channels last, its matrices in `dtype`, and
-    without a 2-D head that only training needs.
+    """Return a copy of the model for inference on a device: folded, channels last, with matrices in `dtype`
+    and without a 2-D head that is used only in training.
 
-    With a half `dtype` run it under autocast of that type. What answers in metres or scores (and the encoding
-    of the rays) stays in float32: depth as a logarithm in float16 is good to 8 cm at 40 m.
+    Run a half `dtype` under autocast of that type. Outputs in metres and scores, and the encoding of the
+    rays, stay in float32, because the logarithm of a depth in float16 has a resolution of 8 cm at 40 m.
     """
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     if not model.config.decoder.num_image_queries:
@@ -50,7 +49,7 @@ def _dense_heads(model: StreamPETR) -> list[tuple[nn.Module, str]]:
 
 
 class _InFloat32(nn.Module):
-    """A module that computes in float32, also under autocast."""
+    """Module that computes in float32, also under autocast."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -63,10 +62,10 @@ class _InFloat32(nn.Module):
 
 
 def fold_batch_norms(module: ModuleT) -> ModuleT:
-    """Every batch norm of a module folded, in place, into the convolution before it; gives the module.
+    """Fold every batch norm of a module, in place, into its convolution; return the module.
 
-    A norm belongs to the convolution before it in an `nn.Sequential`, or to `conv<x>` where it is called
-    `bn<x>`. ValueError for one that has none.
+    In an `nn.Sequential` the convolution is the previous module; elsewhere `bn<x>` belongs to `conv<x>`.
+    Raises ValueError for a batch norm without convolution.
     """
     for parent in module.modules():
         previous = ""

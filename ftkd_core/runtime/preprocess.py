@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From camera images as they arrive to the network's input: scale, crop, normalise; and the intrinsics that
-follow.
+"""Preprocessing of camera images to network input: scale, crop, normalise; and the matching intrinsics.
 
 Symbols: N cameras, H/W network size.
 """
@@ -22,24 +21,26 @@ from ftkd_core.types import CameraRig, CameraRound, CameraView, Frame
 
 
 def crop_top(image: ImageConfig, width: int, height: int) -> int:
-    """Rows cut from the top once a width x height camera image is scaled to the network's width (may be
-    negative: padding)."""
+    """Return the rows to cut from the top after a width x height camera image is scaled to the network's
+    width (negative: padding)."""
     return round(height * image.width / width) - image.height
 
 
 def resize_and_crop(image: NDArray[np.uint8], config: ImageConfig) -> NDArray[np.uint8]:
-    """Camera image (h, w, 3) uint8 -> network image (H, W, 3) uint8: area-averaged when it shrinks, top
-    rows cut.
+    """Convert a camera image (h, w, 3) uint8 to a network image (H, W, 3) uint8: area-averaged if it shrinks,
+    top rows cut.
 
-    An image too flat for the crop is padded with black on top. The filter is the one of training. Rows that
-    the crop takes away are not scaled, as far as rows of the two images share a border there; the pixels are
-    those of scaling the whole image.
+    An image that is too flat is padded with black rows on top. The filter is the same as in training. Rows
+    that are cut are not scaled, up to the last common row border of the two images; the pixels equal those of
+    scaling the whole image.
     """
     height, width = image.shape[:2]
     scaled_height = round(height * config.width / width)
     if (scaled_height, config.width) != (height, width):
         if scaled_height > config.height and config.width < width:
-            blocks = math.gcd(height, scaled_height)  # of rows: their borders are borders after scaling too
+            blocks = math.gcd(
+                height, scaled_height
+            )  # of rows whose borders map to row borders of the scaled image
             skipped = (scaled_height - config.height) * blocks // scaled_height
             image = image[skipped * (height // blocks) :]
             scaled_height -= skipped * (scaled_height // blocks)
@@ -54,9 +55,12 @@ def resize_and_crop(image: NDArray[np.uint8], config: ImageConfig) -> NDArray[np
 def zoom_and_crop(
     image: NDArray[np.uint8], config: ImageConfig, zoom: float, left: float
 ) -> NDArray[np.uint8]:
-    """The network image of a camera that sees `zoom` times as large, (H, W, 3): of what does not fit, the
-    share `left` (0..1) is cut at the left and the rest at the right, and the top is cut; what is missing is
-    black, on top and at the right (as StreamPETR's resize and crop). zoom 1 is `resize_and_crop`."""
+    """Return the network image (H, W, 3) of a camera image drawn `zoom` times as large.
+
+    Of the surplus width, the fraction `left` (0..1) is cut at the left and the rest at the right; surplus
+    rows are cut at the top. Missing pixels are black, on top and at the right (as in StreamPETR's resize and
+    crop). zoom 1 equals `resize_and_crop`.
+    """
     height, width = image.shape[:2]
     size = (round(config.width * zoom), round(height * config.width / width * zoom))
     filter_ = cv2.INTER_AREA if size[0] < width else cv2.INTER_LINEAR
@@ -70,7 +74,8 @@ def zoom_and_crop(
 def zoomed_intrinsics(
     intrinsics: NDArray[Any], config: ImageConfig, zoom: float, left: float
 ) -> NDArray[np.float64]:
-    """Intrinsics (..., 3, 3) of network images after `zoom_and_crop`; the bottom row stays at the bottom."""
+    """Return the intrinsics (..., 3, 3) of network images after `zoom_and_crop`; the bottom row of the image
+    stays at the bottom."""
     result = np.array(intrinsics, dtype=np.float64)
     result[..., :2, :] *= zoom
     result[..., 0, 2] -= _cut_left(round(config.width * zoom), config, left)
@@ -85,7 +90,8 @@ def _cut_left(width: int, config: ImageConfig, left: float) -> int:
 def network_intrinsics(
     intrinsics: NDArray[Any], config: ImageConfig, width: int, height: int
 ) -> NDArray[np.float64]:
-    """Intrinsics (3, 3) of the network image of a width x height camera image; pixel centres lie at .5."""
+    """Return the intrinsics (3, 3) of the network image of a width x height camera image; pixel centres lie
+    at .5."""
     result = np.array(intrinsics, dtype=np.float64)
     scaled_height = round(height * config.width / width)
     result[0] *= config.width / width
@@ -95,14 +101,15 @@ def network_intrinsics(
 
 
 def normalise(images: Tensor, config: ImageConfig) -> Tensor:
-    """uint8 images (..., H, W, 3) -> float32 (..., 3, H, W), (x - mean) / std, on the images' device."""
+    """Convert uint8 images (..., H, W, 3) to float32 (..., 3, H, W), (x - mean) / std, on the images'
+    device."""
     mean = torch.tensor(config.mean, device=images.device)
     std = torch.tensor(config.std, device=images.device)
     return ((images.float() - mean) / std).movedim(-1, -3)
 
 
 def check_view(view: CameraView, channel: str) -> None:
-    """UserError where an image or its calibration cannot be used; names the camera and the value."""
+    """Raise UserError with camera and value if an image or its calibration cannot be used."""
     if (
         view.image.ndim != 3
         or view.image.shape[2] != 3
@@ -126,7 +133,7 @@ def check_view(view: CameraView, channel: str) -> None:
 
 
 def stack_images(views: Sequence[CameraView | None], config: ImageConfig) -> NDArray[np.uint8]:
-    """Network images (N, H, W, 3) uint8 of a round; a missing camera is black."""
+    """Return the network images (N, H, W, 3) uint8 of a round; a missing camera is black."""
     images = np.zeros((len(views), config.height, config.width, 3), dtype=np.uint8)
     for index, view in enumerate(views):
         if view is not None:
@@ -135,11 +142,11 @@ def stack_images(views: Sequence[CameraView | None], config: ImageConfig) -> NDA
 
 
 def round_rig(camera_round: CameraRound, config: ImageConfig, channels: Sequence[str]) -> CameraRig:
-    """Rig (batch of 1) of a round: each camera from its own exposure, through the global frame, into ego at
-    the reference.
+    """Return the rig (batch of 1) of a round: each camera from its own exposure, through the global frame, to
+    ego at the reference stamp.
 
-    Missing cameras get a harmless forward view and mask False. Errors: UserError for wrong counts or
-    calibration.
+    A missing camera has mask False and a placeholder calibration that looks forward. UserError for a wrong
+    number of cameras or invalid calibration.
     """
     if len(camera_round.views) != len(channels):
         raise UserError(f"round of {len(camera_round.views)} cameras; the detector expects {len(channels)}")
@@ -172,7 +179,7 @@ def round_to_frame(
     is_first: bool,
     device: torch.device,
 ) -> Frame:
-    """The network's frame (batch of 1) of a round; time_s is relative to the stream."""
+    """Return the network input (batch of 1) of a round; time_s is relative to the stream."""
     rig = round_rig(camera_round, config, channels)
     images = torch.from_numpy(stack_images(camera_round.views, config)).to(device)
     return Frame(

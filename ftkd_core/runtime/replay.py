@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A function over static buffers, captured once as a CUDA graph and replayed; on a CPU simply called.
+"""Function over static buffers, captured once as a CUDA graph and replayed; called directly on a CPU.
 
-A replay costs the host one launch where the network has a thousand. What a graph reads and writes must stay
-where it is: inputs are copied in, results copied out, and state that feeds back into the next replay (the
-memory) is copied into its own buffers by the last operations inside the graph.
+A replay needs one launch from the host instead of about a thousand. Buffers that a graph reads and writes
+must stay at their addresses: inputs are copied in and results copied out. State that feeds the next replay
+(the memory) is copied into its own buffers by the last operations of the graph.
 """
 
 import functools
@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-_WARM_UPS = 3  # before a capture: compiling, choosing kernels and allocating must be over
+_WARM_UPS = 3  # before a capture, to finish compilation, kernel selection and allocation
 
 
 class Replay:
-    """`replay()` runs `function`, which takes and returns nothing: it reads and writes static buffers.
+    """`replay()` runs `function`, which has no arguments and no result: it reads and writes static buffers.
 
-    state: buffers that the function changes and that the warm-up calls before a capture must leave as they
-    were. Errors: what the function raises; RuntimeError of CUDA where it cannot be captured (it synchronises,
-    or copies from pageable memory).
+    state: buffers that the function changes; the warm-up calls before a capture restore them. Raises the
+    function's errors, and RuntimeError if CUDA cannot capture it (it synchronises, or copies from pageable
+    memory).
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Replay:
         torch.cuda.current_stream(self._device).wait_stream(stream)
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
-        # Other threads of a node may use the GPU meanwhile: only this thread's stream is being captured. By
-        # itself torch would capture on a stream of the GPU on which the process captured first.
+        # Only this thread's stream is captured, so other threads may use the GPU meanwhile. Without `stream`,
+        # torch captures on a stream of the GPU on which the process captured first.
         with torch.cuda.graph(graph, stream=_capture_stream(self._device), capture_error_mode="thread_local"):
             self._function()
         return graph
@@ -60,5 +60,6 @@ class Replay:
 
 @functools.cache
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream of a GPU that graphs are captured on: one, since libraries keep a workspace for each."""
+    """Return the stream of a GPU for graph captures; it is shared, because libraries keep a workspace per
+    stream."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`preprocess.resize_and_crop` for a GPU: the filter of training as weighted sums of rows and columns.
+"""`preprocess.resize_and_crop` for a GPU, as weighted sums of rows and columns.
 
-OpenCV's two filters are separable: an output row is a sum of few input rows with fixed weights, and so are
-columns. The taps of a size are worked out once; applying them is plain arithmetic. Rows above the crop are
-never read, nor uploaded. Symbols: N cameras, h/w camera image, H/W network image, U taps.
+Both filters of OpenCV are separable: an output row is a sum of a few input rows with fixed weights, and the
+same holds for columns. The taps of an image size are computed once. Rows above the crop are neither uploaded
+nor read. Symbols: N cameras, h/w camera image, H/W network image, U taps.
 """
 
 from typing import NamedTuple
@@ -18,15 +18,15 @@ from ftkd_core.config import ImageConfig
 
 
 class Taps(NamedTuple):
-    """Along one axis: output i is the sum over u of weight[i, u] * input[source[i, u]]; source (I, U) int64,
-    weight (I, U) float32, zero where there is nothing to add."""
+    """Filter taps along one axis: output i is the sum over u of weight[i, u] * input[source[i, u]]; source
+    (I, U) int64, weight (I, U) float32, zero for unused taps."""
 
     source: NDArray[np.int64]
     weight: NDArray[np.float32]
 
 
 class ImageTaps(NamedTuple):
-    """Taps of one camera image; `first_row` is the first that is read, and rows.source counts from it."""
+    """Taps of one camera image; rows.source counts from `first_row`, the first row that is read."""
 
     rows: Taps
     columns: Taps
@@ -34,12 +34,12 @@ class ImageTaps(NamedTuple):
 
 
 def image_taps(config: ImageConfig, width: int, height: int) -> ImageTaps:
-    """How the network image is made of a width x height camera image."""
+    """Compute the taps that turn a width x height camera image into the network image."""
     scaled_height = round(height * config.width / width)
     shrinks = config.width < width
     rows, columns = axis_taps(height, scaled_height, shrinks), axis_taps(width, config.width, shrinks)
     cut = scaled_height - config.height
-    if cut < 0:  # too flat: black rows on top
+    if cut < 0:  # too flat, so black rows are added on top
         padding = np.zeros((-cut, rows.source.shape[1]))
         rows = Taps(
             np.concatenate([padding.astype(np.int64), rows.source]),
@@ -52,15 +52,15 @@ def image_taps(config: ImageConfig, width: int, height: int) -> ImageTaps:
 
 
 def axis_taps(size: int, scaled: int, shrinks: bool) -> Taps:
-    """Taps (scaled, U) of `size` pixels scaled to `scaled`: area-averaging where the image shrinks, else
-    bilinear (OpenCV's INTER_AREA and INTER_LINEAR)."""
+    """Compute the taps (scaled, U) of `size` pixels scaled to `scaled`: area-averaging if the image shrinks,
+    else bilinear (OpenCV's INTER_AREA and INTER_LINEAR)."""
     scale = size / scaled
     cells = np.arange(scaled)[:, None]
     if shrinks:
         low, high = cells * scale, np.minimum((cells + 1) * scale, size)
         index = np.floor(low).astype(np.int64) + np.arange(int(np.ceil(scale)) + 1)
         overlap = np.minimum(high, index + 1) - np.maximum(low, index)
-        weight = np.where(overlap > 1e-3, overlap, 0.0)  # OpenCV leaves out slivers too
+        weight = np.where(overlap > 1e-3, overlap, 0.0)  # OpenCV ignores such small overlaps as well
         weight /= weight.sum(1, keepdims=True)
     else:
         center = np.clip((cells + 0.5) * scale - 0.5, 0, size - 1)
@@ -71,7 +71,8 @@ def axis_taps(size: int, scaled: int, shrinks: bool) -> Taps:
 
 
 class BatchTaps(NamedTuple):
-    """Taps of N camera images, padded to one shape: indices (N, H, U) and (N, W, U) int64, weights alike."""
+    """Taps of N camera images, padded to a common shape: indices (N, H, U) and (N, W, U) int64, weights of
+    the same shapes."""
 
     row_index: Tensor
     row_weight: Tensor
@@ -80,7 +81,7 @@ class BatchTaps(NamedTuple):
 
 
 def batch_taps(taps: list[ImageTaps], device: torch.device) -> BatchTaps:
-    """The taps of several cameras on a device; their images may differ in size."""
+    """Move the taps of several cameras, whose images may differ in size, to a device."""
 
     def padded(values: list[NDArray[np.int64]] | list[NDArray[np.float32]]) -> Tensor:
         most = max(value.shape[1] for value in values)
@@ -93,16 +94,18 @@ def batch_taps(taps: list[ImageTaps], device: torch.device) -> BatchTaps:
 
 
 def resample(raw: Tensor, taps: BatchTaps, mask: Tensor) -> Tensor:
-    """Network images (N, H, W, 3) uint8 of camera images raw (N, h, w, 3) uint8; black where mask (N,) is
-    False. Halves are rounded up, as OpenCV does where it halves an image; the result is that of
-    `preprocess.resize_and_crop` up to one grey level."""
+    """Return network images (N, H, W, 3) uint8 of camera images raw (N, h, w, 3) uint8; black where mask (N,)
+    is False.
+
+    Halves are rounded up, as in OpenCV. The result equals `preprocess.resize_and_crop` up to one grey level.
+    """
     scaled = _weighted(raw.transpose(1, 2), taps.column_index, taps.column_weight)  # (N, W, h, 3)
     images = _weighted(scaled.transpose(1, 2), taps.row_index, taps.row_weight)  # (N, H, W, 3)
     return torch.where(mask[:, None, None, None], (images + 0.5).floor(), 0.0).to(torch.uint8)
 
 
 def _weighted(values: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Sums (N, I, ., 3) of rows of values (N, ., ., 3) chosen by index (N, I, U)."""
+    """Return weighted sums (N, I, ., 3) of rows of values (N, ., ., 3) selected by index (N, I, U)."""
     shape = (*index.shape[:2], *values.shape[2:])
     result = values.new_zeros(shape, dtype=torch.float32)
     for tap in range(index.shape[2]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score thresholds: one number for all classes, or one for each class that is named."""
+"""Score thresholds: one for all classes, or one per named class."""
 
 import numbers
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from ftkd_core.errors import UserError
 
 DEFAULT_THRESHOLD: Final = 0.05
-"""Of classes that a mapping leaves out."""
+"""Threshold of classes that a mapping leaves out."""
 
 ScoreThreshold = float | Mapping[str, float]
 
 
 def class_thresholds(threshold: ScoreThreshold, class_names: Sequence[str]) -> NDArray[np.float64]:
-    """Lowest score (K,) of each class that is reported; a mapping's absent classes get `DEFAULT_THRESHOLD`.
+    """Return the threshold (K,) of each class; classes absent from a mapping get `DEFAULT_THRESHOLD`.
 
-    UserError for an unknown class and for a number that is not within 0 .. 1; names both.
+    UserError with class and value for an unknown class and for a number outside 0 .. 1.
     """
     if not isinstance(threshold, Mapping):
         return np.full(len(class_names), _checked(threshold, "score_threshold"))

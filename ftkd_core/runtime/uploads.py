@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera images on their way to the network: scaled by OpenCV on the host, or uploaded and scaled on the
+"""Transfer of camera images to the network: scaled by OpenCV on the host, or uploaded and scaled on the
 device.
 
-Both leave network images (N, H, W, 3) uint8 in a static buffer; normalising them is the network's first
-operation. Symbols: N cameras, H/W network image, h/w camera image.
+Both leave network images (N, H, W, 3) uint8 in a static buffer; the network normalises them. Symbols: N
+cameras, H/W network image, h/w camera image.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ Size = tuple[int, int]
 
 
 class CpuImages:
-    """Scaled by OpenCV, which on a CPU is the fastest there is."""
+    """Images scaled by OpenCV, the fastest choice on a CPU."""
 
     def __init__(
         self, config: ImageConfig, cameras: int, device: torch.device, _compile: Callable[[Any], Any]
@@ -37,16 +37,16 @@ class CpuImages:
         self.network_images = self._host.to(device)
 
     def upload(self, views: Views, _header: Tensor) -> None:
-        """Scale a round's images and begin to copy them; the copy before must be over."""
+        """Scale the images of a round and start to copy them; the previous copy must have finished."""
         self._host.copy_(torch.from_numpy(stack_images(views, self._config)))
         if self.network_images is not self._host:
             self.network_images.copy_(self._host, non_blocking=True)
 
 
 class DeviceImages:
-    """Uploaded through pinned memory, the cropped rows left out, and scaled by the device.
+    """Images uploaded through pinned memory without the rows that are cut, and scaled on the device.
 
-    Buffers and taps are made where an image size is new; a camera that is missing keeps its own.
+    Buffers and taps are created for each new image size; a missing camera keeps its own.
     """
 
     def __init__(
@@ -63,13 +63,14 @@ class DeviceImages:
         )
 
     def upload(self, views: Views, header: Tensor) -> None:
-        """Begin to copy and scale a round's images; the header, which says which are there, goes before."""
+        """Start to copy and scale the images of a round; upload the header, which holds the camera mask,
+        first."""
         sizes = [
             old if view is None else (view.image.shape[1], view.image.shape[0])
             for view, old in zip(views, self._sizes, strict=True)
         ]
         if sizes != self._sizes:
-            self._adopt(sizes, header)
+            self._set_sizes(sizes, header)
         for view, taps, host, device in zip(views, self._taps, self._host, self._raw, strict=True):
             if view is None or taps is None:
                 continue
@@ -78,8 +79,8 @@ class DeviceImages:
             device.copy_(host, non_blocking=True)
         self._step()
 
-    def _adopt(self, sizes: list[Size | None], header: Tensor) -> None:
-        """Buffers and taps for these image sizes; waits for the device, as it happens once."""
+    def _set_sizes(self, sizes: list[Size | None], header: Tensor) -> None:
+        """Create buffers and taps for these image sizes; waits for the device, once per change of sizes."""
         self._taps = [None if size is None else image_taps(self._config, *size) for size in sizes]
         known = [taps for taps in self._taps if taps is not None]
         filler = known[0] if known else image_taps(self._config, self._config.width, self._config.height)
@@ -98,7 +99,8 @@ class DeviceImages:
         self._sizes = sizes
 
     def _resample_of(self, raw: Tensor, taps: BatchTaps) -> Callable[..., Tensor]:
-        """`_resample_round` compiled for these shapes, once: a camera that comes late brings no new ones."""
+        """Return `_resample_round` compiled once for these shapes; a camera that appears later adds no new
+        shapes."""
         shapes = (raw.shape, *(values.shape for values in taps))
         if shapes not in self._compiled:
             self._compiled[shapes] = self._compile(_resample_round)
@@ -106,7 +108,7 @@ class DeviceImages:
 
 
 def _copy_in(target: Tensor, image: NDArray[np.uint8]) -> None:
-    """Copy an image; on all cores where torch can read it (not if it is read-only or mirrored)."""
+    """Copy an image, with torch on all cores if possible (not if it is read-only or mirrored)."""
     if image.flags.writeable and min(image.strides) > 0:
         target.copy_(torch.from_numpy(image))
     else:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of detections: a bird's-eye view and the six camera images with projected boxes.
 
-Predictions are solid and coloured by class; ground truth is white, thin in camera images and dashed in the bird's-eye view. All images
-are RGB uint8. Ego is base_link at the reference stamp. In the bird's-eye view, forward points up and left points left.
+Predictions are solid and coloured by class. Ground truth is white: thin in camera images, dashed in the
+bird's-eye view. All images are RGB uint8. Ego is base_link at the reference stamp. In the bird's-eye view,
+forward points up and left points left.
 """
 
 from ftkd_core.visualization.bird_eye import draw_bird_eye

@@ -33,10 +33,11 @@ def draw_bird_eye(
     size: int = 800,
     min_score: float = 0.25,
 ) -> Image:
-    """The scene from above, (size, size, 3): ego in the middle looking up, rings every 10 m, boxes and 1 s of
-    velocity.
+    """Draw the scene from above, (size, size, 3): ego in the centre facing up, rings every 10 m, boxes, and
+    the distance travelled in 1 s.
 
-    Detections below `min_score` are left out; a tick runs from each box's centre through its front.
+    Detections below `min_score` are left out. A line from the centre of each box through its front shows the
+    heading.
     """
     image = np.full((size, size, 3), BACKGROUND, dtype=np.uint8)
     scale = size / (2 * range_m)
@@ -70,7 +71,7 @@ def _draw_grid(image: Image, range_m: float, scale: float) -> None:
 
 
 def _draw_ego(image: Image, range_m: float, scale: float) -> None:
-    """The vehicle as an arrow head: base_link is the middle of the rear axle of a car of 4.1 x 1.8 m."""
+    """Draw the vehicle as an arrowhead; base_link is the centre of the rear axle of a car of 4.1 x 1.8 m."""
     outline = np.array([[3.2, 0.0], [2.3, 0.9], [-0.9, 0.9], [-0.9, -0.9], [2.3, -0.9]])
     pixels = _to_pixels(outline, range_m, scale)
     cv2.fillPoly(image, [to_subpixels(pixels)], (95, 105, 120), cv2.LINE_AA, SUBPIXEL_BITS)
@@ -78,7 +79,7 @@ def _draw_ego(image: Image, range_m: float, scale: float) -> None:
 
 
 def _footprint(box: NDArray[Any]) -> NDArray[Any]:
-    """Ground corners (4, 2): front right, front left, rear left, rear right."""
+    """Return the ground corners (4, 2): front right, front left, rear left, rear right."""
     footprint: NDArray[Any] = box_corners(box[None])[0][[0, 1, 5, 4], :2]
     return footprint
 
@@ -126,19 +127,19 @@ def _draw_legend(image: Image, labels: set[int], detections: int, truth: int | N
         name = CLASS_NAMES[label].replace("_", " ")
         width = 15 + cv2.getTextSize(name, FONT, 0.42, 1)[0][0]
         if x > 10 and x + width > size - 10:
-            x, y = 10, y - 18  # a further row, above
+            x, y = 10, y - 18  # next row, above
         cv2.rectangle(image, (x, y - 10), (x + 10, y), class_color(label), -1)
         cv2.putText(image, name, (x + 15, y), FONT, 0.42, TEXT_COLOR, 1, cv2.LINE_AA)
         x += width + 16
 
 
 def _to_pixels(points_ego: NDArray[Any], range_m: float, scale: float) -> NDArray[Any]:
-    """Ground points (P, 2) in ego to pixels (P, 2): forward is up, left is left."""
+    """Convert ground points (P, 2) in ego to pixels (P, 2): forward is up, left is left."""
     return np.stack([(range_m - points_ego[:, 1]) * scale, (range_m - points_ego[:, 0]) * scale], axis=-1)
 
 
 def _dashed_line(image: Image, start: NDArray[Any], end: NDArray[Any], color: Color) -> None:
-    """Dashes of about 4 px with equal gaps, beginning and ending with a dash so that corners close."""
+    """Draw dashes of about 4 px with equal gaps; both ends are dashes, so that corners close."""
     length = float(np.linalg.norm(end - start))
     pieces = max(1, 2 * round(length / 8) + 1) if length < 10_000 else 1
     for piece in range(0, pieces, 2):

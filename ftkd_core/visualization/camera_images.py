@@ -42,12 +42,12 @@ def draw_surround(
     min_score: float = 0.25,
     channels: tuple[str, ...] = CAMERA_CHANNELS,
 ) -> Image:
-    """The round's cameras in two rows of three, `width` pixels wide, with boxes drawn where the objects were
-    at exposure.
+    """Draw the cameras of a round in two rows of three, `width` pixels wide, with boxes at the positions of
+    the objects at exposure.
 
     Detections and ground truth are in ego at the reference stamp; detections below `min_score` are left out.
-    Views are in the order of `channels`; a missing one becomes an empty tile. Channels outside the usual six
-    are not shown.
+    Views are in the order of `channels`; a missing view is an empty tile. Channels outside the usual six are
+    not shown.
     """
     shapes = [view.image.shape for view in camera_round.views if view is not None]
     aspect = shapes[0][0] / shapes[0][1] if shapes else 9 / 16
@@ -77,17 +77,17 @@ def draw_boxes(
     thickness: int = 2,
     show_scores: bool = True,
 ) -> Image:
-    """A copy of `image` (H, W, 3) with 3-D boxes projected into it; edges are cut at the near plane and the
-    border.
+    """Return a copy of `image` (H, W, 3) with projected 3-D boxes; edges are clipped at the near plane and
+    the border.
 
-    intrinsics (3, 3) in pixels of `image`; camera_from_ego (4, 4). `color` None colours by class. The front
-    face is drawn as a translucent pane, so that the heading shows.
+    intrinsics (3, 3) in pixels of `image`; camera_from_ego (4, 4). Without `color`, boxes are coloured by
+    class and the front face is a translucent pane, which shows the heading.
     """
     drawn = np.ascontiguousarray(image).copy()
     corners_ego = box_corners(objects.boxes)
     labels: list[tuple[float, NDArray[Any], Color]] = []
-    order = np.argsort(-np.linalg.norm(objects.boxes[:, :2], axis=1))  # far first: near boxes cover far ones
-    for index in order:
+    farthest_first = np.argsort(-np.linalg.norm(objects.boxes[:, :2], axis=1))  # near boxes cover far ones
+    for index in farthest_first:
         corners_camera = transform_points(np.asarray(camera_from_ego), corners_ego[index])
         if corners_camera[:, 2].max() < _NEAR_PLANE_M:
             continue
@@ -109,15 +109,15 @@ def draw_boxes(
 
 
 def camera_from_reference_ego(view: CameraView, camera_round: CameraRound) -> NDArray[np.float64]:
-    """Transform (4, 4) from ego at the round's reference stamp to the camera at its own exposure."""
+    """Return the transform (4, 4) from ego at the round's reference stamp to the camera at its exposure."""
     global_from_camera = view.global_from_ego @ view.ego_from_camera
     matrix: NDArray[np.float64] = invert_rigid(global_from_camera) @ camera_round.global_from_ego
     return matrix
 
 
 def moved_to(objects: ObjectList, stamp_ns: int) -> ObjectList:
-    """The objects at another moment by constant velocity (same frame); unknown (nan) velocity counts as
-    standing."""
+    """Move objects to another time with constant velocity, in the same frame; unknown (nan) velocity counts
+    as zero."""
     boxes = objects.boxes.copy()
     boxes[:, :2] += np.nan_to_num(boxes[:, 7:9]) * ((stamp_ns - objects.stamp_ns) * 1e-9)
     return ObjectList(
@@ -162,7 +162,7 @@ def _draw_tile(
 def _project_edges(
     corners_camera: NDArray[Any], intrinsics: NDArray[Any], width: int, height: int
 ) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """Pixel segments of the parts of the 12 edges that lie before the near plane and inside the image."""
+    """Return pixel segments of the parts of the 12 edges beyond the near plane and inside the image."""
     segments = []
     for first, second in BOX_EDGES:
         clipped = _clip_near(corners_camera[first], corners_camera[second])
@@ -182,7 +182,7 @@ def _project(point_camera: NDArray[Any], intrinsics: NDArray[Any]) -> NDArray[An
 
 
 def _clip_near(start: NDArray[Any], end: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """The part of a camera-frame segment with z >= the near plane, or None."""
+    """Clip a segment in the camera frame at the near plane; None if nothing is left."""
     if start[2] < _NEAR_PLANE_M and end[2] < _NEAR_PLANE_M:
         return None
     if start[2] >= _NEAR_PLANE_M and end[2] >= _NEAR_PLANE_M:
@@ -194,8 +194,8 @@ def _clip_near(start: NDArray[Any], end: NDArray[Any]) -> tuple[NDArray[Any], ND
 def _clip_to_image(
     start: NDArray[Any], end: NDArray[Any], width: int, height: int
 ) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """The part of a pixel segment inside the image (Liang-Barsky), or None. OpenCV's own clipping works on
-    int32 only."""
+    """Clip a pixel segment to the image (Liang-Barsky); None if nothing is left. OpenCV clips only int32
+    coordinates."""
     delta = end - start
     entering, leaving = 0.0, 1.0
     for axis, limit in ((0, width - 1.0), (1, height - 1.0)):
@@ -225,14 +225,14 @@ def _tint_front_face(image: Image, face_camera: NDArray[Any], intrinsics: NDArra
         return
     patch = image[low[1] : high[1], low[0] : high[0]]
     overlay = patch.copy()
-    # A face seen from beside the camera can reach far outside; the polygon filler takes 32-bit coordinates.
+    # A face next to the camera may extend far outside the image; cv2.fillConvexPoly takes 32-bit coordinates.
     polygon = np.clip(face - low, -20_000, 20_000).round().astype(np.int32)
     cv2.fillConvexPoly(overlay, polygon, color, cv2.LINE_AA)
     cv2.addWeighted(overlay, 0.3, patch, 0.7, 0, dst=patch)
 
 
 def _draw_scores(image: Image, labels: list[tuple[float, NDArray[Any], Color]]) -> None:
-    """Scores above their boxes, best first; one that would cover another is left out."""
+    """Draw scores above their boxes, best first; a score that would cover another is left out."""
     scale = 0.36
     taken: list[tuple[int, int, int, int]] = []
     for score, points, color in sorted(labels, key=lambda label: -label[0]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Colours and fonts of all pictures, and drawing primitives with subpixel coordinates."""
+"""Colours and fonts of all pictures, and drawing of lines and text."""
 
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ CLASS_COLORS: Final[dict[str, Color]] = {
     "pedestrian": (80, 170, 255),
     "traffic_cone": (245, 230, 80),
 }
-"""RGB of each class; RViz and the web page use the same."""
+"""RGB colour of each class, also used in RViz and the web page."""
 TRUTH_COLOR: Final[Color] = (240, 240, 240)
 BACKGROUND: Final[Color] = (22, 26, 32)
 GRID_COLOR: Final[Color] = (58, 66, 78)
@@ -33,15 +33,17 @@ SUBPIXEL_BITS: Final = 4
 
 
 def class_color(label: int) -> Color:
-    """RGB of the class with this index into CLASS_NAMES."""
+    """Return the RGB colour of the class with this index into CLASS_NAMES."""
     return CLASS_COLORS[CLASS_NAMES[label]]
 
 
 def to_subpixels(points: NDArray[Any]) -> NDArray[np.int32]:
+    """Convert pixels to OpenCV's fixed-point coordinates."""
     return np.clip(points * 2**SUBPIXEL_BITS, -1e8, 1e8).round().astype(np.int32)
 
 
 def draw_line(image: Image, start: NDArray[Any], end: NDArray[Any], color: Color, thickness: int) -> None:
+    """Draw an anti-aliased line between two points in pixels."""
     first, second = (tuple(int(v) for v in to_subpixels(point)) for point in (start, end))
     cv2.line(image, first, second, color, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
 
@@ -49,12 +51,13 @@ def draw_line(image: Image, start: NDArray[Any], end: NDArray[Any], color: Color
 def draw_outlined_text(
     image: Image, text: str, position: tuple[int, int], scale: float, color: Color
 ) -> None:
+    """Draw text with a black outline."""
     cv2.putText(image, text, position, FONT, scale, (0, 0, 0), 3, cv2.LINE_AA)
     cv2.putText(image, text, position, FONT, scale, color, 1, cv2.LINE_AA)
 
 
 def draw_label(image: Image, text: str, corner: tuple[int, int], scale: float, color: Color) -> None:
-    """Text on a dark plate whose upper left corner is given."""
+    """Draw text on a dark plate with its upper left corner at `corner`."""
     (width, height), _ = cv2.getTextSize(text, FONT, scale, 1)
     x, y = corner
     cv2.rectangle(image, corner, (x + width + 10, y + height + 10), BACKGROUND, -1)
@@ -62,6 +65,7 @@ def draw_label(image: Image, text: str, corner: tuple[int, int], scale: float, c
 
 
 def draw_centered_text(image: Image, text: str, scale: float) -> None:
+    """Draw text in the centre of the image."""
     (width, height), _ = cv2.getTextSize(text, FONT, scale, 1)
     position = ((image.shape[1] - width) // 2, (image.shape[0] + height) // 2)
     cv2.putText(image, text, position, FONT, scale, TEXT_COLOR, 1, cv2.LINE_AA)

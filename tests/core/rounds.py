@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seeded rounds of cameras and small detectors for the tests of the runtime."""
+"""Seeded rounds of cameras and small detectors for tests of the runtime."""
 
 import dataclasses
 
@@ -19,6 +19,7 @@ CPU = torch.device("cpu")
 def make_round(
     index: int = 0, size: tuple[int, int] = (192, 108), missing: int | None = None, cameras: int = 6
 ) -> CameraRound:
+    """Make round `index` of a drive at 2 Hz, with random images of `size` (width, height)."""
     random = np.random.default_rng(index)
     pose = yaw_transform(0.1 * index, (1000 + 3.0 * index, -500, 0))
     views: list[CameraView | None] = []
@@ -39,7 +40,7 @@ def make_round(
 
 
 def turn_camera(camera_round: CameraRound) -> CameraRound:
-    """The round after its first camera was knocked."""
+    """Return the round with its first camera rotated by 0.1 rad about z."""
     view = camera_round.views[0]
     assert view is not None
     knocked = dataclasses.replace(view, ego_from_camera=yaw_transform(0.1) @ view.ego_from_camera)
@@ -47,6 +48,7 @@ def turn_camera(camera_round: CameraRound) -> CameraRound:
 
 
 def make_detector(threshold: ScoreThreshold = 0.0, runtime: str = "fast") -> Detector:
+    """Make a detector of the small model."""
     return Detector(
         small_model(),
         weights_name="small",
@@ -58,7 +60,7 @@ def make_detector(threshold: ScoreThreshold = 0.0, runtime: str = "fast") -> Det
 
 
 def fast_detector(**arguments: object) -> Detector:
-    """A detector of the small model whose fast engine has these arguments."""
+    """Make a detector of the small model whose fast engine has these arguments."""
     detector = make_detector(runtime="plain")
     detector.engine = FastEngine(detector.model, CPU, 50, **arguments)  # type: ignore[arg-type]
     return detector

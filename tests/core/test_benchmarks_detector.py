@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector's benchmark: what its JSON holds, in which order it measures, and its exit codes."""
+"""Benchmark of the detector: content of its JSON, order of its measurements, and exit codes."""
 
 import json
 from collections.abc import Callable
@@ -19,21 +19,23 @@ CONTRACT = {
 }  # fmt: skip
 
 
-@pytest.mark.timeout(600)  # 10 s of processor time, which a busy machine stretches
-def test_the_json_holds_what_the_contract_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.timeout(600)  # needs 10 s of processor time, more on a busy machine
+def test_json_holds_all_required_figures_and_peak_memory_is_measured_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     order: list[str] = []
 
-    def noted(name: str) -> Callable[..., Any]:
-        whole: Callable[..., Any] = getattr(benchmark, name)
+    def record_call(name: str) -> Callable[..., Any]:
+        original: Callable[..., Any] = getattr(benchmark, name)
 
-        def call(*given: Any, **named: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             order.append(name)
-            return whole(*given, **named)
+            return original(*args, **kwargs)
 
         return call
 
     for name in ("peak_memory_mb", "compare_detectors", "count_gflops"):
-        monkeypatch.setattr(benchmark, name, noted(name))
+        monkeypatch.setattr(benchmark, name, record_call(name))
     monkeypatch.setattr(benchmark, "_ROUNDS", 2)
     file = tmp_path / "new" / "figures.json"
     options = ["--preset", "tiny", "--device", "cpu", "--repeats", "1", "--warm-up", "0", "--json", str(file)]
@@ -45,14 +47,16 @@ def test_the_json_holds_what_the_contract_says(tmp_path: Path, monkeypatch: pyte
     assert figures["ratio"] == pytest.approx(latency["plain_twin"] / latency["detector"], rel=1e-3)
     assert figures["preset"] == "tiny" and figures["device"].startswith("cpu")
     assert figures["max_center_diff_m"] < 0.02 and figures["agreement"]["is_close"]
-    assert figures["params"] == figures["params_at_inference"] > 4e6  # queries start at its 2-D head
+    assert figures["params"] == figures["params_at_inference"] > 4e6  # the 2-D head proposes queries
     assert 5 < figures["gflops"] < 20
     assert (figures["tf32"], figures["network_dtype"]) == (False, "torch.float32")
     assert figures["runs"] | {"timed": 1, "warm_up": 0, "meets_protocol": False} == figures["runs"]
-    assert order == ["peak_memory_mb", "compare_detectors", "count_gflops"], "neither may count in the peak"
+    assert order == ["peak_memory_mb", "compare_detectors", "count_gflops"], (
+        "later steps must not add to the peak"
+    )
 
 
-def test_a_head_that_only_training_needs_is_no_cost_of_inference() -> None:
+def test_inference_parameters_exclude_a_training_only_head() -> None:
     with torch.device("meta"):
         model = build_stream_petr(preset("r50_704x256_428q"))
     head = sum(parameter.numel() for parameter in model.auxiliary.parameters())
@@ -61,7 +65,7 @@ def test_a_head_that_only_training_needs_is_no_cost_of_inference() -> None:
 
 
 @pytest.mark.parametrize(("is_close", "code"), [(True, 0), (False, 1)])
-def test_a_disagreement_is_written_and_ends_with_one(
+def test_exit_code_is_1_after_a_disagreement_and_figures_are_written(
     is_close: bool,
     code: int,
     tmp_path: Path,
@@ -84,14 +88,14 @@ def test_a_disagreement_is_written_and_ends_with_one(
         (["--device", "warp"], "device 'warp'"),
     ],
 )
-def test_bad_options_are_one_sentence(
+def test_invalid_option_prints_one_sentence_and_exits_with_2(
     arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert benchmark.main(arguments) == 2
     assert text in capsys.readouterr().err
 
 
-def test_the_help_says_when_it_ends_with_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_documents_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         benchmark.main(["--help"])
     assert "Exit code 1" in capsys.readouterr().out

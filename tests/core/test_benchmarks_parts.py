@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark of a frame's parts: what it measures is what it says, on a small model."""
+"""Benchmark of the parts of a frame, on a small model."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ def small(_name: str, _weights: Path | None = None) -> tuple[Any, str]:
     return small_model(), "small"
 
 
-def test_the_json_holds_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_holds_the_figures_of_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "load_preset_model", small)
     monkeypatch.setattr(parts, "_ROUNDS", 2)
     file = tmp_path / "figures.json"
@@ -41,7 +41,7 @@ def test_the_json_holds_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert stream["late_over_early"] == pytest.approx(stream["late_ms"] / stream["early_ms"], rel=1e-3)
 
 
-def test_a_long_stream_is_one_drive_that_goes_on() -> None:
+def test_endless_drive_has_increasing_stamps_and_no_jumps() -> None:
     rounds = [make_round(index) for index in range(4)]
     drive = list(itertools.islice(parts.endless(rounds), 14))
     stamps = [camera_round.reference_stamp_ns for camera_round in drive]
@@ -51,7 +51,7 @@ def test_a_long_stream_is_one_drive_that_goes_on() -> None:
     assert places == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1], "no jump"
 
 
-def test_the_stream_is_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_stream_steps_the_requested_number_of_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, int] = {}
     start = Detector.start
 
@@ -64,15 +64,15 @@ def test_the_stream_is_as_long_as_it_says(monkeypatch: pytest.MonkeyPatch) -> No
     assert sorted(seen.values()) == [parts.EARLY + 1, 31], "each is timed once more"
 
 
-def test_what_has_no_memory_has_as_many_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_without_memory_has_the_same_number_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     real = parts.fast_detector
 
-    def noted(model: Any, device: torch.device) -> Detector:
+    def record_decoder(model: Any, device: torch.device) -> Detector:
         made.append(model.config.decoder)
         return real(model, device)
 
-    monkeypatch.setattr(parts, "fast_detector", noted)
+    monkeypatch.setattr(parts, "fast_detector", record_decoder)
     parts.memory_cost(small_model(), [make_round(0), make_round(1)], CPU, (1, 0))
     with_memory, without = made
     assert without.num_queries + 1 == with_memory.num_queries + with_memory.num_propagated
@@ -80,10 +80,9 @@ def test_what_has_no_memory_has_as_many_queries(monkeypatch: pytest.MonkeyPatch)
     assert without.memory_length == 1
 
 
-def test_a_figure_says_which_processor_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two machines of as many cores may differ twofold."""
-    told = "processor : 0\nmodel name : Some CPU @ 2 GHz\n\nprocessor : 1\nmodel name : Some CPU @ 2 GHz\n"
-    monkeypatch.setattr(Path, "read_text", lambda self, **_: told)
+def test_device_name_contains_the_processor_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = "processor : 0\nmodel name : Some CPU @ 2 GHz\n\nprocessor : 1\nmodel name : Some CPU @ 2 GHz\n"
+    monkeypatch.setattr(Path, "read_text", lambda self, **_: cpuinfo)
     assert devices.device_name(CPU).endswith(" cores, Some CPU @ 2 GHz")
 
     def missing(self: Path, **_: object) -> str:
@@ -100,7 +99,7 @@ def test_compilations_are_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--repeats", "0"], "--repeats 0: expected at least 1"),
         (["--warm-up", "-1"], "--warm-up -1: expected at least 0"),
@@ -108,14 +107,14 @@ def test_compilations_are_counted() -> None:
         (["--preset", "huge"], "unknown preset 'huge'"),
     ],
 )
-def test_bad_options_are_one_sentence(
-    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_invalid_option_prints_one_sentence_and_exits_with_2(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert parts.main([*options, "--device", "cpu"]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_all_benchmarks_end_with_a_table(
+def test_quick_benchmark_prints_a_table_of_goals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for module in (parts, bench.detector):
@@ -124,10 +123,10 @@ def test_all_benchmarks_end_with_a_table(
     monkeypatch.setattr(bench, "bench_world", lambda repeats: {"render": 1.0})
     file = tmp_path / "figures.json"
     assert bench.main(["--device", "cpu", "--repeats", "1", "--frames", "20", "--json", str(file)]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     figures = json.loads(file.read_text())
     share = figures["parts"]["backbone"]["rest_over_backbone"]
-    assert f"| all but the backbone, over the backbone | {share:.3g} | 0.36 |" in said
-    assert f"| the plain twin's time over it | {figures['detector']['ratio']:.3g} | at least 8 |" in said
+    assert f"| rest of the step / backbone | {share:.3g} | 0.36 |" in output
+    assert f"| plain twin / detector | {figures['detector']['ratio']:.3g} | at least 8 |" in output
     assert bench.main(["--repeats", "0"]) == 2
     assert "expected at least 1" in capsys.readouterr().err

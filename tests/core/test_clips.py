@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training clips: augmentation is geometry, and what a step serves depends on seed and step alone."""
+"""Training clips: augmentation is consistent geometry, and a step depends only on seed and step."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def dataset(
 
 @settings(deadline=None, max_examples=30)
 @given(st.booleans(), st.floats(-0.4, 0.4))
-def test_the_augmented_world_projects_as_the_plain_one(mirror: bool, angle: float) -> None:
+def test_rotated_and_mirrored_world_has_the_same_projections(mirror: bool, angle: float) -> None:
     clip = CLIPS[0]
     plain = make_sample(clip, 1, Augmentation(), True)
     turned = make_sample(clip, 1, Augmentation(mirror, angle), True)
@@ -51,8 +51,8 @@ def test_the_augmented_world_projects_as_the_plain_one(mirror: bool, angle: floa
 
 
 @pytest.mark.parametrize("mirror", [False, True])
-def test_ego_motion_and_velocity_turn_together(mirror: bool) -> None:
-    """An object at rest in the global frame stays at rest between frames, whatever the augmentation."""
+def test_ego_motion_and_velocity_rotate_together(mirror: bool) -> None:
+    """Distances of ego motion and speeds of objects do not change under rotation and mirroring."""
     clip = CLIPS[0]
     change = Augmentation(mirror, 0.3)
     samples = [make_sample(clip, index, change, index == 0) for index in (0, 1)]
@@ -66,8 +66,8 @@ def test_ego_motion_and_velocity_turn_together(mirror: bool) -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(st.booleans(), st.floats(-0.4, 0.4), st.floats(0.8, 1.25))
-def test_the_scaled_world_projects_as_the_plain_one(mirror: bool, angle: float, scale: float) -> None:
-    """Cameras farther apart see the same of a larger world, which moves as much faster."""
+def test_scaled_world_has_the_same_projections(mirror: bool, angle: float, scale: float) -> None:
+    """A world scaled with its cameras looks the same, and motion scales with it."""
     change = Augmentation(mirror, angle)
     plain = [make_sample(CLIPS[0], index, change, True) for index in (1, 2)]
     scaled = [make_sample(CLIPS[0], index, change._replace(scale=scale), True) for index in (1, 2)]
@@ -88,13 +88,13 @@ def test_the_scaled_world_projects_as_the_plain_one(mirror: bool, angle: float, 
     assert torch.allclose(moved(scaled), moved(plain) * scale, atol=1e-9)
 
 
-def test_mirrored_images_are_mirrored() -> None:
+def test_mirror_flips_the_images() -> None:
     plain = make_sample(CLIPS[0], 0, Augmentation(), True).images
     mirrored = make_sample(CLIPS[0], 0, Augmentation(mirror=True), True).images
     assert torch.equal(mirrored, plain.flip(3))
 
 
-def test_a_step_depends_on_seed_and_step_alone() -> None:
+def test_step_depends_only_on_seed_and_step() -> None:
     augment = AugmentConfig()
     forward = [dataset(1, augment=augment)[step] for step in range(6)]
     again = dataset(1, augment=augment)[5]
@@ -112,7 +112,7 @@ def test_streams_are_continuous_within_a_segment_and_reset_between() -> None:
             assert float(after.time[0] - before.time[0]) == pytest.approx(0.5)
 
 
-def test_ranks_serve_together_what_one_process_would() -> None:
+def test_ranks_together_serve_the_batch_of_one_process() -> None:
     for step in (2, 5):
         whole = dataset(streams=4)[step]
         ranks = [dataset(streams=2, first=first, all_streams=4)[step] for first in (0, 2)]
@@ -121,7 +121,7 @@ def test_ranks_serve_together_what_one_process_would() -> None:
         assert not torch.equal(ranks[0].global_from_ego, ranks[1].global_from_ego)
 
 
-def test_padding_is_masked_and_harmless() -> None:
+def test_padded_objects_are_masked() -> None:
     clips = [make_clip(objects=2, seed=1), make_clip(objects=7, seed=2)]
     data = StreamDataset(clips.__getitem__, 2, num_streams=6, segment=3, augment=NO_AUGMENTATION, seed=0)
     targets = data[0].targets
@@ -130,7 +130,7 @@ def test_padding_is_masked_and_harmless() -> None:
     assert not targets.mask_2d[:, :, 2:][targets.mask.sum(1) == 2].any()
 
 
-def test_a_dropped_camera_is_black_masked_and_takes_its_objects_along() -> None:
+def test_dropped_camera_is_black_and_masked_and_has_no_2d_targets() -> None:
     sample = make_sample(CLIPS[1], 0, Augmentation(), True, dropped_camera=2)
     assert sample.rig.mask[0].tolist() == [True, True, False, True, True, True]
     assert sample.images[0, 2].max() == 0
@@ -138,7 +138,7 @@ def test_a_dropped_camera_is_black_masked_and_takes_its_objects_along() -> None:
 
 
 class Source:
-    """Clips of all cameras."""
+    """Clips with all cameras."""
 
     name = "some clips"
 
@@ -147,19 +147,19 @@ class Source:
 
 
 @pytest.mark.parametrize("zoom", [1.0, 1.2])
-def test_cameras_are_chosen_by_name(zoom: float) -> None:
+def test_cameras_are_selected_by_name(zoom: float) -> None:
     channels = ("CAM_BACK", "CAM_FRONT")
     chosen = select_cameras(Source(), channels)
-    assert chosen.name == "some clips by CAM_BACK, CAM_FRONT"  # what is derived from them is kept apart
+    assert chosen.name == "some clips by CAM_BACK, CAM_FRONT"  # caches of derived data use this name
     change, places = Augmentation(zoom=zoom, left=0.3), [3, 0]
     whole, found = (make_sample(clips(1), 2, change, True) for clips in (Source(), chosen))
     assert torch.equal(found.images, whole.images[:, places])
-    for mine, yours in zip(found.rig, whole.rig, strict=True):
-        assert torch.equal(mine, yours[:, places])
+    for found_values, values in zip(found.rig, whole.rig, strict=True):
+        assert torch.equal(found_values, values[:, places])
     assert chosen(1).images.shape == (8, 2, 32, 96, 3)
     seen = whole.targets.boxes[:, _in_view(whole.targets.boxes_2d, whole.targets.depths)[0, places].any(0)]
     assert 0 < seen.shape[1] < whole.targets.boxes.shape[1]
-    assert torch.equal(found.targets.boxes, seen)  # the others can only be guessed
+    assert torch.equal(found.targets.boxes, seen)  # no camera sees the others
 
 
 def _in_view(boxes_2d: torch.Tensor, depths: torch.Tensor) -> torch.Tensor:
@@ -167,17 +167,19 @@ def _in_view(boxes_2d: torch.Tensor, depths: torch.Tensor) -> torch.Tensor:
     return (depths > 0.5) & (size.prod(-1) > 1.0)
 
 
-def test_all_cameras_are_the_clips_themselves_and_unknown_ones_are_refused() -> None:
+def test_selecting_all_cameras_returns_the_source_and_unknown_cameras_raise() -> None:
     source = Source()
     assert select_cameras(source, CAMERA_CHANNELS) is source
     with pytest.raises(UserError, match="model.channels has 'CAM_TOP'; some clips has CAM_FRONT, "):
         select_cameras(source, ("CAM_FRONT", "CAM_TOP"))
 
 
-def test_a_box_beside_the_camera_stays_on_its_side() -> None:
+def test_box_next_to_the_camera_stays_on_its_side() -> None:
     k = np.array([[[80.0, 0, 48], [0, 80.0, 16], [0, 0, 1]]])
     optical = np.array([[[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]]])
-    box = np.array([[0.5, 4.0, 0, 4, 2, 1.5, 0, 0, 0]])  # half ahead of, half behind the camera, to its left
+    box = np.array(
+        [[0.5, 4.0, 0, 4, 2, 1.5, 0, 0, 0]]
+    )  # to the left of the camera, half ahead of it and half behind
     boxes_2d, _, depths = project_boxes(box, k, optical, (32, 96))
     assert depths[0, 0] == pytest.approx(0.5)
     assert boxes_2d[0, 0, 0] == 0.0
@@ -191,12 +193,12 @@ def test_a_box_beside_the_camera_stays_on_its_side() -> None:
         ({"grid_mask": 70.0}, r"augment.grid_mask 70.0: expected a probability, 0 to 1"),
     ],
 )
-def test_augmentation_out_of_range_is_refused(setting: dict[str, float], message: str) -> None:
+def test_augmentation_out_of_range_raises(setting: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
         AugmentConfig(**setting)
 
 
-def test_the_same_draws_are_made_whatever_the_config() -> None:
+def test_number_of_random_draws_does_not_depend_on_the_config() -> None:
     a = draw_augmentation(NO_AUGMENTATION, random := np.random.default_rng(0))
     b = draw_augmentation(AugmentConfig(), other := np.random.default_rng(0))
     assert a == Augmentation()

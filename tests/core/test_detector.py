@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector: preprocessing, streaming through the public interface, weights on disk, and bad input."""
+"""The detector: preprocessing, streaming through the public interface, weights on disk, and invalid input."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.core.rounds import CPU, make_detector, make_round
 
 
 @RIGS
-def test_any_number_of_cameras_is_detected_on_by_both_engines(cameras: int, width: int, height: int) -> None:
+def test_both_engines_run_on_any_number_of_cameras(cameras: int, width: int, height: int) -> None:
     settings = rig_settings(cameras, width, height)
     fast, plain = (
         Detector(small_model(*settings), weights_name="", device=CPU, score_threshold=0.0, runtime=runtime)
@@ -36,7 +36,7 @@ def test_any_number_of_cameras_is_detected_on_by_both_engines(cameras: int, widt
         assert len(found.scores) == 10 * (12 + 8 + 6)
 
 
-def test_the_network_image_is_the_scaled_image_without_its_top() -> None:
+def test_network_image_is_scaled_and_cropped_at_the_top() -> None:
     config = ImageConfig(width=96, height=32)
     image = np.zeros((108, 192, 3), dtype=np.uint8)
     image[60:62, 100:102] = 255
@@ -44,13 +44,13 @@ def test_the_network_image_is_the_scaled_image_without_its_top() -> None:
     assert small.shape == (32, 96, 3)
     row, column = np.argwhere(small[..., 0] == 255)[0]
     k = network_intrinsics(np.eye(3), config, 192, 108)
-    # The middle of the white square, pixel (101, 61), falls on the middle of the white cell.
+    # The centre of the white square, pixel (101, 61), maps to the centre of the white cell.
     assert (k @ [101.0, 61.0, 1.0])[:2] == pytest.approx([column + 0.5, row + 0.5])
 
 
 @pytest.mark.parametrize("size", [(1600, 900), (800, 450), (1920, 1080), (1936, 1216), (1440, 928)])
-def test_rows_that_are_cut_need_not_be_scaled(size: tuple[int, int]) -> None:
-    """The plain twin: scale the whole image, then cut."""
+def test_skipping_cut_rows_does_not_change_the_image(size: tuple[int, int]) -> None:
+    """The plain twin scales the whole image and cuts it afterwards."""
     config = ImageConfig(width=704, height=256)
     image = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     scaled = (config.width, round(size[1] * config.width / size[0]))
@@ -58,7 +58,7 @@ def test_rows_that_are_cut_need_not_be_scaled(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(resize_and_crop(image, config), whole[-config.height :])
 
 
-def test_a_flat_image_is_padded_on_top() -> None:
+def test_flat_image_is_padded_on_top() -> None:
     config = ImageConfig(width=96, height=64)
     image = np.full((30, 96, 3), 200, dtype=np.uint8)
     small = resize_and_crop(image, config)
@@ -67,7 +67,7 @@ def test_a_flat_image_is_padded_on_top() -> None:
     assert network_intrinsics(np.eye(3), config, 96, 30)[1, 2] == 34
 
 
-def test_ego_motion_between_exposures_is_accounted_for() -> None:
+def test_ego_motion_between_exposures_changes_extrinsics() -> None:
     camera_round = make_round()
     view = camera_round.views[1]
     assert view is not None
@@ -84,7 +84,7 @@ def test_ego_motion_between_exposures_is_accounted_for() -> None:
     assert torch.all(difference[0, [0, 2, 3, 4, 5]] == 0)
 
 
-def test_steps_equal_the_model_frame_by_frame() -> None:
+def test_detector_steps_equal_the_model_frame_by_frame() -> None:
     detector = make_detector(runtime="plain")
     model, memory = detector.model, detector.model.start_memory()
     for index in range(3):
@@ -105,7 +105,7 @@ def test_steps_equal_the_model_frame_by_frame() -> None:
         assert objects.stamp_ns == make_round(index).reference_stamp_ns
 
 
-def test_reset_and_warm_up_leave_a_fresh_stream() -> None:
+def test_reset_and_warm_up_start_a_new_stream() -> None:
     detector, fresh = make_detector(), make_detector()
     detector.step(make_round(5))
     detector.reset()
@@ -115,20 +115,20 @@ def test_reset_and_warm_up_leave_a_fresh_stream() -> None:
     assert np.array_equal(warm.step(make_round(0)).scores, make_detector().step(make_round(0)).scores)
 
 
-def test_a_missing_camera_is_masked() -> None:
+def test_missing_camera_is_masked() -> None:
     objects = make_detector().step(make_round(0, missing=2))
     assert len(objects.scores) == 50
     assert np.all(np.isfinite(objects.boxes))
     assert not np.allclose(objects.scores, make_detector().step(make_round(0)).scores)
 
 
-def test_the_threshold_cuts() -> None:
+def test_detections_below_the_threshold_are_dropped() -> None:
     scores = make_detector().step(make_round(0)).scores
     cut = float(scores[10])
     assert len(make_detector(cut).step(make_round(0)).scores) == int((scores >= cut).sum())
 
 
-def test_classes_may_have_thresholds_of_their_own() -> None:
+def test_thresholds_can_differ_between_classes() -> None:
     everything = make_detector().step(make_round(0))
     name = CLASS_NAMES[int(everything.labels[0])]
     own = make_detector({name: float(everything.scores[0])} | dict.fromkeys(set(CLASS_NAMES) - {name}, 0.0))
@@ -138,7 +138,7 @@ def test_classes_may_have_thresholds_of_their_own() -> None:
     assert np.array_equal(cut.scores[cut.labels != everything.labels[0]], everything.scores[others])
 
 
-def test_bad_thresholds_are_one_clear_sentence() -> None:
+def test_invalid_threshold_raises_one_sentence() -> None:
     cases: list[tuple[ScoreThreshold, str]] = [
         ({"lorry": 0.3}, "class 'lorry': expected one of car, truck"),
         ({"car": 1.5}, "class 'car': 1.5: expected 0 .. 1"),
@@ -152,13 +152,13 @@ def test_bad_thresholds_are_one_clear_sentence() -> None:
         make_detector(runtime="fastest")
 
 
-def test_classes_left_out_keep_the_usual_threshold() -> None:
+def test_classes_without_threshold_use_the_default() -> None:
     thresholds = class_thresholds({"car": 0.3}, CLASS_NAMES)
     assert thresholds[CLASS_NAMES.index("car")] == 0.3
     assert np.count_nonzero(thresholds == DEFAULT_THRESHOLD) == len(CLASS_NAMES) - 1
 
 
-def test_a_bad_view_is_refused_and_the_stream_goes_on() -> None:
+def test_invalid_view_raises_and_keeps_the_stream() -> None:
     detector, other = make_detector(), make_detector()
     for d in (detector, other):
         d.step(make_round(0))
@@ -194,13 +194,13 @@ def test_weights_round_trip_in_half_precision(tmp_path: Path) -> None:
     assert loaded.weights_name == "w.safetensors"
 
 
-def test_a_detector_says_how_it_was_trained() -> None:
+def test_detector_describes_its_training() -> None:
     assert Detector.from_weights(device="cpu").training == "500 steps, distilled by ftkd"
     assert describe_training({}) == ""
     assert describe_training({"format": "stream_petr_r50_428q"}) == "imported from stream_petr_r50_428q"
 
 
-def test_bad_weights_are_one_clear_sentence(tmp_path: Path) -> None:
+def test_invalid_weights_raise_one_sentence(tmp_path: Path) -> None:
     model = small_model()
     good = tmp_path / "good.safetensors"
     save_weights(good, model.state_dict(), model.config)
@@ -225,7 +225,7 @@ def test_bad_weights_are_one_clear_sentence(tmp_path: Path) -> None:
             Detector.from_weights(path, **{"device": "cpu", **arguments})
 
 
-def test_weights_with_nan_are_not_written(tmp_path: Path) -> None:
+def test_weights_with_nan_raise_and_are_not_written(tmp_path: Path) -> None:
     model = small_model()
     state = {**model.state_dict(), "reference_points": torch.full((12, 3), torch.nan)}
     with pytest.raises(ValueError, match="reference_points holds nan"):
@@ -233,5 +233,5 @@ def test_weights_with_nan_are_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_auto_device_is_there() -> None:
+def test_auto_device_exists() -> None:
     assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our evaluation gives the devkit's own numbers, and its conventions are spelled out."""
+"""Evaluation equals the devkit's numbers, and its notes state the devkit's conventions."""
 
 import json
 from pathlib import Path
@@ -43,8 +43,8 @@ def pose_of(dataset: NuScenes, token: str) -> NDArray[np.float64]:
 
 
 def true_objects(dataset: NuScenes, token: str) -> PosedObjects:
-    """The annotations in ego, by a way of their own: pyquaternion, the devkit's velocity, torch's box
-    transform."""
+    """Return the annotations in ego, computed independently with pyquaternion, the devkit's velocity and
+    torch's box transform."""
     boxes, labels = [], []
     for annotation in (dataset.get("sample_annotation", t) for t in dataset.get("sample", token)["anns"]):
         width, length, height = annotation["size"]
@@ -61,7 +61,7 @@ def true_objects(dataset: NuScenes, token: str) -> PosedObjects:
 
 
 def noisy(posed: PosedObjects, rng: np.random.Generator) -> PosedObjects:
-    """Some objects missed, some shifted, some invented."""
+    """Drop, move and invent some objects."""
     objects = posed.objects
     boxes = np.repeat(objects.boxes, 3, axis=0)
     boxes += rng.normal(0, [1.0, 1.0, 0.1, 0.1, 0.05, 0.05, 0.3, 0.5, 0.5], boxes.shape)
@@ -72,7 +72,7 @@ def noisy(posed: PosedObjects, rng: np.random.Generator) -> PosedObjects:
     return PosedObjects(made, posed.global_from_ego)
 
 
-def test_perfect_detections_score_perfectly_in_each_class_that_exists(dataset: NuScenes) -> None:
+def test_perfect_detections_score_perfectly_in_each_present_class(dataset: NuScenes) -> None:
     tokens = sample_tokens_of(dataset, scenes=SCENES)
     results = to_devkit_results({token: true_objects(dataset, token) for token in tokens}, tokens)
     summary = evaluate(dataset, results, scenes=SCENES)
@@ -90,7 +90,7 @@ def test_perfect_detections_score_perfectly_in_each_class_that_exists(dataset: N
 
 @pytest.mark.parametrize("split", ["all", "held_out"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_numbers_are_those_of_the_devkit(dataset: NuScenes, tmp_path: Path, split: str, seed: int) -> None:
+def test_metrics_equal_those_of_the_devkit(dataset: NuScenes, tmp_path: Path, split: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
     tokens = sample_tokens_of(dataset, split=split)
     results = to_devkit_results({token: noisy(true_objects(dataset, token), rng) for token in tokens}, tokens)
@@ -112,19 +112,19 @@ def test_numbers_are_those_of_the_devkit(dataset: NuScenes, tmp_path: Path, spli
     assert json.loads((tmp_path / "ours" / "metrics_summary.json").read_text()) == summary
 
     ours = json.loads((tmp_path / "ours" / "metrics_devkit.json").read_text())
-    theirs = json.loads(json.dumps(official.serialize()).replace("NaN", "null"))
+    devkit = json.loads(json.dumps(official.serialize()).replace("NaN", "null"))
     for name in ("label_aps", "label_tp_errors", "tp_scores"):
-        assert ours[name] == theirs[name]
+        assert ours[name] == devkit[name]
 
 
-def test_no_detections_at_all_score_zero_and_say_so(dataset: NuScenes) -> None:
+def test_no_detections_score_zero_with_a_note(dataset: NuScenes) -> None:
     summary = evaluate(dataset, to_devkit_results({}, sample_tokens_of(dataset, split="all")), split="all")
     assert summary["mAP"] == 0.0
     assert summary["NDS"] == 0.0
     assert any("Nothing was detected" in note for note in summary["notes"])
 
 
-def test_unknown_true_velocity_is_no_error_but_is_told(tmp_path: Path) -> None:
+def test_unknown_ground_truth_velocity_gives_a_note(tmp_path: Path) -> None:
     root = write_tiny_nuscenes(tmp_path)
     path = root / "v1.0-tiny" / "sample_annotation.json"
     alone = [{**row, "prev": "", "next": ""} for row in json.loads(path.read_text())]
@@ -140,7 +140,7 @@ def test_unknown_true_velocity_is_no_error_but_is_told(tmp_path: Path) -> None:
     json.dumps(summary, allow_nan=False)
 
 
-def test_at_most_500_boxes_and_they_are_the_best(dataset: NuScenes) -> None:
+def test_best_500_boxes_are_kept(dataset: NuScenes) -> None:
     token = sample_tokens_of(dataset, split="held_out")[0]
     rng = np.random.default_rng(0)
     boxes = np.tile([10.0, 0, 0, 4, 2, 1.5, 0, 0, 0], (700, 1))
@@ -164,8 +164,8 @@ def test_attributes_follow_class_and_speed(dataset: NuScenes) -> None:
     ]
 
 
-def test_headings_turn_with_a_vehicle_that_tilts() -> None:
-    """The plain twin: the product of the rotation matrices."""
+def test_headings_rotate_with_a_tilted_vehicle() -> None:
+    """The plain twin is the product of the rotation matrices."""
     rng = np.random.default_rng(0)
     pose = make_transform(rng.normal(size=4) * [1, 0.1, 0.1, 1], [500.0, -20.0, 3.0])
     boxes = np.tile([10.0, 0, 0, 4, 2, 1.5, 0, 3.0, 1.0], (40, 1))
@@ -179,7 +179,7 @@ def test_headings_turn_with_a_vehicle_that_tilts() -> None:
 
 
 @pytest.mark.parametrize(("column", "value"), [(0, np.nan), (3, 0.0), (5, -1.0), (6, np.inf)])
-def test_impossible_boxes_are_refused(column: int, value: float) -> None:
+def test_invalid_boxes_raise(column: int, value: float) -> None:
     box = np.array([[10.0, 0, 0, 4, 2, 1.5, 0, 0, 0]])
     box[0, column] = value
     objects = ObjectList(boxes=box, scores=np.ones(1), labels=np.zeros(1, dtype=np.int64), stamp_ns=7)
@@ -187,7 +187,7 @@ def test_impossible_boxes_are_refused(column: int, value: float) -> None:
         to_devkit_results({"s": PosedObjects(objects, np.eye(4))}, ["s"])
 
 
-def test_unknown_scenes_and_splits_name_what_exists(dataset: NuScenes) -> None:
+def test_unknown_scene_or_split_raises_with_existing_names(dataset: NuScenes) -> None:
     with pytest.raises(UserError, match="scene-0001, scene-0002"):
         sample_tokens_of(dataset, scenes=["scene-9999"])
     with pytest.raises(UserError, match="all, held_out"):
@@ -196,7 +196,7 @@ def test_unknown_scenes_and_splits_name_what_exists(dataset: NuScenes) -> None:
         sample_tokens_of(dataset, split="mini_val")
 
 
-def test_results_that_miss_a_key_frame_are_refused(dataset: NuScenes, tmp_path: Path) -> None:
+def test_results_without_a_key_frame_raise(dataset: NuScenes, tmp_path: Path) -> None:
     tokens = sample_tokens_of(dataset, split="all")
     with pytest.raises(UserError, match="no entry for 1 of 6"):
         evaluate(dataset, to_devkit_results({}, tokens[1:]), split="all")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of part of the objects: detections of the others are neither right nor wrong."""
+"""Scores of subsets of the objects; detections of other objects are ignored."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> NuScenes:
 
 
 def truth(dataset: NuScenes) -> dict[str, PosedObjects]:
-    """What the devkit scores, found with certainty."""
+    """Return the objects that the devkit scores, as perfect detections."""
     return {
         token: PosedObjects(ground_truth(dataset, token, min_points=1), sample_pose(dataset, token))
         for token in sample_tokens_of(dataset, split=SPLIT)
@@ -54,8 +54,8 @@ def distance(posed: PosedObjects) -> np.ndarray:
     return np.linalg.norm(posed.objects.boxes[:, :2], axis=1)
 
 
-def test_class_by_class_is_the_devkits_own_evaluation_to_the_last_bit(dataset: NuScenes) -> None:
-    """Among ten classes, with detections that are shifted, doubled, of the wrong class or of equal score."""
+def test_evaluation_per_class_is_bit_identical_to_the_devkit(dataset: NuScenes) -> None:
+    """Uses ten classes and detections that are moved, duplicated, of the wrong class or of equal score."""
     rng = np.random.default_rng(4)
     found = {}
     for token, posed in truth(dataset).items():
@@ -74,11 +74,11 @@ def test_class_by_class_is_the_devkits_own_evaluation_to_the_last_bit(dataset: N
     assert 0.05 < plain.mean_ap < 0.9
     for metrics in (ours, plain):
         metrics.add_runtime(0)
-    assert json.dumps(ours.serialize()) == json.dumps(plain.serialize())  # nan equals nan
+    assert json.dumps(ours.serialize()) == json.dumps(plain.serialize())  # as text, nan equals nan
     assert json.dumps(our_data.serialize()) == json.dumps(plain_data.serialize())
 
 
-def test_perfect_detections_are_perfect_in_every_part(dataset: NuScenes) -> None:
+def test_perfect_detections_score_perfectly_in_every_subset(dataset: NuScenes) -> None:
     found = scores(dataset, truth(dataset))
     assert set(found) == set(SUBSETS)
     for name, values in found.items():
@@ -93,8 +93,8 @@ def test_perfect_detections_are_perfect_in_every_part(dataset: NuScenes) -> None
         assert sum(int(v["truths"] or 0) for n, v in found.items() if n.startswith(kind)) == count
 
 
-def test_what_is_missed_far_away_does_not_count_nearby(dataset: NuScenes) -> None:
-    """Nor do detections of far objects count as false alarms nearby."""
+def test_missed_far_objects_do_not_affect_near_subsets(dataset: NuScenes) -> None:
+    """Detections of far objects are no false alarms nearby either."""
     near_only = {token: keep(posed, distance(posed) < 30) for token, posed in truth(dataset).items()}
     found = scores(dataset, near_only)
     assert found["distance_0_20"]["AP"] == pytest.approx(1, abs=1e-6)
@@ -102,7 +102,7 @@ def test_what_is_missed_far_away_does_not_count_nearby(dataset: NuScenes) -> Non
     assert 0 < float(found["distance_20_40"]["AP"] or 0) < 1
 
 
-def test_false_alarms_count_where_they_lie(dataset: NuScenes) -> None:
+def test_false_alarms_count_in_the_distance_subset_of_their_position(dataset: NuScenes) -> None:
     invented = {}
     for token, posed in truth(dataset).items():
         objects = posed.objects
@@ -122,4 +122,6 @@ def test_false_alarms_count_where_they_lie(dataset: NuScenes) -> None:
     found = scores(dataset, invented)
     assert found["distance_0_20"]["AP"] == pytest.approx(1, abs=1e-6)
     assert float(found["distance_20_40"]["AP"] or 0) < 0.7
-    assert float(found["visibility_80_100"]["AP"] or 0) < 0.9  # nobody knows how visible nothing is
+    assert (
+        float(found["visibility_80_100"]["AP"] or 0) < 0.9
+    )  # unmatched detections count in every visibility subset

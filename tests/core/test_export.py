@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The synthetic data set as the nuScenes devkit sees it: it loads, its lists hold together, it is scored."""
+"""The synthetic data set in the nuScenes devkit: it loads, its lists are consistent, and it can be scored."""
 
 import json
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def test_devkit_loads_all_tables_and_the_split(dataset: NuScenes) -> None:
 
 
 @pytest.mark.parametrize("name", CLASS_NAMES)
-def test_categories_are_those_of_the_detection_task(name: str) -> None:
+def test_categories_map_to_the_detection_classes(name: str) -> None:
     assert category_to_detection_name(CATEGORY_OF_CLASS[name]) == name
 
 
@@ -83,7 +83,7 @@ def test_categories_are_those_of_the_detection_task(name: str) -> None:
         ("sample_annotation", "instance_token"),
     ],
 )
-def test_linked_lists_hold_together(dataset: NuScenes, table: str, owner: str) -> None:
+def test_linked_lists_are_consistent(dataset: NuScenes, table: str, owner: str) -> None:
     rows = getattr(dataset, table)
     heads = [row for row in rows if row["prev"] == ""]
     assert len(heads) == len({row[owner] for row in rows})
@@ -99,7 +99,7 @@ def test_linked_lists_hold_together(dataset: NuScenes, table: str, owner: str) -
     assert len({row["token"] for row in rows}) == len(rows)
 
 
-def test_counts_and_ends_agree_with_the_lists(dataset: NuScenes) -> None:
+def test_counts_and_end_tokens_match_the_lists(dataset: NuScenes) -> None:
     for scene in dataset.scene:
         chain = list(_chain(dataset, "sample", dataset.get("sample", scene["first_sample_token"])))
         assert len(chain) == scene["nbr_samples"] and chain[-1]["token"] == scene["last_sample_token"]
@@ -110,8 +110,9 @@ def test_counts_and_ends_agree_with_the_lists(dataset: NuScenes) -> None:
         assert chain[-1]["token"] == instance["last_annotation_token"]
 
 
-def test_rhythm_is_that_of_nuscenes(dataset: NuScenes) -> None:
-    """12 Hz in steps of 50 and 100 ms, 2 Hz key frames whose images are those nearest their stamp."""
+def test_capture_times_follow_nuscenes(dataset: NuScenes) -> None:
+    """Images at 12 Hz in steps of 50 and 100 ms; at 2 Hz, key frames whose images are the nearest to their
+    stamp."""
     for scene in dataset.scene:
         for channel in CAMERA_CHANNELS:
             records = access.camera_records(dataset, scene["name"], channel)
@@ -130,7 +131,7 @@ def test_rhythm_is_that_of_nuscenes(dataset: NuScenes) -> None:
                 )
 
 
-def test_rounds_are_whole_and_in_order(dataset: NuScenes) -> None:
+def test_rounds_are_complete_and_in_order(dataset: NuScenes) -> None:
     name = access.scene_names(dataset)[0]
     rounds = access.sweep_rounds(dataset, name)
     assert len(rounds) == len(round_times(DURATION_S, sweeps=True)) == 19
@@ -143,7 +144,7 @@ def test_rounds_are_whole_and_in_order(dataset: NuScenes) -> None:
     assert [sweep_round.sample_token for sweep_round in keyed] == access.scene_samples(dataset, name)
 
 
-def test_images_and_poses_are_those_of_their_moment(dataset: NuScenes, scene: Scene) -> None:
+def test_camera_round_of_a_key_frame_has_recent_images(dataset: NuScenes, scene: Scene) -> None:
     camera_round = access.camera_round(dataset, access.scene_samples(dataset, scene.name)[2])
     for view in camera_round.views:
         assert view is not None and view.image.shape == (HEIGHT, WIDTH, 3)
@@ -152,8 +153,8 @@ def test_images_and_poses_are_those_of_their_moment(dataset: NuScenes, scene: Sc
     assert 0 < camera_round.reference_stamp_ns - newest < 10_000_000
 
 
-def test_ground_truth_velocity_is_that_of_the_world(dataset: NuScenes, scene: Scene) -> None:
-    """Differences of positions over key frames follow the true velocities, in ego axes."""
+def test_ground_truth_velocity_matches_the_world(dataset: NuScenes, scene: Scene) -> None:
+    """Finite differences between key frames follow the true velocities, in ego axes."""
     token = access.scene_samples(dataset, scene.name)[1]
     objects = access.ground_truth(dataset, token, min_points=1)
     actors = scene.actors_at((objects.stamp_ns // 1000 - scene.start_time_us) * 1e-6)
@@ -166,7 +167,7 @@ def test_ground_truth_velocity_is_that_of_the_world(dataset: NuScenes, scene: Sc
     speed = np.linalg.norm(objects.boxes[:, 7:9], axis=1)
     assert known.sum() >= 5
     assert np.median(np.abs(speed - true_speed)[known]) < 0.1
-    # Where an object drives ahead, its velocity points along its heading.
+    # The velocity of a driving object points along its heading.
     driving = known & (true_speed > 3) & (objects.labels == CLASS_NAMES.index("car"))
     along = np.cos(np.arctan2(objects.boxes[:, 8], objects.boxes[:, 7]) - objects.boxes[:, 6])
     assert np.all(along[driving] > 0.8)
@@ -186,8 +187,9 @@ def test_lidar_returns_lie_in_their_boxes(dataset: NuScenes) -> None:
     assert checked > 20
 
 
-def test_boxes_lie_on_the_painted_objects(dataset: NuScenes, scene: Scene) -> None:
-    """What a picture loses when a standing object is taken out of the world fills the devkit's box of it."""
+def test_boxes_lie_on_the_drawn_objects(dataset: NuScenes, scene: Scene) -> None:
+    """The pixels that change when a standing object is removed from the world fill the devkit's box of the
+    object."""
     rig = nuscenes_rig(WIDTH, HEIGHT)
     rows = {make_token("instance", scene.name, row): row for row in range(len(scene.actors))}
     overlaps = []
@@ -195,7 +197,7 @@ def test_boxes_lie_on_the_painted_objects(dataset: NuScenes, scene: Scene) -> No
         record = access.camera_records(dataset, scene.name, channel, keyframes_only=True)[1]
         time_s = (record.stamp_ns // 1000 - scene.start_time_us) * 1e-6
         image = render_camera(scene, time_s, rig, camera).image.astype(int)
-        assert np.abs(access.load_view(record).image - image).mean() < 8, "the file shows another moment"
+        assert np.abs(access.load_view(record).image - image).mean() < 8, "the file shows another time"
         _, boxes, intrinsics = dataset.get_sample_data(record.token)
         for box in boxes:
             annotation = dataset.get("sample_annotation", box.token)
@@ -211,7 +213,7 @@ def test_boxes_lie_on_the_painted_objects(dataset: NuScenes, scene: Scene) -> No
             gone = render_camera(others, time_s, rig, camera).image.astype(int)
             changed = np.argwhere(np.abs(image - gone).max(axis=2) > 10)[:, ::-1]
             on_box = _within(changed, pixels)
-            # Around its foot an object leaves a shadow a hand wide as well.
+            # The contact shadow extends up to 15 cm beyond the box.
             box.wlh = box.wlh + np.array([0.3, 0.3, 0.0])
             shaded = view_points(box.corners(), intrinsics, normalize=True)[:2].T
             assert _within(changed, shaded).mean() > 0.9, (channel, scene.actors[row].name)
@@ -221,8 +223,9 @@ def test_boxes_lie_on_the_painted_objects(dataset: NuScenes, scene: Scene) -> No
     assert np.median(overlaps) > 0.7
 
 
-def test_visibility_is_lost_by_occlusion_alone(dataset: NuScenes, scene: Scene) -> None:
-    """Levels are those of the frame's own pixel counts, and a hidden object is plain once it stands alone."""
+def test_only_occlusion_reduces_visibility(dataset: NuScenes, scene: Scene) -> None:
+    """Levels equal those of the frame's own pixel counts, and a hidden object is visible if it is the only
+    object."""
     rig = nuscenes_rig(WIDTH, HEIGHT)
     sample = dataset.get("sample", access.scene_samples(dataset, scene.name)[2])
     key_time_s = (sample["timestamp"] - scene.start_time_us) * 1e-6
@@ -242,24 +245,21 @@ def test_visibility_is_lost_by_occlusion_alone(dataset: NuScenes, scene: Scene) 
         assert alone.visible_fraction[0] > 0.8
 
 
-def test_visibility_levels() -> None:
+def test_visibility_fractions_map_to_nuscenes_levels() -> None:
     assert [visibility_token(value) for value in (0.0, 0.39, 0.4, 0.59, 0.6, 0.79, 0.8, 1.0)] == list(
         "11223344"
     )
 
 
-def test_ground_truth_as_detections_scores_full_marks(
-    dataset: NuScenes, dataroot: Path, tmp_path: Path
-) -> None:
+def ground_truth_as_results(dataset: NuScenes) -> dict[str, Any]:
+    """Return all annotations with lidar points as a results dictionary of the devkit."""
     results: dict[str, list[dict[str, Any]]] = {sample["token"]: [] for sample in dataset.sample}
     attributes = {row["token"]: row["name"] for row in dataset.attribute}
-    present = set()
     for annotation in dataset.sample_annotation:
         name = category_to_detection_name(annotation["category_name"])
         velocity = dataset.box_velocity(annotation["token"])[:2]
         if name is None or annotation["num_lidar_pts"] == 0:
             continue
-        present.add(name)
         results[annotation["sample_token"]].append(
             {
                 "sample_token": annotation["sample_token"],
@@ -281,8 +281,15 @@ def test_ground_truth_as_detections_scores_full_marks(
         "use_map": False,
         "use_external": False,
     }
+    return {"meta": modalities, "results": results}
+
+
+def test_ground_truth_as_detections_scores_perfectly(
+    dataset: NuScenes, dataroot: Path, tmp_path: Path
+) -> None:
+    found = ground_truth_as_results(dataset)
     path = tmp_path / "results.json"
-    path.write_text(json.dumps({"meta": modalities, "results": results}))
+    path.write_text(json.dumps(found))
     scores, _ = DetectionEval(
         dataset,
         config_factory("detection_cvpr_2019"),
@@ -291,12 +298,13 @@ def test_ground_truth_as_detections_scores_full_marks(
         str(tmp_path / "eval"),
         verbose=False,
     ).evaluate()
-    assert present == set(CLASS_NAMES)
+    entries = [entry for sample in found["results"].values() for entry in sample]
+    assert {entry["detection_name"] for entry in entries} == set(CLASS_NAMES)
     assert scores.mean_ap > 0.99
     assert scores.nd_score > 0.99
 
 
-def test_same_seed_same_tables(dataroot: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_tables(dataroot: Path, tmp_path: Path) -> None:
     """A smaller data set of the same scene has the same tokens and images."""
     again = export.write_dataset(
         tmp_path / "again", SEEDS[:1], duration_s=DURATION_S, sweeps=False, **SETTINGS
@@ -313,16 +321,18 @@ def test_same_seed_same_tables(dataroot: Path, tmp_path: Path) -> None:
             assert (again / row["filename"]).read_bytes() == (dataroot / row["filename"]).read_bytes()
 
 
-def test_folder_in_use_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("precious")
+def test_folder_with_content_is_not_changed(tmp_path: Path) -> None:
+    (tmp_path / "existing.txt").write_text("existing content")
     with pytest.raises(UserError, match="not empty"):
         export.write_dataset(tmp_path, SEEDS, **SETTINGS)
     with pytest.raises(UserError, match="is a file"):
-        export.write_dataset(tmp_path / "mine.txt", SEEDS, **SETTINGS)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+        export.write_dataset(tmp_path / "existing.txt", SEEDS, **SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["existing.txt"]
 
 
-def test_stopped_run_leaves_nothing(tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_leaves_no_files(
+    tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -345,7 +355,9 @@ def test_stopped_run_leaves_nothing(tmp_path: Path, scene: Scene, monkeypatch: p
         ({"jpeg_quality": 0}, "quality 0"),
     ],
 )
-def test_bad_arguments_are_named(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+def test_invalid_arguments_raise_with_name_and_value(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
     with pytest.raises(UserError, match=named):
         export.write_dataset(tmp_path / "synth", SEEDS, **{**SETTINGS, **change})
     with pytest.raises(UserError, match="expected at least one"):
@@ -364,7 +376,7 @@ def _chain(dataset: NuScenes, table: str, head: dict[str, Any]) -> Iterator[dict
 
 
 def _within(points: NDArray[Any], corners: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which pixels (P, 2) lie in the bounds of projected corners, two pixels aside."""
+    """Whether pixels (P, 2) lie in the bounds of projected corners with a margin of two pixels."""
     low, high = corners.min(axis=0) - 2, corners.max(axis=0) + 2
     inside: NDArray[np.bool_] = np.all((points > low) & (points < high), axis=1)
     return inside

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Access to nuScenes, held against the devkit's own functions on one real key frame."""
+"""Access to nuScenes compared with the devkit's own functions on one real key frame."""
 
 import json
 import os
@@ -30,8 +30,8 @@ SCENE = "scene-0061"
 
 needs_sample = pytest.mark.skipif(
     not (SAMPLE_ROOT / VERSION).is_dir(),
-    reason=f"the real nuScenes key frame is not at {SAMPLE_ROOT} (its licence keeps it out of the "
-    "repository); point FTKD_NUSCENES_SAMPLE at a folder that holds one",
+    reason=f"the real nuScenes key frame is not at {SAMPLE_ROOT} (its licence does not allow it in the "
+    "repository); set FTKD_NUSCENES_SAMPLE to a folder that holds one",
 )
 
 
@@ -57,9 +57,9 @@ def test_camera_round_holds_six_real_images(dataset: NuScenes, sample_token: str
         assert view is not None
         assert view.image.shape == (900, 1600, 3) and view.image.dtype == np.uint8
         assert is_rigid(view.ego_from_camera) and is_rigid(view.global_from_ego)
-        # Cameras are exposed while the lidar turns, at most 50 ms before the sweep's stamp.
+        # Cameras are exposed during the lidar rotation, at most 50 ms before the sweep's stamp.
         assert 0 <= camera_round.reference_stamp_ns - view.stamp_ns < 50_000_000
-        # Blue sky, in RGB: a swap of channels would make it brown.
+        # The sky is blue in RGB; it would be brown with swapped channels.
         sky = view.image[:100].reshape(-1, 3).mean(axis=0)
         assert sky[2] >= sky[0]
 
@@ -93,17 +93,17 @@ def test_ground_truth_agrees_with_devkit_boxes(dataset: NuScenes, sample_token: 
         expected.rotate(Quaternion(ego_pose["rotation"]).inverse)
         np.testing.assert_allclose(box[:3], expected.center, atol=1e-6)
         np.testing.assert_allclose(box[[4, 3, 5]], expected.wlh)
-        # Upright boxes against the devkit's, which lean with the road: half a degree and a few centimetres.
+        # Our boxes are upright; the devkit's tilt with the road by half a degree, or a few centimetres.
         ours = box_corners(box[None])[0]
-        theirs = expected.corners().T
-        worst = max(np.linalg.norm(theirs - corner, axis=1).min() for corner in ours)
+        devkit_corners = expected.corners().T
+        worst = max(np.linalg.norm(devkit_corners - corner, axis=1).min() for corner in ours)
         assert worst < 0.05 + 0.03 * box[3:6].max()
         assert CLASS_NAMES[label] == category_to_detection_name(expected.name)
-    assert np.all(np.isnan(objects.boxes[:, 7:9])), "one key frame tells no velocity"
+    assert np.all(np.isnan(objects.boxes[:, 7:9])), "one key frame has no velocity"
 
 
 @needs_sample
-def test_min_points_leaves_out_what_the_metrics_ignore(dataset: NuScenes, sample_token: str) -> None:
+def test_min_points_drops_objects_the_metrics_ignore(dataset: NuScenes, sample_token: str) -> None:
     annotations = [
         dataset.get("sample_annotation", token) for token in dataset.get("sample", sample_token)["anns"]
     ]
@@ -115,7 +115,7 @@ def test_min_points_leaves_out_what_the_metrics_ignore(dataset: NuScenes, sample
 
 @needs_sample
 def test_projection_matches_devkit_rendering(dataset: NuScenes, sample_token: str) -> None:
-    """Global corners through our matrices land where the devkit's own chain puts them, in every camera."""
+    """Global corners projected with our matrices agree with the devkit's transforms in every camera."""
     for record in (access.camera_records(dataset, SCENE, channel)[0] for channel in CAMERA_CHANNELS):
         camera_from_global = invert_rigid(record.global_from_ego @ record.ego_from_camera)
         _, boxes, intrinsics = dataset.get_sample_data(record.token, box_vis_level=BoxVisibility.ANY)
@@ -129,7 +129,7 @@ def test_projection_matches_devkit_rendering(dataset: NuScenes, sample_token: st
 
 
 @needs_sample
-def test_records_rounds_and_poses(dataset: NuScenes, sample_token: str) -> None:
+def test_records_rounds_and_poses_of_a_scene(dataset: NuScenes, sample_token: str) -> None:
     (sweep_round,) = access.sweep_rounds(dataset, SCENE)
     assert sweep_round.sample_token == sample_token
     assert sweep_round.newest.channel == "CAM_BACK_LEFT"
@@ -145,7 +145,7 @@ def test_records_rounds_and_poses(dataset: NuScenes, sample_token: str) -> None:
 
 
 @needs_sample
-def test_official_split_is_cut_to_what_is_here(dataset: NuScenes) -> None:
+def test_official_split_is_limited_to_present_scenes(dataset: NuScenes) -> None:
     assert access.split_scenes(dataset, "mini_train") == [SCENE]
     with pytest.raises(UserError, match="no scene of split 'mini_val'.*scene-0061"):
         access.split_scenes(dataset, "mini_val")
@@ -154,7 +154,7 @@ def test_official_split_is_cut_to_what_is_here(dataset: NuScenes) -> None:
 
 
 @needs_sample
-def test_wrong_names_say_what_exists(dataset: NuScenes) -> None:
+def test_unknown_name_raises_with_existing_names(dataset: NuScenes) -> None:
     with pytest.raises(UserError, match="scene-9999.*scene-0061"):
         access.scene_samples(dataset, "scene-9999")
     with pytest.raises(UserError, match="CAM_FORNT.*CAM_FRONT"):
@@ -167,7 +167,7 @@ def test_wrong_names_say_what_exists(dataset: NuScenes) -> None:
 
 @needs_sample
 @pytest.mark.parametrize("damage", ["missing", "truncated", "resized"])
-def test_damaged_image_is_named(dataset: NuScenes, tmp_path: Path, damage: str) -> None:
+def test_damaged_image_raises_with_its_path(dataset: NuScenes, tmp_path: Path, damage: str) -> None:
     record = access.camera_records(dataset, SCENE, "CAM_FRONT")[0]
     path = tmp_path / "image.jpg"
     shutil.copyfile(record.path, path)
@@ -183,7 +183,7 @@ def test_damaged_image_is_named(dataset: NuScenes, tmp_path: Path, damage: str) 
         access.load_view(broken)
 
 
-def test_open_dataset_errors_name_the_cause(tmp_path: Path) -> None:
+def test_open_dataset_raises_with_the_cause(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         access.open_dataset(tmp_path / "nowhere", VERSION)
     with pytest.raises(UserError, match="holds no nuScenes version"):

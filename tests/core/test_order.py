@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Epochs: every frame of every clip once, shuffled, whatever the clips' lengths and whoever serves them."""
+"""Epoch order: every frame of every clip once per epoch, shuffled, for any clip lengths and any number of
+processes."""
 
 from collections import Counter
 
@@ -16,7 +17,7 @@ LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=8)
 
 
 def shown(order: EpochOrder, epoch: int) -> "Counter[tuple[int, int]]":
-    """How often each (clip, frame) comes in an epoch."""
+    """Count how often each (clip, frame) occurs in an epoch."""
     first = epoch * order.segments_per_epoch
     served = [order(number) for number in range(first, first + order.segments_per_epoch)]
     frames = Counter[tuple[int, int]]()
@@ -27,7 +28,7 @@ def shown(order: EpochOrder, epoch: int) -> "Counter[tuple[int, int]]":
 
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 25), st.integers(0, 3))
-def test_an_epoch_shows_all_but_less_than_a_segment_of_each_clip(
+def test_epoch_misses_or_repeats_at_most_half_a_segment_per_clip(
     lengths: list[int], segment: int, epoch: int
 ) -> None:
     frames = shown(EpochOrder(lengths, segment, seed=5), epoch)
@@ -35,7 +36,7 @@ def test_an_epoch_shows_all_but_less_than_a_segment_of_each_clip(
         seen = sorted(frame for number, frame in frames if number == clip)
         missing = length - len(seen)
         assert missing * 2 < max(segment, 2)
-        if length >= segment:  # no frame stands for a missing one
+        if length >= segment:  # no frame is repeated in place of a missing one
             twice = sum(count - 1 for (number, _), count in frames.items() if number == clip)
             assert twice * 2 <= segment and not (missing and twice)
             assert seen == list(range(seen[0], seen[0] + len(seen)))
@@ -43,14 +44,14 @@ def test_an_epoch_shows_all_but_less_than_a_segment_of_each_clip(
             assert not missing
 
 
-def test_frames_come_exactly_once_where_segments_fill_the_clips() -> None:
+def test_every_frame_occurs_once_if_segments_fill_the_clips() -> None:
     order = EpochOrder([40, 20, 60], 20, seed=1)
     assert order.segments_per_epoch == 6
     for epoch in range(3):
         assert set(shown(order, epoch).values()) == {1} and len(shown(order, epoch)) == 120
 
 
-def test_epochs_and_seeds_differ_and_nothing_else_counts() -> None:
+def test_order_depends_only_on_epoch_and_seed() -> None:
     orders = [EpochOrder([40] * 30, 20, seed) for seed in (1, 1, 2)]
     served = [[order(number) for number in range(120)] for order in orders]
     assert served[0] == served[1] != served[2]
@@ -58,7 +59,7 @@ def test_epochs_and_seeds_differ_and_nothing_else_counts() -> None:
     assert orders[1](7) == served[0][7]
 
 
-def test_what_is_left_out_of_a_long_clip_is_not_always_the_same() -> None:
+def test_missed_frames_of_a_clip_vary_between_epochs() -> None:
     order = EpochOrder([41], 20, seed=0)
     missing = {next(f for f in range(41) if (0, f) not in shown(order, epoch)) for epoch in range(20)}
     assert missing == {0, 40}
@@ -96,7 +97,7 @@ def test_windows_of_all_processes_share_an_epoch() -> None:
     assert len(set(boxes)) == 8  # every frame once
 
 
-def test_an_order_of_other_clips_is_refused() -> None:
+def test_order_of_other_clips_raises() -> None:
     order = EpochOrder([8], 4, seed=0)
     with pytest.raises(ValueError, match="order for 1 clips and segments of 4; expected 2 and 4"):
         order.require(2, 4)

@@ -13,7 +13,7 @@ from tests.core.rounds import CPU
 
 
 @pytest.mark.parametrize(("convolutions", "products"), [(True, "highest"), (False, "high"), (True, "medium")])
-def test_tf32_is_off_within_and_as_before_after(convolutions: bool, products: str) -> None:
+def test_tf32_is_disabled_inside_and_restored_after(convolutions: bool, products: str) -> None:
     gpu = torch.device("cuda", 0)
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     try:
@@ -23,7 +23,7 @@ def test_tf32_is_off_within_and_as_before_after(convolutions: bool, products: st
         with contextlib.suppress(ZeroDivisionError), without_tf32():
             assert not tf32_allowed(gpu)
             raise ZeroDivisionError
-        with device_context(CPU):  # nothing of a GPU is touched
+        with device_context(CPU):  # GPU settings are unchanged
             assert tf32_allowed(gpu)
         assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (
             convolutions, products,
@@ -33,7 +33,7 @@ def test_tf32_is_off_within_and_as_before_after(convolutions: bool, products: st
         torch.set_float32_matmul_precision(before[1])
 
 
-def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
@@ -41,8 +41,8 @@ def test_a_gpu_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
         resolve_device("cuda:2")
 
 
-def test_the_current_gpu_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread's current one may be another."""
+def test_cuda_without_index_becomes_the_current_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current GPU may differ between threads."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     assert with_device_index(torch.device("cuda")) == torch.device("cuda", 1)
     assert with_device_index(torch.device("cuda", 0)) == torch.device("cuda", 0)

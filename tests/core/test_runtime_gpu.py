@@ -25,7 +25,7 @@ GPU = torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def _free_memory() -> Iterator[None]:
-    """What a test's engines held is given back before the next."""
+    """Release the memory of a test's engines before the next test."""
     yield
     gc.collect()
 
@@ -54,7 +54,7 @@ def gpu_detector(runtime: str = "fast", device: torch.device = GPU, **arguments:
     ],
     ids=["captured", "images on the device", "compiled", "half"],
 )
-def test_each_step_of_speed_streams_as_the_plain_twin(arguments: dict[str, object]) -> None:
+def test_each_optimisation_equals_the_plain_twin_over_a_stream(arguments: dict[str, object]) -> None:
     rounds = [make_round(index) for index in range(8)]
     half = arguments["dtype"] == torch.float16
     agreement = compare_detectors(gpu_detector("plain"), gpu_detector(**arguments), rounds, top=20)
@@ -63,8 +63,9 @@ def test_each_step_of_speed_streams_as_the_plain_twin(arguments: dict[str, objec
     assert agreement.score < (0.05 if half else 0.01)
 
 
-def test_the_shipped_detector_keeps_its_accuracy_in_half_precision() -> None:
-    """On a rendered drive: in noise many peaks are equally strong, and rounding would choose among them."""
+def test_shipped_detector_keeps_its_accuracy_in_half_precision() -> None:
+    """Uses a rendered drive: in noise images many peaks have equal scores, and rounding would select among
+    them."""
     plain, fast = (
         Detector.from_weights(device="cuda", runtime=runtime, score_threshold=0.0)
         for runtime in ("plain", "fast")
@@ -72,12 +73,12 @@ def test_the_shipped_detector_keeps_its_accuracy_in_half_precision() -> None:
     agreement = compare_detectors(plain, fast, driving_rounds(6, nuscenes_rig()))
     assert agreement.unmatched <= agreement.compared // 100
     assert agreement.center_p99_m < 0.1
-    assert agreement.within > 0.95  # 2 cm and 0.005 of score; emulated on a CPU 0.98
+    assert agreement.within > 0.95  # 2 cm and a score difference of 0.005; emulated on a CPU: 0.98
 
 
 @pytest.mark.parametrize("runtime", ["plain", "fast"])
 def test_float32_is_not_computed_in_tf32(runtime: str) -> None:
-    """The convolutions of either engine see it switched off; what the process had set is kept."""
+    """TF32 is disabled within a step of either engine and restored afterwards."""
     assert torch.backends.cudnn.allow_tf32, "torch's default"
     detector = gpu_detector(runtime, dtype=torch.float32, compiled=False)
     allowed = []
@@ -93,8 +94,8 @@ def test_float32_is_not_computed_in_tf32(runtime: str) -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("runtime", ["plain", "fast"])
-def test_a_second_gpu_answers_as_the_first(runtime: str) -> None:
-    """Also after the first was captured on, and with the first as the current one."""
+def test_second_gpu_computes_the_same_as_the_first(runtime: str) -> None:
+    """Holds after a capture on the first GPU and with the first GPU as the current one."""
     first, second = (gpu_detector(runtime, torch.device("cuda", index)) for index in range(2))
     for index in range(3):
         a, b = first.step(make_round(index)), second.step(make_round(index))
@@ -102,25 +103,26 @@ def test_a_second_gpu_answers_as_the_first(runtime: str) -> None:
     assert torch.cuda.current_device() == 0
 
 
-def test_a_step_never_makes_the_host_wait() -> None:
-    """Until the objects are fetched nothing synchronises, in frames with an old rig, a new rig and a mask."""
+def test_step_does_not_synchronise_the_host() -> None:
+    """No operation synchronises before the objects are fetched, in frames with an old rig, a new rig and a
+    mask."""
     detector = gpu_detector()
     for index in range(3):
         detector.step(make_round(index))
     rounds = [make_round(3), turn_camera(make_round(4)), make_round(5, missing=1)]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        answers = []
+        detections = []
         for camera_round in rounds:
             wait = detector.start(camera_round)
-            answers.append(wait())
+            detections.append(wait())
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(np.isfinite(objects.boxes).all() for objects in answers)
+    assert all(np.isfinite(objects.boxes).all() for objects in detections)
 
 
 @pytest.mark.parametrize("change", ["rig", "mask", "size"])
-def test_what_changes_between_rounds_counts_at_once(change: str) -> None:
+def test_change_between_rounds_takes_effect_immediately(change: str) -> None:
     changed = {
         "rig": turn_camera(make_round(1)),
         "mask": make_round(1, missing=4),
@@ -134,8 +136,8 @@ def test_what_changes_between_rounds_counts_at_once(change: str) -> None:
         assert np.allclose(a.scores, b.scores, atol=1e-3)
 
 
-def test_a_new_image_size_leaves_the_stream_alone() -> None:
-    """Capturing again must not advance the memory."""
+def test_new_image_size_does_not_change_the_memory() -> None:
+    """A second capture must not advance the memory."""
     same, other = gpu_detector(), gpu_detector()
     for detector, size in ((same, (192, 108)), (other, (384, 216))):
         detector.step(make_round(0))
@@ -143,7 +145,7 @@ def test_a_new_image_size_leaves_the_stream_alone() -> None:
     assert same.engine._memory.time.equal(other.engine._memory.time)  # type: ignore[attr-defined]
 
 
-def test_long_streams_need_no_more_memory() -> None:
+def test_long_stream_allocates_no_further_memory() -> None:
     detector = gpu_detector()
     for index in range(20):
         detector.step(make_round(index))
@@ -153,7 +155,7 @@ def test_long_streams_need_no_more_memory() -> None:
     assert torch.cuda.memory_allocated(GPU) == before
 
 
-def test_images_scaled_on_the_gpu_are_those_of_opencv() -> None:
+def test_images_scaled_on_the_gpu_equal_those_of_opencv() -> None:
     config = ImageConfig(width=704, height=256)
     image = np.random.default_rng(0).integers(0, 256, (900, 1600, 3), dtype=np.uint8)
     taps = image_taps(config, 1600, 900)

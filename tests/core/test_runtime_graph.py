@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fast engine as a graph."""
+"""The fast engine as one graph: no host synchronisation, no graph breaks, no compilation limit."""
 
 import functools
 from typing import Any
@@ -21,8 +21,8 @@ from tests.core.rounds import CPU, make_round
 
 
 class HostTraffic(TorchDispatchMode):
-    """Notes operations that make a GPU and its host wait for each other: numbers that become a tensor are
-    copied there, a tensor that becomes a number, or whose values decide a shape, is waited for."""
+    """Records operations that synchronise a GPU with its host: copying a Python number into a tensor, and
+    reading a tensor's value or a shape that depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize("published", [False, True], ids=["ours", "as published"])
-def test_a_frame_needs_nothing_of_the_host(published: bool) -> None:
+def test_frame_does_not_synchronise_with_the_host(published: bool) -> None:
     model = small_model(*PUBLISHED, image_queries=0) if published else small_model()
     engine = FastEngine(model, CPU, 50)
     with torch.inference_mode(), HostTraffic() as traffic:
@@ -65,10 +65,11 @@ def test_a_frame_needs_nothing_of_the_host(published: bool) -> None:
     assert len(traffic.found) == 2
 
 
-@pytest.mark.timeout(1200)  # 20 s of processor time, which a busy machine stretches
+@pytest.mark.timeout(1200)  # needs 20 s of processor time, more on a busy machine
 @pytest.mark.parametrize("name", ["tiny", "r50_704x256_428q", "as published"])
-def test_a_frame_is_one_graph(name: str) -> None:
-    """No break: fullgraph=True raises at the first. One decoder layer stands for all, which are alike."""
+def test_frame_compiles_to_one_graph(name: str) -> None:
+    """fullgraph=True raises at the first graph break. One decoder layer suffices, because all layers are
+    alike."""
     torch.manual_seed(0)
     if name == "as published":
         model = small_model(*PUBLISHED, "decoder.num_layers=1", image_queries=0)
@@ -91,11 +92,11 @@ def test_a_frame_is_one_graph(name: str) -> None:
 
 EAGER = functools.partial(compile_separately, backend="eager")
 TORCH_COMPILES = getattr(torch._dynamo.config, "recompile_limit", 8)
-"""Of one code object; one more is an error where a full graph is asked for."""
+"""Number of compilations torch allows per code object; one more is an error for a full graph."""
 
 
 class Scaling:
-    """As an engine: its method is compiled, and what it computes depends on itself."""
+    """Stands for an engine: its method is compiled, and the result depends on the instance."""
 
     def __init__(self, factor: int) -> None:
         self.factor = factor
@@ -104,15 +105,15 @@ class Scaling:
         return self.factor * x
 
 
-def test_many_engines_compile_the_same_method() -> None:
+def test_many_engines_can_compile_the_same_method() -> None:
     for factor in range(TORCH_COMPILES + 2):
         compiled = EAGER(Scaling(factor).scale)
         for _ in range(2):
             assert torch.equal(compiled(torch.ones(3)), torch.full((3,), float(factor)))
 
 
-def test_many_image_sizes_may_follow_each_other() -> None:
-    """Each is compiled once; the images are those that are scaled without compiling."""
+def test_many_image_sizes_can_be_used_in_turn() -> None:
+    """Each size is compiled once; the images equal those of uncompiled scaling."""
     config, header = small_config().image, FastEngine(small_model(), CPU, 50)._header.device_values
     calls: list[int] = []
 

@@ -19,8 +19,8 @@ from tests.core.helpers import drive, small_config, small_model
 from tests.core.rounds import CPU, make_round
 
 
-def shaken_norms(model: nn.Module) -> nn.Module:
-    """Batch norms as training leaves them: every number of theirs matters."""
+def randomised_norms(model: nn.Module) -> nn.Module:
+    """Randomise batch norms as after training, so that each of their values matters."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values in (module.running_mean, module.bias):
@@ -33,7 +33,7 @@ def shaken_norms(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("depth", [18, 50])
 def test_folded_batch_norms_compute_the_same(depth: int) -> None:
     torch.manual_seed(0)
-    backbone = shaken_norms(ResNet(depth, base_channels=8))
+    backbone = randomised_norms(ResNet(depth, base_channels=8))
     folded = fold_batch_norms(copy.deepcopy(backbone))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     images = torch.randn(2, 3, 32, 64)
@@ -41,7 +41,7 @@ def test_folded_batch_norms_compute_the_same(depth: int) -> None:
         assert torch.allclose(plain, fast, atol=1e-4 * float(plain.abs().max()))
 
 
-def test_every_batch_norm_of_a_detector_is_folded_and_the_model_left_alone() -> None:
+def test_all_batch_norms_are_folded_and_the_model_is_unchanged() -> None:
     model = small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fast = inference_model(model, CPU)
@@ -50,14 +50,14 @@ def test_every_batch_norm_of_a_detector_is_folded_and_the_model_left_alone() -> 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_batch_norm_without_convolution_is_refused() -> None:
+def test_batch_norm_without_convolution_raises() -> None:
     with pytest.raises(ValueError, match="batch norm '1' of Sequential follows no convolution"):
         fold_batch_norms(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(2)))
 
 
 def test_channels_last_computes_the_same() -> None:
     torch.manual_seed(0)
-    backbone = shaken_norms(ResNet(18, base_channels=8))
+    backbone = randomised_norms(ResNet(18, base_channels=8))
     last = copy.deepcopy(backbone).to(memory_format=torch.channels_last)
     images = torch.randn(2, 3, 32, 64)
     for plain, fast in zip(
@@ -67,7 +67,7 @@ def test_channels_last_computes_the_same() -> None:
         assert torch.allclose(plain, fast, atol=1e-4 * float(plain.abs().max()))
 
 
-def test_kept_geometry_computes_the_same() -> None:
+def test_cached_geometry_computes_the_same() -> None:
     model = small_model()
     frame = drive(model.config, count=1)[0]
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_kept_geometry_computes_the_same() -> None:
     ("width", "height"),
     [(1600, 900), (800, 450), (704, 396), (1408, 792), (640, 360), (300, 100), (1280, 960), (1600, 500)],
 )
-def test_images_scaled_by_taps_are_those_of_opencv(width: int, height: int) -> None:
+def test_images_scaled_by_taps_equal_those_of_opencv(width: int, height: int) -> None:
     config = ImageConfig(width=704, height=256)
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = cv2.GaussianBlur(image, (5, 5), 0)
@@ -92,16 +92,18 @@ def test_images_scaled_by_taps_are_those_of_opencv(width: int, height: int) -> N
     ours = resample(raw, batch_taps([taps], CPU), torch.tensor([True]))[0].numpy()
     difference = np.abs(ours.astype(int) - resize_and_crop(image, config).astype(int))
     assert difference.max() <= 1
-    assert difference.mean() < (0.05 if width > config.width else 0.15)  # OpenCV enlarges in fixed point
+    assert difference.mean() < (
+        0.05 if width > config.width else 0.15
+    )  # OpenCV enlarges in fixed-point arithmetic
 
 
-def test_rows_above_the_crop_are_not_needed() -> None:
+def test_rows_above_the_crop_are_not_read() -> None:
     taps = image_taps(ImageConfig(width=704, height=256), 1600, 900)
-    assert taps.first_row == 318  # 140 of 396 rows are cut, at 2.27 rows each
+    assert taps.first_row == 318  # 140 of 396 rows are cut; each covers 2.27 image rows
     assert int(taps.rows.source.max()) == 900 - 318 - 1
 
 
-def test_a_header_carries_a_round_exactly() -> None:
+def test_header_round_trip_is_exact() -> None:
     camera_round = make_round(3, missing=2)
     rig = round_rig(camera_round, small_config().image, [f"cam{i}" for i in range(6)])
     header = torch.from_numpy(pack_header(rig, camera_round.global_from_ego, 1e6 + 0.25, True))
@@ -111,7 +113,7 @@ def test_a_header_carries_a_round_exactly() -> None:
     assert (float(time), bool(first)) == (1e6 + 0.25, True)
 
 
-def test_rounding_errors_of_ego_motion_are_no_new_rig() -> None:
+def test_rounding_errors_of_ego_motion_keep_the_rig_key() -> None:
     config = small_config()
     keys = {
         rig_key(round_rig(make_round(index), config.image, [f"cam{i}" for i in range(6)]))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synthetic images, lidar and key frames: paint lies in the boxes, near hides far, all of it reproducible."""
+"""Synthetic images, lidar and key frames: drawn pixels lie in the boxes, near hides far, all is
+reproducible."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -43,7 +44,7 @@ def frame_of(seed: int) -> SceneFrame:
 
 
 def actor_ahead(name: str, ahead_m: float, left_m: float, turn: float, random: np.random.Generator) -> Actor:
-    """An actor standing at a place relative to the ego of scene 0 at time 0."""
+    """Make an actor at rest at a place relative to the ego of scene 0 at time 0."""
     x, y, yaw, _ = scene_of(0).ego.at(0.0)
     place = (
         x + ahead_m * np.cos(yaw) - left_m * np.sin(yaw),
@@ -87,7 +88,7 @@ def test_rig_has_the_channels_poses_and_exposures_of_the_vehicle() -> None:
     top=st.integers(0, 30),
     bottom=st.integers(0, 30),
 )
-def test_resizing_moves_every_pixel_as_the_image_moves(
+def test_resized_rig_projects_to_scaled_and_cropped_pixels(
     width: int, height: int, top: int, bottom: int
 ) -> None:
     full = nuscenes_rig()
@@ -100,12 +101,12 @@ def test_resizing_moves_every_pixel_as_the_image_moves(
 
 
 @pytest.mark.parametrize(("width", "height", "top"), [(0, 10, 0), (10, 10, 10), (10, 10, -1)])
-def test_a_rig_of_no_pixels_is_refused(width: int, height: int, top: int) -> None:
+def test_rig_without_pixels_raises(width: int, height: int, top: int) -> None:
     with pytest.raises(ValueError, match="cannot resize"):
         nuscenes_rig().resized(width, height, crop_top=top)
 
 
-def test_images_are_the_same_bytes_again_and_other_bytes_for_another_seed_or_noise() -> None:
+def test_images_are_reproducible_and_depend_on_seed_and_noise() -> None:
     rig, scene = small_rig(), scene_of(0)
     first = render_camera(scene, 3.0, rig, FRONT).image
     assert first.shape == (rig.height, rig.width, 3) and first.dtype == np.uint8
@@ -114,12 +115,12 @@ def test_images_are_the_same_bytes_again_and_other_bytes_for_another_seed_or_noi
     noisy = [render_camera(scene, 3.0, rig, FRONT, noise_seed=seed).image for seed in (1, 1, 2)]
     np.testing.assert_array_equal(noisy[0], noisy[1])
     assert (noisy[0] != noisy[2]).mean() > 0.5
-    assert np.abs(noisy[0].astype(int) - noisy[2].astype(int)).mean() < 12  # the same scene under other noise
+    assert np.abs(noisy[0].astype(int) - noisy[2].astype(int)).mean() < 12  # the same scene with other noise
     other = render_camera(scene_of(2), 3.0, rig, FRONT, noise_seed=1).image
     assert np.abs(noisy[0].astype(int) - other.astype(int)).mean() > 12
 
 
-def test_a_small_image_looks_like_the_large_one_made_small() -> None:
+def test_small_image_equals_the_scaled_large_image_approximately() -> None:
     scene = scene_of(0)
     large = render_camera(scene, 3.0, nuscenes_rig(1408, 792), FRONT).image
     small = render_camera(scene, 3.0, nuscenes_rig(352, 198), FRONT).image
@@ -131,7 +132,7 @@ def test_a_small_image_looks_like_the_large_one_made_small() -> None:
 
 @pytest.mark.parametrize("name", CLASS_NAMES)
 @pytest.mark.parametrize("turn", [0.4, 2.5])
-def test_paint_lies_within_the_projected_box_and_fills_it(name: str, turn: float) -> None:
+def test_drawn_pixels_fill_the_projected_box(name: str, turn: float) -> None:
     random = np.random.default_rng(3)
     far = 9.0 if name in ("traffic_cone", "barrier", "pedestrian") else 16.0
     scene = scene_with(actor_ahead(name, far, 0.4, turn, random))
@@ -151,13 +152,13 @@ def test_paint_lies_within_the_projected_box_and_fills_it(name: str, turn: float
 
 
 @pytest.mark.parametrize("name", ["car", "bus", "barrier"])
-def test_what_stands_nearer_hides_what_stands_behind(name: str) -> None:
+def test_near_object_hides_the_object_behind_it(name: str) -> None:
     random = np.random.default_rng(4)
     near = actor_ahead("truck", 9.0, 0.0, 0.0, random)
     far = actor_ahead(name, 30.0, 0.0, 0.0, random)
-    beside = actor_ahead(name, 30.0, 13.0, 0.0, random)
+    aside = actor_ahead(name, 30.0, 13.0, 0.0, random)
     rig = small_rig()
-    for order, target in (((near, far, beside), (0, 1, 2)), ((beside, far, near), (2, 1, 0))):
+    for order, target in (((near, far, aside), (0, 1, 2)), ((aside, far, near), (2, 1, 0))):
         scene = scene_with(*order)
         rendering = render_camera(scene, 0.0, rig, FRONT)
         fraction = rendering.visible_pixels / np.maximum(rendering.total_pixels, 1e-9)
@@ -168,7 +169,7 @@ def test_what_stands_nearer_hides_what_stands_behind(name: str) -> None:
         assert hits[target[0]] > 20 and hits[target[1]] < 0.2 * max(hits[target[2]], 1) + 1
 
 
-def test_heading_shows_because_front_and_rear_look_different() -> None:
+def test_front_and_rear_look_different() -> None:
     for name in ("car", "truck", "bus", "trailer", "construction_vehicle", "pedestrian"):
         views = []
         for turn in (0.0, np.pi):
@@ -181,7 +182,7 @@ def test_heading_shows_because_front_and_rear_look_different() -> None:
         assert np.abs(views[0] - views[1])[painted].mean() > 4, name
 
 
-def test_bodies_beside_and_behind_the_camera_do_not_break_the_picture() -> None:
+def test_bodies_next_to_and_behind_the_camera_give_valid_pixel_counts() -> None:
     random = np.random.default_rng(6)
     scene = scene_with(actor_ahead("bus", 4.0, 3.0, 0.0, random), actor_ahead("car", -8.0, 0.0, 0.0, random))
     for camera in range(len(CAMERA_CHANNELS)):
@@ -195,11 +196,9 @@ def test_bodies_beside_and_behind_the_camera_do_not_break_the_picture() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(2, 12))
-def test_painting_order_is_a_permutation_that_puts_rows_of_blocks_back_to_front(
-    seed: int, count: int
-) -> None:
+def test_painting_order_sorts_rows_of_blocks_back_to_front(seed: int, count: int) -> None:
     random = np.random.default_rng(seed)
-    # Blocks in a row along x, never touching: seen from the left end each hides those farther right.
+    # Blocks in a row along x without contact: from the left end, each hides those farther right.
     x = np.cumsum(random.uniform(3.0, 6.0, count))
     poses = np.column_stack([x, random.uniform(-1.0, 1.0, count), random.uniform(-0.1, 0.1, count)])
     sizes = np.column_stack([random.uniform(0.3, 2.4, count), random.uniform(0.3, 6.0, count)])
@@ -210,7 +209,7 @@ def test_painting_order_is_a_permutation_that_puts_rows_of_blocks_back_to_front(
 
 
 @pytest.mark.parametrize("seed", [0, 2])
-def test_sweep_points_lie_on_the_boxes_they_name_or_stand_clear(seed: int) -> None:
+def test_sweep_points_lie_on_the_boxes_of_their_actors(seed: int) -> None:
     scene = scene_of(seed)
     points, rows = simulate_sweep(scene, 5.0)
     assert points.dtype == np.float32 and points.shape[1] in (4, 5) and len(points) == len(rows) > 5000
@@ -225,7 +224,7 @@ def test_sweep_points_lie_on_the_boxes_they_name_or_stand_clear(seed: int) -> No
 
 
 @pytest.mark.parametrize("seed", [0, 2])
-def test_key_frame_joins_images_poses_and_truth(seed: int) -> None:
+def test_key_frame_combines_images_poses_and_ground_truth(seed: int) -> None:
     scene, frame = scene_of(seed), frame_of(seed)
     rig = small_rig()
     assert frame.images.shape == (6, rig.height, rig.width, 3)
@@ -236,7 +235,7 @@ def test_key_frame_joins_images_poses_and_truth(seed: int) -> None:
     np.testing.assert_array_equal(frame.actors.boxes_global, scene.actors_at(5.0).boxes_global)
     assert np.all(frame.visible_fraction >= 0) and np.all(frame.visible_fraction <= 1)
     assert (frame.lidar_points > 0).sum() >= 8 and (frame.visible_fraction > 0.4).sum() >= 8
-    # Something is hidden now: the world must hold more than the present shows.
+    # Some objects must be hidden now, so that other frames add information.
     near = np.linalg.norm(frame.actors.boxes_global[:, :2] - frame.global_from_ego[:2, 3], axis=1) < 50
     assert (frame.visible_fraction[near] < 0.4).any()
 
@@ -255,7 +254,7 @@ def _difference(scene: Scene, without: Scene, rig: SurroundRig) -> NDArray[np.bo
 
 
 def _without_shadow(painted: NDArray[np.bool_], scene: Scene, rig: SurroundRig) -> NDArray[np.bool_]:
-    """What is left without the ground round the foot of the (only) box, where its contact shadow falls."""
+    """Remove the ground around the foot of the (only) box, which holds its contact shadow."""
     box = scene.actors_at(0.0).boxes_global.copy()
     box[:, 3:5] += 0.6
     foot = box_corners(box)[:, [2, 3, 6, 7]]
@@ -271,7 +270,7 @@ def _without_shadow(painted: NDArray[np.bool_], scene: Scene, rig: SurroundRig) 
 
 
 def _in_box(points: NDArray[np.float64], box: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Points (P, 3) of the box's frame in its own axes."""
+    """Points (P, 3) in the axes of the box."""
     cos, sin = np.cos(box[6]), np.sin(box[6])
     offset = points - box[:3]
     x, y = cos * offset[:, 0] + sin * offset[:, 1], -sin * offset[:, 0] + cos * offset[:, 1]

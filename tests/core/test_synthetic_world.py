@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The synthetic world: reproducible, physically consistent, rich in every class."""
+"""The synthetic world: reproducible, physically consistent, with all classes."""
 
 import pickle
 from functools import lru_cache
@@ -30,7 +30,7 @@ def scene_of(seed: int) -> Scene:
     return make_scene(seed)
 
 
-def test_the_same_seed_gives_the_same_scene_and_another_seed_another() -> None:
+def test_scene_is_determined_by_its_seed() -> None:
     first, again, other = make_scene(4), make_scene(4), scene_of(0)
     assert first.name == again.name != other.name
     assert first.description == again.description and first.start_time_us == again.start_time_us
@@ -53,12 +53,12 @@ def test_velocity_is_the_derivative_of_position(seed: int) -> None:
     for time in TIMES:
         before, now, after = (scene.actors_at(float(time) + d).boxes_global for d in (-step, 0.0, step))
         measured = (after[:, :2] - before[:, :2]) / (2 * step)
-        # Speeds are piecewise linear: a knot within the step leaves an error of acceleration times step.
+        # Speeds are piecewise linear; a knot within the step causes an error of acceleration times step.
         np.testing.assert_allclose(now[:, 7:9], measured, atol=5e-3)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_vehicle_moves_smoothly_on_the_ground_at_town_speed(seed: int) -> None:
+def test_ego_moves_smoothly_on_the_ground_at_urban_speed(seed: int) -> None:
     scene = scene_of(seed)
     poses = np.stack([scene.ego_pose(float(t)) for t in np.arange(-0.5, 20.5, 0.1)])
     assert all(is_rigid(pose, 1e-9) for pose in poses)
@@ -67,7 +67,7 @@ def test_the_vehicle_moves_smoothly_on_the_ground_at_town_speed(seed: int) -> No
     motion = np.diff(poses[:, :2, 3], axis=0)
     speed = np.linalg.norm(motion, axis=1) / 0.1
     assert speed.max() <= 12.5
-    assert np.abs(np.diff(speed)).max() <= 0.5  # at most 5 m/s2
+    assert np.abs(np.diff(speed)).max() <= 0.5  # at most 5 m/s^2
     sideways = np.einsum("td,td->t", motion, np.stack([-poses[:-1, 1, 0], poses[:-1, 0, 0]], axis=-1))
     assert np.abs(sideways).max() < 0.12
 
@@ -84,13 +84,13 @@ def test_boxes_stand_on_the_ground_with_sizes_of_their_class(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_drives_through_anything(seed: int) -> None:
+def test_footprints_never_overlap(seed: int) -> None:
     scene = scene_of(seed)
     for time in TIMES:
         boxes = scene.actors_at(float(time)).boxes_global
         labels = scene.actors_at(float(time)).labels
         overlaps = _overlapping_pairs(boxes, slack_m=0.05)
-        # The boards of one row of barriers touch, as they do on real roads.
+        # The boards of one row of barriers touch, as on real roads.
         barrier = CLASS_NAMES.index("barrier")
         met = [(i, j) for i, j in overlaps if not labels[i] == labels[j] == barrier]
         assert not met, (
@@ -98,7 +98,7 @@ def test_nothing_drives_through_anything(seed: int) -> None:
         )
 
 
-def test_overlap_finder_sees_an_overlap_and_a_gap() -> None:
+def test_overlap_check_distinguishes_overlap_and_gap() -> None:
     box = [0.0, 0.0, 1.0, 4.0, 2.0, 2.0, 0.0, 0.0, 0.0]
     crossing = [1.5, 1.0, 1.0, 4.0, 2.0, 2.0, np.pi / 3, 0.0, 0.0]
     apart = [0.0, 2.5, 1.0, 4.0, 2.0, 2.0, 0.0, 0.0, 0.0]
@@ -118,7 +118,7 @@ def test_attributes_fit_class_and_motion() -> None:
                 assert speed == 0.0
 
 
-def test_every_class_is_common_within_its_evaluation_range() -> None:
+def test_every_class_occurs_within_its_evaluation_range() -> None:
     ranges = np.array([CLASS_RANGES[name] for name in CLASS_NAMES])
     counts, frames = np.zeros(len(CLASS_NAMES)), 0
     for seed in SEEDS:
@@ -133,7 +133,7 @@ def test_every_class_is_common_within_its_evaluation_range() -> None:
     assert 15 < mean.sum() < 70
 
 
-def test_scenes_lie_anywhere_in_the_global_frame_at_any_heading() -> None:
+def test_scenes_have_varying_global_poses() -> None:
     poses = np.stack([scene_of(seed).ego_pose(0.0) for seed in SEEDS])
     assert np.linalg.norm(poses[0, :2, 3] - poses[1, :2, 3]) > 10
     yaws = np.arctan2(poses[:, 1, 0], poses[:, 0, 0])
@@ -144,7 +144,7 @@ def test_scenes_lie_anywhere_in_the_global_frame_at_any_heading() -> None:
 
 
 def _overlapping_pairs(boxes: np.ndarray, slack_m: float) -> list[tuple[int, int]]:
-    """Pairs whose footprints, shrunk by the slack, share area (separating-axis test)."""
+    """Pairs whose footprints, shrunk by the slack, overlap (separating-axis test)."""
     shrunk = boxes.copy()
     shrunk[:, 3:5] -= slack_m
     corners = box_corners(shrunk)[:, [0, 1, 5, 4], :2]
@@ -166,7 +166,7 @@ def _separate(first: np.ndarray, second: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("turn", ["left", "right"])
 @pytest.mark.parametrize(("start", "cruise"), [(-50.0, 5.0), (-75.0, 12.0)])
-def test_a_turn_ends_in_the_lane_of_the_crossing_road_at_corner_speed(
+def test_turn_ends_in_the_lane_of_the_crossing_road_at_corner_speed(
     turn: str, start: float, cruise: float
 ) -> None:
     pieces, knots = turn_at_crossing(turn, start, cruise)
@@ -180,8 +180,8 @@ def test_a_turn_ends_in_the_lane_of_the_crossing_road_at_corner_speed(
             assert motion.speed.speed(float(time)) <= 5.6  # 0.46 g on the tighter bend
 
 
-def test_traffic_turns_at_crossings_and_never_meets() -> None:
-    """Some of the vehicles that drive turn by a right angle, forward along their heading all the way."""
+def test_some_vehicles_turn_at_crossings_and_none_moves_backwards() -> None:
+    """Some of the moving vehicles turn by a right angle and always move forward along their heading."""
     turned = 0
     for seed in range(6):
         for actor in make_scene(seed).actors:

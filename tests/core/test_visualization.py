@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures are checked by where their pixels change, against an independent projection of the same box."""
+"""Pictures: changed pixels compared with an independent projection of the same box."""
 
 import numpy as np
 import pytest
@@ -44,12 +44,12 @@ def surround_round(missing: tuple[int, ...] = (), speed_m_s: float = 0.0, delay_
 
 
 def changed(image: NDArray[np.uint8]) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of what is not black."""
+    """Left, top, right, bottom of the pixels that are not black."""
     rows, columns = np.nonzero(image.max(axis=2) > 60)
     return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
 
 
-def test_a_box_lands_where_its_corners_project() -> None:
+def test_box_is_drawn_at_its_projected_corners() -> None:
     car = objects((20.0, 2.0, 1.0, 4.0, 2.0, 1.6, 0.3, 0.0, 0.0))
     canvas = np.zeros((180, 320, 3), dtype=np.uint8)
     drawn = draw_boxes(canvas, car, INTRINSICS, invert_rigid(EGO_FROM_CAMERA), thickness=1, show_scores=False)
@@ -67,8 +67,8 @@ def test_a_box_behind_the_camera_draws_nothing() -> None:
     assert not draw_boxes(canvas, behind, INTRINSICS, invert_rigid(EGO_FROM_CAMERA)).any()
 
 
-def test_edges_that_pass_the_camera_are_cut_not_mirrored() -> None:
-    """A long box beside the camera, reaching behind it: nothing may appear on the other side of the image."""
+def test_edges_behind_the_camera_are_clipped_not_mirrored() -> None:
+    """A long box next to the camera that extends behind it must not appear on the other side of the image."""
     canvas = np.zeros((180, 320, 3), dtype=np.uint8)
     trailer = objects((1.5, 3.0, 1.5, 30.0, 2.0, 3.0, 0.0, 0.0, 0.0))
     drawn = draw_boxes(canvas, trailer, INTRINSICS, invert_rigid(EGO_FROM_CAMERA), show_scores=False)
@@ -89,13 +89,13 @@ def test_edges_that_pass_the_camera_are_cut_not_mirrored() -> None:
         max_size=5,
     )
 )
-def test_no_box_breaks_a_picture(boxes: list[tuple[float, ...]]) -> None:
+def test_any_box_can_be_drawn(boxes: list[tuple[float, ...]]) -> None:
     found = objects(*boxes)
     assert draw_surround(surround_round(), found, found, width=300).shape == (2 * 56, 300, 3)
     assert draw_bird_eye(found, found, size=200).shape == (200, 200, 3)
 
 
-def test_surround_puts_a_camera_where_a_driver_expects_it() -> None:
+def test_surround_tiles_are_arranged_by_viewing_direction() -> None:
     pictures = {}
     for name, yaw in (("front", 0.0), ("left back", 2 * np.pi / 3), ("back", np.pi)):
         box = (15 * np.cos(yaw), 15 * np.sin(yaw), 1.0, 4.0, 2.0, 1.6, yaw, 0.0, 0.0)
@@ -107,17 +107,18 @@ def test_surround_puts_a_camera_where_a_driver_expects_it() -> None:
 
 
 def test_surround_accounts_for_motion_between_exposure_and_reference() -> None:
-    """Ego and car drive side by side at 20 m/s, the exposure is 50 ms old: the car is where it was."""
+    """Ego and car drive side by side at 20 m/s, the exposure is 50 ms old, and the box is drawn at the car's
+    position at exposure."""
     car = (15.0, 0.0, 1.0, 4.0, 2.0, 1.6, 0.0, 20.0, 0.0)
     moving = draw_surround(surround_round(speed_m_s=20.0, delay_ns=50_000_000), objects(car, stamp_ns=10**9))
     parked = draw_surround(surround_round(), objects((*car[:7], 0.0, 0.0), stamp_ns=10**9))
     np.testing.assert_array_equal(moving, parked)
 
 
-def test_a_missing_view_is_an_empty_tile_that_says_so() -> None:
+def test_missing_view_is_a_tile_with_text() -> None:
     picture = draw_surround(surround_round(missing=(0,)), objects(), width=960)
     tile = picture[:180, 320:640]
-    assert tile[70:110, 100:220].max() > 150, "the words 'no image'"
+    assert tile[70:110, 100:220].max() > 150, "the text 'no image'"
     assert draw_surround(surround_round(missing=tuple(range(6))), objects(), width=960).shape == (360, 960, 3)
 
 
@@ -129,7 +130,7 @@ def test_weak_detections_are_left_out() -> None:
     np.testing.assert_array_equal(draw_bird_eye(weak), draw_bird_eye(objects()))
 
 
-def test_bird_eye_has_forward_up_and_left_left() -> None:
+def test_bird_eye_has_forward_up_and_left_on_the_left() -> None:
     for label, center in ((0, (30.0, 20.0)), (8, (-30.0, -10.0))):
         picture = draw_bird_eye(
             objects((*center, 0.0, 4.0, 4.0, 1.5, 0.0, 0.0, 0.0), label=label), size=400, range_m=50
@@ -149,16 +150,16 @@ def test_moved_to_keeps_objects_of_unknown_velocity_in_place() -> None:
 
 
 @pytest.mark.parametrize("name", CLASS_NAMES)
-def test_each_class_has_a_colour_of_its_own(name: str) -> None:
+def test_class_colours_are_distinct(name: str) -> None:
     others = [CLASS_COLORS[other] for other in CLASS_NAMES if other != name]
     distances = [np.abs(np.array(CLASS_COLORS[name]) - np.array(other)).sum() for other in others]
     assert min(distances) > 60
 
 
-def test_the_legend_names_every_class_that_is_there() -> None:
+def test_legend_shows_every_present_class() -> None:
     found = objects(*[(20.0, 0.0, 0.0, 4.0, 2.0, 1.5, 0.0, 0.0, 0.0)] * len(CLASS_NAMES))
     found.labels[:] = np.arange(len(CLASS_NAMES))
     picture = draw_bird_eye(found)
     bottom = picture[-60:].reshape(-1, 3)
     for name in CLASS_NAMES:
-        assert (bottom == CLASS_COLORS[name]).all(axis=1).sum() >= 100, name  # a square of eleven pixels
+        assert (bottom == CLASS_COLORS[name]).all(axis=1).sum() >= 100, name  # a square of 11 x 11 pixels

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows of past and future: they end where the scene ends, and all frames share one augmented world."""
+"""Windows of past and future: they end with the scene, and all frames share one augmentation."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from tests.core.helpers import NO_AUGMENTATION, make_clip
 
 
 @given(st.integers(1, 12), st.integers(0, 11), st.integers(0, 8), st.integers(0, 8))
-def test_a_window_never_leaves_its_scene(length: int, index: int, past: int, future: int) -> None:
+def test_window_never_leaves_its_scene(length: int, index: int, past: int, future: int) -> None:
     index = min(index, length - 1)
     order, real = window_order(index, length, past, future)
     assert len(order) == len(real) == 1 + past + future
@@ -26,13 +26,13 @@ def test_a_window_never_leaves_its_scene(length: int, index: int, past: int, fut
     assert len(set(np.array(order)[real])) == sum(real)  # real frames are distinct
 
 
-def test_an_index_outside_the_scene_is_an_error() -> None:
+def test_index_outside_the_scene_raises() -> None:
     with pytest.raises(ValueError, match="frame 6 of a scene of 6"):
         window_order(6, 6, 1, 1)
 
 
 @pytest.mark.parametrize("change", [Augmentation(), Augmentation(True, 0.3, (0.9, 1.1, 1.0), 5.0)])
-def test_frames_are_where_they_were_and_times_are_signed(change: Augmentation) -> None:
+def test_window_frames_keep_their_poses_and_have_signed_times(change: Augmentation) -> None:
     clip = make_clip(frames=6)
     window = make_window(clip, 2, change, 2, 2)
     assert window.time[0].tolist() == [0.0, -0.5, -1.0, 0.5, 1.0]
@@ -55,7 +55,7 @@ def test_the_end_of_the_scene_is_repeated() -> None:
     assert torch.equal(window.images[0, 2], window.images[0, 0])
 
 
-def test_a_step_of_windows_is_a_function_of_seed_and_rank() -> None:
+def test_step_of_windows_depends_only_on_seed_rank_and_step() -> None:
     clips = [make_clip(seed=seed, objects=3 + seed) for seed in range(3)]
 
     def data(seed: int, rank: int) -> WindowDataset:
@@ -82,11 +82,13 @@ def test_student_and_teacher_see_the_same_world() -> None:
         student, window = pairs[step]
         assert torch.equal(student.images, streams[step].images)
         assert torch.allclose(student.rig.ego_from_camera, window.rig.ego_from_camera[:, 0], atol=1e-5)
-        assert window.rig.mask.all()  # the teacher misses no camera
+        assert window.rig.mask.all()  # the teacher has all cameras
         for sample in range(2):
-            mine = student.targets.boxes[sample, student.targets.mask[sample]]
-            yours = window.targets.boxes[sample, window.targets.mask[sample]]
-            assert (torch.cdist(mine, yours).amin(1) < 1e-5).all()  # of the student's some may be hidden
+            student_boxes = student.targets.boxes[sample, student.targets.mask[sample]]
+            teacher_boxes = window.targets.boxes[sample, window.targets.mask[sample]]
+            assert (
+                torch.cdist(student_boxes, teacher_boxes).amin(1) < 1e-5
+            ).all()  # the student may have fewer objects
     plain = StreamDataset(clips.__getitem__, 2, num_streams=2, segment=3, seed=4, augment=NO_AUGMENTATION)
     student, window = PairedDataset(plain, 1, 2)[1]
     assert torch.equal(student.images, window.images[:, 0])

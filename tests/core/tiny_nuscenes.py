@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set of two scenes with three key frames each in nuScenes' own tables, without images: enough to
-score."""
+"""Data set of two scenes with three key frames each in the nuScenes tables, without images, for scoring."""
 
 import json
 from pathlib import Path
@@ -28,14 +27,14 @@ SPEED_M_S = 2.0
 
 
 def ego_pose(scene: int, sample: int) -> NDArray[np.float64]:
-    """global_from_ego (4, 4) of a key frame."""
+    """Return global_from_ego (4, 4) of a key frame."""
     position = (600.0 + 40 * scene + 5 * sample, 1600.0, 0.5)
     pose: NDArray[np.float64] = yaw_transform(0.7 * scene + 0.1 * sample, position)
     return pose
 
 
 def write_tiny_nuscenes(root: Path, version: str = "v1.0-tiny") -> Path:
-    """Writes the tables below `root`/`version` and returns `root`; scenes are scene-0001 and scene-0002."""
+    """Write the tables below `root`/`version` and return `root`; scenes are scene-0001 and scene-0002."""
     tables: dict[str, list[dict[str, Any]]] = {
         "attribute": [{"token": f"a-{n}", "name": n, "description": ""} for n in ATTRIBUTES],
         "category": [{"token": f"c-{n}", "name": n, "description": ""} for n in CATEGORIES],
@@ -89,7 +88,7 @@ def _add_scene(tables: dict[str, list[dict[str, Any]]], scene: int) -> None:
 
 
 def _add_track(tables: dict[str, list[dict[str, Any]]], scene: int, actor: int, samples: list[str]) -> None:
-    """An object that drives along its own heading, x of the first key frame's ego."""
+    """Add an object that drives along its heading; x and y are relative to ego at the first key frame."""
     category, x, y = ACTORS[actor]
     tokens = [f"ann{actor}-{sample}" for sample in samples]
     tables["instance"].append(

@@ -70,7 +70,7 @@ def build_body(
     return Mesh(builders[name](size, random))
 
 
-def _pick(colors: tuple[Color, ...], random: np.random.Generator) -> Color:
+def _random_color(colors: tuple[Color, ...], random: np.random.Generator) -> Color:
     color = np.asarray(colors[int(random.integers(len(colors)))], dtype=np.float64)
     red, green, blue = np.clip(color * random.uniform(0.85, 1.15) + random.normal(0, 5, 3), 5, 250)
     return float(red), float(green), float(blue)
@@ -93,7 +93,7 @@ def _wheels(part: Part, positions: tuple[float, ...], radius: float) -> Part:
 def _car(size: tuple[float, float, float], random: np.random.Generator) -> Part | Cut:
     length, width, height = size
     half, side = length / 2, width / 2
-    color = _pick(_CAR_COLORS, random)
+    color = _random_color(_CAR_COLORS, random)
     waist = 0.55 * height
     body = block((-half, half), (-side, side), (0.0, waist), color)
     body.decal("front", 0.0, 1.0, 0.0, 0.25, _TYRE).decal("rear", 0.0, 1.0, 0.0, 0.25, _TYRE)
@@ -118,7 +118,9 @@ def _truck(size: tuple[float, float, float], random: np.random.Generator) -> Par
     length, width, height = size
     half, side = length / 2, width / 2
     cut = half - 0.27 * length
-    cab = block((cut, half), (-0.96 * side, 0.96 * side), (0.0, 0.82 * height), _pick(_CAR_COLORS, random))
+    cab = block(
+        (cut, half), (-0.96 * side, 0.96 * side), (0.0, 0.82 * height), _random_color(_CAR_COLORS, random)
+    )
     cab.decal("front", 0.06, 0.94, 0.52, 0.9, _GLASS)
     cab.decal("front", 0.0, 1.0, 0.0, 0.16, _TYRE)
     cab.decal("left", 0.1, 0.7, 0.55, 0.88, _GLASS).decal("right", 0.3, 0.9, 0.55, 0.88, _GLASS)
@@ -129,12 +131,12 @@ def _truck(size: tuple[float, float, float], random: np.random.Generator) -> Par
         (-half, cut),
         (-side, side),
         (0.12 * height, height),
-        _pick(((235, 235, 232), (225, 222, 210), (120, 160, 200), (190, 60, 50)), random),
+        _random_color(((235, 235, 232), (225, 222, 210), (120, 160, 200), (190, 60, 50)), random),
         bottom=True,
     )
     cargo.decal("rear", 0.48, 0.52, 0.05, 0.95, _METAL)
-    cargo.decal("left", 0.15, 0.85, 0.4, 0.6, _pick(_CLOTHES, random)).decal(
-        "right", 0.15, 0.85, 0.4, 0.6, _pick(_CLOTHES, random)
+    cargo.decal("left", 0.15, 0.85, 0.4, 0.6, _random_color(_CLOTHES, random)).decal(
+        "right", 0.15, 0.85, 0.4, 0.6, _random_color(_CLOTHES, random)
     )
     for left, right in ((0.02, 0.18), (0.82, 0.98)):
         cargo.decal("rear", left, right, 0.02, 0.1, _TAIL, Lamp.TAIL)
@@ -146,7 +148,7 @@ def _truck(size: tuple[float, float, float], random: np.random.Generator) -> Par
 def _construction_vehicle(size: tuple[float, float, float], random: np.random.Generator) -> Part | Cut:
     length, width, height = size
     half, side = length / 2, width / 2
-    yellow = _pick(((240, 170, 15), (245, 150, 20), (235, 185, 30)), random)
+    yellow = _random_color(((240, 170, 15), (245, 150, 20), (235, 185, 30)), random)
     dark: Color = (38, 38, 40)
     track_top, cut = 0.28 * height, 0.12 * length
     tracks = block((-half, cut + 0.12 * length), (-side, side), (0.0, track_top), dark)
@@ -181,7 +183,7 @@ def _construction_vehicle(size: tuple[float, float, float], random: np.random.Ge
 def _bus(size: tuple[float, float, float], random: np.random.Generator) -> Part | Cut:
     length, width, height = size
     half, side = length / 2, width / 2
-    color = _pick(((40, 150, 75), (205, 45, 40), (240, 240, 240), (30, 110, 190)), random)
+    color = _random_color(((40, 150, 75), (205, 45, 40), (240, 240, 240), (30, 110, 190)), random)
     body = block((-half, half), (-side, side), (0.0, height), color, top_color=(225, 225, 222))
     for name in ("left", "right"):
         body.decal(name, 0.0, 1.0, 0.0, 0.1, _TYRE)
@@ -203,7 +205,7 @@ def _trailer(size: tuple[float, float, float], random: np.random.Generator) -> P
         (-half, half),
         (-side, side),
         (bed, height),
-        _pick(((170, 175, 185), (90, 120, 160), (165, 90, 60)), random),
+        _random_color(((170, 175, 185), (90, 120, 160), (165, 90, 60)), random),
         bottom=True,
     )
     for name in ("left", "right"):
@@ -239,10 +241,10 @@ def _pedestrian(size: tuple[float, float, float], random: np.random.Generator) -
         (-half, half),
         (-0.6 * side, 0.6 * side),
         (0.0, legs_top),
-        _pick(((40, 44, 60), (60, 50, 42), (80, 84, 92)), random),
+        _random_color(((40, 44, 60), (60, 50, 42), (80, 84, 92)), random),
         top_x=(-0.45 * half, 0.45 * half),
     )
-    color = _pick(_CLOTHES, random)
+    color = _random_color(_CLOTHES, random)
     torso = block(
         (-0.5 * half, 0.5 * half),
         (-side, side),
@@ -289,7 +291,7 @@ def _cycle(
     half, side = length / 2, width / 2
     machine_top = 0.55 * height if rider else 0.8 * height
     thin = (0.45 if heavy else 0.14) * side
-    color = _pick(_CAR_COLORS if heavy else ((40, 170, 190), (120, 200, 60), (230, 230, 235)), random)
+    color = _random_color(_CAR_COLORS if heavy else ((40, 170, 190), (120, 200, 60), (230, 230, 235)), random)
     radius = min(0.32 * machine_top if heavy else 0.44 * machine_top, 0.24 * length)
     machine = block((-half, half), (-thin, thin), (0.0, machine_top), color, top_x=(-0.7 * half, 0.55 * half))
     if not heavy:  # a bicycle's frame is mostly open; a dark patch stands for the gaps
@@ -310,7 +312,7 @@ def _cycle(
         (-0.4 * half, 0.3 * half),
         (-side, side),
         (machine_top, torso_top),
-        _pick(_CLOTHES, random),
+        _random_color(_CLOTHES, random),
         top_y=(-0.8 * side, 0.8 * side),
     )
     head = block(

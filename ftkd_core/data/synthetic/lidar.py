@@ -68,15 +68,15 @@ def _range_image(scene: Scene, time_s: float) -> tuple[NDArray[np.float64], NDAr
     ground = np.where(sines < 0, EGO_FROM_LIDAR[2, 3] / np.maximum(-sines, 1e-6), np.inf)
     ranges = np.repeat(np.where(ground <= _RANGE_M, ground, np.inf)[:, None], _AZIMUTHS, axis=1)
     hits = np.full(ranges.shape, -1, dtype=np.int64)
-    box, column = _pairs(centers, solid[:, 3:5])
+    box, column = _candidate_pairs(centers, solid[:, 3:5])
     enter, leave = _along_ground(centers[box], solid[box, 2] - yaw, solid[box, 3:5], column)
     crossed = (enter <= leave) & (leave > 0)
-    _cast(box[crossed], column[crossed], enter[crossed], leave[crossed], solid[:, 5], ranges, hits)
+    _cast_rays(box[crossed], column[crossed], enter[crossed], leave[crossed], solid[:, 5], ranges, hits)
     hits[hits >= len(boxes)] = -1
     return ranges, hits
 
 
-def _pairs(
+def _candidate_pairs(
     centers: NDArray[np.float64], sizes: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return pairs (W,) of boxes and azimuth steps that may intersect, box by box; boxes beyond range are
@@ -115,7 +115,7 @@ def _along_ground(
     return np.minimum(near, far).max(axis=0), np.maximum(near, far).min(axis=0)
 
 
-def _cast(
+def _cast_rays(
     box: NDArray[np.int64],
     column: NDArray[np.int64],
     enter: NDArray[np.float64],

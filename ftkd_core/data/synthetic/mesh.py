@@ -186,7 +186,8 @@ class Mesh:
         self.lamps = np.array([face.lamp for face in faces], dtype=np.int64)
 
     def painting_order(self, camera: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-        """Return the indices of all faces, back to front, seen from a camera (3,) in the frame of the body."""
+        """Return the indices of all faces, back to front, as seen by a camera (3,) in the frame of the
+        body."""
         key = 0
         for bit, (axis, value) in enumerate(self._cuts):
             key |= (camera[axis] > value) << bit

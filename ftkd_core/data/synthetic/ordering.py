@@ -44,10 +44,10 @@ def painting_order(
     rank = np.empty(count, dtype=np.int64)
     farthest_first = np.argsort(-distance, kind="stable")
     rank[farthest_first] = np.arange(count)
-    return _sorted_by_need(hides, rank.tolist(), farthest_first.tolist())
+    return _topological_order(hides, rank.tolist(), farthest_first.tolist())
 
 
-def _sorted_by_need(hides: NDArray[np.bool_], rank: list[int], by_rank: list[int]) -> list[int]:
+def _topological_order(hides: NDArray[np.bool_], rank: list[int], by_rank: list[int]) -> list[int]:
     """Sort bodies so that each follows the bodies it may hide (hides[b, c]: c may hide b). Among the
     available bodies, and if a cycle blocks all, the lowest rank comes first."""
     waiting_for = hides.sum(axis=0).tolist()

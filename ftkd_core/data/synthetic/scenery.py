@@ -57,7 +57,9 @@ def _main_row(
             fixtures.append(_building(random, x + length / 2, side * (near + depth / 2), length - 0.5, depth))
         elif kind < 0.78:
             fixtures.append(
-                _low(random, x + length / 2, side * near, length - 0.6, 0.5, hedge=random.random() < 0.6)
+                _wall_or_hedge(
+                    random, x + length / 2, side * near, length - 0.6, 0.5, hedge=random.random() < 0.6
+                )
             )
         _trees(fixtures, random, x, length, side, setback)
         x += length + float(random.uniform(0, 7))
@@ -116,7 +118,7 @@ def _building(random: np.random.Generator, x: float, y: float, length: float, wi
     return Fixture(size=(length, width, height), pose=(x, y, 0.0), body=Mesh(body))
 
 
-def _low(
+def _wall_or_hedge(
     random: np.random.Generator, x: float, y: float, length: float, width: float, *, hedge: bool
 ) -> Fixture:
     height = float(random.uniform(0.9, 2.0))

@@ -19,7 +19,7 @@ from ftkd_core.data.synthetic.roads import CROSSINGS_X, ROAD_HALF, SIDEWALK, is_
 from ftkd_core.data.synthetic.scenery import Fixture
 
 _CHECK_STEP_S: Final = 0.25
-_TURNING: Final = 0.35  # fraction of the moving vehicles that turn at a crossing
+_TURNING_FRACTION: Final = 0.35  # fraction of the moving vehicles that turn at a crossing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +53,10 @@ class TrafficPlacer:
         ego_track[:, 1] += 1.3 * np.sin(ego_track[:, 2])
         self.ego_track = ego_track
         self._discs: list[NDArray[np.float64]] = []
-        self._heads = np.zeros(
+        self._first_discs = np.zeros(
             (64, len(self.times), 2)
         )  # first disc of each object; the array doubles when it is full
-        self._keep(self._cover(ego_track, 5.2, 2.2, 0.4))
+        self._add_discs(self._cover(ego_track, 5.2, 2.2, 0.4))
 
     @staticmethod
     def _cover(track: NDArray[np.float64], length: float, width: float, margin: float) -> NDArray[np.float64]:
@@ -73,23 +73,23 @@ class TrafficPlacer:
         """Place one object; return False if it would meet another."""
         size = sample_size(name, self.random, rider=rider)
         discs = self._cover(motion.track(self.times), size[0], size[1], margin)
-        if not self.clear(discs):
+        if not self.is_clear(discs):
             return False
-        self._keep(discs)
+        self._add_discs(discs)
         body = build_body(name, size, self.random, rider=rider)
         self.actors.append(Actor(name=name, size=size, motion=motion, body=body, rider=rider))
         return True
 
-    def _keep(self, discs: NDArray[np.float64]) -> None:
+    def _add_discs(self, discs: NDArray[np.float64]) -> None:
         count = len(self._discs)
-        if count == len(self._heads):
-            self._heads = np.concatenate([self._heads, np.zeros_like(self._heads)])
-        self._heads[count] = discs[:, 0, :2]
+        if count == len(self._first_discs):
+            self._first_discs = np.concatenate([self._first_discs, np.zeros_like(self._first_discs)])
+        self._first_discs[count] = discs[:, 0, :2]
         self._discs.append(discs)
 
-    def clear(self, discs: NDArray[np.float64]) -> bool:
+    def is_clear(self, discs: NDArray[np.float64]) -> bool:
         """Whether discs (T or 1, D, 3) meet no placed object at any time."""
-        across = np.abs(discs[:, 0, :2] - self._heads[: len(self._discs)])  # (others, T, 2)
+        across = np.abs(discs[:, 0, :2] - self._first_discs[: len(self._discs)])  # (others, T, 2)
         for index in np.flatnonzero(across.max(axis=-1).min(axis=-1) <= 20.0):
             other = self._discs[index]
             gap = np.linalg.norm(discs[:, :, None, :2] - other[:, None, :, :2], axis=-1)
@@ -106,7 +106,7 @@ class TrafficPlacer:
         else:
             turned = fixture.pose[2]
         track = np.array([[fixture.pose[0], fixture.pose[1], turned]])
-        return self.clear(self._cover(track, length, width, 0.0))
+        return self.is_clear(self._cover(track, length, width, 0.0))
 
     def point_near_ego(self, spread: float) -> tuple[float, float]:
         """Draw a point within `spread` metres of a random point of the ego's path."""
@@ -129,14 +129,14 @@ def place_actors(placer: TrafficPlacer, config: WorldConfig) -> None:
     ]
     random = placer.random
     for _ in range(config.barrier_rows):
-        _barrier_row(placer, config.spread_m * 0.5)
+        _place_barrier_row(placer, config.spread_m * 0.5)
     for name, mean, moving in counts:
         for _ in range(max(1, round(mean * random.uniform(0.6, 1.4)))):
-            _retry(lambda name=name, moving=moving: _vehicle(placer, name, moving, config.spread_m))  # type: ignore[misc]
+            _retry(lambda name=name, moving=moving: _place_vehicle(placer, name, moving, config.spread_m))  # type: ignore[misc]
     for _ in range(round(config.cones * random.uniform(0.7, 1.3))):
-        _retry(lambda: _cone(placer, config.spread_m * 0.55))
+        _retry(lambda: _place_cone(placer, config.spread_m * 0.55))
     for _ in range(round(config.pedestrians * random.uniform(0.7, 1.3))):
-        _retry(lambda: _pedestrian(placer, config.spread_m * 0.8))
+        _retry(lambda: _place_pedestrian(placer, config.spread_m * 0.8))
 
 
 def _retry(place: Callable[[], bool], tries: int = 12) -> None:
@@ -146,12 +146,12 @@ def _retry(place: Callable[[], bool], tries: int = 12) -> None:
             return
 
 
-def _vehicle(placer: TrafficPlacer, name: str, moving: float, spread: float) -> bool:
+def _place_vehicle(placer: TrafficPlacer, name: str, moving: float, spread: float) -> bool:
     random = placer.random
     x, y = placer.point_near_ego(spread)
     cycle = name in ("motorcycle", "bicycle")
     if random.random() >= moving:
-        return _parked(placer, name, x, y)
+        return _place_parked(placer, name, x, y)
     crossing = min(CROSSINGS_X, key=lambda c: abs(c - x))
     along_main = random.random() < 0.75
     direction = 1.0 if random.random() < 0.5 else -1.0
@@ -161,12 +161,14 @@ def _vehicle(placer: TrafficPlacer, name: str, moving: float, spread: float) -> 
     else:
         path = Path2D(crossing + direction * lane, y, direction * np.pi / 2)
     speed = float(random.uniform(2.0, 6.0) if name == "bicycle" else random.uniform(3.0, 12.0))
-    if name != "trailer" and random.random() < _TURNING:
-        return _turning(placer, name, crossing, speed)
-    return placer.add(name, Motion(path, _speed(random, speed, placer.times[-1])), rider=cycle, margin=0.3)
+    if name != "trailer" and random.random() < _TURNING_FRACTION:
+        return _place_turning_vehicle(placer, name, crossing, speed)
+    return placer.add(
+        name, Motion(path, _random_speed_profile(random, speed, placer.times[-1])), rider=cycle, margin=0.3
+    )
 
 
-def _turning(placer: TrafficPlacer, name: str, crossing: float, speed: float) -> bool:
+def _place_turning_vehicle(placer: TrafficPlacer, name: str, crossing: float, speed: float) -> bool:
     """Place a vehicle that comes from any of the four sides and turns left or right at the crossing."""
     random = placer.random
     turn = "left" if random.random() < 0.5 else "right"
@@ -181,7 +183,7 @@ def _turning(placer: TrafficPlacer, name: str, crossing: float, speed: float) ->
     return placer.add(name, motion, rider=name in ("motorcycle", "bicycle"), margin=0.3)
 
 
-def _speed(random: np.random.Generator, cruise: float, end_s: float) -> SpeedProfile:
+def _random_speed_profile(random: np.random.Generator, cruise: float, end_s: float) -> SpeedProfile:
     kind = random.random()
     if kind < 0.45:
         return SpeedProfile.constant(cruise)
@@ -192,7 +194,7 @@ def _speed(random: np.random.Generator, cruise: float, end_s: float) -> SpeedPro
     return SpeedProfile(((0.0, 0.0), (start, 0.0), (start + change, cruise)))  # waits and starts
 
 
-def _parked(placer: TrafficPlacer, name: str, x: float, y: float) -> bool:
+def _place_parked(placer: TrafficPlacer, name: str, x: float, y: float) -> bool:
     random = placer.random
     flip = 0.0 if random.random() < 0.5 else np.pi
     if name in ("motorcycle", "bicycle"):
@@ -207,7 +209,7 @@ def _parked(placer: TrafficPlacer, name: str, x: float, y: float) -> bool:
     return placer.add(name, static_motion(x, y, float(random.uniform(-np.pi, np.pi))))
 
 
-def _barrier_row(placer: TrafficPlacer, spread: float) -> None:
+def _place_barrier_row(placer: TrafficPlacer, spread: float) -> None:
     random = placer.random
     x, y = placer.point_near_ego(spread)
     heading = float(random.choice([0.0, np.pi / 2])) + float(random.normal(0, 0.1))
@@ -220,7 +222,7 @@ def _barrier_row(placer: TrafficPlacer, spread: float) -> None:
         )
 
 
-def _cone(placer: TrafficPlacer, spread: float) -> bool:
+def _place_cone(placer: TrafficPlacer, spread: float) -> bool:
     random = placer.random
     x, y = placer.point_near_ego(spread)
     if abs(y) > ROAD_HALF + 3:
@@ -228,7 +230,7 @@ def _cone(placer: TrafficPlacer, spread: float) -> bool:
     return placer.add("traffic_cone", static_motion(x, y, float(random.uniform(-np.pi, np.pi))))
 
 
-def _pedestrian(placer: TrafficPlacer, spread: float) -> bool:
+def _place_pedestrian(placer: TrafficPlacer, spread: float) -> bool:
     random = placer.random
     x, _y = placer.point_near_ego(spread)
     kind = random.random()
