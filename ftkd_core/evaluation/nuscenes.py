@@ -219,6 +219,8 @@ def _sample_results(token: str, posed: PosedObjects) -> list[dict[str, Any]]:
     objects = objects.select(best)
     _check_boxes(objects)
     boxes = objects.boxes
+    if not len(boxes):
+        return []  # not every version of SciPy accepts an empty list of rotations
     pose = posed.global_from_ego
     centers = transform_points(pose, boxes[:, :3])
     velocities = np.nan_to_num(boxes[:, 7:9]) @ pose[:2, :2].T

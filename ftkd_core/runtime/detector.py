@@ -79,7 +79,7 @@ class Detector:
         path = SHIPPED if weights is None or str(weights) == "" else Path(weights)
         state, config, notes = read_weights(path)
         if preset and preset != config.preset:
-            raise UserError(f"weights {str(path)!r} are of preset {config.preset!r}; expected {preset!r}")
+            raise UserError(f"weights {str(path)!r} belong to preset {config.preset!r}; expected {preset!r}")
         model = build_stream_petr(config)
         load_into(model, state, str(path))
         return cls(

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engine interface of a detector, and the plain engine: float32 (on a GPU without TF32), eager, NCHW, without
-caching between frames.
+"""Engine interface of a detector, and the plain engine: float32 (on a GPU without TF32), eager, NCHW, with
+everything but the memory recomputed in each frame.
 
 The plain engine is the baseline of published figures and the reference for the fast engine (`fast.py`).
 """

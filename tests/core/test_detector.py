@@ -216,7 +216,7 @@ def test_invalid_weights_raise_one_sentence(tmp_path: Path) -> None:
         (cut, {}, "cannot be read"),
         (foreign, {}, "cannot be read"),
         (part, {}, "missing"),
-        (good, {"preset": "r50_704x256"}, "are of preset 'tiny'; expected 'r50_704x256'"),
+        (good, {"preset": "r50_704x256"}, "belong to preset 'tiny'; expected 'r50_704x256'"),
         (good, {"device": "warp"}, "device 'warp'"),
         (good, {"score_threshold": 1.5}, "score_threshold 1.5"),
     ]

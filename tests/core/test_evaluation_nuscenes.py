@@ -178,6 +178,13 @@ def test_headings_rotate_with_a_tilted_vehicle() -> None:
         np.testing.assert_allclose(entry["velocity"], (pose[:3, :3] @ [3.0, 1.0, 0.0])[:2], atol=1e-12)
 
 
+def test_sample_without_boxes_has_an_empty_entry() -> None:
+    objects = ObjectList(
+        boxes=np.zeros((0, 9)), scores=np.zeros(0), labels=np.zeros(0, dtype=np.int64), stamp_ns=0
+    )
+    assert to_devkit_results({"s": PosedObjects(objects, np.eye(4))}, ["s"])["results"] == {"s": []}
+
+
 @pytest.mark.parametrize(("column", "value"), [(0, np.nan), (3, 0.0), (5, -1.0), (6, np.inf)])
 def test_invalid_boxes_raise(column: int, value: float) -> None:
     box = np.array([[10.0, 0, 0, 4, 2, 1.5, 0, 0, 0]])
