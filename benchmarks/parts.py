@@ -151,9 +151,7 @@ def long_stream(
         "early_ms": early,
         "late_over_early": late / early,
         "grown_bytes": grown,
-        "grown_bytes_are": "allocated on the GPU"
-        if device.type == "cuda"
-        else peak_memory_definition(device),
+        "grown_bytes_are": _memory_definition(device),
         "compiled_again": compiled,
         "host_waits_in_start": waits,
     }

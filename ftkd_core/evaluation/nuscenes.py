@@ -188,9 +188,8 @@ class _OneClass(DetectionConfig):  # type: ignore[misc]
         super().__init__(**whole.serialize())
         self.class_names = [name]
         measure = whole.dist_fcn_callable
-        known: dict[
-            tuple[int, int], float
-        ] = {}  # by id, which is unique because the boxes outlive this object
+        # Keys are ids of boxes, which are unique because the boxes outlive this object.
+        known: dict[tuple[int, int], float] = {}
 
         def distance(truth: DetectionBox, detection: DetectionBox) -> float:
             key = id(truth), id(detection)

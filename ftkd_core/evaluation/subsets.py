@@ -142,9 +142,8 @@ def _nearest_facts(
             continue
         true_centers = np.array([box.translation[:2] for box in same])
         found_centers = np.array([found[place].translation[:2] for place in index])
-        distance = np.linalg.norm(
-            found_centers[:, None] - true_centers[None], axis=-1
-        )  # (detections, objects)
+        offsets = found_centers[:, None] - true_centers[None]  # (detections, objects, 2)
+        distance = np.linalg.norm(offsets, axis=-1)
         for place, row in zip(index, distance, strict=True):
             if row.min() <= _SAME_OBJECT_M:
                 nearest[place] = facts[_box_key(same[int(row.argmin())])]
