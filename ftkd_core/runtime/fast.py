@@ -76,7 +76,7 @@ class FastEngine:
     @torch.inference_mode()
     def _allocate(self) -> None:
         """Static buffers: geometry of the rig, memory, detections; and the steps over them."""
-        encode, frame = self._compile(self.encode_rig), self._compile(self.run_frame)
+        encode, frame = self._compile(self.encode_rig_flat), self._compile(self.run_frame_flat)
         geometry = self.encode_rig(self._header.device_values)
         self._geometry = _like(geometry)
         self._memory = self.model.start_memory()
@@ -93,7 +93,7 @@ class FastEngine:
             _copy(self._geometry, encode(self._header.device_values))
 
         def frame_step() -> None:
-            rows, memory = frame(
+            rows, *memory = frame(
                 self._images.network_images, self._header.device_values, self._geometry, self._memory
             )
             self._rows.copy_(rows)
@@ -137,6 +137,18 @@ class FastEngine:
         geometry = self.model.geometry(rig)
         encoded = self.model.position.encode(geometry)
         return geometry._replace(encoded=EncodedRays(*(value.to(self.dtype) for value in encoded)))
+
+    def encode_rig_flat(self, header: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of `encode_rig`. A compiled function returns plain tuples: torch 2.11 cannot build a
+        new NamedTuple in its output."""
+        return tuple(_tensors(self.encode_rig(header)))
+
+    def run_frame_flat(
+        self, images: Tensor, header: Tensor, geometry: TokenGeometry, memory: Memory
+    ) -> tuple[Tensor, ...]:
+        """The detections of `run_frame` and the tensors of its memory, as one plain tuple."""
+        rows, after = self.run_frame(images, header, geometry, memory)
+        return rows, *after
 
     def run_frame(
         self, images: Tensor, header: Tensor, geometry: TokenGeometry, memory: Memory
