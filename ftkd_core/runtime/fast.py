@@ -77,7 +77,7 @@ class FastEngine:
     def _allocate(self) -> None:
         """Allocate the static buffers (geometry of the rig, memory, detections) and create the steps that use
         them."""
-        encode, frame = self._compile(self.encode_rig), self._compile(self.run_frame)
+        encode, frame = self._compile(self.encode_rig_flat), self._compile(self.run_frame_flat)
         geometry = self.encode_rig(self._header.device_values)
         self._geometry = _empty_like(geometry)
         self._memory = self.model.start_memory()
@@ -94,7 +94,7 @@ class FastEngine:
             _copy(self._geometry, encode(self._header.device_values))
 
         def frame_step() -> None:
-            rows, memory = frame(
+            rows, *memory = frame(
                 self._images.network_images, self._header.device_values, self._geometry, self._memory
             )
             self._rows.copy_(rows)
@@ -138,6 +138,18 @@ class FastEngine:
         geometry = self.model.geometry(rig)
         encoded = self.model.position.encode(geometry)
         return geometry._replace(encoded=EncodedRays(*(value.to(self.dtype) for value in encoded)))
+
+    def encode_rig_flat(self, header: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors of `encode_rig` as a plain tuple, because torch 2.11 cannot compile a function
+        that returns a new NamedTuple."""
+        return tuple(_tensors(self.encode_rig(header)))
+
+    def run_frame_flat(
+        self, images: Tensor, header: Tensor, geometry: TokenGeometry, memory: Memory
+    ) -> tuple[Tensor, ...]:
+        """Return the detections of `run_frame` and the tensors of its memory as one plain tuple."""
+        rows, after = self.run_frame(images, header, geometry, memory)
+        return rows, *after
 
     def run_frame(
         self, images: Tensor, header: Tensor, geometry: TokenGeometry, memory: Memory

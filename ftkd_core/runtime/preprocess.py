@@ -38,9 +38,8 @@ def resize_and_crop(image: NDArray[np.uint8], config: ImageConfig) -> NDArray[np
     scaled_height = round(height * config.width / width)
     if (scaled_height, config.width) != (height, width):
         if scaled_height > config.height and config.width < width:
-            blocks = math.gcd(
-                height, scaled_height
-            )  # of rows whose borders map to row borders of the scaled image
+            # Blocks of rows whose borders map to row borders of the scaled image.
+            blocks = math.gcd(height, scaled_height)
             skipped = (scaled_height - config.height) * blocks // scaled_height
             image = image[skipped * (height // blocks) :]
             scaled_height -= skipped * (scaled_height // blocks)

@@ -90,6 +90,20 @@ def test_frame_compiles_to_one_graph(name: str) -> None:
     assert all(a.shape == b.shape for a, b in zip(memory, engine._memory, strict=True))
 
 
+def test_compiled_functions_return_plain_tuples_of_tensors() -> None:
+    """torch 2.11 cannot compile a function that returns a new NamedTuple."""
+    engine = FastEngine(small_model(), CPU, 50)
+    header = engine._header.device_values
+    with torch.inference_mode():
+        geometry = engine.encode_rig_flat(header)
+        frame = engine.run_frame_flat(
+            engine._images.network_images, header, engine.encode_rig(header), engine._memory
+        )
+    for outputs in (geometry, frame):
+        assert type(outputs) is tuple
+        assert all(isinstance(output, Tensor) for output in outputs)
+
+
 EAGER = functools.partial(compile_separately, backend="eager")
 TORCH_COMPILES = getattr(torch._dynamo.config, "recompile_limit", 8)
 """Number of compilations torch allows per code object; one more is an error for a full graph."""

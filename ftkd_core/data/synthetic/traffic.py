@@ -53,9 +53,8 @@ class TrafficPlacer:
         ego_track[:, 1] += 1.3 * np.sin(ego_track[:, 2])
         self.ego_track = ego_track
         self._discs: list[NDArray[np.float64]] = []
-        self._first_discs = np.zeros(
-            (64, len(self.times), 2)
-        )  # first disc of each object; the array doubles when it is full
+        # Centre of the first disc of each object; the array doubles when it is full.
+        self._first_discs = np.zeros((64, len(self.times), 2))
         self._add_discs(self._cover(ego_track, 5.2, 2.2, 0.4))
 
     @staticmethod
