@@ -74,7 +74,7 @@ def _kernels(name: str, cap_s: float, *arguments: str) -> Stage:
 STAGES: Final = (
     Stage(
         "tests",
-        ("pytest", "-m", "gpu", "-q", "-n", "5", "-p", "no:cacheprovider", _TEST_FILE),
+        ("pytest", "-m", "gpu", "-q", "-n", "8", "-p", "no:cacheprovider", _TEST_FILE),
         200,
         ("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--collect-only", _TEST_FILE),
         needs=("pytest", "xdist", "pytest_timeout", "hypothesis"),
@@ -105,7 +105,7 @@ STAGES: Final = (
     ),
     _detector(_R50, "float32", 60),
     _detector("tiny", "float32", 40),
-    _kernels("kernels_training_tiny", 40, "--preset", "tiny", "--training", "--batch", "16"),
+    _kernels("kernels_training_tiny", 40, "--preset", "tiny", "--training", "--batch", "16", "--steps", "2"),
     Stage(
         "distillation_step",
         ("benchmarks.train_step", "--streams", "16", "--repeats", "10"),
