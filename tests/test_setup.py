@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make setup` reports what is missing in one sentence and repeats no completed step; the metadata agrees."""
+"""`make setup`: errors in one sentence, steps that are skipped or repeated; and consistent metadata."""
 
 import importlib
 import os
