@@ -62,6 +62,7 @@ setup(
         'nuscenes-devkit>=1.2; python_version < "3.13"',
         "numpy",
         "opencv-python-headless",
+        "pydantic>=2.10",
         "pyyaml",
         "rosbags>=0.11",
         "safetensors",

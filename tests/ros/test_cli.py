@@ -91,8 +91,13 @@ def test_training_commands_pass_their_arguments_unchanged(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received: list[list[str]] = []
+
+    def main(arguments: list[str]) -> int:
+        received.append(arguments)
+        return 3
+
     program = ModuleType(f"training.{command}")
-    program.main = lambda arguments: received.append(arguments) or 3  # type: ignore[attr-defined]
+    monkeypatch.setattr(program, "main", main, raising=False)
     monkeypatch.setitem(sys.modules, program.__name__, program)
     arguments = [
         "--set",

@@ -317,7 +317,7 @@ class Ros:
 def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ros]:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     context = Context()
-    rclpy.init(context=context, domain_id=60 + os.getpid() % 20)
+    rclpy.init(context=context, domain_id=int(os.environ.get("ROS_DOMAIN_ID", "96")))
     node = Node("test_message_filters", context=context)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)

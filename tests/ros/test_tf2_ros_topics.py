@@ -168,7 +168,7 @@ class Ros:
 def context(monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     context = Context()
-    rclpy.init(context=context, domain_id=80 + os.getpid() % 20)
+    rclpy.init(context=context, domain_id=int(os.environ.get("ROS_DOMAIN_ID", "96")))
     yield context
     rclpy.shutdown(context=context)
 
@@ -220,7 +220,7 @@ def test_a_listener_can_spin_in_its_own_thread_while_the_caller_waits(
 ) -> None:
     """Uses the default context, because the original listener creates its executor there."""
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    rclpy.init(domain_id=80 + os.getpid() % 20)
+    rclpy.init(domain_id=int(os.environ.get("ROS_DOMAIN_ID", "96")))
     sender, receiver = Node("sender"), Node("receiver")
     buffer = Buffer()
     listener = TransformListener(buffer, receiver, spin_thread=True)
