@@ -11,13 +11,15 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 NAME = "ftkd_ros"
+# `colcon build --symlink-install` runs a symbolic link to this file in a folder without README.md.
+README = Path(__file__).resolve().parent / "README.md"
 TEST = ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist"]
 
 setup(
     name=NAME,
     version="0.1.0",
     description="Camera-only 3-D object detection with future temporal knowledge distillation, for ROS 2",
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=README.read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     maintainer="ftkd_ros developers",
