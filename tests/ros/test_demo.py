@@ -106,9 +106,9 @@ def test_a_process_is_waited_for_and_ends_with_ctrl_c(tmp_path: Path) -> None:
 def test_a_process_that_fails_is_quoted(tmp_path: Path) -> None:
     with ProcessGroup(tmp_path, os.environ) as group:
         process = group.start("worker", python("import sys\nprint('no camera')\nsys.exit(2)"))
-        with pytest.raises(UserError, match=r"worker ended with exit code 2 .* it said: no camera"):
+        with pytest.raises(UserError, match=r"worker ended with exit code 2 .* last output: no camera"):
             process.wait_for("ready", 30)
-        with pytest.raises(UserError, match="exit code 2; it said: no camera"):
+        with pytest.raises(UserError, match="exit code 2; last output: no camera"):
             process.wait(30)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What we rely on of `message_filters`, by its genuine API alone: the tests hold the genuine one too."""
+"""`message_filters`: only the original API is used, so the tests also pass with the original package."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ Sets = list[tuple[Any, ...]]
 
 @dataclass(eq=False)
 class Stamped:
-    """A message with a header, told apart by identity."""
+    """A message with a header, compared by identity."""
 
     stamp: int  # nanoseconds
     source: int = 0
@@ -45,7 +45,7 @@ def ros_time(nanoseconds: int) -> Time:
 
 
 def collect(source: SimpleFilter) -> Sets:
-    """Everything that `source` signals from now on."""
+    """Return a list that collects all later outputs of `source`."""
     received: Sets = []
     source.registerCallback(lambda *messages: received.append(messages))
     return received
@@ -64,7 +64,7 @@ def exact(inputs: int, queue_size: int) -> tuple[list[SimpleFilter], Sets]:
 # SimpleFilter
 
 
-def test_callbacks_are_called_in_order_with_their_own_arguments() -> None:
+def test_callbacks_are_called_in_order_of_registration_with_their_arguments() -> None:
     source, calls = SimpleFilter(), []
     assert source.registerCallback(lambda *args: calls.append(("first", *args)), 7, "x") == 0
     assert source.registerCallback(lambda *args: calls.append(("second", *args))) == 1
@@ -75,14 +75,14 @@ def test_callbacks_are_called_in_order_with_their_own_arguments() -> None:
 # Cache
 
 
-def test_cache_answers_by_time_with_both_ends_included() -> None:
+def test_cache_looks_up_messages_by_time_with_both_ends_included() -> None:
     source = SimpleFilter()
     cache = Cache(source, 3)
-    passed_on = collect(cache)
+    forwarded = collect(cache)
     messages = [Stamped(second * 10**9) for second in range(1, 6)]
     for message in messages:
         source.signalMessage(message)
-    assert [only for (only,) in passed_on] == messages
+    assert [only for (only,) in forwarded] == messages
     assert cache.getInterval(ros_time(0), ros_time(10 * 10**9)) == messages[2:]
     assert cache.getInterval(ros_time(3 * 10**9), ros_time(4 * 10**9)) == messages[2:4]
     assert cache.getElemAfterTime(ros_time(3 * 10**9 + 1)) is messages[3]
@@ -98,7 +98,7 @@ def test_cache_answers_by_time_with_both_ends_included() -> None:
         cache.getInterval(ros_time(2), ros_time(1))
 
 
-def test_empty_cache_answers_none_and_cache_keeps_one_message_by_default() -> None:
+def test_empty_cache_returns_none_and_default_cache_stores_one_message() -> None:
     source = SimpleFilter()
     cache = Cache(source)
     assert cache.getLast() is None
@@ -113,14 +113,14 @@ def test_empty_cache_answers_none_and_cache_keeps_one_message_by_default() -> No
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_cache_takes_a_message_without_header_only_where_allowed(allowed: bool) -> None:
+def test_cache_stores_a_message_without_header_only_if_allowed(allowed: bool) -> None:
     source = SimpleFilter()
     cache = Cache(source, 4, allow_headerless=allowed)
-    passed_on = collect(cache)
+    forwarded = collect(cache)
     message = String(data="no header")
     source.signalMessage(message)
     assert cache.getLast() is (message if allowed else None)
-    assert passed_on == ([(message,)] if allowed else [])
+    assert forwarded == ([(message,)] if allowed else [])
 
 
 # TimeSynchronizer
@@ -128,7 +128,7 @@ def test_cache_takes_a_message_without_header_only_where_allowed(allowed: bool) 
 
 @st.composite
 def rounds_with_drops(draw: st.DrawFn) -> tuple[int, list[list[int]]]:
-    """Number of inputs and, for each round, the inputs whose message arrives, in the order of arrival."""
+    """Number of inputs and, per round, the inputs whose message arrives, in order of arrival."""
     inputs = draw(st.integers(1, 5))
     orders = draw(st.lists(st.permutations(range(inputs)), min_size=1, max_size=12))
     return inputs, [list(order)[: draw(st.integers(0, inputs))] for order in orders]
@@ -136,7 +136,7 @@ def rounds_with_drops(draw: st.DrawFn) -> tuple[int, list[list[int]]]:
 
 @given(rounds_with_drops())
 @settings(deadline=None)
-def test_exact_synchronizer_signals_each_complete_set_once(rounds: tuple[int, list[list[int]]]) -> None:
+def test_exact_synchronizer_forwards_each_complete_set_once(rounds: tuple[int, list[list[int]]]) -> None:
     inputs, arrivals = rounds
     sources, received = exact(inputs, queue_size=3)
     complete = []
@@ -149,7 +149,7 @@ def test_exact_synchronizer_signals_each_complete_set_once(rounds: tuple[int, li
     assert received == complete
 
 
-def test_exact_synchronizer_wants_equal_nanoseconds() -> None:
+def test_exact_synchronizer_requires_equal_nanoseconds() -> None:
     sources, received = exact(2, queue_size=10)
     sources[0].signalMessage(Stamped(1_000_000_000))
     sources[1].signalMessage(Stamped(1_000_000_001))
@@ -159,9 +159,9 @@ def test_exact_synchronizer_wants_equal_nanoseconds() -> None:
     assert [messages[1] for messages in received] == [late]
 
 
-def test_full_queue_drops_its_smallest_stamp() -> None:
+def test_full_queue_drops_the_smallest_stamp() -> None:
     sources, received = exact(2, queue_size=2)
-    for stamp in (10, 30, 20):  # 10 leaves when the third arrives
+    for stamp in (10, 30, 20):  # 10 is dropped when the third arrives
         sources[0].signalMessage(Stamped(stamp))
     for stamp in (10, 20, 30):
         sources[1].signalMessage(Stamped(stamp))
@@ -173,10 +173,10 @@ def test_full_queue_drops_its_smallest_stamp() -> None:
 
 @given(rounds_with_drops(), st.data())
 @settings(deadline=None)
-def test_approximate_synchronizer_signals_each_complete_round_once_and_mixes_none(
+def test_approximate_synchronizer_forwards_each_complete_round_once_without_mixing(
     rounds: tuple[int, list[list[int]]], data: st.DataObject
 ) -> None:
-    """Rounds 100 ms apart, each spread over less than the slop of 40 ms: a drop costs its own round only."""
+    """Rounds are 100 ms apart and span less than the slop of 40 ms: a drop affects only its own round."""
     inputs, arrivals = rounds
     sources, received = approximate(inputs, queue_size=3, slop=0.04)
     offsets = st.integers(0, 40 * MILLISECOND - 1)
@@ -194,7 +194,7 @@ def test_approximate_synchronizer_signals_each_complete_round_once_and_mixes_non
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 60)), max_size=60), st.integers(1, 4))
 @settings(deadline=None)
-def test_every_set_is_in_order_spans_less_than_the_slop_and_uses_a_message_once(
+def test_every_set_is_in_input_order_within_the_slop_and_uses_each_message_once(
     stream: list[tuple[int, int]], queue_size: int
 ) -> None:
     sources, received = approximate(4, queue_size, slop=0.01)
@@ -209,7 +209,7 @@ def test_every_set_is_in_order_spans_less_than_the_slop_and_uses_a_message_once(
 
 
 @given(st.permutations(range(6)), st.permutations(range(6)))
-def test_order_of_arrival_within_the_queue_does_not_matter(first: list[int], second: list[int]) -> None:
+def test_order_of_arrival_within_the_queue_has_no_effect(first: list[int], second: list[int]) -> None:
     sources, received = approximate(2, queue_size=6, slop=0.1)
     messages = [[Stamped(second * 10**9, source) for second in range(6)] for source in range(2)]
     for number in first:
@@ -221,14 +221,14 @@ def test_order_of_arrival_within_the_queue_does_not_matter(first: list[int], sec
 
 
 @pytest.mark.parametrize(("apart", "matches"), [(100 * MILLISECOND - 1, True), (100 * MILLISECOND, False)])
-def test_the_slop_itself_is_too_far(apart: int, matches: bool) -> None:
+def test_messages_exactly_the_slop_apart_do_not_match(apart: int, matches: bool) -> None:
     sources, received = approximate(2, queue_size=5, slop=0.1)
     sources[0].signalMessage(Stamped(10**9))
     sources[1].signalMessage(Stamped(10**9 + apart))
     assert bool(received) is matches
 
 
-def test_the_nearest_message_wins_and_the_others_stay() -> None:
+def test_the_nearest_message_is_matched_and_the_others_stay_queued() -> None:
     sources, received = approximate(2, queue_size=5, slop=0.1)
     far, near = Stamped(1_000 * MILLISECOND), Stamped(1_030 * MILLISECOND)
     sources[0].signalMessage(far)
@@ -238,7 +238,7 @@ def test_the_nearest_message_wins_and_the_others_stay() -> None:
     assert [messages[0] for messages in received] == [near, far]
 
 
-def test_a_set_is_found_where_the_nearest_messages_do_not_fit_together() -> None:
+def test_a_set_is_found_if_the_nearest_messages_do_not_match_each_other() -> None:
     sources, received = approximate(3, queue_size=5, slop=0.1)
     before, after = Stamped(950 * MILLISECOND), Stamped(1_060 * MILLISECOND)
     sources[0].signalMessage(before)
@@ -258,7 +258,7 @@ def test_a_message_older_than_a_full_queue_is_not_matched() -> None:
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_messages_without_header_are_matched_by_arrival_only_where_allowed(allowed: bool) -> None:
+def test_messages_without_header_are_matched_by_arrival_only_if_allowed(allowed: bool) -> None:
     sources = [SimpleFilter(), SimpleFilter()]
     received = collect(ApproximateTimeSynchronizer(sources, 5, 60.0, allow_headerless=allowed))
     sources[0].signalMessage(String(data="a"))
@@ -273,9 +273,7 @@ def test_a_stamp_may_be_an_rclpy_time() -> None:
     assert len(received) == 1
 
 
-def test_filters_compose() -> None:
-    """A filter of one's own between the inputs and a synchronizer, as ours is."""
-
+def test_a_custom_filter_works_between_inputs_and_synchronizer() -> None:
     class EverySecond(SimpleFilter):
         def __init__(self, source: SimpleFilter) -> None:
             super().__init__()
@@ -302,7 +300,7 @@ def test_filters_compose() -> None:
 
 @dataclass
 class Ros:
-    """A node of its own context and the means to turn it."""
+    """A node in its own context, with its executor."""
 
     node: Node
     executor: SingleThreadedExecutor
@@ -319,7 +317,7 @@ class Ros:
 def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ros]:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     context = Context()
-    rclpy.init(context=context, domain_id=60 + os.getpid() % 20)
+    rclpy.init(context=context, domain_id=int(os.environ.get("ROS_DOMAIN_ID", "96")))
     node = Node("test_message_filters", context=context)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
@@ -330,7 +328,7 @@ def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ros]:
 
 
 @pytest.mark.ros
-def test_subscriber_passes_on_the_messages_of_its_topic(ros: Ros) -> None:
+def test_subscriber_forwards_the_messages_of_its_topic(ros: Ros) -> None:
     group = ReentrantCallbackGroup()
     subscriber = Subscriber(ros.node, Header, "stamps", qos_profile=5, callback_group=group)
     received = collect(subscriber)
@@ -364,7 +362,7 @@ def test_subscriber_may_be_raw_and_best_effort(ros: Ros) -> None:
 
 @pytest.mark.ros
 def test_subscriber_is_reliable_by_default(ros: Ros) -> None:
-    """A best-effort publisher does not reach it: why cameras are subscribed with sensor-data QoS."""
+    """A best-effort publisher does not reach it; cameras therefore use the sensor-data QoS."""
     subscriber = Subscriber(ros.node, Header, "silence")
     received = collect(subscriber)
     publisher = ros.node.create_publisher(Header, "silence", qos_profile_sensor_data)
@@ -375,7 +373,7 @@ def test_subscriber_is_reliable_by_default(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_synchronized_subscribers(ros: Ros) -> None:
+def test_subscribers_are_synchronized(ros: Ros) -> None:
     topics = ("left", "right")
     synchronizer = ApproximateTimeSynchronizer(
         [Subscriber(ros.node, Image, topic, qos_profile=10) for topic in topics], 10, 0.02

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What we rely on of `tf2_ros`: only the genuine API is used, so that these tests also hold the genuine
-package.
+"""`tf2_ros`: only the original API is used, so the tests also pass with the original package.
 
-Transforms are `parent_from_child` as 4x4 matrices of metres; times are int nanoseconds.
+Transforms are `parent_from_child` as 4x4 matrices in metres; times are int nanoseconds.
 """
 
 import math
@@ -50,7 +49,7 @@ def stamped(
 
 
 def matrix(message: TransformStamped) -> Matrix:
-    """The transform of a message as a 4x4 matrix; (4, 4)."""
+    """Return the transform of a message as a matrix (4, 4)."""
     x, y, z, w = rotation_of(message)
     vector = message.transform.translation
     result = np.eye(4)
@@ -74,7 +73,7 @@ def x_of(buffer: Buffer, target: str, source: str, nanoseconds: int) -> float:
 
 
 def product(left: QuaternionArray, right: QuaternionArray) -> QuaternionArray:
-    """Hamilton product of quaternions (x, y, z, w)."""
+    """Return the Hamilton product of quaternions (x, y, z, w)."""
     vector = left[3] * right[:3] + right[3] * left[:3] + np.cross(left[:3], right[:3])
     return np.append(vector, left[3] * right[3] - left[:3] @ right[:3])
 
@@ -84,7 +83,7 @@ def about(axis: QuaternionArray, angle: float) -> QuaternionArray:
 
 
 def moving(speed: float = 1.0, first: int = 1, last: int = 5) -> Buffer:
-    """`base_link` drives along x of `map`, one sample a second, with a static `cam_front` 2 m ahead."""
+    """`base_link` moves along x of `map`, one sample per second, with a static `cam_front` 2 m ahead."""
     buffer = Buffer()
     for second in range(first, last + 1):
         buffer.set_transform(stamped("map", "base_link", second * SECOND, (speed * second, 0.0, 0.0)), "test")
@@ -104,7 +103,7 @@ rotations = st.builds(
 
 @given(positions, positions, rotations, units, st.floats(0.0, 3.1), st.floats(0.0, 1.0), st.booleans())
 @settings(deadline=None)
-def test_between_two_samples_the_translation_is_linear_and_the_rotation_of_constant_speed(
+def test_translation_is_interpolated_linearly_and_rotation_at_constant_speed(
     start: tuple[float, float, float],
     end: tuple[float, float, float],
     rotation: QuaternionArray,
@@ -113,7 +112,7 @@ def test_between_two_samples_the_translation_is_linear_and_the_rotation_of_const
     ratio: float,
     negated: bool,
 ) -> None:
-    """The shorter way round, whichever of its two quaternions a rotation comes as."""
+    """The rotation follows the shorter arc for either of the two quaternions of a rotation."""
     direction = np.array(axis) / math.hypot(*axis)
     turned = product(rotation, about(direction, angle)) * (-1.0 if negated else 1.0)
     buffer = Buffer()
@@ -139,7 +138,7 @@ def test_samples_may_arrive_out_of_order() -> None:
     assert x_of(buffer, "map", "base_link", SECOND * 5 // 2) == pytest.approx(6.5)
 
 
-def test_a_frame_that_changes_its_parent_is_not_interpolated_across_the_change() -> None:
+def test_there_is_no_interpolation_across_a_change_of_parent() -> None:
     buffer = Buffer()
     buffer.set_transform(stamped("left", "load", SECOND, (1.0, 0.0, 0.0)), "test")
     buffer.set_transform(stamped("right", "load", 2 * SECOND, (9.0, 0.0, 0.0)), "test")
@@ -152,8 +151,8 @@ def test_a_frame_that_changes_its_parent_is_not_interpolated_across_the_change()
 
 @given(st.data())
 @settings(deadline=None, max_examples=50)
-def test_a_lookup_is_the_product_of_the_matrices_on_the_way(data: st.DataObject) -> None:
-    """Random trees with static and moving branches: any pair of frames, both ways and through a third."""
+def test_a_lookup_is_the_product_of_the_matrices_on_the_path(data: st.DataObject) -> None:
+    """Random trees with static and moving branches: any two frames, both directions, and a fixed frame."""
     count = data.draw(st.integers(2, 8))
     buffer = Buffer()
     root_from = {"frame0": np.eye(4)}
@@ -179,7 +178,7 @@ def test_a_lookup_is_the_product_of_the_matrices_on_the_way(data: st.DataObject)
     assert matrix(full) == pytest.approx(expected, abs=1e-7)
 
 
-def test_a_static_transform_holds_at_any_time_and_takes_the_time_asked_for() -> None:
+def test_a_static_transform_is_valid_at_any_time_and_gets_the_requested_stamp() -> None:
     buffer = Buffer()
     buffer.set_transform_static(stamped("base_link", "cam_front", 7 * SECOND, (2.0, 0.0, 0.0)), "test")
     found = buffer.lookup_transform("base_link", "cam_front", Time(nanoseconds=123 * SECOND))
@@ -190,7 +189,7 @@ def test_a_static_transform_holds_at_any_time_and_takes_the_time_asked_for() -> 
     assert x_of(buffer, "base_link", "cam_front", SECOND) == 3.0
 
 
-def test_time_zero_is_the_latest_time_that_the_way_has_in_common() -> None:
+def test_time_zero_selects_the_latest_time_common_to_the_path() -> None:
     buffer = moving()
     buffer.set_transform(stamped("map", "target", 3 * SECOND, (0.0, 1.0, 0.0)), "test")
     buffer.set_transform(stamped("map", "target", 4 * SECOND, (0.0, 2.0, 0.0)), "test")
@@ -202,7 +201,7 @@ def test_time_zero_is_the_latest_time_that_the_way_has_in_common() -> None:
     assert buffer.get_latest_common_time("map", "base_link") == Time(nanoseconds=5 * SECOND)
 
 
-def test_a_frame_in_itself_is_the_identity_even_if_unknown() -> None:
+def test_a_frame_relative_to_itself_is_the_identity_even_if_unknown() -> None:
     found = Buffer().lookup_transform("anywhere", "anywhere", Time(nanoseconds=5))
     assert matrix(found) == pytest.approx(np.eye(4))
 
@@ -228,7 +227,7 @@ def test_times_may_be_messages() -> None:
         buffer.lookup_transform("map", "base_link", no_time)
 
 
-# What is refused, and why
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -259,7 +258,7 @@ def test_every_exception_is_a_transform_exception(kind: type[Exception]) -> None
         ("map", "once", 1.5, ExtrapolationException),
     ],
 )
-def test_a_missing_transform_says_why(
+def test_a_missing_transform_is_reported_with_its_reason(
     target: str, source: str, seconds: float, kind: type[Exception]
 ) -> None:
     buffer = moving()
@@ -270,13 +269,13 @@ def test_a_missing_transform_says_why(
         buffer.lookup_transform(target, source, at)
     assert caught.type is kind
     assert not buffer.can_transform(target, source, at)
-    answer: Any = buffer.can_transform(target, source, at, return_debug_tuple=True)
-    possible, reason = answer
+    available: Any = buffer.can_transform(target, source, at, return_debug_tuple=True)
+    possible, reason = available
     assert not possible
     assert reason
 
 
-def test_extrapolation_names_its_direction() -> None:
+def test_an_extrapolation_error_names_the_direction() -> None:
     buffer = moving()
     with pytest.raises(ExtrapolationException, match="extrapolation into the future"):
         buffer.lookup_transform("map", "base_link", Time(nanoseconds=6 * SECOND))
@@ -284,7 +283,7 @@ def test_extrapolation_names_its_direction() -> None:
         buffer.lookup_transform("map", "base_link", Time(nanoseconds=1))
 
 
-def test_a_gap_above_the_common_ancestor_does_not_matter() -> None:
+def test_a_gap_above_the_common_ancestor_has_no_effect() -> None:
     buffer = moving()
     buffer.set_transform_static(stamped("base_link", "lidar_top", 0, (0.0, 0.0, 1.8)), "test")
     found = buffer.lookup_transform("lidar_top", "cam_front", Time(nanoseconds=100 * SECOND))
@@ -303,20 +302,20 @@ def test_a_gap_above_the_common_ancestor_does_not_matter() -> None:
     ],
     ids=["own parent", "no parent", "no child", "NaN translation", "zero quaternion", "NaN quaternion"],
 )
-def test_an_unusable_transform_is_dropped_without_harm(bad: TransformStamped) -> None:
+def test_an_invalid_transform_is_dropped(bad: TransformStamped) -> None:
     buffer = moving()
     buffer.set_transform(bad, "test")
     assert not buffer.can_transform("map", "bad", LATEST)
     assert x_of(buffer, "map", "base_link", 2 * SECOND) == 2.0
 
 
-def test_leading_slashes_are_dropped_on_the_way_in() -> None:
+def test_leading_slashes_of_stored_frames_are_removed() -> None:
     buffer = Buffer()
     buffer.set_transform(stamped("/map", "/base_link", SECOND, (1.0, 0.0, 0.0)), "test")
     assert x_of(buffer, "map", "base_link", SECOND) == 1.0
 
 
-def test_a_loop_is_an_error_and_not_an_endless_walk() -> None:
+def test_a_loop_in_the_tree_raises_an_error() -> None:
     buffer = Buffer()
     buffer.set_transform_static(stamped("a", "b"), "test")
     buffer.set_transform_static(stamped("b", "c"), "test")
@@ -329,10 +328,10 @@ def test_a_loop_is_an_error_and_not_an_endless_walk() -> None:
         buffer.lookup_transform("leaf", "island", Time(nanoseconds=SECOND))
 
 
-# Forgetting
+# Cache time and clearing
 
 
-def test_samples_older_than_the_cache_time_are_forgotten() -> None:
+def test_samples_older_than_the_cache_time_are_dropped() -> None:
     buffer = Buffer(cache_time=Duration(seconds=2))
     for second in range(1, 8):
         buffer.set_transform(stamped("map", "base_link", second * SECOND, (float(second), 0.0, 0.0)), "test")
@@ -344,13 +343,13 @@ def test_samples_older_than_the_cache_time_are_forgotten() -> None:
         buffer.lookup_transform("map", "base_link", Time(nanoseconds=2 * SECOND))
 
 
-def test_ten_seconds_are_kept_by_default() -> None:
+def test_the_default_cache_time_is_ten_seconds() -> None:
     buffer = moving(last=13)
     assert buffer.can_transform("map", "base_link", Time(nanoseconds=3 * SECOND))
     assert not buffer.can_transform("map", "base_link", Time(nanoseconds=SECOND))
 
 
-def test_clear_forgets_what_moves_and_keeps_what_is_static() -> None:
+def test_clear_deletes_moving_transforms_and_keeps_static_ones() -> None:
     buffer = moving()
     buffer.clear()
     assert not buffer.can_transform("map", "base_link", LATEST)
@@ -359,7 +358,7 @@ def test_clear_forgets_what_moves_and_keeps_what_is_static() -> None:
     assert x_of(buffer, "map", "cam_front", SECOND) == 6.0
 
 
-def test_a_frame_may_turn_static_and_back() -> None:
+def test_a_frame_may_become_static_and_moving_again() -> None:
     buffer = moving()
     buffer.set_transform_static(stamped("map", "base_link", 0, (7.0, 0.0, 0.0)), "test")
     assert x_of(buffer, "map", "base_link", 99 * SECOND) == 7.0
@@ -368,7 +367,7 @@ def test_a_frame_may_turn_static_and_back() -> None:
     assert x_of(buffer, "map", "base_link", SECOND) == 8.0
 
 
-# The tree in words
+# The tree as text
 
 
 def test_all_frames_as_yaml_and_as_text() -> None:

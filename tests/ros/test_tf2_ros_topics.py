@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tf2_ros` among threads and over topics: waiting for transforms, broadcasting them, listening to them.
+"""`tf2_ros` with threads and topics: waiting for transforms, broadcasters and listeners.
 
-As in test_tf2_ros.py only the genuine API is used. Times are int nanoseconds.
+As in test_tf2_ros.py only the original API is used. Times are int nanoseconds.
 """
 
 import os
@@ -44,7 +44,7 @@ def stamped(parent: str, child: str, nanoseconds: int = 0, x: float = 0.0) -> Tr
 
 
 def driving() -> Buffer:
-    """`base_link` drives along x of `map` at 1 m/s, with one sample a second from 1 s to 5 s."""
+    """`base_link` moves along x of `map` at 1 m/s, with one sample per second from 1 s to 5 s."""
     buffer = Buffer()
     for second in range(1, 6):
         buffer.set_transform(stamped("map", "base_link", second * SECOND, float(second)), "test")
@@ -61,7 +61,7 @@ def later(seconds: float, action: Callable[[], Any]) -> threading.Timer:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_lookup_waits_for_a_transform_of_another_thread(full: bool) -> None:
+def test_a_lookup_waits_for_a_transform_from_another_thread(full: bool) -> None:
     buffer = driving()
     at = Time(nanoseconds=6 * SECOND)
     awaited = stamped("map", "base_link", 6 * SECOND, 6.0)
@@ -78,7 +78,7 @@ def test_a_lookup_waits_for_a_transform_of_another_thread(full: bool) -> None:
     assert 0.05 < waited < 5.0
 
 
-def test_a_wait_in_vain_ends_with_the_reason() -> None:
+def test_a_timeout_raises_the_reason_of_the_missing_transform() -> None:
     buffer = driving()
     started = time.monotonic()
     with pytest.raises(ExtrapolationException):
@@ -87,7 +87,7 @@ def test_a_wait_in_vain_ends_with_the_reason() -> None:
     assert 0.15 < time.monotonic() - started < 5.0
 
 
-def test_a_future_is_done_with_the_transform_it_waited_for() -> None:
+def test_a_future_completes_when_its_transform_arrives() -> None:
     buffer = driving()
     ready = buffer.wait_for_transform_async("map", "base_link", Time(nanoseconds=2 * SECOND))
     assert ready.done()
@@ -105,7 +105,7 @@ def test_a_future_is_done_with_the_transform_it_waited_for() -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_coroutine_returns_the_transform_it_awaited(full: bool) -> None:
+def test_a_coroutine_returns_the_awaited_transform(full: bool) -> None:
     buffer = driving()
     at = Time(nanoseconds=6 * SECOND)
     if full:
@@ -119,8 +119,8 @@ def test_a_coroutine_returns_the_transform_it_awaited(full: bool) -> None:
     assert finished.value.value.transform.translation.x == 6.0
 
 
-def test_writers_and_readers_of_several_threads_do_not_disturb_each_other() -> None:
-    buffer = Buffer()  # keeps all 3 s: what can be transformed once can be transformed ever after
+def test_concurrent_writers_and_readers_do_not_interfere() -> None:
+    buffer = Buffer()  # stores all 3 s, so a transform that exists once exists until the end
     failures: list[BaseException] = []
 
     def write(child: str) -> None:
@@ -152,7 +152,7 @@ def test_writers_and_readers_of_several_threads_do_not_disturb_each_other() -> N
 
 @dataclass
 class Ros:
-    """A node of its own context and the means to turn it."""
+    """A node in its own context, with its executor."""
 
     node: Node
     executor: SingleThreadedExecutor
@@ -168,7 +168,7 @@ class Ros:
 def context(monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     context = Context()
-    rclpy.init(context=context, domain_id=80 + os.getpid() % 20)
+    rclpy.init(context=context, domain_id=int(os.environ.get("ROS_DOMAIN_ID", "96")))
     yield context
     rclpy.shutdown(context=context)
 
@@ -203,7 +203,7 @@ def test_broadcast_transforms_reach_the_buffer(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_a_late_listener_gets_all_static_transforms(ros: Ros) -> None:
+def test_a_late_listener_receives_all_static_transforms(ros: Ros) -> None:
     broadcaster = StaticTransformBroadcaster(ros.node)
     broadcaster.sendTransform(stamped("base_link", "cam_front"))
     broadcaster.sendTransform([stamped("base_link", "cam_back"), stamped("base_link", "lidar_top")])
@@ -215,10 +215,12 @@ def test_a_late_listener_gets_all_static_transforms(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_a_listener_may_spin_by_itself_while_the_caller_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the default context: the genuine listener makes its executor there."""
+def test_a_listener_can_spin_in_its_own_thread_while_the_caller_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Uses the default context, because the original listener creates its executor there."""
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    rclpy.init(domain_id=80 + os.getpid() % 20)
+    rclpy.init(domain_id=int(os.environ.get("ROS_DOMAIN_ID", "96")))
     sender, receiver = Node("sender"), Node("receiver")
     buffer = Buffer()
     listener = TransformListener(buffer, receiver, spin_thread=True)
@@ -233,7 +235,7 @@ def test_a_listener_may_spin_by_itself_while_the_caller_waits(monkeypatch: pytes
 
 
 @pytest.mark.ros
-def test_the_buffer_answers_the_frames_service(ros: Ros) -> None:
+def test_the_buffer_serves_tf2_frames(ros: Ros) -> None:
     buffer = Buffer(node=ros.node)
     buffer.set_transform_static(stamped("base_link", "cam_front"), "calibration")
     client: Any = ros.node.create_client(FrameGraph, "tf2_frames")
@@ -245,22 +247,22 @@ def test_the_buffer_answers_the_frames_service(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_a_clock_that_jumps_back_clears_what_moves(ros: Ros) -> None:
-    """A looped bag: the transforms of the loop's end must not meet those of its beginning."""
+def test_a_clock_jump_backwards_clears_moving_transforms(ros: Ros) -> None:
+    """In a looped bag, transforms from the end must not mix with those from the beginning."""
     ros.node.set_parameters([Parameter("use_sim_time", value=True)])
     buffer = Buffer(node=ros.node)
     publisher = ros.node.create_publisher(ClockMessage, "/clock", 10)
     assert ros.spin_until(lambda: publisher.get_subscription_count() == 1)
 
-    def clock_shows(seconds: int) -> bool:
+    def clock_reaches(seconds: int) -> bool:
         publisher.publish(ClockMessage(clock=Time(seconds=seconds).to_msg()))
         return bool(ros.spin_until(lambda: ros.node.get_clock().now().nanoseconds == seconds * SECOND))
 
-    assert clock_shows(100)
+    assert clock_reaches(100)
     buffer.set_transform(stamped("map", "base_link", 100 * SECOND), "test")
     buffer.set_transform_static(stamped("base_link", "cam_front"), "test")
-    assert clock_shows(101)
+    assert clock_reaches(101)
     assert buffer.can_transform("map", "base_link", LATEST)
-    assert clock_shows(50)
+    assert clock_reaches(50)
     assert not buffer.can_transform("map", "base_link", LATEST)
     assert buffer.can_transform("base_link", "cam_front", LATEST)
