@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags and metrics.json -> the page and the two pictures."""
+"""Bags and metrics.json -> report.html, bev.png and surround.png."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -21,13 +21,13 @@ _ROUND_WITHIN_NS: Final = 60_000_000
 
 
 def report_results(results: Path, detections_path: Path, input_path: Path, *, max_frames: int = 20) -> Path:
-    """Write report.html, bev.png and surround.png into `results`, beside metrics.json; returns the page.
+    """Write report.html, bev.png and surround.png to the folder of metrics.json; return the path of the page.
 
-    Shows at most `max_frames` key frames, spread over the drive. Raises UserError where metrics.json is
-    missing or damaged, the bags do not fit, or a file to write exists.
+    The page shows at most `max_frames` key frames, spread over the drive. Raises UserError if metrics.json is
+    missing or damaged, if the bags do not belong together, or if an output exists.
     """
     if max_frames < 1:
-        raise UserError(f"{max_frames} frames to show; expected at least 1")
+        raise UserError(f"{max_frames} frames; expected at least 1")
     metrics = _read_metrics(results / "metrics.json")
     for name in (PAGE_NAME, *_PICTURE_NAMES):
         check_new(results / name)
@@ -40,21 +40,21 @@ def report_results(results: Path, detections_path: Path, input_path: Path, *, ma
 
 
 def report_frames(drive: Drive, recording: Recording, max_frames: int) -> Iterator[ReportFrame]:
-    """Pictures of key frames spread over the drive, in order of time."""
-    chosen = _spread(len(recording.joined), max_frames)
-    wanted = {recording.joined[index][0].stamp_ns: index for index in chosen}
+    """Yield pictures of key frames spread over the drive, in order of time."""
+    indices = _spread(len(recording.joined), max_frames)
+    pending = {recording.joined[index][0].stamp_ns: index for index in indices}
     truths = drive.ground_truth()
     start_ns = recording.joined[0][0].stamp_ns
-    for camera_round, _ in drive.rounds(near_ns=sorted(wanted)):
-        stamp_ns = nearest(sorted(wanted), camera_round.reference_stamp_ns, _ROUND_WITHIN_NS)
+    for camera_round, _ in drive.rounds(near_ns=sorted(pending)):
+        stamp_ns = nearest(sorted(pending), camera_round.reference_stamp_ns, _ROUND_WITHIN_NS)
         if stamp_ns is None:
             continue
-        # The first round near a key frame may be the sweep before it; the key frame's own is within the join.
+        # The previous sweep may be the first round nearby; the round of the key frame is closer.
         if abs(camera_round.reference_stamp_ns - stamp_ns) > JOIN_WITHIN_NS:
             continue
-        index = wanted.pop(stamp_ns)
+        index = pending.pop(stamp_ns)
         _, detected_ns = recording.joined[index]
-        objects = _nothing(stamp_ns) if detected_ns is None else recording.objects[detected_ns]
+        objects = _no_objects(stamp_ns) if detected_ns is None else recording.objects[detected_ns]
         found = "no detections" if detected_ns is None else f"{len(objects.boxes)} detections"
         caption = (
             f"key frame {index + 1} of {len(recording.joined)}, {(stamp_ns - start_ns) * 1e-9:.1f} s, {found}"
@@ -63,13 +63,13 @@ def report_frames(drive: Drive, recording: Recording, max_frames: int) -> Iterat
 
 
 def _spread(count: int, limit: int) -> Sequence[int]:
-    """At most `limit` of the indices 0 .. count - 1, evenly spread, ends included."""
+    """Return at most `limit` of the indices 0 .. count - 1, evenly spread, with both ends."""
     if count <= limit:
         return range(count)
     return sorted({int(index) for index in np.linspace(0, count - 1, limit).round()})
 
 
-def _nothing(stamp_ns: int) -> ObjectList:
+def _no_objects(stamp_ns: int) -> ObjectList:
     return ObjectList(
         boxes=np.zeros((0, 9)), scores=np.zeros(0), labels=np.zeros(0, dtype=np.int64), stamp_ns=stamp_ns
     )
@@ -79,9 +79,9 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"no file {str(path)!r}; give the folder that `ftkd evaluate` wrote") from None
+        raise UserError(f"no file {str(path)!r}; give the output folder of `ftkd evaluate`") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read ({error}); run `ftkd evaluate` again") from error
     if not isinstance(metrics, dict):
-        raise UserError(f"{str(path)!r} holds no metrics; run `ftkd evaluate` again")
+        raise UserError(f"{str(path)!r} contains no metrics; run `ftkd evaluate` again")
     return metrics

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One self-contained HTML page about one evaluated run: figures, tables and pictures, nothing fetched from
-anywhere."""
+"""Self-contained HTML page about one evaluated run: metrics, tables and pictures."""
 
 import base64
 import html
@@ -20,7 +19,7 @@ from ftkd_core.types import CameraRound, ObjectList
 from ftkd_core.visualization import CLASS_COLORS, draw_bird_eye, draw_surround
 
 MIN_SCORE: Final = 0.25
-"""Detections below this score are not drawn; the metrics count them all."""
+"""Minimum score of drawn detections; the metrics use all detections."""
 _ERRORS: Final[dict[str, tuple[str, str]]] = {
     "ATE": ("translation", "m"),
     "ASE": ("scale", "1 - IoU"),
@@ -32,8 +31,7 @@ _ERRORS: Final[dict[str, tuple[str, str]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFrame:
-    """Pictures (RGB) of one key frame; `matched` counts the true objects with a drawn detection of their
-    class near."""
+    """Pictures (RGB) of one key frame; matched: number of true objects with a drawn detection nearby."""
 
     caption: str
     bird_eye: NDArray[np.uint8]
@@ -49,8 +47,10 @@ def draw_frame(
     caption: str,
     width: int = 1320,
 ) -> ReportFrame:
-    """Draw one key frame; detections and ground truth are in ego at the round's reference stamp (or within ms
-    of it)."""
+    """Draw one key frame.
+
+    Detections and ground truth are in ego within milliseconds of the reference stamp.
+    """
     visible = detections.select(detections.scores >= MIN_SCORE)
     return ReportFrame(
         caption=caption,
@@ -61,7 +61,9 @@ def draw_frame(
 
 
 def count_matched(detections: ObjectList, ground_truth: ObjectList, within_m: float = 2.0) -> int:
-    """True objects with a detection of their class within `within_m` metres on the ground."""
+    """Return the number of true objects with a detection of their class within `within_m` metres on the
+    ground.
+    """
     offsets = ground_truth.boxes[:, None, :2] - detections.boxes[None, :, :2]
     near = np.linalg.norm(offsets, axis=-1) < within_m
     same = ground_truth.labels[:, None] == detections.labels[None, :]
@@ -69,13 +71,14 @@ def count_matched(detections: ObjectList, ground_truth: ObjectList, within_m: fl
 
 
 def best_frame(frames: Sequence[ReportFrame]) -> int:
-    """Index of the frame with the most matched objects, the first of equals."""
+    """Return the index of the first frame with the most matched objects."""
     return max(range(len(frames)), key=lambda index: frames[index].matched, default=0)
 
 
 def write_pictures(folder: Path, frames: Sequence[ReportFrame]) -> None:
-    """Writes bev.png and surround.png of the frame with the most matched objects; nothing where there is no
-    frame."""
+    """Write bev.png and surround.png of the frame with the most matched objects; no file if there is no
+    frame.
+    """
     if not frames:
         return
     chosen = frames[best_frame(frames)]
@@ -84,8 +87,7 @@ def write_pictures(folder: Path, frames: Sequence[ReportFrame]) -> None:
 
 
 def write_report(path: Path, metrics: Mapping[str, Any], frames: Sequence[ReportFrame]) -> None:
-    """Write the page. `metrics` is what `ftkd evaluate` puts in metrics.json; what it lacks is shown as a
-    dash."""
+    """Write the page. `metrics` is the content of metrics.json; missing values are shown as a dash."""
     template = Template(
         resources.files(__package__).joinpath("templates/report.html").read_text(encoding="utf-8")
     )
@@ -141,7 +143,7 @@ def _summary_table(metrics: Mapping[str, Any]) -> str:
         (
             "mAP, present classes",
             _number(metrics.get("mAP_present")),
-            "mean over the classes with true objects here",
+            "mean over the classes with ground truth in this data",
         ),
     ]
     rows += [
@@ -175,12 +177,12 @@ def _rounds_table(metrics: Mapping[str, Any]) -> str:
     offset = coverage.get("offset_ms") or {}
     key_frames = f"{_count(coverage.get('with_detections'))} of {_count(coverage.get('key_frames'))}"
     rows = [
-        ("Rounds of cameras in the recording", _count(metrics.get("rounds_in"))),
+        ("Camera rounds in the recording", _count(metrics.get("rounds_in"))),
         ("Rounds detected", _count(metrics.get("rounds_detected"))),
         ("Rounds dropped", _count(metrics.get("rounds_dropped"))),
         ("Key frames with detections", key_frames),
-        ("Detections after the key frame's stamp, mean", _milliseconds(offset.get("mean"))),
-        ("Detections off the key frame's stamp, at most", _milliseconds(offset.get("max"))),
+        ("Mean delay of detections after the key frame stamp", _milliseconds(offset.get("mean"))),
+        ("Detections and key frame stamps differ by at most", _milliseconds(offset.get("max"))),
         ("Latency, median", _milliseconds(latency.get("p50"))),
         ("Latency, 95th percentile", _milliseconds(latency.get("p95"))),
         ("Latency, maximum", _milliseconds(latency.get("max"))),
@@ -190,7 +192,7 @@ def _rounds_table(metrics: Mapping[str, Any]) -> str:
         for name, value in (metrics.get("stages_ms") or {}).items()
     ]
     if latency.get("meaning"):
-        rows.append(("Latency is", html.escape(str(latency["meaning"]))))
+        rows.append(("Meaning of latency", html.escape(str(latency["meaning"]))))
     return _facts(rows)
 
 
@@ -200,7 +202,7 @@ def _facts_table(metrics: Mapping[str, Any]) -> str:
         for key, label in (
             ("data", "Data"),
             ("weights", "Weights"),
-            ("training", "Trained"),
+            ("training", "Training"),
             ("preset", "Model preset"),
             ("device", "Device"),
             ("command", "Command"),
