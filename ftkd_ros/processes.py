@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Child processes with log files: waiting for what they say, and errors that carry their last words."""
+"""Child processes with log files: wait for their output, report their last lines in errors."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ _TAIL_LINES: Final = 12
 
 
 class Process:
-    """A running child whose output goes to `log`."""
+    """A running child process whose output goes to the file `log`."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
         self.name = name
@@ -33,17 +33,17 @@ class Process:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs."""
+        """Exit code, or None while the process runs."""
         return self._child.poll()
 
-    def said(self) -> str:
-        """What it wrote so far."""
+    def output(self) -> str:
+        """Return the output so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def wait_for(self, text: str, timeout_s: float) -> None:
-        """Wait until the output holds `text`. Raises UserError where it ends first or takes too long."""
+        """Wait until the output contains `text`. Raises UserError if the process ends first or on timeout."""
         deadline = time.monotonic() + timeout_s
-        while text not in self.said():
+        while text not in self.output():
             if self.exit_code is not None:
                 raise self.failure(f"ended with exit code {self.exit_code} before it was ready")
             if time.monotonic() > deadline:
@@ -51,7 +51,7 @@ class Process:
             time.sleep(_POLL_S)
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for a successful end. Raises UserError where it fails or takes too long."""
+        """Wait for exit code 0. Raises UserError for another exit code or on timeout."""
         try:
             code = self._child.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -60,25 +60,25 @@ class Process:
             raise self.failure(f"ended with exit code {code}")
 
     def interrupt(self, timeout_s: float) -> None:
-        """Ask it to end as Ctrl-C does and wait for a successful end. Raises UserError as `wait`."""
+        """Send SIGINT, as Ctrl-C does, and wait for exit code 0. Raises UserError as `wait` does."""
         if self.exit_code is None:
             self._child.send_signal(signal.SIGINT)
         self.wait(timeout_s)
 
     def kill(self) -> None:
-        """End it at once, with its own children."""
+        """Kill the process and its own children."""
         if self.exit_code is None:
             os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
 
-    def failure(self, what: str) -> UserError:
-        """An error that names the process, what happened and its last lines."""
-        last = " | ".join(line.strip() for line in self.said().splitlines()[-_TAIL_LINES:] if line.strip())
-        return UserError(f"the {self.name} {what}; it said: {last or 'nothing'} (all of it in {self.log})")
+    def failure(self, problem: str) -> UserError:
+        """Return an error that names the process, the problem and the last lines of output."""
+        last = " | ".join(line.strip() for line in self.output().splitlines()[-_TAIL_LINES:] if line.strip())
+        return UserError(f"the {self.name} {problem}; last output: {last or 'none'} (full log: {self.log})")
 
 
 class ProcessGroup:
-    """Children that end with the group, however it ends. Context manager."""
+    """Context manager that kills its child processes on exit."""
 
     def __init__(self, log_folder: Path, environment: Mapping[str, str]) -> None:
         self._log_folder = log_folder
@@ -87,7 +87,7 @@ class ProcessGroup:
         log_folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "ProcessGroup":
-        # Started in the background of a script, this process ignores Ctrl-C; its children would inherit it.
+        # A process started in the background of a script ignores SIGINT, and its children would inherit that.
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return self
@@ -99,7 +99,7 @@ class ProcessGroup:
             process.kill()
 
     def start(self, name: str, command: Sequence[str]) -> Process:
-        """Start a child whose log is NAME.log."""
+        """Start a child process that logs to NAME.log."""
         process = Process(name, command, self._log_folder / f"{name}.log", self._environment)
         self._processes.append(process)
         return process

@@ -60,7 +60,7 @@ def decode(message: Any, data: NDArray[np.uint8], topic: str, supported: str) ->
 
 
 @cache
-def _probe_cv_bridge() -> tuple[Any, str]:
+def probe_cv_bridge() -> tuple[Any, str]:
     """Return (bridge, ""), or (None, reason) if cv_bridge cannot convert an image in this environment."""
     try:
         from cv_bridge import CvBridge
@@ -74,7 +74,7 @@ def _probe_cv_bridge() -> tuple[Any, str]:
 
 def load_cv_bridge() -> Any:
     """Return a CvBridge. Raises ImportError with the reason if cv_bridge is missing or does not fit NumPy."""
-    bridge, reason = _probe_cv_bridge()
+    bridge, reason = probe_cv_bridge()
     if bridge is None:
         raise ImportError(reason)
     return bridge

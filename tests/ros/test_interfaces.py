@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vision_msgs and tf2_msgs are the public ones: they carry the published type hashes and cross processes."""
+"""vision_msgs and tf2_msgs have the published type hashes and work between processes."""
 
 import json
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ros
 
 DEFINITIONS = Path(__file__).parents[2] / "pip_ros" / "interfaces"
 VISION_MESSAGES = sorted(path.stem for path in (DEFINITIONS / "vision_msgs" / "msg").glob("*.msg"))
-# As every ROS 2 machine with vision_msgs 4.x and tf2_msgs announces them.
+# Hashes that vision_msgs 4.x and tf2_msgs announce.
 PUBLISHED_HASHES = {
     Detection3DArray: "RIHS01_793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018",
     TFMessage: "RIHS01_e369d0f05a23ae52508854b66f6aa0437f3449d652e8cbf22d5abe85d020f087",
@@ -61,7 +61,7 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
 
 
 def vision_typestore() -> Typestore:
-    """rosbags' own reading of the .msg files: a second implementation to compare rosidl's with."""
+    """Return the .msg files as parsed by `rosbags`, an implementation independent of rosidl."""
     store = get_typestore(Stores.ROS2_KILTED)
     for name in VISION_MESSAGES:
         text = (DEFINITIONS / "vision_msgs" / "msg" / f"{name}.msg").read_text()
@@ -70,7 +70,7 @@ def vision_typestore() -> Typestore:
 
 
 @pytest.mark.parametrize("message_type", PUBLISHED_HASHES)
-def test_the_middleware_announces_the_published_type_hash(node: Node, message_type: Any) -> None:
+def test_middleware_announces_the_published_type_hash(node: Node, message_type: Any) -> None:
     publisher = node.create_publisher(message_type, "/interfaces/hash", 1)
     infos: list[Any] = []
     start = time.monotonic()
@@ -80,7 +80,7 @@ def test_the_middleware_announces_the_published_type_hash(node: Node, message_ty
     node.destroy_publisher(publisher)
 
 
-def test_the_whole_public_set_is_there() -> None:
+def test_all_public_vision_messages_are_defined() -> None:
     expected = "BoundingBox2D BoundingBox2DArray BoundingBox3D BoundingBox3DArray Classification Detection2D"
     expected += " Detection2DArray Detection3D Detection3DArray LabelInfo ObjectHypothesis"
     expected += " ObjectHypothesisWithPose Point2D Pose2D VisionClass VisionInfo"
@@ -88,17 +88,18 @@ def test_the_whole_public_set_is_there() -> None:
 
 
 @pytest.mark.parametrize("name", VISION_MESSAGES)
-def test_rosbags_and_rosidl_agree_on_every_hash(name: str) -> None:
-    described = Path(sys.prefix) / "share" / "vision_msgs" / "msg" / f"{name}.json"
-    if not described.exists():
-        pytest.skip("vision_msgs comes from a ROS distribution; its own packages tell its hashes")
+def test_rosbags_and_rosidl_compute_the_same_type_hash(name: str) -> None:
+    description = Path(sys.prefix) / "share" / "vision_msgs" / "msg" / f"{name}.json"
+    if not description.exists():
+        pytest.skip("vision_msgs comes from a ROS distribution, which defines its hashes")
     hashes = {
-        entry["type_name"]: entry["hash_string"] for entry in json.loads(described.read_text())["type_hashes"]
+        entry["type_name"]: entry["hash_string"]
+        for entry in json.loads(description.read_text())["type_hashes"]
     }
     assert vision_typestore().hash_rihs01(f"vision_msgs/msg/{name}") == hashes[f"vision_msgs/msg/{name}"]
 
 
-def test_fields_have_the_public_types() -> None:
+def test_fields_have_the_published_types() -> None:
     fields = Detection3D.get_fields_and_field_types()
     assert fields == {
         "header": "std_msgs/Header",
@@ -117,7 +118,7 @@ def test_fields_have_the_public_types() -> None:
     assert FrameGraph.Response(frame_yaml="map").frame_yaml == "map"
 
 
-def test_detections_cross_from_one_process_to_another(node: Node) -> None:
+def test_detections_are_received_from_another_process(node: Node) -> None:
     topic = f"/interfaces/p{os.getpid()}"
     received: list[Detection3DArray] = []
     node.create_subscription(Detection3DArray, topic, received.append, 1)
@@ -133,7 +134,7 @@ def test_detections_cross_from_one_process_to_another(node: Node) -> None:
         talker.terminate()
         talker.wait(DEADLINE_S)
         executor.shutdown()
-    assert received, f"nothing arrived in {DEADLINE_S} s"
+    assert received, f"no message in {DEADLINE_S} s"
     (detection,) = received[0].detections
     assert (detection.id, detection.results[0].hypothesis.class_id) == ("a", "car")
     assert (detection.bbox.size.x, received[0].header.frame_id) == (4.5, "base_link")

@@ -1,28 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What we rely on of `message_filters`, by its genuine API alone: the tests hold the genuine one too."""
+"""The API of `message_filters` that this project uses; the tests also pass on the package of a ROS
+distribution.
+"""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import rclpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from message_filters import ApproximateTimeSynchronizer, Cache, SimpleFilter, Subscriber, TimeSynchronizer
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock_type import ClockType
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
 from rclpy.time import Time
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
+
+from tests.ros.ros_node import SpinnableNode, spinnable_node
 
 MILLISECOND = 1_000_000
 Sets = list[tuple[Any, ...]]
@@ -30,7 +29,7 @@ Sets = list[tuple[Any, ...]]
 
 @dataclass(eq=False)
 class Stamped:
-    """A message with a header, told apart by identity."""
+    """A message with a header, compared by identity."""
 
     stamp: int  # nanoseconds
     source: int = 0
@@ -45,7 +44,7 @@ def ros_time(nanoseconds: int) -> Time:
 
 
 def collect(source: SimpleFilter) -> Sets:
-    """Everything that `source` signals from now on."""
+    """Return a list that receives all messages of `source`."""
     received: Sets = []
     source.registerCallback(lambda *messages: received.append(messages))
     return received
@@ -75,14 +74,14 @@ def test_callbacks_are_called_in_order_with_their_own_arguments() -> None:
 # Cache
 
 
-def test_cache_answers_by_time_with_both_ends_included() -> None:
+def test_cache_lookups_by_time_include_both_ends() -> None:
     source = SimpleFilter()
     cache = Cache(source, 3)
-    passed_on = collect(cache)
+    signaled = collect(cache)
     messages = [Stamped(second * 10**9) for second in range(1, 6)]
     for message in messages:
         source.signalMessage(message)
-    assert [only for (only,) in passed_on] == messages
+    assert [only for (only,) in signaled] == messages
     assert cache.getInterval(ros_time(0), ros_time(10 * 10**9)) == messages[2:]
     assert cache.getInterval(ros_time(3 * 10**9), ros_time(4 * 10**9)) == messages[2:4]
     assert cache.getElemAfterTime(ros_time(3 * 10**9 + 1)) is messages[3]
@@ -98,7 +97,7 @@ def test_cache_answers_by_time_with_both_ends_included() -> None:
         cache.getInterval(ros_time(2), ros_time(1))
 
 
-def test_empty_cache_answers_none_and_cache_keeps_one_message_by_default() -> None:
+def test_empty_cache_returns_none_and_default_cache_keeps_one_message() -> None:
     source = SimpleFilter()
     cache = Cache(source)
     assert cache.getLast() is None
@@ -113,14 +112,14 @@ def test_empty_cache_answers_none_and_cache_keeps_one_message_by_default() -> No
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_cache_takes_a_message_without_header_only_where_allowed(allowed: bool) -> None:
+def test_cache_stores_messages_without_header_only_if_allowed(allowed: bool) -> None:
     source = SimpleFilter()
     cache = Cache(source, 4, allow_headerless=allowed)
-    passed_on = collect(cache)
+    signaled = collect(cache)
     message = String(data="no header")
     source.signalMessage(message)
     assert cache.getLast() is (message if allowed else None)
-    assert passed_on == ([(message,)] if allowed else [])
+    assert signaled == ([(message,)] if allowed else [])
 
 
 # TimeSynchronizer
@@ -128,7 +127,7 @@ def test_cache_takes_a_message_without_header_only_where_allowed(allowed: bool) 
 
 @st.composite
 def rounds_with_drops(draw: st.DrawFn) -> tuple[int, list[list[int]]]:
-    """Number of inputs and, for each round, the inputs whose message arrives, in the order of arrival."""
+    """Draw the number of inputs and, per round, the inputs whose message arrives, in order of arrival."""
     inputs = draw(st.integers(1, 5))
     orders = draw(st.lists(st.permutations(range(inputs)), min_size=1, max_size=12))
     return inputs, [list(order)[: draw(st.integers(0, inputs))] for order in orders]
@@ -149,7 +148,7 @@ def test_exact_synchronizer_signals_each_complete_set_once(rounds: tuple[int, li
     assert received == complete
 
 
-def test_exact_synchronizer_wants_equal_nanoseconds() -> None:
+def test_exact_synchronizer_requires_equal_nanoseconds() -> None:
     sources, received = exact(2, queue_size=10)
     sources[0].signalMessage(Stamped(1_000_000_000))
     sources[1].signalMessage(Stamped(1_000_000_001))
@@ -161,7 +160,7 @@ def test_exact_synchronizer_wants_equal_nanoseconds() -> None:
 
 def test_full_queue_drops_its_smallest_stamp() -> None:
     sources, received = exact(2, queue_size=2)
-    for stamp in (10, 30, 20):  # 10 leaves when the third arrives
+    for stamp in (10, 30, 20):  # 10 is dropped when the third arrives
         sources[0].signalMessage(Stamped(stamp))
     for stamp in (10, 20, 30):
         sources[1].signalMessage(Stamped(stamp))
@@ -176,7 +175,7 @@ def test_full_queue_drops_its_smallest_stamp() -> None:
 def test_approximate_synchronizer_signals_each_complete_round_once_and_mixes_none(
     rounds: tuple[int, list[list[int]]], data: st.DataObject
 ) -> None:
-    """Rounds 100 ms apart, each spread over less than the slop of 40 ms: a drop costs its own round only."""
+    """Rounds are 100 ms apart and span less than the slop of 40 ms; a drop affects only its own round."""
     inputs, arrivals = rounds
     sources, received = approximate(inputs, queue_size=3, slop=0.04)
     offsets = st.integers(0, 40 * MILLISECOND - 1)
@@ -221,14 +220,14 @@ def test_order_of_arrival_within_the_queue_does_not_matter(first: list[int], sec
 
 
 @pytest.mark.parametrize(("apart", "matches"), [(100 * MILLISECOND - 1, True), (100 * MILLISECOND, False)])
-def test_the_slop_itself_is_too_far(apart: int, matches: bool) -> None:
+def test_difference_equal_to_the_slop_does_not_match(apart: int, matches: bool) -> None:
     sources, received = approximate(2, queue_size=5, slop=0.1)
     sources[0].signalMessage(Stamped(10**9))
     sources[1].signalMessage(Stamped(10**9 + apart))
     assert bool(received) is matches
 
 
-def test_the_nearest_message_wins_and_the_others_stay() -> None:
+def test_nearest_message_is_matched_and_the_others_stay_in_the_queue() -> None:
     sources, received = approximate(2, queue_size=5, slop=0.1)
     far, near = Stamped(1_000 * MILLISECOND), Stamped(1_030 * MILLISECOND)
     sources[0].signalMessage(far)
@@ -238,7 +237,7 @@ def test_the_nearest_message_wins_and_the_others_stay() -> None:
     assert [messages[0] for messages in received] == [near, far]
 
 
-def test_a_set_is_found_where_the_nearest_messages_do_not_fit_together() -> None:
+def test_set_is_found_if_the_nearest_messages_do_not_match() -> None:
     sources, received = approximate(3, queue_size=5, slop=0.1)
     before, after = Stamped(950 * MILLISECOND), Stamped(1_060 * MILLISECOND)
     sources[0].signalMessage(before)
@@ -248,7 +247,7 @@ def test_a_set_is_found_where_the_nearest_messages_do_not_fit_together() -> None
     assert [messages[0] for messages in received] == [after]
 
 
-def test_a_message_older_than_a_full_queue_is_not_matched() -> None:
+def test_message_older_than_a_full_queue_is_not_matched() -> None:
     sources, received = approximate(2, queue_size=2, slop=0.1)
     sources[1].signalMessage(Stamped(10**9))
     for seconds in (3, 4):
@@ -258,7 +257,7 @@ def test_a_message_older_than_a_full_queue_is_not_matched() -> None:
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_messages_without_header_are_matched_by_arrival_only_where_allowed(allowed: bool) -> None:
+def test_messages_without_header_are_matched_by_arrival_only_if_allowed(allowed: bool) -> None:
     sources = [SimpleFilter(), SimpleFilter()]
     received = collect(ApproximateTimeSynchronizer(sources, 5, 60.0, allow_headerless=allowed))
     sources[0].signalMessage(String(data="a"))
@@ -273,8 +272,8 @@ def test_a_stamp_may_be_an_rclpy_time() -> None:
     assert len(received) == 1
 
 
-def test_filters_compose() -> None:
-    """A filter of one's own between the inputs and a synchronizer, as ours is."""
+def test_custom_filter_can_precede_a_synchronizer() -> None:
+    """A custom filter between the inputs and a synchronizer."""
 
     class EverySecond(SimpleFilter):
         def __init__(self, source: SimpleFilter) -> None:
@@ -300,37 +299,15 @@ def test_filters_compose() -> None:
 # Subscriber
 
 
-@dataclass
-class Ros:
-    """A node of its own context and the means to turn it."""
-
-    node: Node
-    executor: SingleThreadedExecutor
-
-    def spin_until(self, done: Callable[[], Any], timeout_s: float = 10.0) -> bool:
-        clock = self.node.get_clock()
-        deadline = clock.now().nanoseconds + int(timeout_s * 1e9)
-        while not done() and clock.now().nanoseconds < deadline:
-            self.executor.spin_once(timeout_sec=0.05)
-        return bool(done())
-
-
 @pytest.fixture
-def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ros]:
+def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpinnableNode]:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    context = Context()
-    rclpy.init(context=context, domain_id=60 + os.getpid() % 20)
-    node = Node("test_message_filters", context=context)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    yield Ros(node, executor)
-    executor.shutdown()
-    node.destroy_node()
-    rclpy.shutdown(context=context)
+    with spinnable_node("test_message_filters") as node:
+        yield node
 
 
 @pytest.mark.ros
-def test_subscriber_passes_on_the_messages_of_its_topic(ros: Ros) -> None:
+def test_subscriber_passes_on_the_messages_of_its_topic(ros: SpinnableNode) -> None:
     group = ReentrantCallbackGroup()
     subscriber = Subscriber(ros.node, Header, "stamps", qos_profile=5, callback_group=group)
     received = collect(subscriber)
@@ -346,7 +323,7 @@ def test_subscriber_passes_on_the_messages_of_its_topic(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_subscriber_may_be_raw_and_best_effort(ros: Ros) -> None:
+def test_subscriber_may_be_raw_and_best_effort(ros: SpinnableNode) -> None:
     subscriber = Subscriber(ros.node, Header, "raw", qos_profile=qos_profile_sensor_data, raw=True)
     received = collect(subscriber)
     publisher = ros.node.create_publisher(Header, "raw", qos_profile_sensor_data)
@@ -363,11 +340,11 @@ def test_subscriber_may_be_raw_and_best_effort(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_subscriber_is_reliable_by_default(ros: Ros) -> None:
-    """A best-effort publisher does not reach it: why cameras are subscribed with sensor-data QoS."""
-    subscriber = Subscriber(ros.node, Header, "silence")
+def test_subscriber_is_reliable_by_default(ros: SpinnableNode) -> None:
+    """It receives nothing from a best-effort publisher, so cameras need sensor-data QoS."""
+    subscriber = Subscriber(ros.node, Header, "best_effort")
     received = collect(subscriber)
-    publisher = ros.node.create_publisher(Header, "silence", qos_profile_sensor_data)
+    publisher = ros.node.create_publisher(Header, "best_effort", qos_profile_sensor_data)
     for _ in range(10):
         publisher.publish(Header())
         ros.executor.spin_once(timeout_sec=0.02)
@@ -375,7 +352,7 @@ def test_subscriber_is_reliable_by_default(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_synchronized_subscribers(ros: Ros) -> None:
+def test_subscribers_are_synchronized_over_ros(ros: SpinnableNode) -> None:
     topics = ("left", "right")
     synchronizer = ApproximateTimeSynchronizer(
         [Subscriber(ros.node, Image, topic, qos_profile=10) for topic in topics], 10, 0.02

@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tf2_ros` among threads and over topics: waiting for transforms, broadcasting them, listening to them.
+"""`tf2_ros` with threads and topics: waits, broadcasters and listeners.
 
-As in test_tf2_ros.py only the genuine API is used. Times are int nanoseconds.
+As test_tf2_ros.py, the tests also pass on the package of a ROS distribution. Times are int nanoseconds.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import rclpy
 import yaml
 from geometry_msgs.msg import TransformStamped
-from rclpy.context import Context
 from rclpy.duration import Duration
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.time import Time
@@ -30,6 +26,8 @@ from tf2_ros import (
     TransformBroadcaster,
     TransformListener,
 )
+
+from tests.ros.ros_node import DOMAIN_ID, SpinnableNode, spinnable_node
 
 SECOND = 10**9
 LATEST = Time()
@@ -44,7 +42,7 @@ def stamped(parent: str, child: str, nanoseconds: int = 0, x: float = 0.0) -> Tr
 
 
 def driving() -> Buffer:
-    """`base_link` drives along x of `map` at 1 m/s, with one sample a second from 1 s to 5 s."""
+    """Return a buffer in which `base_link` moves along x of `map` at 1 m/s, at 1 Hz from 1 s to 5 s."""
     buffer = Buffer()
     for second in range(1, 6):
         buffer.set_transform(stamped("map", "base_link", second * SECOND, float(second)), "test")
@@ -54,18 +52,18 @@ def driving() -> Buffer:
 # Waiting
 
 
-def later(seconds: float, action: Callable[[], Any]) -> threading.Timer:
+def run_later(seconds: float, action: Callable[[], Any]) -> threading.Timer:
     timer = threading.Timer(seconds, action)
     timer.start()
     return timer
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_lookup_waits_for_a_transform_of_another_thread(full: bool) -> None:
+def test_lookup_waits_for_a_transform_of_another_thread(full: bool) -> None:
     buffer = driving()
     at = Time(nanoseconds=6 * SECOND)
-    awaited = stamped("map", "base_link", 6 * SECOND, 6.0)
-    timer = later(0.1, lambda: buffer.set_transform(awaited, "test"))
+    expected = stamped("map", "base_link", 6 * SECOND, 6.0)
+    timer = run_later(0.1, lambda: buffer.set_transform(expected, "test"))
     started = time.monotonic()
     timeout = Duration(seconds=10)
     if full:
@@ -78,7 +76,7 @@ def test_a_lookup_waits_for_a_transform_of_another_thread(full: bool) -> None:
     assert 0.05 < waited < 5.0
 
 
-def test_a_wait_in_vain_ends_with_the_reason() -> None:
+def test_lookup_timeout_raises_the_reason() -> None:
     buffer = driving()
     started = time.monotonic()
     with pytest.raises(ExtrapolationException):
@@ -87,7 +85,7 @@ def test_a_wait_in_vain_ends_with_the_reason() -> None:
     assert 0.15 < time.monotonic() - started < 5.0
 
 
-def test_a_future_is_done_with_the_transform_it_waited_for() -> None:
+def test_future_is_done_when_its_transform_arrives() -> None:
     buffer = driving()
     ready = buffer.wait_for_transform_async("map", "base_link", Time(nanoseconds=2 * SECOND))
     assert ready.done()
@@ -105,7 +103,7 @@ def test_a_future_is_done_with_the_transform_it_waited_for() -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_a_coroutine_returns_the_transform_it_awaited(full: bool) -> None:
+def test_coroutine_returns_its_transform(full: bool) -> None:
     buffer = driving()
     at = Time(nanoseconds=6 * SECOND)
     if full:
@@ -119,8 +117,8 @@ def test_a_coroutine_returns_the_transform_it_awaited(full: bool) -> None:
     assert finished.value.value.transform.translation.x == 6.0
 
 
-def test_writers_and_readers_of_several_threads_do_not_disturb_each_other() -> None:
-    buffer = Buffer()  # keeps all 3 s: what can be transformed once can be transformed ever after
+def test_buffer_is_thread_safe() -> None:
+    buffer = Buffer()  # keeps all 3 s, so an available transform stays available
     failures: list[BaseException] = []
 
     def write(child: str) -> None:
@@ -150,41 +148,15 @@ def test_writers_and_readers_of_several_threads_do_not_disturb_each_other() -> N
 # Over ROS
 
 
-@dataclass
-class Ros:
-    """A node of its own context and the means to turn it."""
-
-    node: Node
-    executor: SingleThreadedExecutor
-
-    def spin_until(self, done: Callable[[], Any], timeout_s: float = 10.0) -> bool:
-        deadline = time.monotonic() + timeout_s
-        while not done() and time.monotonic() < deadline:
-            self.executor.spin_once(timeout_sec=0.05)
-        return bool(done())
-
-
 @pytest.fixture
-def context(monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
+def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpinnableNode]:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    context = Context()
-    rclpy.init(context=context, domain_id=80 + os.getpid() % 20)
-    yield context
-    rclpy.shutdown(context=context)
-
-
-@pytest.fixture
-def ros(context: Context) -> Iterator[Ros]:
-    node = Node("test_tf2_ros", context=context)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    yield Ros(node, executor)
-    executor.shutdown()
-    node.destroy_node()
+    with spinnable_node("test_tf2_ros") as node:
+        yield node
 
 
 @pytest.mark.ros
-def test_broadcast_transforms_reach_the_buffer(ros: Ros) -> None:
+def test_broadcast_transforms_reach_the_buffer(ros: SpinnableNode) -> None:
     buffer = Buffer()
     listener = TransformListener(buffer, ros.node)
     broadcaster = TransformBroadcaster(ros.node)
@@ -203,7 +175,7 @@ def test_broadcast_transforms_reach_the_buffer(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_a_late_listener_gets_all_static_transforms(ros: Ros) -> None:
+def test_late_listener_receives_all_static_transforms(ros: SpinnableNode) -> None:
     broadcaster = StaticTransformBroadcaster(ros.node)
     broadcaster.sendTransform(stamped("base_link", "cam_front"))
     broadcaster.sendTransform([stamped("base_link", "cam_back"), stamped("base_link", "lidar_top")])
@@ -215,10 +187,10 @@ def test_a_late_listener_gets_all_static_transforms(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_a_listener_may_spin_by_itself_while_the_caller_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the default context: the genuine listener makes its executor there."""
+def test_listener_can_spin_in_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uses the default context, in which the listener of tf2_ros creates its executor."""
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    rclpy.init(domain_id=80 + os.getpid() % 20)
+    rclpy.init(domain_id=DOMAIN_ID)
     sender, receiver = Node("sender"), Node("receiver")
     buffer = Buffer()
     listener = TransformListener(buffer, receiver, spin_thread=True)
@@ -233,7 +205,7 @@ def test_a_listener_may_spin_by_itself_while_the_caller_waits(monkeypatch: pytes
 
 
 @pytest.mark.ros
-def test_the_buffer_answers_the_frames_service(ros: Ros) -> None:
+def test_buffer_provides_the_frames_service(ros: SpinnableNode) -> None:
     buffer = Buffer(node=ros.node)
     buffer.set_transform_static(stamped("base_link", "cam_front"), "calibration")
     client: Any = ros.node.create_client(FrameGraph, "tf2_frames")
@@ -245,22 +217,22 @@ def test_the_buffer_answers_the_frames_service(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_a_clock_that_jumps_back_clears_what_moves(ros: Ros) -> None:
-    """A looped bag: the transforms of the loop's end must not meet those of its beginning."""
+def test_clock_jump_back_clears_moving_transforms(ros: SpinnableNode) -> None:
+    """In a looped bag, transforms of the end of the loop must not mix with those of its start."""
     ros.node.set_parameters([Parameter("use_sim_time", value=True)])
     buffer = Buffer(node=ros.node)
     publisher = ros.node.create_publisher(ClockMessage, "/clock", 10)
     assert ros.spin_until(lambda: publisher.get_subscription_count() == 1)
 
-    def clock_shows(seconds: int) -> bool:
+    def set_clock(seconds: int) -> bool:
         publisher.publish(ClockMessage(clock=Time(seconds=seconds).to_msg()))
         return bool(ros.spin_until(lambda: ros.node.get_clock().now().nanoseconds == seconds * SECOND))
 
-    assert clock_shows(100)
+    assert set_clock(100)
     buffer.set_transform(stamped("map", "base_link", 100 * SECOND), "test")
     buffer.set_transform_static(stamped("base_link", "cam_front"), "test")
-    assert clock_shows(101)
+    assert set_clock(101)
     assert buffer.can_transform("map", "base_link", LATEST)
-    assert clock_shows(50)
+    assert set_clock(50)
     assert not buffer.can_transform("map", "base_link", LATEST)
     assert buffer.can_transform("base_link", "cam_front", LATEST)
