@@ -35,7 +35,7 @@ _SYNTHETIC_SIZE: Final = (800, 450)
 _SYNTHETIC_SECONDS: Final = 20.0
 _READY_TIMEOUT_S: Final = 180.0
 _STOP_TIMEOUT_S: Final = 60.0
-# Wait after the last image, for the deadline of a partial round and for rounds in progress.
+# Wait after the last image: deadline of a partial round, and rounds in progress.
 _GRACE_S: Final = 3.0
 # By `sweeps`. Key frames are 0.5 s apart, so a slow machine can have a long deadline; sweeps are 83 ms apart.
 _DEADLINE_S: Final = {True: 0.1, False: 0.35}

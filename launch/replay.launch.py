@@ -33,7 +33,7 @@ ARGUMENTS = {
     "loop": ("false", "play again after the end"),
     "weights": ("", "weights file (empty: value of the parameter file)"),
     "device": ("", "auto, cpu, cuda or cuda:N (empty: value of the parameter file)"),
-    "summary_file": ("", "JSON file for counters and latency of the detector (empty: none)"),
+    "summary_file": ("", "JSON file for counters and latency (empty: value of the parameter file)"),
     "rviz": ("false", "start RViz"),
     "linger_s": ("3.0", "seconds between the end of the bag and the shutdown of the detector"),
 }

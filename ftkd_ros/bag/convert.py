@@ -96,8 +96,8 @@ def convert_scene(
         ],
         key=lambda event: event[:2],
     )
-    notes = {"dataset": version, "scene": scene, "images": "all" if sweeps else "key frames"}
-    with BagWriter(output, notes=notes) as bag:
+    custom_data = {"dataset": version, "scene": scene, "images": "all" if sweeps else "key frames"}
+    with BagWriter(output, custom_data=custom_data) as bag:
         _add_topics(bag, records)
         for event in tqdm(events, desc=f"converting {scene}", unit="msg", disable=not progress):
             bag.write(event.topic, event.stamp_ns, event.build())

@@ -108,8 +108,8 @@ def detect_bag(
         detector = factory(weights, device, score_threshold, runtime)
         drive = Drive(source, detector.channels)
         detector.warm_up()
-        notes = {"detector_weights": detector.weights_name, "detector_device": str(detector.device)}
-        with BagWriter(output, notes=notes) as bag:
+        custom_data = {"detector_weights": detector.weights_name, "detector_device": str(detector.device)}
+        with BagWriter(output, custom_data=custom_data) as bag:
             bag.add_topic(DETECTIONS_TOPIC, "vision_msgs/msg/Detection3DArray")
             bag.add_topic(VELOCITIES_TOPIC, "sensor_msgs/msg/PointCloud2")
             summary = _detect(drive, detector, bag, progress)

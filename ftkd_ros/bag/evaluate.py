@@ -180,7 +180,7 @@ def detector_summary(detections_path: Path, summary_file: Path | None) -> dict[s
         stages = {name: values["p50"] for name, values in summary.get("stage_ms", {}).items()}
         rounds = {key: value for key, value in summary.items() if key.startswith("rounds_")}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"detector summary {str(path)!r} cannot be read ({error}); leave it out") from error
+        raise UserError(f"detector summary {str(path)!r} cannot be read ({error}); omit it") from error
     return {
         **unknown,
         **reported,

@@ -185,23 +185,23 @@ class BagWriter:
     """Writes a new MCAP bag with message definitions and QoS; a context manager.
 
     Chunks have 1 MiB, without compression (JPEG images do not compress further) and without checksums. With
-    `whole` the bag gets its name when it is complete, and an error leaves no bag. Without it the bag grows in
-    place, which a recorder needs. Raises UserError for an output that exists or cannot be created, and for a
-    full disk.
+    `atomic` the bag gets its name when it is complete, and an error leaves no bag. Without it the bag grows
+    in place, which a recorder needs. Raises UserError for an output that exists or cannot be created, and for
+    a full disk.
     """
 
     def __init__(
-        self, output: str | Path, *, whole: bool = True, notes: Mapping[str, str] | None = None
+        self, output: str | Path, *, atomic: bool = True, custom_data: Mapping[str, str] | None = None
     ) -> None:
         self.output = Path(output)
         self.counts: Counter[str] = Counter()
         self._connections: dict[str, Connection] = {}
         check_new(self.output)
         # A sibling folder, so that a rename moves the finished bag.
-        self._temporary = self.output.with_name(f".{self.output.name}-{uuid4().hex[:8]}") if whole else None
+        self._temporary = self.output.with_name(f".{self.output.name}-{uuid4().hex[:8]}") if atomic else None
         folder = self._temporary / self.output.name if self._temporary else self.output
         self._writer = Writer(folder, version=_METADATA_VERSION, storage_plugin=StoragePlugin.MCAP)
-        for key, value in (notes or {}).items():
+        for key, value in (custom_data or {}).items():
             self._writer.set_custom_data(key, value)
         try:
             self._writer.open()
@@ -290,7 +290,7 @@ class BagWriter:
 
 
 def check_new(output: Path) -> None:
-    """Raise UserError if the output exists; no command overwrites files."""
+    """Raise UserError if the output exists, so that nothing is overwritten."""
     if output.exists() or output.is_symlink():
         raise UserError(f"output {str(output)!r} exists already; remove it or give another folder")
 

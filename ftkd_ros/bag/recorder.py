@@ -61,7 +61,7 @@ class RecorderNode(Node):
         self._output = Path(output)
         self._check_disk_space()
         self._lock = threading.Lock()  # the executor's thread stores; the main thread adds topics and flushes
-        self._bag = BagWriter(self._output, whole=False)
+        self._bag = BagWriter(self._output, atomic=False)
         self._open = True
         self._broken: UserError | None = None
         self._subscribed: dict[str, tuple[Any, QoSProfile]] = {}

@@ -20,10 +20,7 @@ _OPENCV_TYPE_TO_RGB: Final = {
     "8UC3": cv2.COLOR_BGR2RGB,
     "8UC4": cv2.COLOR_BGRA2RGB,
 }
-"""Conversion of encodings that name an OpenCV type but no colour:
-
-OpenCV, and RViz, use grey, BGR and BGRA.
-"""
+"""OpenCV types as encodings, which name no colour; OpenCV and RViz use grey, BGR and BGRA."""
 
 
 def decode(message: Any, data: NDArray[np.uint8], topic: str, supported: str) -> NDArray[np.uint8]:

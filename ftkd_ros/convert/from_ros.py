@@ -85,7 +85,7 @@ def cloud_columns(cloud: Any, names: tuple[str, ...]) -> NDArray[np.float64]:
     data = byte_view(cloud.data)
     if len(data) < count * int(cloud.point_step):
         raise UserError(
-            f"point cloud of {count} points x {cloud.point_step} bytes holds only {len(data)} bytes"
+            f"point cloud of {count} points x {cloud.point_step} bytes has only {len(data)} bytes"
         )
     order = ">" if cloud.is_bigendian else "<"
     layout = np.dtype(

@@ -51,8 +51,7 @@ def image_to_rgb(message: Any, topic: str) -> RgbImage:
     """Return the RGB pixels (H, W, 3) uint8 of a sensor_msgs/Image or CompressedImage (JPEG or PNG).
 
     rgb8 returns a view of the message data; other encodings return a copy. Raises UserError that names
-    `topic` for an unsupported encoding, for a size, step or length that does not fit, and for damaged or
-    truncated compressed data.
+    `topic` for an unsupported encoding, an inconsistent size, step or length, and damaged compressed data.
     """
     if hasattr(message, "encoding"):
         return _raw_to_rgb(message, topic)
@@ -110,7 +109,7 @@ def _pixel_view(message: Any, topic: str, *, channels: int, depth: int) -> RgbIm
         )
     if len(data) < step * (height - 1) + width * channels * sample:
         raise UserError(
-            f"{topic}: image of {width} x {height} with step {step} holds {len(data)} bytes; "
+            f"{topic}: image of {width} x {height} with step {step} has {len(data)} bytes; "
             f"expected {step * height}"
         )
     high_byte = 0 if sample == 1 or message.is_bigendian else 1

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Message factories: one interface to create messages of rclpy or of a rosbags type store.
 
-`ftkd_ros.convert.to_ros` fills messages field by field and gets them empty from a factory. `RCLPY` creates
+`ftkd_ros.convert.to_ros` gets empty messages from a factory and fills them field by field. `RCLPY` creates
 the messages that nodes publish; `ftkd_ros.bag.message_definitions.ROSBAGS` creates those that `BagWriter`
 serializes.
 """
@@ -41,7 +41,7 @@ class RclpyMessages:
         return message_class()
 
     def sequence(self, values: NDArray[Any]) -> Any:
-        """Return an array.array, which rclpy stores without a copy; assigning `bytes` is 100 times slower."""
+        """Return an array.array, which all rclpy versions store without checking each element."""
         return array.array(values.dtype.char, values.tobytes())
 
 

@@ -86,7 +86,7 @@ def box_pose(messages: MessageFactory, center: list[float], quaternion: list[flo
 
 def yaw_quaternions(yaws: Matrix) -> list[list[float]]:
     """Return quaternions (x, y, z, w) of rotations about z by yaws (N,) in radians."""
-    if len(yaws) == 0:  # SciPy before 1.12 refuses an empty array
+    if len(yaws) == 0:  # older SciPy versions refuse an empty array
         return []
     quaternions: list[list[float]] = Rotation.from_euler("z", yaws).as_quat().tolist()
     return quaternions

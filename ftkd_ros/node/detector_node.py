@@ -3,9 +3,9 @@
 
 Inputs: images and camera_info of N cameras, /tf, /tf_static; service ~/reset (std_srvs/Trigger). Outputs:
 detections (Detection3DArray) with detections/velocities, label_info, markers, bird_eye and surround;
-/diagnostics. Work: `CameraInputs` groups images into rounds, `DetectionWorker` decodes them and runs the
-detector on its own thread, and `ResultPublishers` publishes. The thread of the executor only passes messages
-on.
+/diagnostics. Processing: `CameraInputs` groups images into rounds, `DetectionWorker` decodes them and runs
+the detector on its own thread, and `ResultPublishers` publishes. The thread of the executor only passes
+messages on.
 """
 
 import signal
@@ -49,7 +49,7 @@ _REPEAT_S: Final = 5.0
 def load_detector(parameters: DetectorParameters) -> Any:
     """Load the detector that the parameters select.
 
-    Imports torch, so that bad parameters fail before that.
+    torch is imported here, so that bad parameters are reported without waiting for the import.
     """
     from ftkd_core.runtime.detector import Detector
 

@@ -43,7 +43,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "tf_timeout_s": "maximum wait per round for camera_info and tf, in seconds",
     "tf_cache_s": "length of the tf buffer in seconds",
     "sync_policy": "surround (time offsets and deadline), or approximate or exact of message_filters",
-    "sync_slop_s": "maximum stamp difference in a round without offsets, in seconds; <= 0.4 of the period",
+    "sync_slop_s": "maximum stamp difference in a round after offsets, in seconds; <= 0.4 of the period",
     "sync_deadline_s": "seconds after which an incomplete round is processed without the missing cameras "
     "(policy surround)",
     "camera_time_offsets_s": "exposure of each camera after the trigger, in seconds; empty: estimated",

@@ -2,8 +2,8 @@
 """Messages of N cameras -> rounds, as pure logic without ROS and without a clock.
 
 The cameras of a round are exposed at different times, because they follow the lidar sweep or a trigger chain.
-The matcher subtracts the time offset of each camera; the round keeps the true stamps for the geometry.
-Without offsets, the stamps of a round differ only by jitter, and rounds are a period apart. A slop of at most
+The matcher subtracts the time offset of each camera; the round keeps the true stamps for the geometry. After
+the subtraction, the stamps of a round differ only by jitter, and rounds are a period apart. A slop of at most
 0.4 of the shortest period therefore never mixes two rounds, in any order of arrival.
 """
 
@@ -84,7 +84,8 @@ class RoundMatcher(Generic[M]):
     def __post_init__(self) -> None:
         if self.num_cameras < 1 or not 1 <= self.min_cameras <= self.num_cameras:
             raise ValueError(
-                f"min_cameras {self.min_cameras} of {self.num_cameras} cameras; expected 1 to all of them"
+                f"min_cameras {self.min_cameras} of {self.num_cameras} cameras; "
+                f"expected 1 to {self.num_cameras}"
             )
         if self.slop_ns < 0 or self.deadline_ns <= 0:
             raise ValueError(f"slop {self.slop_ns} ns, deadline {self.deadline_ns} ns; expected >= 0 and > 0")
@@ -164,7 +165,7 @@ class RoundMatcher(Generic[M]):
         return rounds
 
     def _is_of_previous_stream(self, arrival: _Arrival[M]) -> bool:
-        """Return True if a camera still delivers the end of the previous stream, for at most 32 messages."""
+        """Return True if a camera still delivers the end of the previous stream (at most 32 messages)."""
         if self._stale_left[arrival.camera] == 0:
             return False
         front = self._front_ns if self._front_ns is not None else self._jumped_to_ns

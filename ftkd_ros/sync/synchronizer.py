@@ -79,9 +79,7 @@ class SurroundMatcher(Generic[M]):
             history.clear()
 
     def add(self, camera: int, stamp_ns: int, message: M, now_ns: int) -> list[MatchedRound[M]]:
-        """Add a message of camera index `camera`, exposed at `stamp_ns` and received at `now_ns` of any
-        clock.
-        """
+        """Add a message of camera index `camera`, exposed at `stamp_ns` and received at `now_ns`."""
         self.received[self.cameras[camera]] += 1
         if stamp_ns > 0:
             self._store_stamp(camera, stamp_ns)

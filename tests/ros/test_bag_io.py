@@ -65,7 +65,7 @@ def test_type_hashes_equal_those_of_the_installed_ros(msgtype: str) -> None:
 
 
 def test_written_messages_are_read_back(tmp_path: Path) -> None:
-    with BagReader(write_bag(tmp_path / "bag", notes={"scene": "s"})) as reader:
+    with BagReader(write_bag(tmp_path / "bag", custom_data={"scene": "s"})) as reader:
         assert reader.topics == {"/a": HEADER, "/b": IMAGE}
         assert (reader.message_count, reader.start_ns, reader.end_ns) == (10, 1000, 1004)
         found = list(reader.messages(["/a"]))
@@ -156,7 +156,7 @@ def test_damaged_chunk_is_refused(tmp_path: Path) -> None:
 
 def test_interrupted_recording_keeps_flushed_messages_and_its_error_explains_recovery(tmp_path: Path) -> None:
     """The file has the flushed messages as complete records; metadata.yaml is missing."""
-    bag = BagWriter(tmp_path / "bag", whole=False)
+    bag = BagWriter(tmp_path / "bag", atomic=False)
     bag.add_topic("/a", HEADER)
     bag.write("/a", 1, to_ros.make_header(ROSBAGS, 1, "kept"))
     bag.flush()
@@ -198,14 +198,14 @@ def test_output_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None
         BagWriter(tmp_path / "file" / "bag")
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_full_disk_is_reported(tmp_path: Path, whole: bool) -> None:
+@pytest.mark.parametrize("atomic", [True, False])
+def test_full_disk_is_reported(tmp_path: Path, atomic: bool) -> None:
     """A limit on file size makes a write fail in the middle of a chunk, as a full disk does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, limits[1]))
     try:
         with pytest.raises(UserError, match="the disk is full"):
-            write_bag(tmp_path / "bag", size=600_000, whole=whole)
+            write_bag(tmp_path / "bag", size=600_000, atomic=atomic)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (tmp_path / "bag").exists() is not whole
+    assert (tmp_path / "bag").exists() is not atomic

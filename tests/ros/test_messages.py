@@ -196,7 +196,7 @@ def test_error_for_an_unsupported_encoding_names_topic_and_encoding(encoding: st
     ("changes", "match"),
     [
         ({"step": 3}, "step of 3 bytes is too short"),
-        ({"height": 30}, "holds 2304 bytes; expected 2880"),
+        ({"height": 30}, "has 2304 bytes; expected 2880"),
         ({"width": 0}, "size 0 x 24"),
         ({"height": 2**31, "width": 2**31}, "image size"),
     ],
@@ -307,7 +307,9 @@ def test_rclpy_and_rosbags_messages_have_the_same_content() -> None:
 
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize(("encoding", "channels"), [("8UC1", 1), ("8UC3", 3), ("8UC4", 4)])
-def test_opencv_types_are_read_as_grey_bgr_and_bgra(encoding: str, channels: int, padding: int) -> None:
+def test_opencv_types_are_read_as_grey_bgr_and_bgra(
+    encoding: str, channels: int, padding: int, cv_bridge_works: None
+) -> None:
     image = smooth_image()
     if channels == 1:
         image = np.repeat(image[..., :1], 3, axis=-1)
@@ -325,7 +327,7 @@ def test_opencv_types_are_read_as_grey_bgr_and_bgra(encoding: str, channels: int
     np.testing.assert_array_equal(image_to_rgb(rosbags_message, TOPIC), image)
 
 
-def test_truncated_image_of_an_opencv_type_is_refused() -> None:
+def test_truncated_image_of_an_opencv_type_is_refused(cv_bridge_works: None) -> None:
     message = raw_image("8UC3", smooth_image())
     message.data = message.data[:-1]
     with pytest.raises(
@@ -344,14 +346,22 @@ def test_missing_cv_bridge_is_named_only_for_encodings_that_need_it(missing_cv_b
     )
 
 
-def test_cv_bridge_and_the_own_builder_create_the_same_image() -> None:
+def test_cv_bridge_and_rgb_to_image_create_the_same_message(cv_bridge_works: None) -> None:
     image = smooth_image()[:, ::-1]
-    assert load_cv_bridge() is not None
     assert make_image(image, 7, "base_link") == to_ros.rgb_to_image(RCLPY, image, 7, "base_link")
 
 
 def test_images_are_published_without_cv_bridge(missing_cv_bridge: None) -> None:
     np.testing.assert_array_equal(image_to_rgb(make_image(smooth_image(), 7, "a"), TOPIC), smooth_image())
+
+
+@pytest.fixture
+def cv_bridge_works() -> None:
+    """Skip the test if cv_bridge cannot be used, for example because the wheel does not support NumPy 2."""
+    try:
+        load_cv_bridge()
+    except ImportError as error:
+        pytest.skip(f"needs cv_bridge: {error}")
 
 
 @pytest.fixture

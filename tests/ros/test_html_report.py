@@ -12,7 +12,7 @@ import pytest
 
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.types import ObjectList
-from ftkd_ros.bag.report import ReportFrame, best_frame, count_matched, write_pictures, write_report
+from ftkd_ros.bag.html_report import ReportFrame, best_frame, count_matched, write_pictures, write_report
 
 VOID = {"meta", "img", "input", "br", "link"}
 
