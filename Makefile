@@ -1,16 +1,16 @@
-# make help says what there is. Every target first brings .venv up to date, which takes no time where nothing changed.
+# `make help` lists the targets. Every target first brings .venv up to date, which is immediate if nothing changed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-# All DDS traffic stays on this machine, and each checkout talks on domains of its own: of 1 to 100, one for the demo and
-# the next three for the processes of the tests (tests/conftest.py), so that none hears another nor another checkout's.
+# All DDS traffic stays on this machine. Each checkout uses its own four ROS domains between 1 and 100, one for the demo
+# and the next three for the test processes (tests/conftest.py), so that they and other checkouts do not interfere.
 PLACE := $(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
 DEMO_DOMAIN ?= $(shell echo $$(( $(PLACE) % 25 * 4 + 1 )))
 TEST_DOMAIN ?= $(shell echo $$(( $(PLACE) % 25 * 4 + 2 )))
 export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 unexport ROS_LOCALHOST_ONLY ROS_STATIC_PEERS
-# A Python with ROS wheels marks its children as prepared; another environment's Python must prepare itself.
+# A Python with ROS wheels sets this after it has set its library path; another environment must set its own.
 unexport _ROS_WHEELS_BOOTSTRAP_COMPLETE
 
 DATAROOT ?=
@@ -20,21 +20,23 @@ ARGS ?=
 DEMO_OPTIONS := $(if $(DATAROOT),--dataroot '$(DATAROOT)') $(if $(VERSION),--version '$(VERSION)') \
 	$(if $(SCENE),--scene '$(SCENE)')
 
-.PHONY: help setup demo test bench lint format clean
+.PHONY: help setup demo test bench docs lint format clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    set up, run camera data through ROS and the detector, write build/demo/report.html"
-	@echo "             (on real data: DATAROOT=... VERSION=v1.0-mini SCENE=scene-0061)"
-	@echo "make test    set up and run the tests (ARGS='-k name' for some of them, ARGS='-n 0' in one process)"
-	@echo "make bench   set up and run the benchmarks"
-	@echo "make lint    set up, then ruff and mypy --strict"
-	@echo "make format  set up, then let ruff format the code"
-	@echo "make setup   only the set-up: .venv with ROS 2 as wheels, or on a sourced ROS distribution"
+	@echo "make demo    replay camera data through ROS and the detector; writes build/demo/report.html"
+	@echo "             (with real data: DATAROOT=... VERSION=v1.0-mini SCENE=scene-0061)"
+	@echo "make test    run the tests (ARGS='-k name' selects some, ARGS='-n 0' uses one process)"
+	@echo "make bench   run the benchmarks"
+	@echo "make docs    generate the reference pages in docs/reference"
+	@echo "make lint    run ruff and mypy --strict"
+	@echo "make format  format the code with ruff"
+	@echo "make setup   create .venv with ROS 2 as wheels, or on top of a sourced ROS distribution"
 	@echo "make clean   remove .venv and build/"
+	@echo "Every target except clean runs setup first."
 
 setup:
-	@command -v $(PYTHON) > /dev/null || { echo "set-up: $(PYTHON) was not found; install Python 3.10 to 3.12" \
+	@command -v $(PYTHON) > /dev/null || { echo "set-up: $(PYTHON) was not found; install Python 3.10 to 3.13" \
 		"or name one with PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) scripts/set_up.py
 
@@ -47,10 +49,13 @@ test: setup
 bench: setup
 	ROS_DOMAIN_ID=$(DEMO_DOMAIN) $(BIN)/python -m benchmarks.run $(ARGS)
 
+docs: setup
+	$(BIN)/python -m scripts.make_docs $(ARGS)
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy --strict ftkd_core ftkd_ros
+	$(BIN)/mypy --strict
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a machine must have before the set-up starts; each check raises SetUpError with one sentence."""
+"""Checks of the machine before the set-up starts; each raises SetUpError with one sentence."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 GIGABYTE = 1e9
-# The environment takes 2 GB with the CPU build of PyTorch, and as much again while pip unpacks.
+# .venv takes 2 GB with the CPU build of PyTorch, and pip needs another 2 GB to unpack the packages.
 NEEDED_GIGABYTES = 4
-# The CUDA build of PyTorch, which package indexes serve by default, and its libraries.
+# With the CUDA build of PyTorch, which is the default of package indexes, and its libraries.
 NEEDED_GIGABYTES_CUDA = 12
 
 C_COMPILERS = ("cc", "gcc", "clang")
@@ -24,11 +24,11 @@ DEBIAN_PACKAGES = "sudo apt install build-essential python3-venv python3-dev"
 
 
 class SetUpError(Exception):
-    """The set-up cannot go on; the text says why and what to do."""
+    """The set-up cannot continue; the message gives the reason and the remedy."""
 
 
 def check_platform() -> None:
-    """ROS 2 wheels exist for Linux on x86-64 alone."""
+    """Raise SetUpError unless this is Linux on x86-64, the only platform with ROS 2 wheels."""
     found = f"{platform.system()} on {platform.machine()}"
     if found != "Linux on x86_64":
         raise SetUpError(
@@ -38,7 +38,7 @@ def check_platform() -> None:
 
 
 def check_compilers() -> None:
-    """The message packages are compiled, as C and C++."""
+    """Raise SetUpError unless a C and a C++ compiler are found; both compile the message packages."""
     for language, variable, names in (("C", "CC", C_COMPILERS), ("C++", "CXX", CXX_COMPILERS)):
         chosen = os.environ.get(variable, "").split()[:1]
         if not any(shutil.which(name) for name in chosen or names):
@@ -50,7 +50,7 @@ def check_compilers() -> None:
 
 
 def check_python_headers() -> None:
-    """The message packages have a compiled Python part."""
+    """Raise SetUpError unless Python.h is found; the message packages include a C extension."""
     header = Path(sysconfig.get_path("include")) / "Python.h"
     if not header.exists():
         raise SetUpError(
@@ -60,29 +60,29 @@ def check_python_headers() -> None:
 
 
 def check_venv_module() -> None:
-    """Debian splits venv off from Python."""
+    """Raise SetUpError unless the module venv is installed; Debian packages it separately."""
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
         raise SetUpError(
-            f"{sys.executable} comes without venv; install it, on Debian or Ubuntu with `{DEBIAN_PACKAGES}`, "
+            f"{sys.executable} has no module venv; install it, on Debian or Ubuntu with `{DEBIAN_PACKAGES}`, "
             "and run the same command again."
         )
 
 
 def check_disk(folder: Path) -> None:
-    """The packages are large."""
+    """Raise SetUpError if `folder` has less free disk than the packages need."""
     free = shutil.disk_usage(folder).free / GIGABYTE
     if free < NEEDED_GIGABYTES:
         raise SetUpError(
-            f"{folder} has {free:.1f} GB of disk free; make room: at least {NEEDED_GIGABYTES} GB are needed, "
-            f"{NEEDED_GIGABYTES_CUDA} GB where pip takes the CUDA build of PyTorch."
+            f"{folder} has {free:.1f} GB of disk free; make room: {NEEDED_GIGABYTES} GB are needed, or "
+            f"{NEEDED_GIGABYTES_CUDA} GB if pip installs the CUDA build of PyTorch."
         )
 
 
 def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment for a child that must find its own packages.
+    """Return the environment variables for a child that runs another Python environment.
 
-    A Python with ROS wheels marks its children as prepared, which would keep another environment's Python
-    from finding its own libraries; PYTHONHOME and __PYVENV_LAUNCHER__ redirect a virtual environment.
+    A Python with ROS wheels sets _ROS_WHEELS_BOOTSTRAP_COMPLETE after it has set its library path. A child
+    with its own wheels would then skip that step. PYTHONHOME and __PYVENV_LAUNCHER__ redirect a venv.
     """
     unwanted = {"_ROS_WHEELS_BOOTSTRAP_COMPLETE", "PYTHONHOME", "__PYVENV_LAUNCHER__"}
     return {name: value for name, value in environment.items() if name not in unwanted}

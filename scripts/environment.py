@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps that make .venv: environment, requirements, interfaces, project.
+"""Create .venv in four steps: environment, requirements, interfaces, project.
 
-Only the standard library is used. Each step has a key, the hash of all that it depends on; .venv remembers
-the key of each step that succeeded, so a second run does nothing and a changed requirement or interface file
-redoes only what follows from it.
+Uses only the standard library. Each step has a key, the hash of its inputs. The key of each completed step is
+stored in .venv, so a second run does nothing, and a changed requirement or interface file repeats only the
+steps that depend on it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import checks
-import interfaces
-from checks import SetUpError
-from pip_runner import PipRunner
+from scripts import checks, interfaces
+from scripts.checks import SetUpError
+from scripts.pip_runner import PipRunner
 
 STAMP_NAME = "ftkd_set_up.json"
 STAND_INS_FILE = "ftkd_ros_stand_ins.pth"
-# Raise this to make every checkout set itself up anew.
+# Increase this to make every checkout create .venv again.
 LAYOUT = 1
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the environment goes and which ROS it uses.
+    """Location of the virtual environment and the ROS installation that it uses.
 
-    distribution is the prefix of the sourced ROS distribution, or None: then ROS comes as wheels.
+    `distribution` is the prefix of the sourced ROS distribution; None installs ROS as wheels.
     """
 
     root: Path
@@ -44,46 +43,46 @@ class Machine:
 
     @property
     def venv(self) -> Path:
-        """The virtual environment's folder."""
+        """Folder of the virtual environment."""
         return self.root / ".venv"
 
     @property
     def python(self) -> Path:
-        """The virtual environment's interpreter."""
+        """Interpreter of the virtual environment."""
         return self.venv / "bin" / "python"
 
     @property
     def stamp(self) -> Path:
-        """The file that remembers which steps are done."""
+        """File with the keys of the completed steps."""
         return self.venv / STAMP_NAME
 
     @property
     def log(self) -> Path:
-        """Everything that pip, CMake and the compiler said."""
+        """File with the full output of pip, CMake and the compiler."""
         return self.root / "build" / "set_up.log"
 
     @property
     def requirement_files(self) -> list[Path]:
-        """The pinned lists that this machine installs with their dependencies."""
+        """Requirement files that this machine installs."""
         names = ["base", "dev"] if self.distribution else ["base", "dev", "ros"]
         return [self.root / "requirements" / f"{name}.txt" for name in names]
 
 
 def main(root: str) -> int:
-    """Bring .venv up to date. Returns the exit code: 0, 2 (something is missing) or 130 (interrupted)."""
+    """Bring .venv up to date and return the exit code: 0, 2 if something is missing, 130 if interrupted."""
     try:
         bring_up_to_date(Machine(root=Path(root), distribution=ros_distribution(os.environ)))
     except SetUpError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nset-up: interrupted; the same command goes on from here.", file=sys.stderr)
+        print("\nset-up: interrupted; run the same command again to continue.", file=sys.stderr)
         return 130
     return 0
 
 
 def ros_distribution(environment: Mapping[str, str]) -> Path | None:
-    """The prefix in AMENT_PREFIX_PATH that holds rclpy, or None. Those of wheels do not count."""
+    """Return the prefix in AMENT_PREFIX_PATH that contains rclpy, or None. Prefixes of wheels are skipped."""
     for entry in environment.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
         prefix = Path(entry)
         marker = prefix / "share" / "ament_index" / "resource_index" / "packages" / "rclpy"
@@ -93,11 +92,11 @@ def ros_distribution(environment: Mapping[str, str]) -> Path | None:
 
 
 def bring_up_to_date(machine: Machine) -> None:
-    """Run the steps whose key has changed, in order; a new environment needs them all."""
+    """Run the steps whose key has changed, in order; a new environment runs all of them."""
     keys = step_keys(machine)
     if read_stamp(machine) == keys:
         return
-    with only_one_at_a_time(machine):
+    with exclusive_lock(machine):
         done = read_stamp(machine)
         if done.get("environment") != keys["environment"]:
             done = {}
@@ -114,7 +113,7 @@ def bring_up_to_date(machine: Machine) -> None:
 
 
 def step_keys(machine: Machine) -> dict[str, str]:
-    """The key of each step, in the order in which they run."""
+    """Return the key of each step, in the order in which they run."""
     source = f"{LAYOUT} {sys.version_info[:2]} {machine.venv} {machine.distribution}"
     keys = {"environment": digest([], source)}
     keys["requirements"] = digest([*machine.requirement_files, machine.root / "requirements" / "devkit.txt"])
@@ -126,7 +125,7 @@ def step_keys(machine: Machine) -> dict[str, str]:
 
 
 def digest(files: list[Path], text: str = "") -> str:
-    """The hash of a text and of the files' names and contents."""
+    """Return the hash of a text and of the names and contents of files."""
     total = hashlib.sha256(text.encode())
     for path in files:
         total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -134,7 +133,7 @@ def digest(files: list[Path], text: str = "") -> str:
 
 
 def read_stamp(machine: Machine) -> dict[str, str]:
-    """The keys of the steps that are done; none where .venv is missing, cut short or from another folder."""
+    """Return the keys of the completed steps; empty if .venv is missing, incomplete or damaged."""
     try:
         stamp = json.loads(machine.stamp.read_text())
     except (OSError, ValueError):
@@ -143,8 +142,8 @@ def read_stamp(machine: Machine) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def only_one_at_a_time(machine: Machine) -> Iterator[None]:
-    """Hold this checkout's lock, so that two `make` commands started together do not write one .venv."""
+def exclusive_lock(machine: Machine) -> Iterator[None]:
+    """Hold the lock of this checkout, so that only one `make` command at a time writes .venv."""
     machine.log.parent.mkdir(exist_ok=True)
     with open(machine.log.parent / "set_up.lock", "w") as lock:
         try:
@@ -156,7 +155,7 @@ def only_one_at_a_time(machine: Machine) -> Iterator[None]:
 
 
 def check_machine(machine: Machine, steps: list[str]) -> None:
-    """Raise SetUpError, before anything is written, where these steps cannot succeed."""
+    """Raise SetUpError, before anything is written, if these steps cannot succeed."""
     if "environment" in steps:
         checks.check_venv_module()
     if "requirements" in steps:
@@ -169,7 +168,7 @@ def check_machine(machine: Machine, steps: list[str]) -> None:
 
 
 def make_environment(machine: Machine, progress: Progress) -> None:
-    """Make .venv anew."""
+    """Create .venv; an existing one is removed."""
     if machine.distribution:
         progress.begin(f"virtual environment on the ROS distribution in {machine.distribution}")
     else:
@@ -183,12 +182,12 @@ def make_environment(machine: Machine, progress: Progress) -> None:
         command, capture_output=True, text=True, check=False, env=checks.clean_environment(os.environ)
     )
     if result.returncode:
-        last_words = (result.stderr.strip() or result.stdout.strip()).splitlines()[-1:]
-        raise SetUpError(f"Python could not make a virtual environment: {' '.join(last_words)}")
+        last_line = (result.stderr.strip() or result.stdout.strip()).splitlines()[-1:]
+        raise SetUpError(f"Python could not create a virtual environment: {' '.join(last_line)}")
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, or a link to one without touching what it points to."""
+    """Remove a folder; of a symbolic link, remove only the link."""
     if path.is_symlink():
         path.unlink()
     else:
@@ -196,11 +195,11 @@ def remove(path: Path) -> None:
 
 
 def install_requirements(machine: Machine, progress: Progress) -> None:
-    """Install the pinned lists."""
+    """Install the pinned packages."""
     progress.begin("pinned packages (PyTorch is the large one)")
     pip = PipRunner(machine.python, machine.log)
-    lists = [argument for path in machine.requirement_files for argument in ("-r", str(path))]
-    pip.install(*lists)
+    files = [argument for path in machine.requirement_files for argument in ("-r", str(path))]
+    pip.install(*files)
     pip.install("--no-deps", "-r", str(machine.root / "requirements" / "devkit.txt"))
 
 
@@ -211,7 +210,7 @@ def build_interfaces(machine: Machine, progress: Progress) -> None:
 
 
 def install_project(machine: Machine, progress: Progress) -> None:
-    """Put this checkout and, beside ROS wheels, the stand-ins on the environment's path."""
+    """Install this checkout in editable mode; with ROS wheels, also add the stand-in packages to the path."""
     progress.begin("this checkout")
     pip = PipRunner(machine.python, machine.log)
     pip.install("--no-deps", "--no-build-isolation", "-e", str(machine.root))
@@ -223,39 +222,39 @@ def install_project(machine: Machine, progress: Progress) -> None:
         capture_output=True, text=True, check=False, env=checks.clean_environment(os.environ),
     )  # fmt: skip
     if result.returncode:
-        last_words = " ".join(result.stderr.strip().splitlines()[-1:])
+        reason = " ".join(result.stderr.strip().splitlines()[-1:])
         if machine.distribution:
             raise SetUpError(
                 f"the ROS distribution in {machine.distribution} does not load under Python "
-                f"{sys.version_info[0]}.{sys.version_info[1]} ({last_words}); name its own Python with "
-                "PYTHON=..., and see that vision_msgs and tf2_msgs are installed (rosdep install)."
+                f"{sys.version_info[0]}.{sys.version_info[1]} ({reason}); name its own Python with "
+                "PYTHON=... and check that vision_msgs and tf2_msgs are installed (rosdep install)."
             )
         raise SetUpError(
-            f"the ROS packages in {machine.venv} do not load ({last_words}); run `make clean setup`."
+            f"the ROS packages in {machine.venv} do not load ({reason}); run `make clean setup`."
         )
 
 
 def site_packages(machine: Machine) -> Path:
-    """The environment's folder of pure Python packages."""
+    """Return the folder site-packages of the environment."""
     return machine.venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
 
 
 @dataclass
 class Progress:
-    """Says which step is running and how long each took."""
+    """Prints the running step and the elapsed time."""
 
     total: int
     number: int = 0
     started: float = field(default_factory=time.monotonic)
 
-    def begin(self, what: str) -> None:
-        """Announce the next step."""
+    def begin(self, step: str) -> None:
+        """Print the number and name of the next step."""
         self.number += 1
         elapsed = time.monotonic() - self.started
-        print(f"set-up: [{self.number}/{self.total}] {elapsed:4.0f} s  {what}", flush=True)
+        print(f"set-up: [{self.number}/{self.total}] {elapsed:4.0f} s  {step}", flush=True)
 
     def finish(self) -> None:
-        """Say how long all of it took."""
+        """Print the total time."""
         print(f"set-up: done in {time.monotonic() - self.started:.0f} s", flush=True)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the message packages in pip_ros/interfaces with the ROS wheels' own rosidl and installs them."""
+"""Build and install the message packages in pip_ros/interfaces with the rosidl of the ROS wheels."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from checks import SetUpError, clean_environment
+from scripts.checks import SetUpError, clean_environment
 
 PACKAGES = ("vision_msgs", "tf2_msgs")
 
 
 def folder(root: Path) -> Path:
-    """Where the definitions are."""
+    """Return the folder of the message definitions."""
     return root / "pip_ros" / "interfaces"
 
 
 def build_and_install(root: Path, venv: Path, log: Path) -> None:
-    """Build all packages side by side and install them into venv; SetUpError names the one that failed."""
+    """Build all packages in parallel and install them into venv; SetUpError names a package that failed."""
     build = root / "build" / "interfaces"
     shutil.rmtree(build, ignore_errors=True)
     with ThreadPoolExecutor(max_workers=len(PACKAGES)) as pool:
@@ -29,12 +29,12 @@ def build_and_install(root: Path, venv: Path, log: Path) -> None:
         file.writelines(output for output, _ in outputs)
     for name, (output, succeeded) in zip(PACKAGES, outputs, strict=True):
         if not succeeded:
-            raise SetUpError(f"{name} could not be built: {first_error(output)} The full text is in {log}.")
+            raise SetUpError(f"{name} could not be built: {first_error(output)} The full output is in {log}.")
     shutil.rmtree(build)
 
 
 def build_package(name: str, root: Path, venv: Path, build: Path) -> tuple[str, bool]:
-    """Configure, compile and install one package. Returns all output, and whether it succeeded."""
+    """Configure, compile and install one package; return the output and whether all commands succeeded."""
     environment = clean_environment(os.environ)
     environment.pop("PYTHONPATH", None)
     environment["PATH"] = f"{venv / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
@@ -58,7 +58,7 @@ def build_package(name: str, root: Path, venv: Path, build: Path) -> tuple[str, 
 
 
 def first_error(output: str) -> str:
-    """The line that says what went wrong first, as a sentence."""
+    """Return the first error line of CMake or the compiler, as a sentence."""
     lines = [line.strip() for line in output.splitlines()]
     for position, line in enumerate(lines):
         if line.startswith("CMake Error"):
@@ -66,4 +66,4 @@ def first_error(output: str) -> str:
             return f"{line} {detail}".rstrip(".:") + "."
         if "error:" in line:
             return line.rstrip(".") + "."
-    return "see its last lines."
+    return "see the end of the output."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs pip: the full text into a log, the large downloads onto the terminal, a failure into one sentence."""
+"""Run pip: full output to a log file, large downloads on the terminal, a failure as one sentence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from checks import NEEDED_GIGABYTES_CUDA, SetUpError, clean_environment
+from scripts.checks import NEEDED_GIGABYTES_CUDA, SetUpError, clean_environment
 
 LARGE_DOWNLOAD = re.compile(r"Downloading (?P<file>\S+).*\((?P<size>[\d.]+ (?P<unit>[MG])B)\)")
 SHOWN_MEGABYTES = 50
@@ -20,18 +20,18 @@ NO_NETWORK = re.compile(
 
 
 class PipRunner:
-    """pip of one virtual environment, writing to one log."""
+    """pip of one virtual environment, with one log file."""
 
     def __init__(self, python: Path, log: Path) -> None:
         self.python = python
         self.log = log
 
     def install(self, *arguments: str) -> None:
-        """Run `pip install` with these arguments; SetUpError says why it failed."""
+        """Run `pip install` with these arguments; SetUpError gives the reason of a failure."""
         options = ["--no-input", "--disable-pip-version-check", "--no-compile", "--progress-bar", "off"]
         command = [str(self.python), "-m", "pip", "install", *options, *arguments]
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        said: list[str] = []
+        lines: list[str] = []
         with open(self.log, "a") as log:
             log.write(f"$ {' '.join(command)}\n")
             with subprocess.Popen(
@@ -41,14 +41,14 @@ class PipRunner:
                 assert process.stdout is not None
                 for line in process.stdout:
                     log.write(line)
-                    said.append(line.rstrip())
-                    announce(line)
+                    lines.append(line.rstrip())
+                    print_large_download(line)
         if process.returncode:
-            raise SetUpError(f"{reason(said)} The full text is in {self.log}.")
+            raise SetUpError(f"{reason(lines)} The full output is in {self.log}.")
 
 
-def announce(line: str) -> None:
-    """Show a large download, so that a long wait explains itself."""
+def print_large_download(line: str) -> None:
+    """Print the name and size of a download of at least 50 MB, to explain the wait."""
     download = LARGE_DOWNLOAD.search(line)
     if not download:
         return
@@ -57,9 +57,9 @@ def announce(line: str) -> None:
         print(f"set-up:       downloading {Path(download['file']).name} ({download['size']})", flush=True)
 
 
-def reason(said: list[str]) -> str:
-    """Why pip failed, from what it said, as a sentence with what to do."""
-    text = "\n".join(said)
+def reason(lines: list[str]) -> str:
+    """Return why pip failed, from its output, and the remedy, in one sentence."""
+    text = "\n".join(lines)
     if NO_ROOM.search(text):
         return (
             "the disk filled up while pip was installing; make room (the CUDA build of PyTorch needs "
@@ -70,6 +70,6 @@ def reason(said: list[str]) -> str:
             "pip could not reach its package index; check the network and pip's settings (`pip config list`) "
             "and run the same command again."
         )
-    errors = [line for line in said if line.startswith("ERROR:")]
-    last_words = (errors or [line for line in said if line.strip()] or ["it said nothing"])[-1]
-    return f"pip failed: {last_words.removeprefix('ERROR:').strip()[:300].rstrip('.')}."
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    last = (errors or [line for line in lines if line.strip()] or ["it printed nothing"])[-1]
+    return f"pip failed: {last.removeprefix('ERROR:').strip()[:300].rstrip('.')}."

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Creates .venv with everything that this repository needs; does nothing where that has been done.
+"""Create .venv with all packages that this repository needs; do nothing if it is up to date.
 
-This file parses under any Python 3 (and 2.7), so that a wrong one is told so in a sentence. The work is done
-by environment.py, under a Python that fits.
+This file parses under any Python 3 (and 2.7), so that an unsupported version is reported in one sentence.
+environment.py does the work, under a supported Python.
 """
 
 import os
@@ -11,17 +11,17 @@ import subprocess
 import sys
 
 OLDEST = (3, 10)
-NEWEST = (3, 12)
+NEWEST = (3, 13)
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def fits(version):
-    """Whether a (major, minor) pair is a Python that all requirements have wheels for."""
+    """Return whether all requirements have wheels for this (major, minor) version of Python."""
     return OLDEST <= tuple(version) <= NEWEST
 
 
 def find_other_python():
-    """The path of a fitting interpreter on PATH, or None. Each is run, since a name may be an empty shim."""
+    """Return a supported interpreter on PATH, or None. Each is run, because it may be an empty shim."""
     for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
         for folder in os.environ.get("PATH", "").split(os.pathsep):
             candidate = os.path.join(folder, "python3.%d" % minor)
@@ -35,7 +35,7 @@ def find_other_python():
 
 
 def main():
-    """Hand over to environment.py, under another interpreter if this one does not fit; give its exit code."""
+    """Run environment.py, under another interpreter if this one is unsupported; return the exit code."""
     if not fits(sys.version_info[:2]):
         other = find_other_python()
         if other is None:
@@ -49,8 +49,9 @@ def main():
         os.execv(other, [other] + sys.argv)
     inside = os.path.realpath(sys.prefix) == os.path.realpath(os.path.join(REPOSITORY, ".venv"))
     if inside:  # an activated .venv cannot replace itself
-        os.execv(sys._base_executable, [sys._base_executable] + sys.argv)
-    import environment
+        os.execv(sys._base_executable, [sys._base_executable] + sys.argv)  # type: ignore[attr-defined]
+    sys.path.insert(0, REPOSITORY)
+    from scripts import environment
 
     return environment.main(REPOSITORY)
 

@@ -2,9 +2,9 @@
 
 # ftkd_drop_missing_include_folders()
 #
-# The wheels' exported targets name include folders of the machine that built them. CMake refuses to
-# generate as long as an imported target names a folder that does not exist, so such entries are taken
-# off the targets as this build sees them. Call after the last find_package; no file is changed.
+# The exported targets of the wheels contain include folders of the machine that built them. CMake fails to
+# generate if an imported target has an include folder that does not exist, so this function removes those
+# folders from the imported targets. Call it after the last find_package; no file is changed.
 function(ftkd_drop_missing_include_folders)
   get_property(targets DIRECTORY PROPERTY IMPORTED_TARGETS)
   foreach(target IN LISTS targets)
@@ -24,9 +24,9 @@ endfunction()
 
 # ftkd_keep_python_generators()
 #
-# rclpy over FastDDS needs the C structs, their FastDDS serialisation and the Python classes. The C++
-# classes and the introspection forms are left out: they triple the build and nothing here loads them.
-# Call after the last find_package and before rosidl_generate_interfaces.
+# rclpy with FastDDS needs the C structs, their FastDDS serialisation and the Python classes. The C++ classes
+# and the introspection type support are skipped, because they triple the build time and are never loaded.
+# Call this after the last find_package and before rosidl_generate_interfaces.
 macro(ftkd_keep_python_generators)
   list(FILTER AMENT_EXTENSIONS_rosidl_generate_idl_interfaces EXCLUDE REGEX
     "^(rosidl_generator_cpp|rosidl_typesupport_cpp|rosidl_typesupport_fastrtps_cpp|rosidl_typesupport_introspection_c|rosidl_typesupport_introspection_cpp):")

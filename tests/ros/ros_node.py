@@ -13,7 +13,7 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 
-DOMAIN_ID = int(os.environ.get("ROS_DOMAIN_ID", 60 + os.getpid() % 40))
+DOMAIN_ID = int(os.environ.get("ROS_DOMAIN_ID", "96"))
 
 
 @dataclass

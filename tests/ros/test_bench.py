@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ftkd bench`: figures on the terminal and as JSON, and bad options in one sentence."""
+"""`ftkd bench`: figures on the terminal and as JSON; one sentence per invalid option."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from ftkd_ros import bench, cli
+from ftkd_ros import cli
+from ftkd_ros.commands import bench
 
 
 def test_bench_prints_latency_and_peak_memory(
@@ -16,9 +17,9 @@ def test_bench_prints_latency_and_peak_memory(
     monkeypatch.setattr(bench, "_WARM_UP", 0)
     file = tmp_path / "new" / "figures.json"
     assert cli.main(["bench", "--device", "cpu", "--repeats", "2", "--json", str(file)]) == 0
-    said = capsys.readouterr().out
-    assert "tiny (tiny_synthetic.safetensors) on cpu, fast runtime" in said
-    assert "p50" in said and "peak memory" in said
+    output = capsys.readouterr().out
+    assert "tiny (tiny_synthetic.safetensors) on cpu, fast runtime" in output
+    assert "p50" in output and "peak memory" in output
     figures = json.loads(file.read_text(encoding="utf-8"))
     assert figures["latency_ms"]["count"] == 2 and figures["latency_ms"]["p50"] > 0
     assert figures["peak_memory_mb"] > 50
@@ -33,7 +34,7 @@ def test_bench_prints_latency_and_peak_memory(
         (["--device", "warp"], "device 'warp'"),
     ],
 )
-def test_bad_options_are_one_sentence(
+def test_invalid_options_are_refused_in_one_sentence(
     arguments: list[str], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "_ROUNDS", 1)

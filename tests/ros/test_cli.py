@@ -1,17 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `ftkd` command: help for newcomers, and bad input as one sentence with exit code 2."""
+"""The `ftkd` command: help, and bad input as one sentence with exit code 2."""
 
+import importlib.util
+import inspect
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import ModuleType
 
+import click
 import pytest
 from driving_scene import SCENE, VERSION, write_drive
 
 from ftkd_core.errors import UserError
 from ftkd_ros import cli
+from ftkd_ros.commands.packages import missing_package
 
-COMMANDS = ("synth", "convert", "detect", "evaluate", "report", "demo", "bench")
+COMMANDS = ("demo", "synth", "convert", "detect", "evaluate", "report", "import-weights", "bench")
+PASSED_THROUGH = ("train", "distill", "validate")
 
 
 def run(*arguments: object) -> int:
@@ -19,10 +27,10 @@ def run(*arguments: object) -> int:
 
 
 def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    said = capsys.readouterr().err.strip()
-    assert "\n" not in said
-    assert "Traceback" not in said
-    return said
+    text = capsys.readouterr().err.strip()
+    assert "\n" not in text
+    assert "Traceback" not in text
+    return text
 
 
 @pytest.fixture(scope="module")
@@ -30,59 +38,195 @@ def dataroot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_drive(tmp_path_factory.mktemp("cli") / "data")
 
 
+def replace_command(monkeypatch: pytest.MonkeyPatch, name: str, error: BaseException) -> None:
+    """Let the command `name` raise an error."""
+
+    def fail() -> int:
+        raise error
+
+    monkeypatch.setitem(cli.app.commands, name, click.Command(name, callback=fail))
+
+
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        run("--help")
-    assert end.value.code == 0
-    said = capsys.readouterr().out
-    assert all(f"    {command}" in said for command in COMMANDS)
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {command} " in text for command in (*COMMANDS, *PASSED_THROUGH))
+
+
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert "0.1.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        run(command, "--help")
-    assert end.value.code == 0
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command, "--help") == 0
     assert len(capsys.readouterr().out) > 300
 
 
-def test_help_needs_neither_torch_nor_ros() -> None:
-    script = (
-        "import sys\nfrom ftkd_ros.cli import build_parser\nbuild_parser().format_help()\n"
-        "print([name for name in ('torch', 'rclpy', 'nuscenes', 'cv2') if name in sys.modules])"
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: str(command.name))
+def test_options_match_the_function_parameters_and_have_help(command: click.Command) -> None:
+    assert command.callback is not None
+    assert {str(option.name) for option in command.params} == set(
+        inspect.signature(command.callback).parameters
     )
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert said.strip() == "[]"
+    missing = [
+        option.name for option in command.params if isinstance(option, click.Option) and not option.help
+    ]
+    assert not missing
 
 
-def test_no_command_is_told_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", PASSED_THROUGH)
+def test_training_commands_print_the_help_of_their_program(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
-        run()
-    assert end.value.code == 2
-    assert "COMMAND" in capsys.readouterr().err
+        run(command, "--help")
+    assert end.value.code == 0
+    assert "--device" in capsys.readouterr().out
 
 
-def test_user_errors_become_one_sentence(
+@pytest.mark.parametrize("command", PASSED_THROUGH)
+def test_training_commands_pass_their_arguments_unchanged(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[list[str]] = []
+
+    def main(arguments: list[str]) -> int:
+        received.append(arguments)
+        return 3
+
+    program = ModuleType(f"training.{command}")
+    monkeypatch.setattr(program, "main", main, raising=False)
+    monkeypatch.setitem(sys.modules, program.__name__, program)
+    arguments = [
+        "--set",
+        "optim.lr=1e-4",
+        "--out",
+        "runs/a b",
+        "--preset=tiny",
+        "rest",
+        "--",
+        "--threads",
+        "2",
+    ]
+    assert run(command, *arguments) == 3
+    assert received == [arguments]
+
+
+def test_help_imports_neither_torch_nor_ros() -> None:
+    script = (
+        "import sys\nfrom ftkd_ros.cli import main\nmain(['--help'])\n"
+        "names = ('torch', 'rclpy', 'nuscenes', 'cv2', 'numpy')\n"
+        "print([name for name in names if name in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == "[]"
+
+
+def test_help_is_fast() -> None:
+    command = [sys.executable, "-m", "ftkd_ros.cli", "--help"]
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True, env=os.environ)
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.3
+
+
+def test_without_a_command_the_error_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    text = one_sentence(capsys)
+    assert "COMMAND" in text
+    assert all(command in text for command in (*COMMANDS, *PASSED_THROUGH))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["evalute"], "ftkd: no command 'evalute'; did you mean 'evaluate'?"),
+        (["xyz"], "ftkd: no command 'xyz'; expected one of demo, synth"),
+        (["convert"], "ftkd convert: missing option '--dataroot'"),
+        (["report", "--frames", "x"], "ftkd report: invalid value for '--frames': 'x'"),
+        (["detect", "--bags", "x"], "ftkd detect: no such option '--bags'"),
+        (["bench", "--repeats"], "ftkd bench: option '--repeats' requires an argument"),
+        (["synth", "extra", "--output", "x"], "ftkd synth: got unexpected extra argument (extra)"),
+    ],
+)
+def test_usage_errors_are_one_sentence(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == 2
+    error = one_sentence(capsys)
+    assert error.startswith(text)
+    assert "--help`" in error
+
+
+def test_user_errors_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(_: object) -> int:
-        raise UserError("scene 'x' not found; there is scene-0061")
-
-    monkeypatch.setattr(cli, "_run_demo", fail)
+    replace_command(monkeypatch, "demo", UserError("scene 'x' not found; there is scene-0061"))
     assert run("demo") == 2
     assert one_sentence(capsys) == "ftkd demo: scene 'x' not found; there is scene-0061"
 
 
-def test_ctrl_c_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted(_: object) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "_run_demo", interrupted)
+def test_ctrl_c_stops_with_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_command(monkeypatch, "demo", KeyboardInterrupt())
     assert run("demo") == 130
-    assert "stopped" in one_sentence(capsys)
+    assert one_sentence(capsys) == "ftkd demo: stopped"
 
 
-def test_a_scene_that_does_not_exist_names_those_that_do(
+@pytest.mark.parametrize(
+    ("package", "advice"),
+    [
+        ("lightning_fabric.strategies", "pip install '.[train]'"),
+        ("tensorboard", "pip install '.[train]'"),
+        ("nuscenes.eval", "pip install '.[evaluate]'"),
+        ("rclpy", "source a ROS 2 distribution"),
+        ("vision_msgs.msg", "source a ROS 2 distribution"),
+    ],
+)
+def test_a_missing_optional_package_is_one_sentence_with_the_command_that_installs_it(
+    package: str, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replace_command(monkeypatch, "train", ModuleNotFoundError(f"No module named {package!r}", name=package))
+    assert run("train") == 2
+    text = one_sentence(capsys)
+    assert text.startswith(f"ftkd train: the Python package {package.partition('.')[0]!r} is not installed")
+    assert advice in text
+
+
+def test_other_import_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ModuleNotFoundError("No module named 'ftkd_core.x'", name="ftkd_core.x")
+    assert missing_package(error) is None
+    replace_command(monkeypatch, "detect", error)
+    with pytest.raises(ModuleNotFoundError):
+        run("detect")
+
+
+def test_demo_without_ros_names_the_missing_package_before_it_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert run("demo", "--output", tmp_path / "demo") == 2
+    assert "'rclpy' is not installed; source a ROS 2 distribution" in one_sentence(capsys)
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize("name", ["detector", "player", "recorder"])
+def test_nodes_without_ros_name_the_missing_package(name: str) -> None:
+    script = (
+        f"import sys\nsys.modules['rclpy'] = None\nfrom ftkd_ros import programs\nsys.exit(programs.{name}())"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith(f"{name}: the Python package 'rclpy' is not installed")
+
+
+def test_an_unknown_scene_is_refused_with_the_names_of_the_scenes(
     dataroot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ("--dataroot", dataroot, "--version", VERSION)
@@ -91,7 +235,7 @@ def test_a_scene_that_does_not_exist_names_those_that_do(
     assert not (tmp_path / "bag").exists()
 
 
-def test_a_busy_output_is_refused_and_kept(
+def test_an_output_folder_with_files_is_refused_and_kept(
     dataroot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "busy").mkdir()
@@ -102,11 +246,11 @@ def test_a_busy_output_is_refused_and_kept(
     assert run("synth", "--output", tmp_path / "busy") == 2
     assert "busy" in one_sentence(capsys)
     assert run("demo", *data, "--output", tmp_path / "busy") == 2
-    assert "files of others" in one_sentence(capsys)
+    assert "files that the demo did not write" in one_sentence(capsys)
     assert [path.name for path in (tmp_path / "busy").iterdir()] == ["precious"]
 
 
-def test_a_bag_without_cameras_is_told_by_detect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_detect_refuses_a_bag_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("detect", "--bag", tmp_path / "nowhere", "--output", tmp_path / "out") == 2
     assert "nowhere" in one_sentence(capsys)
 
@@ -115,7 +259,7 @@ def test_a_bag_without_cameras_is_told_by_detect(tmp_path: Path, capsys: pytest.
     ("option", "text"),
     [("--device", "device 'abacus'"), ("--runtime", "runtime 'abacus': expected one of auto, fast, plain")],
 )
-def test_a_device_or_runtime_that_is_not_there_is_named(
+def test_detect_refuses_an_unknown_device_or_runtime(
     option: str, text: str, dataroot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ("--dataroot", dataroot, "--version", VERSION)
@@ -127,10 +271,6 @@ def test_a_device_or_runtime_that_is_not_there_is_named(
 
 
 @pytest.mark.parametrize("size", ["800", "axb", "800x450x3"])
-def test_a_size_that_is_none_is_refused(
-    size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        run("synth", "--output", tmp_path / "out", "--size", size)
-    assert end.value.code == 2
-    assert "800x450" in capsys.readouterr().err
+def test_synth_refuses_an_invalid_size(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("synth", "--output", tmp_path / "out", "--size", size) == 2
+    assert "800x450" in one_sentence(capsys)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vision_msgs and tf2_msgs have the published type hashes and work between processes."""
+"""vision_msgs and tf2_msgs have the published type hashes and are exchanged between processes."""
 
 import json
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ros
 
 DEFINITIONS = Path(__file__).parents[2] / "pip_ros" / "interfaces"
 VISION_MESSAGES = sorted(path.stem for path in (DEFINITIONS / "vision_msgs" / "msg").glob("*.msg"))
-# Hashes that vision_msgs 4.x and tf2_msgs announce.
+# Type hashes of the released packages: vision_msgs 4.x and tf2_msgs.
 PUBLISHED_HASHES = {
     Detection3DArray: "RIHS01_793f5eab9595ac1c0da07873cc859db42eae51f0ee76056db8562515d830e018",
     TFMessage: "RIHS01_e369d0f05a23ae52508854b66f6aa0437f3449d652e8cbf22d5abe85d020f087",
@@ -35,7 +35,7 @@ PUBLISHER = """
 import sys, time, rclpy
 from vision_msgs.msg import Detection3D, Detection3DArray, ObjectHypothesisWithPose
 rclpy.init()
-node = rclpy.create_node("talker")
+node = rclpy.create_node("publisher")
 publisher = node.create_publisher(Detection3DArray, sys.argv[1], 1)
 detection = Detection3D(id="a")
 detection.bbox.size.x = 4.5
@@ -54,14 +54,14 @@ def node(monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     context = rclpy.Context()
     context.init(domain_id=int(os.environ.get("ROS_DOMAIN_ID", "97")))
-    made = rclpy.create_node("interfaces_test", context=context)
-    yield made
-    made.destroy_node()
+    node = rclpy.create_node("interfaces_test", context=context)
+    yield node
+    node.destroy_node()
     context.shutdown()
 
 
 def vision_typestore() -> Typestore:
-    """Return the .msg files as parsed by `rosbags`, an implementation independent of rosidl."""
+    """Types that rosbags parses from the .msg files, for comparison with rosidl."""
     store = get_typestore(Stores.ROS2_KILTED)
     for name in VISION_MESSAGES:
         text = (DEFINITIONS / "vision_msgs" / "msg" / f"{name}.msg").read_text()
@@ -70,7 +70,7 @@ def vision_typestore() -> Typestore:
 
 
 @pytest.mark.parametrize("message_type", PUBLISHED_HASHES)
-def test_middleware_announces_the_published_type_hash(node: Node, message_type: Any) -> None:
+def test_the_middleware_announces_the_published_type_hash(node: Node, message_type: Any) -> None:
     publisher = node.create_publisher(message_type, "/interfaces/hash", 1)
     infos: list[Any] = []
     start = time.monotonic()
@@ -80,7 +80,7 @@ def test_middleware_announces_the_published_type_hash(node: Node, message_type: 
     node.destroy_publisher(publisher)
 
 
-def test_all_public_vision_messages_are_defined() -> None:
+def test_all_published_vision_messages_are_built() -> None:
     expected = "BoundingBox2D BoundingBox2DArray BoundingBox3D BoundingBox3DArray Classification Detection2D"
     expected += " Detection2DArray Detection3D Detection3DArray LabelInfo ObjectHypothesis"
     expected += " ObjectHypothesisWithPose Point2D Pose2D VisionClass VisionInfo"
@@ -88,13 +88,12 @@ def test_all_public_vision_messages_are_defined() -> None:
 
 
 @pytest.mark.parametrize("name", VISION_MESSAGES)
-def test_rosbags_and_rosidl_compute_the_same_type_hash(name: str) -> None:
-    description = Path(sys.prefix) / "share" / "vision_msgs" / "msg" / f"{name}.json"
-    if not description.exists():
-        pytest.skip("vision_msgs comes from a ROS distribution, which defines its hashes")
+def test_rosbags_and_rosidl_agree_on_every_hash(name: str) -> None:
+    described = Path(sys.prefix) / "share" / "vision_msgs" / "msg" / f"{name}.json"
+    if not described.exists():
+        pytest.skip("vision_msgs comes from a ROS distribution, which does not install the hashes here")
     hashes = {
-        entry["type_name"]: entry["hash_string"]
-        for entry in json.loads(description.read_text())["type_hashes"]
+        entry["type_name"]: entry["hash_string"] for entry in json.loads(described.read_text())["type_hashes"]
     }
     assert vision_typestore().hash_rihs01(f"vision_msgs/msg/{name}") == hashes[f"vision_msgs/msg/{name}"]
 
@@ -125,16 +124,16 @@ def test_detections_are_received_from_another_process(node: Node) -> None:
     executor = rclpy.executors.SingleThreadedExecutor(context=node.context)
     executor.add_node(node)
     domain = {"ROS_DOMAIN_ID": str(node.context.get_domain_id())}
-    talker = subprocess.Popen([sys.executable, "-c", PUBLISHER, topic], env=os.environ | domain)
+    sender = subprocess.Popen([sys.executable, "-c", PUBLISHER, topic], env=os.environ | domain)
     try:
         start = time.monotonic()
         while not received and time.monotonic() - start < DEADLINE_S:
             executor.spin_once(timeout_sec=0.1)
     finally:
-        talker.terminate()
-        talker.wait(DEADLINE_S)
+        sender.terminate()
+        sender.wait(DEADLINE_S)
         executor.shutdown()
-    assert received, f"no message in {DEADLINE_S} s"
+    assert received, f"nothing arrived in {DEADLINE_S} s"
     (detection,) = received[0].detections
     assert (detection.id, detection.results[0].hypothesis.class_id) == ("a", "car")
     assert (detection.bbox.size.x, received[0].header.frame_id) == (4.5, "base_link")

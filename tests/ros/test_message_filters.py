@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API of `message_filters` that this project uses; the tests also pass on the package of a ROS
-distribution.
-"""
+"""`message_filters`: only the original API is used, so the tests also pass with the original package."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -44,7 +42,7 @@ def ros_time(nanoseconds: int) -> Time:
 
 
 def collect(source: SimpleFilter) -> Sets:
-    """Return a list that receives all messages of `source`."""
+    """Return a list that collects all later outputs of `source`."""
     received: Sets = []
     source.registerCallback(lambda *messages: received.append(messages))
     return received
@@ -63,7 +61,7 @@ def exact(inputs: int, queue_size: int) -> tuple[list[SimpleFilter], Sets]:
 # SimpleFilter
 
 
-def test_callbacks_are_called_in_order_with_their_own_arguments() -> None:
+def test_callbacks_are_called_in_order_of_registration_with_their_arguments() -> None:
     source, calls = SimpleFilter(), []
     assert source.registerCallback(lambda *args: calls.append(("first", *args)), 7, "x") == 0
     assert source.registerCallback(lambda *args: calls.append(("second", *args))) == 1
@@ -74,14 +72,14 @@ def test_callbacks_are_called_in_order_with_their_own_arguments() -> None:
 # Cache
 
 
-def test_cache_lookups_by_time_include_both_ends() -> None:
+def test_cache_looks_up_messages_by_time_with_both_ends_included() -> None:
     source = SimpleFilter()
     cache = Cache(source, 3)
-    signaled = collect(cache)
+    forwarded = collect(cache)
     messages = [Stamped(second * 10**9) for second in range(1, 6)]
     for message in messages:
         source.signalMessage(message)
-    assert [only for (only,) in signaled] == messages
+    assert [only for (only,) in forwarded] == messages
     assert cache.getInterval(ros_time(0), ros_time(10 * 10**9)) == messages[2:]
     assert cache.getInterval(ros_time(3 * 10**9), ros_time(4 * 10**9)) == messages[2:4]
     assert cache.getElemAfterTime(ros_time(3 * 10**9 + 1)) is messages[3]
@@ -97,7 +95,7 @@ def test_cache_lookups_by_time_include_both_ends() -> None:
         cache.getInterval(ros_time(2), ros_time(1))
 
 
-def test_empty_cache_returns_none_and_default_cache_keeps_one_message() -> None:
+def test_empty_cache_returns_none_and_default_cache_stores_one_message() -> None:
     source = SimpleFilter()
     cache = Cache(source)
     assert cache.getLast() is None
@@ -112,14 +110,14 @@ def test_empty_cache_returns_none_and_default_cache_keeps_one_message() -> None:
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_cache_stores_messages_without_header_only_if_allowed(allowed: bool) -> None:
+def test_cache_stores_a_message_without_header_only_if_allowed(allowed: bool) -> None:
     source = SimpleFilter()
     cache = Cache(source, 4, allow_headerless=allowed)
-    signaled = collect(cache)
+    forwarded = collect(cache)
     message = String(data="no header")
     source.signalMessage(message)
     assert cache.getLast() is (message if allowed else None)
-    assert signaled == ([(message,)] if allowed else [])
+    assert forwarded == ([(message,)] if allowed else [])
 
 
 # TimeSynchronizer
@@ -127,7 +125,7 @@ def test_cache_stores_messages_without_header_only_if_allowed(allowed: bool) -> 
 
 @st.composite
 def rounds_with_drops(draw: st.DrawFn) -> tuple[int, list[list[int]]]:
-    """Draw the number of inputs and, per round, the inputs whose message arrives, in order of arrival."""
+    """Number of inputs and, per round, the inputs whose message arrives, in order of arrival."""
     inputs = draw(st.integers(1, 5))
     orders = draw(st.lists(st.permutations(range(inputs)), min_size=1, max_size=12))
     return inputs, [list(order)[: draw(st.integers(0, inputs))] for order in orders]
@@ -135,7 +133,7 @@ def rounds_with_drops(draw: st.DrawFn) -> tuple[int, list[list[int]]]:
 
 @given(rounds_with_drops())
 @settings(deadline=None)
-def test_exact_synchronizer_signals_each_complete_set_once(rounds: tuple[int, list[list[int]]]) -> None:
+def test_exact_synchronizer_forwards_each_complete_set_once(rounds: tuple[int, list[list[int]]]) -> None:
     inputs, arrivals = rounds
     sources, received = exact(inputs, queue_size=3)
     complete = []
@@ -158,7 +156,7 @@ def test_exact_synchronizer_requires_equal_nanoseconds() -> None:
     assert [messages[1] for messages in received] == [late]
 
 
-def test_full_queue_drops_its_smallest_stamp() -> None:
+def test_full_queue_drops_the_smallest_stamp() -> None:
     sources, received = exact(2, queue_size=2)
     for stamp in (10, 30, 20):  # 10 is dropped when the third arrives
         sources[0].signalMessage(Stamped(stamp))
@@ -172,10 +170,10 @@ def test_full_queue_drops_its_smallest_stamp() -> None:
 
 @given(rounds_with_drops(), st.data())
 @settings(deadline=None)
-def test_approximate_synchronizer_signals_each_complete_round_once_and_mixes_none(
+def test_approximate_synchronizer_forwards_each_complete_round_once_without_mixing(
     rounds: tuple[int, list[list[int]]], data: st.DataObject
 ) -> None:
-    """Rounds are 100 ms apart and span less than the slop of 40 ms; a drop affects only its own round."""
+    """Rounds are 100 ms apart and span less than the slop of 40 ms: a drop affects only its own round."""
     inputs, arrivals = rounds
     sources, received = approximate(inputs, queue_size=3, slop=0.04)
     offsets = st.integers(0, 40 * MILLISECOND - 1)
@@ -193,7 +191,7 @@ def test_approximate_synchronizer_signals_each_complete_round_once_and_mixes_non
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 60)), max_size=60), st.integers(1, 4))
 @settings(deadline=None)
-def test_every_set_is_in_order_spans_less_than_the_slop_and_uses_a_message_once(
+def test_every_set_is_in_input_order_within_the_slop_and_uses_each_message_once(
     stream: list[tuple[int, int]], queue_size: int
 ) -> None:
     sources, received = approximate(4, queue_size, slop=0.01)
@@ -208,7 +206,7 @@ def test_every_set_is_in_order_spans_less_than_the_slop_and_uses_a_message_once(
 
 
 @given(st.permutations(range(6)), st.permutations(range(6)))
-def test_order_of_arrival_within_the_queue_does_not_matter(first: list[int], second: list[int]) -> None:
+def test_order_of_arrival_within_the_queue_has_no_effect(first: list[int], second: list[int]) -> None:
     sources, received = approximate(2, queue_size=6, slop=0.1)
     messages = [[Stamped(second * 10**9, source) for second in range(6)] for source in range(2)]
     for number in first:
@@ -220,14 +218,14 @@ def test_order_of_arrival_within_the_queue_does_not_matter(first: list[int], sec
 
 
 @pytest.mark.parametrize(("apart", "matches"), [(100 * MILLISECOND - 1, True), (100 * MILLISECOND, False)])
-def test_difference_equal_to_the_slop_does_not_match(apart: int, matches: bool) -> None:
+def test_messages_exactly_the_slop_apart_do_not_match(apart: int, matches: bool) -> None:
     sources, received = approximate(2, queue_size=5, slop=0.1)
     sources[0].signalMessage(Stamped(10**9))
     sources[1].signalMessage(Stamped(10**9 + apart))
     assert bool(received) is matches
 
 
-def test_nearest_message_is_matched_and_the_others_stay_in_the_queue() -> None:
+def test_the_nearest_message_is_matched_and_the_others_stay_queued() -> None:
     sources, received = approximate(2, queue_size=5, slop=0.1)
     far, near = Stamped(1_000 * MILLISECOND), Stamped(1_030 * MILLISECOND)
     sources[0].signalMessage(far)
@@ -237,7 +235,7 @@ def test_nearest_message_is_matched_and_the_others_stay_in_the_queue() -> None:
     assert [messages[0] for messages in received] == [near, far]
 
 
-def test_set_is_found_if_the_nearest_messages_do_not_match() -> None:
+def test_a_set_is_found_if_the_nearest_messages_do_not_match_each_other() -> None:
     sources, received = approximate(3, queue_size=5, slop=0.1)
     before, after = Stamped(950 * MILLISECOND), Stamped(1_060 * MILLISECOND)
     sources[0].signalMessage(before)
@@ -247,7 +245,7 @@ def test_set_is_found_if_the_nearest_messages_do_not_match() -> None:
     assert [messages[0] for messages in received] == [after]
 
 
-def test_message_older_than_a_full_queue_is_not_matched() -> None:
+def test_a_message_older_than_a_full_queue_is_not_matched() -> None:
     sources, received = approximate(2, queue_size=2, slop=0.1)
     sources[1].signalMessage(Stamped(10**9))
     for seconds in (3, 4):
@@ -272,9 +270,7 @@ def test_a_stamp_may_be_an_rclpy_time() -> None:
     assert len(received) == 1
 
 
-def test_custom_filter_can_precede_a_synchronizer() -> None:
-    """A custom filter between the inputs and a synchronizer."""
-
+def test_a_custom_filter_works_between_inputs_and_synchronizer() -> None:
     class EverySecond(SimpleFilter):
         def __init__(self, source: SimpleFilter) -> None:
             super().__init__()
@@ -307,7 +303,7 @@ def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpinnableNode]:
 
 
 @pytest.mark.ros
-def test_subscriber_passes_on_the_messages_of_its_topic(ros: SpinnableNode) -> None:
+def test_subscriber_forwards_the_messages_of_its_topic(ros: SpinnableNode) -> None:
     group = ReentrantCallbackGroup()
     subscriber = Subscriber(ros.node, Header, "stamps", qos_profile=5, callback_group=group)
     received = collect(subscriber)
@@ -341,10 +337,10 @@ def test_subscriber_may_be_raw_and_best_effort(ros: SpinnableNode) -> None:
 
 @pytest.mark.ros
 def test_subscriber_is_reliable_by_default(ros: SpinnableNode) -> None:
-    """It receives nothing from a best-effort publisher, so cameras need sensor-data QoS."""
-    subscriber = Subscriber(ros.node, Header, "best_effort")
+    """A best-effort publisher does not reach it; cameras therefore use the sensor-data QoS."""
+    subscriber = Subscriber(ros.node, Header, "silence")
     received = collect(subscriber)
-    publisher = ros.node.create_publisher(Header, "best_effort", qos_profile_sensor_data)
+    publisher = ros.node.create_publisher(Header, "silence", qos_profile_sensor_data)
     for _ in range(10):
         publisher.publish(Header())
         ros.executor.spin_once(timeout_sec=0.02)
@@ -352,7 +348,7 @@ def test_subscriber_is_reliable_by_default(ros: SpinnableNode) -> None:
 
 
 @pytest.mark.ros
-def test_subscribers_are_synchronized_over_ros(ros: SpinnableNode) -> None:
+def test_subscribers_are_synchronized(ros: SpinnableNode) -> None:
     topics = ("left", "right")
     synchronizer = ApproximateTimeSynchronizer(
         [Subscriber(ros.node, Image, topic, qos_profile=10) for topic in topics], 10, 0.02

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API of `tf2_ros` that this project uses; the tests also pass on the package of a ROS distribution.
+"""`tf2_ros`: only the original API is used, so the tests also pass with the original package.
 
-Transforms are 4x4 matrices `parent_from_child` in metres; quaternions are (x, y, z, w); times are int
-nanoseconds.
+Transforms are `parent_from_child` as 4x4 matrices in metres; times are int nanoseconds.
 """
 
 import math
@@ -76,9 +75,7 @@ def rotation_about(axis: Sequence[float], angle: float) -> Rotation:
 
 
 def moving(speed: float = 1.0, first: int = 1, last: int = 5) -> Buffer:
-    """Return a buffer in which `base_link` moves along x of `map`, sampled at 1 Hz, with `cam_front` 2 m
-    ahead.
-    """
+    """`base_link` moves along x of `map`, one sample per second, with a static `cam_front` 2 m ahead."""
     buffer = Buffer()
     for second in range(first, last + 1):
         buffer.set_transform(stamped("map", "base_link", second * SECOND, (speed * second, 0.0, 0.0)), "test")
@@ -98,7 +95,7 @@ rotations = st.builds(
 
 @given(positions, positions, rotations, units, st.floats(0.0, 3.1), st.floats(0.0, 1.0), st.booleans())
 @settings(deadline=None)
-def test_translation_is_linear_and_rotation_has_constant_speed_between_samples(
+def test_translation_is_interpolated_linearly_and_rotation_at_constant_speed(
     start: tuple[float, float, float],
     end: tuple[float, float, float],
     rotation: QuaternionArray,
@@ -107,9 +104,10 @@ def test_translation_is_linear_and_rotation_has_constant_speed_between_samples(
     ratio: float,
     negated: bool,
 ) -> None:
-    """Interpolation takes the shorter rotation for either sign of the quaternion."""
-    end_rotation = (Rotation.from_quat(rotation) * rotation_about(axis, angle)).as_quat()
-    turned = end_rotation * (-1.0 if negated else 1.0)
+    """The rotation follows the shorter arc for either of the two quaternions of a rotation."""
+    turned = (Rotation.from_quat(rotation) * rotation_about(axis, angle)).as_quat() * (
+        -1.0 if negated else 1.0
+    )
     buffer = Buffer()
     buffer.set_transform(stamped("map", "base_link", SECOND, start, rotation), "test")
     buffer.set_transform(stamped("map", "base_link", 2 * SECOND, end, turned), "test")
@@ -133,12 +131,12 @@ def test_samples_may_arrive_out_of_order() -> None:
     assert x_of(buffer, "map", "base_link", SECOND * 5 // 2) == pytest.approx(6.5)
 
 
-def test_no_interpolation_across_a_change_of_parent() -> None:
+def test_there_is_no_interpolation_across_a_change_of_parent() -> None:
     buffer = Buffer()
-    buffer.set_transform(stamped("left", "cargo", SECOND, (1.0, 0.0, 0.0)), "test")
-    buffer.set_transform(stamped("right", "cargo", 2 * SECOND, (9.0, 0.0, 0.0)), "test")
-    assert x_of(buffer, "left", "cargo", SECOND * 3 // 2) == 1.0
-    assert x_of(buffer, "right", "cargo", 2 * SECOND) == 9.0
+    buffer.set_transform(stamped("left", "load", SECOND, (1.0, 0.0, 0.0)), "test")
+    buffer.set_transform(stamped("right", "load", 2 * SECOND, (9.0, 0.0, 0.0)), "test")
+    assert x_of(buffer, "left", "load", SECOND * 3 // 2) == 1.0
+    assert x_of(buffer, "right", "load", 2 * SECOND) == 9.0
 
 
 # The tree
@@ -146,10 +144,8 @@ def test_no_interpolation_across_a_change_of_parent() -> None:
 
 @given(st.data())
 @settings(deadline=None, max_examples=50)
-def test_lookup_is_the_product_of_the_transforms_on_the_path(data: st.DataObject) -> None:
-    """Random trees with static and moving frames; any pair of frames, both directions, and a fixed third
-    frame.
-    """
+def test_a_lookup_is_the_product_of_the_matrices_on_the_path(data: st.DataObject) -> None:
+    """Random trees with static and moving branches: any two frames, both directions, and a fixed frame."""
     count = data.draw(st.integers(2, 8))
     buffer = Buffer()
     root_from = {"frame0": np.eye(4)}
@@ -175,7 +171,7 @@ def test_lookup_is_the_product_of_the_transforms_on_the_path(data: st.DataObject
     assert matrix(full) == pytest.approx(expected, abs=1e-7)
 
 
-def test_static_transform_is_valid_at_any_time_with_the_requested_stamp() -> None:
+def test_a_static_transform_is_valid_at_any_time_and_gets_the_requested_stamp() -> None:
     buffer = Buffer()
     buffer.set_transform_static(stamped("base_link", "cam_front", 7 * SECOND, (2.0, 0.0, 0.0)), "test")
     found = buffer.lookup_transform("base_link", "cam_front", Time(nanoseconds=123 * SECOND))
@@ -186,7 +182,7 @@ def test_static_transform_is_valid_at_any_time_with_the_requested_stamp() -> Non
     assert x_of(buffer, "base_link", "cam_front", SECOND) == 3.0
 
 
-def test_time_zero_selects_the_latest_common_time() -> None:
+def test_time_zero_selects_the_latest_time_common_to_the_path() -> None:
     buffer = moving()
     buffer.set_transform(stamped("map", "target", 3 * SECOND, (0.0, 1.0, 0.0)), "test")
     buffer.set_transform(stamped("map", "target", 4 * SECOND, (0.0, 2.0, 0.0)), "test")
@@ -198,13 +194,13 @@ def test_time_zero_selects_the_latest_common_time() -> None:
     assert buffer.get_latest_common_time("map", "base_link") == Time(nanoseconds=5 * SECOND)
 
 
-def test_lookup_of_a_frame_in_itself_is_the_identity_even_if_unknown() -> None:
+def test_a_frame_relative_to_itself_is_the_identity_even_if_unknown() -> None:
     found = Buffer().lookup_transform("anywhere", "anywhere", Time(nanoseconds=5))
     assert matrix(found) == pytest.approx(np.eye(4))
 
 
-def test_full_lookup_includes_the_motion_between_two_exposures() -> None:
-    """At 15 m/s, a camera that is exposed 43 ms before the reference time is 0.645 m further back."""
+def test_full_lookup_accounts_for_the_motion_between_two_exposures() -> None:
+    """At 15 m/s a camera exposed 43 ms before the reference time is 0.645 m behind."""
     buffer = moving(speed=15.0)
     reference, exposure = 3 * SECOND, 3 * SECOND - 43_000_000
     found = buffer.lookup_transform_full(
@@ -215,7 +211,7 @@ def test_full_lookup_includes_the_motion_between_two_exposures() -> None:
     assert (found.header.frame_id, found.child_frame_id) == ("base_link", "cam_front")
 
 
-def test_lookup_accepts_time_messages() -> None:
+def test_times_may_be_messages() -> None:
     buffer = moving()
     found = buffer.lookup_transform("map", "base_link", Time(nanoseconds=2 * SECOND).to_msg())
     assert found.transform.translation.x == 2.0
@@ -255,7 +251,7 @@ def test_every_exception_is_a_transform_exception(kind: type[Exception]) -> None
         ("map", "once", 1.5, ExtrapolationException),
     ],
 )
-def test_missing_transform_raises_the_matching_exception(
+def test_a_missing_transform_is_reported_with_its_reason(
     target: str, source: str, seconds: float, kind: type[Exception]
 ) -> None:
     buffer = moving()
@@ -266,13 +262,13 @@ def test_missing_transform_raises_the_matching_exception(
         buffer.lookup_transform(target, source, at)
     assert caught.type is kind
     assert not buffer.can_transform(target, source, at)
-    result: Any = buffer.can_transform(target, source, at, return_debug_tuple=True)
-    possible, reason = result
+    available: Any = buffer.can_transform(target, source, at, return_debug_tuple=True)
+    possible, reason = available
     assert not possible
     assert reason
 
 
-def test_extrapolation_error_names_its_direction() -> None:
+def test_an_extrapolation_error_names_the_direction() -> None:
     buffer = moving()
     with pytest.raises(ExtrapolationException, match="extrapolation into the future"):
         buffer.lookup_transform("map", "base_link", Time(nanoseconds=6 * SECOND))
@@ -280,7 +276,7 @@ def test_extrapolation_error_names_its_direction() -> None:
         buffer.lookup_transform("map", "base_link", Time(nanoseconds=1))
 
 
-def test_missing_data_above_the_common_ancestor_has_no_effect() -> None:
+def test_a_gap_above_the_common_ancestor_has_no_effect() -> None:
     buffer = moving()
     buffer.set_transform_static(stamped("base_link", "lidar_top", 0, (0.0, 0.0, 1.8)), "test")
     found = buffer.lookup_transform("lidar_top", "cam_front", Time(nanoseconds=100 * SECOND))
@@ -299,20 +295,20 @@ def test_missing_data_above_the_common_ancestor_has_no_effect() -> None:
     ],
     ids=["own parent", "no parent", "no child", "NaN translation", "zero quaternion", "NaN quaternion"],
 )
-def test_invalid_transform_is_dropped(bad: TransformStamped) -> None:
+def test_an_invalid_transform_is_dropped(bad: TransformStamped) -> None:
     buffer = moving()
     buffer.set_transform(bad, "test")
     assert not buffer.can_transform("map", "bad", LATEST)
     assert x_of(buffer, "map", "base_link", 2 * SECOND) == 2.0
 
 
-def test_leading_slashes_are_removed_from_stored_frames() -> None:
+def test_leading_slashes_of_stored_frames_are_removed() -> None:
     buffer = Buffer()
     buffer.set_transform(stamped("/map", "/base_link", SECOND, (1.0, 0.0, 0.0)), "test")
     assert x_of(buffer, "map", "base_link", SECOND) == 1.0
 
 
-def test_loop_in_the_tree_raises_an_error() -> None:
+def test_a_loop_in_the_tree_raises_an_error() -> None:
     buffer = Buffer()
     buffer.set_transform_static(stamped("a", "b"), "test")
     buffer.set_transform_static(stamped("b", "c"), "test")
@@ -325,10 +321,10 @@ def test_loop_in_the_tree_raises_an_error() -> None:
         buffer.lookup_transform("leaf", "island", Time(nanoseconds=SECOND))
 
 
-# Cache time
+# Cache time and clearing
 
 
-def test_samples_older_than_the_cache_time_are_removed() -> None:
+def test_samples_older_than_the_cache_time_are_dropped() -> None:
     buffer = Buffer(cache_time=Duration(seconds=2))
     for second in range(1, 8):
         buffer.set_transform(stamped("map", "base_link", second * SECOND, (float(second), 0.0, 0.0)), "test")
@@ -340,13 +336,13 @@ def test_samples_older_than_the_cache_time_are_removed() -> None:
         buffer.lookup_transform("map", "base_link", Time(nanoseconds=2 * SECOND))
 
 
-def test_ten_seconds_are_kept_by_default() -> None:
+def test_the_default_cache_time_is_ten_seconds() -> None:
     buffer = moving(last=13)
     assert buffer.can_transform("map", "base_link", Time(nanoseconds=3 * SECOND))
     assert not buffer.can_transform("map", "base_link", Time(nanoseconds=SECOND))
 
 
-def test_clear_removes_moving_transforms_and_keeps_static_ones() -> None:
+def test_clear_deletes_moving_transforms_and_keeps_static_ones() -> None:
     buffer = moving()
     buffer.clear()
     assert not buffer.can_transform("map", "base_link", LATEST)
@@ -355,7 +351,7 @@ def test_clear_removes_moving_transforms_and_keeps_static_ones() -> None:
     assert x_of(buffer, "map", "cam_front", SECOND) == 6.0
 
 
-def test_frame_can_become_static_and_moving_again() -> None:
+def test_a_frame_may_become_static_and_moving_again() -> None:
     buffer = moving()
     buffer.set_transform_static(stamped("map", "base_link", 0, (7.0, 0.0, 0.0)), "test")
     assert x_of(buffer, "map", "base_link", 99 * SECOND) == 7.0
@@ -364,10 +360,10 @@ def test_frame_can_become_static_and_moving_again() -> None:
     assert x_of(buffer, "map", "base_link", SECOND) == 8.0
 
 
-# Lists of frames
+# The tree as text
 
 
-def test_all_frames_are_listed_as_yaml_and_text() -> None:
+def test_all_frames_as_yaml_and_as_text() -> None:
     assert yaml.safe_load(Buffer().all_frames_as_yaml()) == []
     buffer = moving()
     frames = yaml.safe_load(buffer.all_frames_as_yaml())

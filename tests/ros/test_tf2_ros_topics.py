@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`tf2_ros` with threads and topics: waits, broadcasters and listeners.
+"""`tf2_ros` with threads and topics: waiting for transforms, broadcasters and listeners.
 
-As test_tf2_ros.py, the tests also pass on the package of a ROS distribution. Times are int nanoseconds.
+As in test_tf2_ros.py only the original API is used. Times are int nanoseconds.
 """
 
 import threading
@@ -42,7 +42,7 @@ def stamped(parent: str, child: str, nanoseconds: int = 0, x: float = 0.0) -> Tr
 
 
 def driving() -> Buffer:
-    """Return a buffer in which `base_link` moves along x of `map` at 1 m/s, at 1 Hz from 1 s to 5 s."""
+    """`base_link` moves along x of `map` at 1 m/s, with one sample per second from 1 s to 5 s."""
     buffer = Buffer()
     for second in range(1, 6):
         buffer.set_transform(stamped("map", "base_link", second * SECOND, float(second)), "test")
@@ -52,18 +52,18 @@ def driving() -> Buffer:
 # Waiting
 
 
-def run_later(seconds: float, action: Callable[[], Any]) -> threading.Timer:
+def later(seconds: float, action: Callable[[], Any]) -> threading.Timer:
     timer = threading.Timer(seconds, action)
     timer.start()
     return timer
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_lookup_waits_for_a_transform_of_another_thread(full: bool) -> None:
+def test_a_lookup_waits_for_a_transform_from_another_thread(full: bool) -> None:
     buffer = driving()
     at = Time(nanoseconds=6 * SECOND)
-    expected = stamped("map", "base_link", 6 * SECOND, 6.0)
-    timer = run_later(0.1, lambda: buffer.set_transform(expected, "test"))
+    awaited = stamped("map", "base_link", 6 * SECOND, 6.0)
+    timer = later(0.1, lambda: buffer.set_transform(awaited, "test"))
     started = time.monotonic()
     timeout = Duration(seconds=10)
     if full:
@@ -76,7 +76,7 @@ def test_lookup_waits_for_a_transform_of_another_thread(full: bool) -> None:
     assert 0.05 < waited < 5.0
 
 
-def test_lookup_timeout_raises_the_reason() -> None:
+def test_a_timeout_raises_the_reason_of_the_missing_transform() -> None:
     buffer = driving()
     started = time.monotonic()
     with pytest.raises(ExtrapolationException):
@@ -85,7 +85,7 @@ def test_lookup_timeout_raises_the_reason() -> None:
     assert 0.15 < time.monotonic() - started < 5.0
 
 
-def test_future_is_done_when_its_transform_arrives() -> None:
+def test_a_future_completes_when_its_transform_arrives() -> None:
     buffer = driving()
     ready = buffer.wait_for_transform_async("map", "base_link", Time(nanoseconds=2 * SECOND))
     assert ready.done()
@@ -103,7 +103,7 @@ def test_future_is_done_when_its_transform_arrives() -> None:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_coroutine_returns_its_transform(full: bool) -> None:
+def test_a_coroutine_returns_the_awaited_transform(full: bool) -> None:
     buffer = driving()
     at = Time(nanoseconds=6 * SECOND)
     if full:
@@ -117,8 +117,8 @@ def test_coroutine_returns_its_transform(full: bool) -> None:
     assert finished.value.value.transform.translation.x == 6.0
 
 
-def test_buffer_is_thread_safe() -> None:
-    buffer = Buffer()  # keeps all 3 s, so an available transform stays available
+def test_concurrent_writers_and_readers_do_not_interfere() -> None:
+    buffer = Buffer()  # stores all 3 s, so a transform that exists once exists until the end
     failures: list[BaseException] = []
 
     def write(child: str) -> None:
@@ -175,7 +175,7 @@ def test_broadcast_transforms_reach_the_buffer(ros: SpinnableNode) -> None:
 
 
 @pytest.mark.ros
-def test_late_listener_receives_all_static_transforms(ros: SpinnableNode) -> None:
+def test_a_late_listener_receives_all_static_transforms(ros: SpinnableNode) -> None:
     broadcaster = StaticTransformBroadcaster(ros.node)
     broadcaster.sendTransform(stamped("base_link", "cam_front"))
     broadcaster.sendTransform([stamped("base_link", "cam_back"), stamped("base_link", "lidar_top")])
@@ -187,8 +187,10 @@ def test_late_listener_receives_all_static_transforms(ros: SpinnableNode) -> Non
 
 
 @pytest.mark.ros
-def test_listener_can_spin_in_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Uses the default context, in which the listener of tf2_ros creates its executor."""
+def test_a_listener_can_spin_in_its_own_thread_while_the_caller_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Uses the default context, because the original listener creates its executor there."""
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     rclpy.init(domain_id=DOMAIN_ID)
     sender, receiver = Node("sender"), Node("receiver")
@@ -205,7 +207,7 @@ def test_listener_can_spin_in_its_own_thread(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.ros
-def test_buffer_provides_the_frames_service(ros: SpinnableNode) -> None:
+def test_the_buffer_serves_tf2_frames(ros: SpinnableNode) -> None:
     buffer = Buffer(node=ros.node)
     buffer.set_transform_static(stamped("base_link", "cam_front"), "calibration")
     client: Any = ros.node.create_client(FrameGraph, "tf2_frames")
@@ -217,22 +219,22 @@ def test_buffer_provides_the_frames_service(ros: SpinnableNode) -> None:
 
 
 @pytest.mark.ros
-def test_clock_jump_back_clears_moving_transforms(ros: SpinnableNode) -> None:
-    """In a looped bag, transforms of the end of the loop must not mix with those of its start."""
+def test_a_clock_jump_backwards_clears_moving_transforms(ros: SpinnableNode) -> None:
+    """In a looped bag, transforms from the end must not mix with those from the beginning."""
     ros.node.set_parameters([Parameter("use_sim_time", value=True)])
     buffer = Buffer(node=ros.node)
     publisher = ros.node.create_publisher(ClockMessage, "/clock", 10)
     assert ros.spin_until(lambda: publisher.get_subscription_count() == 1)
 
-    def set_clock(seconds: int) -> bool:
+    def clock_reaches(seconds: int) -> bool:
         publisher.publish(ClockMessage(clock=Time(seconds=seconds).to_msg()))
         return bool(ros.spin_until(lambda: ros.node.get_clock().now().nanoseconds == seconds * SECOND))
 
-    assert set_clock(100)
+    assert clock_reaches(100)
     buffer.set_transform(stamped("map", "base_link", 100 * SECOND), "test")
     buffer.set_transform_static(stamped("base_link", "cam_front"), "test")
-    assert set_clock(101)
+    assert clock_reaches(101)
     assert buffer.can_transform("map", "base_link", LATEST)
-    assert set_clock(50)
+    assert clock_reaches(50)
     assert not buffer.can_transform("map", "base_link", LATEST)
     assert buffer.can_transform("base_link", "cam_front", LATEST)

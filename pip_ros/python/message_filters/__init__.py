@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Message filters for a machine with no ROS distribution: an own version of ROS 2's `message_filters`.
+"""Reimplementation of ROS 2's `message_filters` for a machine without a ROS distribution.
 
-Covered: `SimpleFilter`, `Subscriber`, `Cache`, `TimeSynchronizer` and `ApproximateTimeSynchronizer`, compared
-with the genuine package 6.0.6 (docs/ros_without_a_distribution.md). Names are the genuine ones, spelling
-included.
+Contains `SimpleFilter`, `Subscriber`, `Cache`, `TimeSynchronizer` and `ApproximateTimeSynchronizer`. Names
+and behaviour are those of the original package 6.0.6 (see pip_ros/README.md).
 """
 
 from ._cache import Cache

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The start of every chain of filters: callbacks to signal, and a subscription's messages as signals."""
+"""Base class of filters, and a subscription as a filter."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,19 +9,19 @@ from rclpy.qos import QoSProfile
 
 
 class SimpleFilter:
-    """A filter's output: whoever registers a callback gets every message the filter signals."""
+    """Base class: calls the registered callbacks with each output message."""
 
     def __init__(self) -> None:
         self.callbacks: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
 
     def registerCallback(self, cb: Callable[..., Any], *args: Any) -> int:
-        """Call `cb(*messages, *args)` at every output; returns the connection's number."""
+        """Call `cb(*messages, *args)` for every output; return the number of the connection."""
         connection = len(self.callbacks)
         self.callbacks[connection] = (cb, args)
         return connection
 
     def signalMessage(self, *msg: Any) -> None:
-        """Hand `msg` to every registered callback, in their order, in the caller's thread."""
+        """Call every registered callback with `msg`, in order of registration, in the caller's thread."""
         for callback, arguments in self.callbacks.values():
             callback(*msg, *arguments)
 
@@ -29,10 +29,10 @@ class SimpleFilter:
 class Subscriber(SimpleFilter):
     """A subscription as a filter.
 
-    Takes what `Node.create_subscription` takes, less the callback: `qos_profile` (a profile or a depth;
-    reliable with depth 10 unless told), `callback_group`, `event_callbacks`, `qos_overriding_options`, `raw`,
-    ... by keyword. The first three arguments go by position, as the genuine class demands. Attributes that it
-    lacks are looked up in `sub`.
+    Takes the arguments of `Node.create_subscription` except the callback. `qos_profile` (a profile or a
+    depth; default: reliable, depth 10), `callback_group`, `event_callbacks`, `qos_overriding_options` and
+    `raw` are keyword arguments. The first three are positional-only, as in the original class. Missing
+    attributes are looked up in `sub`.
     """
 
     def __init__(
@@ -44,15 +44,15 @@ class Subscriber(SimpleFilter):
         self.sub = node.create_subscription(msg_type, topic, self.callback, qos_profile=qos_profile, **kwargs)
 
     def callback(self, msg: Any) -> None:
-        """Pass on one message of the topic (bytes where the subscription is raw)."""
+        """Forward one message of the topic (bytes if the subscription is raw)."""
         self.signalMessage(msg)
 
     def getTopic(self) -> str:
-        """The topic's name as it was given, before any remapping or name space."""
+        """Return the topic name as given, before remapping and namespaces."""
         return self.topic
 
     def __getattr__(self, key: str) -> Any:
-        # Reached only for names that the filter lacks; `sub` is one where create_subscription raised.
+        # Called only for missing attributes; `sub` is missing if create_subscription raised an exception.
         if key == "sub":
             raise AttributeError(key)
         return getattr(self.sub, key)

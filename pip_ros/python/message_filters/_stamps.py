@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a message's time comes from: its header, or its arrival where messages may lack a header."""
+"""The time of a message: its header stamp, or its arrival if headerless messages are allowed."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from rclpy.time import Time
 
 
 def message_stamp(msg: Any, allow_headerless: bool, logger_name: str) -> Time | None:
-    """The stamp of `msg` as an `rclpy.time.Time`; None, with a warning, where it may not lack it and does."""
+    """Return the time of `msg`; None, with a warning, if it has no stamp and `allow_headerless` is False."""
     stamp = getattr(getattr(msg, "header", None), "stamp", None)
     if stamp is not None:
         return stamp if hasattr(stamp, "nanoseconds") else Time.from_msg(stamp)

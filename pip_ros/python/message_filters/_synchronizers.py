@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets of messages, one from each input, that were stamped at the same or nearly the same time.
+"""Synchronizers: sets of messages, one per input, with equal or nearly equal stamps.
 
-Queues: one dict per input, from stamp in nanoseconds to message. Callbacks run inside the synchronizer's
-lock, as in the genuine package: they must not feed the same synchronizer. Here an exception in a callback
-leaves the lock free.
+Queues: one dict per input, from stamp in nanoseconds to message. Callbacks run while the synchronizer holds
+its lock, as in the original package, so they must not feed the same synchronizer. Unlike there, the lock is
+released if a callback raises an exception.
 """
 
 import threading
@@ -20,9 +20,9 @@ Queue = dict[int, Any]
 
 
 class TimeSynchronizer(SimpleFilter):
-    """Signals `callback(message_1, ..., message_N)` once all N inputs hold a message of the same stamp.
+    """Calls `callback(message_1, ..., message_N)` when all N inputs have a message with the same stamp.
 
-    Each input holds at most `queue_size` messages; the one with the smallest stamp leaves first.
+    Each queue holds at most `queue_size` messages; the message with the smallest stamp is dropped first.
     """
 
     def __init__(self, fs: Sequence[SimpleFilter], queue_size: int) -> None:
@@ -32,7 +32,7 @@ class TimeSynchronizer(SimpleFilter):
         self.connectInput(fs)
 
     def connectInput(self, fs: Sequence[SimpleFilter]) -> None:
-        """Take messages from the filters `fs`; their order is that of the callback's arguments."""
+        """Receive messages from the filters `fs`, whose order is that of the callback arguments."""
         self.queues: list[Queue] = [{} for _ in fs]
         self.input_connections = [
             source.registerCallback(self.add, queue, index)
@@ -40,7 +40,7 @@ class TimeSynchronizer(SimpleFilter):
         ]
 
     def add(self, msg: Any, my_queue: Queue, my_queue_index: int | None = None) -> None:
-        """Store `msg` of one input and signal every set that it completes, oldest first."""
+        """Store a message of one input and forward every complete set, oldest first."""
         with self.lock:
             self._store(my_queue, Time.from_msg(msg.header.stamp).nanoseconds, msg)
             for stamp in sorted(set(self.queues[0]).intersection(*self.queues[1:])):
@@ -53,13 +53,13 @@ class TimeSynchronizer(SimpleFilter):
 
 
 class ApproximateTimeSynchronizer(TimeSynchronizer):
-    """Signals sets of N messages whose stamps are less than `slop` seconds apart.
+    """Forwards sets of N messages whose stamps differ by less than `slop` seconds.
 
-    A new message is matched at once with messages of the other inputs at most `slop` away from it, the
-    nearest first, and the first set whose earliest and latest stamp are less than `slop` apart wins. `slop`
-    itself is thus too far for the set: inputs that are exactly 0.1 s apart need more than 0.1. There is no
-    waiting for a better match and no timeout. Newer distributions have a further argument before
-    `allow_headerless`: pass that by keyword.
+    A new message is matched immediately with messages of the other inputs that are at most `slop` away,
+    nearest first. The first set whose earliest and latest stamp differ by less than `slop` is forwarded;
+    inputs exactly 0.1 s apart therefore need a `slop` above 0.1. The class does not wait for a better match
+    and has no timeout. Newer distributions have another argument before `allow_headerless`, so pass that one
+    by keyword.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ApproximateTimeSynchronizer(TimeSynchronizer):
         self.allow_headerless = allow_headerless
 
     def add(self, msg: Any, my_queue: Queue, my_queue_index: int | None = None) -> None:
-        """Store `msg` of one input and signal the set that it completes, if it does."""
+        """Store a message of one input and forward the set that it completes, if any."""
         time = message_stamp(msg, self.allow_headerless, "message_filters_approx")
         if time is None:
             return
@@ -83,11 +83,11 @@ class ApproximateTimeSynchronizer(TimeSynchronizer):
                 self.signalMessage(*(queue.pop(matching) for queue, matching in pairs))
 
     def _match(self, stamp: int, index: int | None) -> list[int] | None:
-        """The set that a new message at `stamp` of input `index` completes, as one stamp for each input."""
+        """Return the set that the new message at `stamp` of input `index` completes: one stamp per input."""
         candidates: list[list[int]] = []
         for position, queue in enumerate(self.queues):
             if position == index:
-                # A message older than all of a full queue has already left it again.
+                # A message older than all others of a full queue has already been dropped.
                 nearest = [stamp] if stamp in queue else []
             else:
                 near = (other for other in queue if abs(other - stamp) <= self.slop.nanoseconds)
@@ -99,10 +99,10 @@ class ApproximateTimeSynchronizer(TimeSynchronizer):
 
 
 def _first_within(candidates: list[list[int]], slop: int, chosen: list[int]) -> list[int] | None:
-    """The first choice of one candidate each, in lexical order, that spans less than `slop`.
+    """Return the lexicographically first choice of one candidate per input that spans less than `slop`.
 
-    A depth-first search: branches that already span too much are cut, so that long queues don't cost their
-    product.
+    The depth-first search prunes branches that already span too much, so it does not try the full product of
+    long queues.
     """
     if len(chosen) == len(candidates):
         return chosen

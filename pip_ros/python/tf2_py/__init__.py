@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A transform buffer for a machine with no ROS distribution: an own version of what we use of `tf2_py`."""
+"""Reimplementation of the used parts of `tf2_py` for a machine without a ROS distribution."""
 
 from ._buffer_core import BufferCore
 from ._exceptions import (

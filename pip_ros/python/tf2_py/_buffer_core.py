@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forest of frames and the questions one asks of it.
+"""Forest of coordinate frames with look-up of transforms.
 
-Frames are known by name. Stamps are int nanoseconds inside; at the border a time is anything with
-`nanoseconds` (`rclpy.time.Time`) or with `sec` and `nanosec` (`builtin_interfaces/Time`). Time 0 asks for the
-latest time that all transforms on the way have in common. One lock makes every method safe to call from any
-thread.
+Frames are identified by name. Internal stamps are int nanoseconds. Arguments accept any time with
+`nanoseconds` (`rclpy.time.Time`) or with `sec` and `nanosec` (`builtin_interfaces/Time`). Time 0 selects the
+latest time common to all transforms on the path. One lock makes all methods thread-safe.
 """
 
 import math
@@ -32,25 +31,25 @@ MAXIMUM_DEPTH = 1000
 
 
 class BufferCore:
-    """Stores transforms and composes them along the tree; it never waits (see `tf2_ros.Buffer` for that)."""
+    """Stores transforms and composes them along the tree, without waiting; `tf2_ros.Buffer` adds waiting."""
 
     def __init__(self, cache_time: Any = None) -> None:
-        """`cache_time`: an `rclpy.duration.Duration` or the message of one; 10 s unless given."""
+        """`cache_time` is an `rclpy.duration.Duration` or a Duration message; default 10 s."""
         given = cache_time is not None
         self._cache_time = _nanoseconds(cache_time, "cache_time") if given else DEFAULT_CACHE_TIME
         self._lock = threading.RLock()
-        self._frames: dict[str, TimeCache | StaticCache] = {}  # by child
-        self._names: dict[str, None] = {}  # every frame ever named, in the order of appearance
+        self._frames: dict[str, TimeCache | StaticCache] = {}  # by child frame
+        self._names: dict[str, None] = {}  # all frame names, in order of first use
         self._authorities: dict[str, str] = {}
 
-    # What comes in
+    # Insertion
 
     def set_transform(self, transform: TransformStamped, authority: str) -> None:
-        """Store `frame_id`_from_`child_frame_id` at its stamp; log and drop what is invalid or too old."""
+        """Store `frame_id`_from_`child_frame_id` at its stamp; log and drop it if invalid or too old."""
         self._set(transform, authority, is_static=False)
 
     def set_transform_static(self, transform: TransformStamped, authority: str) -> None:
-        """Store a transform that holds at any time, instead of whatever was known of its child frame."""
+        """Store a transform that is valid at any time; it replaces all transforms of its child frame."""
         self._set(transform, authority, is_static=True)
 
     def _set(self, message: TransformStamped, authority: str, is_static: bool) -> None:
@@ -77,15 +76,15 @@ class BufferCore:
         )
 
     def clear(self) -> None:
-        """Forget all transforms but the static ones; the frames' names stay known."""
+        """Delete all transforms except static ones; frame names are kept."""
         with self._lock:
             for cache in self._frames.values():
                 cache.clear()
 
-    # What goes out
+    # Look-up
 
     def lookup_transform_core(self, target_frame: str, source_frame: str, time: Any) -> TransformStamped:
-        """`target_from_source` at `time`; raises the TransformException that says why there is none."""
+        """Return `target_from_source` at `time`. Raises TransformException if it is not available."""
         with self._lock:
             stamp, transform = self._lookup(target_frame, source_frame, _nanoseconds(time, "time"))
         return _message(target_frame, source_frame, stamp, transform)
@@ -93,7 +92,7 @@ class BufferCore:
     def lookup_transform_full_core(
         self, target_frame: str, target_time: Any, source_frame: str, source_time: Any, fixed_frame: str
     ) -> TransformStamped:
-        """`target` at `target_time` from `source` at `source_time`, if `fixed_frame` did not move."""
+        """Return `target` at `target_time` from `source` at `source_time`, with `fixed_frame` at rest."""
         with self._lock:
             for frame in (target_frame, source_frame, fixed_frame):
                 self._require_frame(frame)
@@ -104,7 +103,7 @@ class BufferCore:
         return _message(target_frame, source_frame, stamp, compose(target_from_fixed, fixed_from_source))
 
     def can_transform_core(self, target_frame: str, source_frame: str, time: Any) -> tuple[bool, str]:
-        """Whether `lookup_transform_core` would answer, and if not, why."""
+        """Return whether `lookup_transform_core` would succeed, and the reason if not."""
         stamp = _nanoseconds(time, "time")
         try:
             with self._lock:
@@ -116,7 +115,7 @@ class BufferCore:
     def can_transform_full_core(
         self, target_frame: str, target_time: Any, source_frame: str, source_time: Any, fixed_frame: str
     ) -> tuple[bool, str]:
-        """Whether `lookup_transform_full_core` would answer, and if not, why."""
+        """Return whether `lookup_transform_full_core` would succeed, and the reason if not."""
         try:
             self.lookup_transform_full_core(target_frame, target_time, source_frame, source_time, fixed_frame)
         except TransformException as error:
@@ -124,18 +123,18 @@ class BufferCore:
         return True, ""
 
     def get_latest_common_time(self, target_frame: str, source_frame: str) -> Time:
-        """The latest time at which the transform is known; 0 where only static transforms are on the way."""
+        """Return the latest time with a transform; 0 if the path has only static transforms."""
         with self._lock:
             for frame in (target_frame, source_frame):
                 self._require_frame(frame)
             try:
                 return Time(nanoseconds=self._latest_common_stamp(target_frame, source_frame))
             except TransformException as error:
-                # tf2_py reports every failure of this question as the base class.
+                # The original raises the base class for every failure of this method.
                 raise TransformException(str(error)) from error
 
     def all_frames_as_string(self) -> str:
-        """One line for each frame that has a parent."""
+        """Return one line per frame that has a parent."""
         with self._lock:
             latest = {child: cache.latest() for child, cache in self._frames.items()}
         return "".join(
@@ -144,7 +143,7 @@ class BufferCore:
         )
 
     def all_frames_as_yaml(self) -> str:
-        """The tree with rates and time spans, as the service `tf2_frames` returns it."""
+        """Return the tree with rates and time spans, in the format of the service `tf2_frames`."""
         with self._lock:
             if not self._names:
                 return "[]"
@@ -174,7 +173,7 @@ class BufferCore:
         with self._lock:
             return list(self._names)
 
-    # The walk through the tree; the caller holds the lock
+    # Tree traversal; the caller holds the lock
 
     def _require_frame(self, frame: str) -> None:
         if not isinstance(frame, str):
@@ -185,9 +184,9 @@ class BufferCore:
             raise LookupException(f'frame "{frame}" does not exist')
 
     def _lookup(self, target: str, source: str, stamp: int) -> tuple[int, Rigid]:
-        """The stamp that the answer holds for and `target_from_source`."""
+        """Return the stamp of the transform and `target_from_source`."""
         if target == source:
-            # Valid even for a frame that nobody has named yet.
+            # Valid even for a frame that does not exist yet.
             cache = self._frames.get(target)
             return (cache.span()[1] if stamp == 0 and cache else stamp), IDENTITY
         self._require_frame(target)
@@ -219,10 +218,9 @@ class BufferCore:
     def _ascend(
         self, source: str, target: str, stamp: int
     ) -> tuple[dict[str, Rigid], ExtrapolationException | None]:
-        """`ancestor_from_source` for `source` and its ancestors up to `target`, the root or the first gap.
+        """Return `ancestor_from_source` for `source` and its ancestors up to `target`, the root or a gap.
 
-        A gap in the data is no error yet: `target` may be reached from below it. It is returned to be raised
-        if it isn't.
+        The error for a gap is returned, not raised, because `target` may still be reached below the gap.
         """
         ascent = {source: IDENTITY}
         frame = source
@@ -238,7 +236,7 @@ class BufferCore:
         return ascent, None
 
     def _latest_common_stamp(self, target: str, source: str) -> int:
-        """The oldest of the latest stamps on the way; a stamp of 0, as static ones have, does not count."""
+        """Return the oldest of the latest stamps on the path; static transforms (stamp 0) are ignored."""
         if target == source:
             return self._frames[target].span()[1] if target in self._frames else 0
         from_source = self._latest_chain(source, {target})
@@ -250,9 +248,9 @@ class BufferCore:
         return min(bounds, default=0)
 
     def _latest_chain(self, frame: str, stop: Container[str]) -> dict[str, int]:
-        """`frame` and its present ancestors up to the first one in `stop` or the root.
+        """Return `frame` and its ancestors up to the first one in `stop` or the root.
 
-        Each comes with the stamp of its own latest transform; the last one with 0.
+        The values are the stamps of the latest transforms; the last one is 0.
         """
         chain: dict[str, int] = {}
         while frame not in stop and (cache := self._frames.get(frame)) and (sample := cache.latest()):
@@ -302,7 +300,7 @@ def _rigid(message: TransformStamped) -> Rigid:
 
 
 def _problem(parent: str, child: str, transform: Rigid) -> str | None:
-    """What makes a transform unusable, in words; None if nothing does."""
+    """Return why a transform is invalid; None if it is valid."""
     if not parent or not child:
         return "header.frame_id and child_frame_id must both be set"
     if parent == child:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of one frame: its transforms from its parent over time, or the one that always holds.
+"""Transforms of one frame relative to its parent: over time, or static.
 
-Stamps are int nanoseconds; a request at 0 means the latest.
+Stamps are int nanoseconds; stamp 0 selects the latest transform.
 """
 
 from bisect import bisect_right
@@ -20,52 +20,52 @@ class Sample(NamedTuple):
 
 
 def seconds(stamp: int) -> str:
-    """Nanoseconds as text in seconds, with nothing lost."""
+    """Format nanoseconds as seconds without rounding."""
     return f"{stamp // 10**9}.{stamp % 10**9:09d}"
 
 
 class StaticCache:
-    """A transform that holds at any time; the last one that was set."""
+    """One transform that is valid at any time."""
 
     def __init__(self) -> None:
         self._sample: Sample | None = None
 
     def insert(self, sample: Sample) -> bool:
-        """Replace the transform; always accepted."""
+        """Replace the transform; return True."""
         self._sample = sample._replace(stamp=0)
         return True
 
     def at(self, stamp: int) -> Sample:
-        """The transform, at whatever time."""
+        """Return the transform with the given stamp."""
         if self._sample is None:
             raise ExtrapolationException(f"no transform is in the buffer at {seconds(stamp)} s")
         return self._sample._replace(stamp=stamp)
 
     def latest(self) -> Sample | None:
-        """The transform with stamp 0: it puts no bound on the latest common time."""
+        """Return the transform with stamp 0, which does not limit the latest common time."""
         return self._sample
 
     def clear(self) -> None:
-        """Nothing: what is static survives a clearing of the buffer, as in tf2."""
+        """Do nothing: static transforms are kept when the buffer is cleared, as in tf2."""
 
     def span(self) -> tuple[int, int, int]:
-        """Oldest stamp, latest stamp, number of samples."""
+        """Return the oldest stamp, the latest stamp and the number of samples."""
         return 0, 0, 1
 
 
 class TimeCache:
-    """Transforms of the last `cache_time` nanoseconds, interpolated between stamps, never extrapolated."""
+    """Transforms of the last `cache_time` nanoseconds, interpolated but never extrapolated."""
 
     def __init__(self, cache_time: int) -> None:
         self._cache_time = cache_time
-        self._stamps: list[int] = []  # ascending; equal stamps in the order of their insertion
+        self._stamps: list[int] = []  # ascending; equal stamps in order of insertion
         self._samples: list[Sample] = []
 
     def insert(self, sample: Sample) -> bool:
-        """Store a sample; False if it is older than the latest by more than the cache time.
+        """Store a sample; return False if it is older than the latest by more than the cache time.
 
-        Samples out of date are dropped before that, measured from the latest sample until now: as in tf2, the
-        newest one outdates others only when the next arrives.
+        Outdated samples are dropped first, relative to the latest sample before this one. As in tf2, a new
+        latest sample therefore outdates others only when the next sample arrives.
         """
         if self._stamps:
             oldest_kept = self._stamps[-1] - self._cache_time
@@ -84,7 +84,7 @@ class TimeCache:
         return True
 
     def at(self, stamp: int) -> Sample:
-        """The transform at `stamp`; raises ExtrapolationException where the samples don't enclose it."""
+        """Return the transform at `stamp`. Raises ExtrapolationException outside the range of the samples."""
         if not self._samples:
             raise ExtrapolationException(f"no transform is in the buffer at {seconds(stamp)} s")
         if stamp == 0 or stamp == self._stamps[-1]:
@@ -95,7 +95,7 @@ class TimeCache:
         newer_index = bisect_right(self._stamps, stamp)
         older, newer = self._samples[newer_index - 1], self._samples[newer_index]
         if older.parent != newer.parent:
-            # The frame changed its parent in between: the older tree holds until the newer sample.
+            # The parent changed between the samples: the older one is valid until the newer one.
             return older._replace(stamp=stamp)
         ratio = (stamp - older.stamp) / (newer.stamp - older.stamp)
         return Sample(stamp, older.parent, interpolate(older.transform, newer.transform, ratio))
@@ -113,16 +113,16 @@ class TimeCache:
         raise ExtrapolationException(f"a transform at {seconds(stamp)} s would need {known} is in the buffer")
 
     def latest(self) -> Sample | None:
-        """The newest sample, or None."""
+        """Return the latest sample, or None."""
         return self._samples[-1] if self._samples else None
 
     def clear(self) -> None:
-        """Forget every sample."""
+        """Delete all samples."""
         self._stamps.clear()
         self._samples.clear()
 
     def span(self) -> tuple[int, int, int]:
-        """Oldest stamp, latest stamp, number of samples; zeros when empty."""
+        """Return the oldest stamp, the latest stamp and the number of samples; zeros if empty."""
         if not self._stamps:
             return 0, 0, 0
         return self._stamps[0], self._stamps[-1], len(self._stamps)

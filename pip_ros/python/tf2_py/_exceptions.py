@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why there is no transform: one class for each reason, all of them `TransformException`."""
+"""Exceptions of transform look-ups, one class per reason, all derived from `TransformException`."""
 
 
 class TransformException(Exception):
-    """The transform cannot be given."""
+    """The transform is not available."""
 
 
 class ConnectivityException(TransformException):
@@ -11,16 +11,16 @@ class ConnectivityException(TransformException):
 
 
 class LookupException(TransformException):
-    """A frame that was named does not exist."""
+    """A frame does not exist."""
 
 
 class ExtrapolationException(TransformException):
-    """The buffer holds no data around the time asked for."""
+    """The buffer has no data around the requested time."""
 
 
 class InvalidArgumentException(TransformException):
-    """A frame's name is empty or begins with a slash."""
+    """A frame name is empty or begins with a slash."""
 
 
 class TimeoutException(TransformException):
-    """For `except` clauses: a buffer says why a transform is missing, not that waiting was in vain."""
+    """For `except` clauses only: after a timeout the buffer raises one of the other exceptions."""

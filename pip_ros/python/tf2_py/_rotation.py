@@ -22,7 +22,7 @@ IDENTITY = Rigid((0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
 
 
 def multiply(left: Quaternion, right: Quaternion) -> Quaternion:
-    """The rotation `right` followed by `left`."""
+    """Return the rotation `right` followed by `left`."""
     ax, ay, az, aw = left
     bx, by, bz, bw = right
     return (
@@ -34,13 +34,13 @@ def multiply(left: Quaternion, right: Quaternion) -> Quaternion:
 
 
 def conjugate(rotation: Quaternion) -> Quaternion:
-    """The inverse of a unit quaternion."""
+    """Return the inverse of a unit quaternion."""
     x, y, z, w = rotation
     return (-x, -y, -z, w)
 
 
 def rotate(rotation: Quaternion, vector: Vector) -> Vector:
-    """`vector` turned by a unit quaternion."""
+    """Rotate `vector` by a unit quaternion."""
     qx, qy, qz, qw = rotation
     vx, vy, vz = vector
     tx, ty, tz = 2.0 * (qy * vz - qz * vy), 2.0 * (qz * vx - qx * vz), 2.0 * (qx * vy - qy * vx)
@@ -52,24 +52,24 @@ def rotate(rotation: Quaternion, vector: Vector) -> Vector:
 
 
 def compose(outer: Rigid, inner: Rigid) -> Rigid:
-    """`a_from_c` of `a_from_b` and `b_from_c`."""
+    """Return `a_from_c` for `a_from_b` and `b_from_c`."""
     x, y, z = rotate(outer.rotation, inner.translation)
     ox, oy, oz = outer.translation
     return Rigid((x + ox, y + oy, z + oz), multiply(outer.rotation, inner.rotation))
 
 
 def invert(transform: Rigid) -> Rigid:
-    """`b_from_a` of `a_from_b`."""
+    """Return `b_from_a` for `a_from_b`."""
     rotation = conjugate(transform.rotation)
     x, y, z = rotate(rotation, transform.translation)
     return Rigid((-x, -y, -z), rotation)
 
 
 def normalized(rotation: Quaternion) -> Quaternion:
-    """The same rotation at length 1 and, of its two quaternions, the one that tf2 reports.
+    """Return the unit quaternion of a rotation, with the sign that tf2 reports.
 
-    Length 0 gives NaN. tf2 keeps rotations as matrices and extracts the quaternion with w > 0 if |w| > 1/2,
-    else with the largest of x, y, z positive.
+    Length 0 gives NaN. tf2 stores rotations as matrices and extracts the quaternion with w > 0 if |w| > 1/2,
+    otherwise the one whose largest of x, y, z is positive.
     """
     length = math.sqrt(sum(component * component for component in rotation))
     if length == 0.0:
@@ -80,7 +80,7 @@ def normalized(rotation: Quaternion) -> Quaternion:
 
 
 def interpolate(start: Rigid, end: Rigid, ratio: float) -> Rigid:
-    """Between two transforms: on a straight line, turning along the shorter arc; `ratio` in [0, 1]."""
+    """Interpolate translation linearly and rotation along the shorter arc; `ratio` in [0, 1]."""
     sx, sy, sz = start.translation
     ex, ey, ez = end.translation
     keep = 1.0 - ratio
@@ -91,7 +91,7 @@ def interpolate(start: Rigid, end: Rigid, ratio: float) -> Rigid:
 def _slerp(start: Quaternion, end: Quaternion, ratio: float) -> Quaternion:
     if sum(a * b for a, b in zip(start, end, strict=True)) < 0.0:
         end = (-end[0], -end[1], -end[2], -end[3])
-    # The angle from both chords: exact for nearly equal rotations, where the arc cosine is not.
+    # The angle from both chords is exact even for nearly equal rotations, unlike the arc cosine.
     total = math.hypot(*(a + b for a, b in zip(start, end, strict=True)))
     angle = 2.0 * math.atan2(math.dist(start, end), total)
     sine = math.sin(angle)

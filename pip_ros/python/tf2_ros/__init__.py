@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms over ROS 2 for a machine with no ROS distribution: an own version of what we use of `tf2_ros`.
+"""Reimplementation of the used parts of `tf2_ros` for a machine without a ROS distribution.
 
-Covered: `Buffer`, `TransformListener`, `TransformBroadcaster`, `StaticTransformBroadcaster` and the
-exceptions, compared with the genuine package 0.39.1 (docs/ros_without_a_distribution.md).
+Contains `Buffer`, `TransformListener`, `TransformBroadcaster`, `StaticTransformBroadcaster` and the
+exceptions, with the behaviour of the original package 0.39.1 (see pip_ros/README.md).
 """
 
 from tf2_py import (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishes transforms that never change, for those who join later as well."""
+"""Broadcaster of static transforms, also for late subscribers."""
 
 from collections.abc import Iterable
 
@@ -14,8 +14,8 @@ from .transform_broadcaster import as_list
 class StaticTransformBroadcaster:
     """Publishes on `/tf_static`, latched.
 
-    Only the last message is kept for late subscribers, so each one repeats all that was sent before; of two
-    transforms of the same child frame the newer one counts.
+    Late subscribers receive only the last message, so each message repeats all earlier transforms. A newer
+    transform replaces an older one of the same child frame.
     """
 
     def __init__(self, node: Node, qos: QoSProfile | int | None = None) -> None:
@@ -27,6 +27,6 @@ class StaticTransformBroadcaster:
         self._by_child: dict[str, TransformStamped] = {}
 
     def sendTransform(self, transform: TransformStamped | Iterable[TransformStamped]) -> None:
-        """Add one transform or several and publish all that are known."""
+        """Add one or more transforms and publish all of them."""
         self._by_child.update((one.child_frame_id, one) for one in as_list(transform))
         self.pub_tf.publish(TFMessage(transforms=list(self._by_child.values())))

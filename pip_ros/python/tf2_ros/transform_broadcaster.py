@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishes transforms that change."""
+"""Broadcaster of transforms that change over time."""
 
 from collections.abc import Iterable
 
@@ -10,16 +10,16 @@ from tf2_msgs.msg import TFMessage
 
 
 def as_list(transform: TransformStamped | Iterable[TransformStamped]) -> list[TransformStamped]:
-    """One transform or several, as a list."""
+    """Return one or more transforms as a list."""
     return [transform] if isinstance(transform, TransformStamped) else list(transform)
 
 
 class TransformBroadcaster:
-    """Publishes on `/tf`, reliable with depth 100 unless `qos` (a profile or a depth) says otherwise."""
+    """Publishes on `/tf`; `qos` is a profile or a depth, default reliable with depth 100."""
 
     def __init__(self, node: Node, qos: QoSProfile | int | None = None) -> None:
         self.pub_tf = node.create_publisher(TFMessage, "/tf", QoSProfile(depth=100) if qos is None else qos)
 
     def sendTransform(self, transform: TransformStamped | Iterable[TransformStamped]) -> None:
-        """Publish one transform or several in one message."""
+        """Publish one or more transforms in one message."""
         self.pub_tf.publish(TFMessage(transforms=as_list(transform)))

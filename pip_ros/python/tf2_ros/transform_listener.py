@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feeds a buffer from the transform topics."""
+"""Listener that fills a buffer from the transform topics."""
 
 from threading import Thread
 
@@ -19,8 +19,9 @@ AUTHORITY = "default_authority"
 class TransformListener:
     """Subscribes to `/tf` and `/tf_static` (depth 100, the latter latched) and fills `buffer`.
 
-    Runs in the node's executor; with `spin_thread` in a thread of its own that spins the whole node, which
-    then must not be spun by another. `buffer` may be replaced at any time. `unregister` ends it.
+    Callbacks run in the executor of the node. With `spin_thread` they run in a separate thread that spins the
+    whole node, which no other executor may spin then. `buffer` may be replaced at any time. `unregister`
+    stops the listener.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class TransformListener:
             static_qos = _profile(DurabilityPolicy.TRANSIENT_LOCAL)
         self.buffer = buffer
         self.node = node
-        # Reentrant: a callback of the node that waits for a transform must not keep the transforms out.
+        # Reentrant, so that a callback of the node that waits for a transform does not block these callbacks.
         self.group = ReentrantCallbackGroup()
         self.tf_sub = node.create_subscription(
             TFMessage, tf_topic, self.callback, qos, callback_group=self.group
@@ -55,7 +56,7 @@ class TransformListener:
             self.dedicated_listener_thread.start()
 
     def __del__(self) -> None:
-        # Absent where the constructor raised before that.
+        # Attributes are missing if the constructor raised an exception.
         if hasattr(self, "dedicated_listener_thread"):
             self.executor.shutdown()
             self.dedicated_listener_thread.join()
@@ -63,17 +64,17 @@ class TransformListener:
             self.unregister()
 
     def unregister(self) -> None:
-        """Stop listening."""
+        """Destroy both subscriptions."""
         self.node.destroy_subscription(self.tf_sub)
         self.node.destroy_subscription(self.tf_static_sub)
 
     def callback(self, data: TFMessage) -> None:
-        """Take in one message of `/tf`."""
+        """Store the transforms of a message on `/tf`."""
         for transform in data.transforms:
             self.buffer.set_transform(transform, AUTHORITY)
 
     def static_callback(self, data: TFMessage) -> None:
-        """Take in one message of `/tf_static`."""
+        """Store the transforms of a message on `/tf_static`."""
         for transform in data.transforms:
             self.buffer.set_transform_static(transform, AUTHORITY)
 

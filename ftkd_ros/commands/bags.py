@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ftkd detect`, `ftkd evaluate` and `ftkd report`: from images to detections, metrics, a page."""
+
+from pathlib import Path
+
+import click
+
+from ftkd_ros.commands import options
+
+
+@click.command(short_help="Run the detector on a bag without ROS: every round, the same result each time.")
+@options.folder("--bag", "Bag with camera images.", "BAG")
+@options.folder("--output", "New folder of the bag with the detections.")
+@options.weights_and_device
+@click.option(
+    "--score-threshold", type=float, default=0.05, metavar="S", help="Drop detections that score lower."
+)
+def detect(
+    bag: Path, output: Path, weights: Path | None, device: str, runtime: str, score_threshold: float
+) -> int:
+    """Read camera images from a bag and write /detections and /detections/velocities to a new bag.
+
+    Runs the code of the ROS node without the middleware, so no round is dropped on a slow machine.
+    """
+    from ftkd_ros.bag.detect import detect_bag
+
+    summary = detect_bag(
+        bag, output, weights=weights, device=device, score_threshold=score_threshold, runtime=runtime
+    )
+    print(
+        f"{output}: {summary.detections} detections in {summary.rounds_detected} of "
+        f"{summary.rounds_in} rounds on {summary.device}"
+    )
+    for fault, count in summary.faults.items():
+        print(f"note: {count} x {fault}")
+    return 0
+
+
+@click.command(short_help="Compute the official nuScenes metrics of recorded detections.")
+@options.detections_bag
+@options.input_bag
+@options.dataset
+@options.folder("--output", "New folder of the results.")
+@click.option(
+    "--summary",
+    type=options.PATH,
+    metavar="FILE",
+    help="The detector node's summary_file (device, weights, latency), to include in the metrics.",
+)
+def evaluate(
+    detections: Path, bag: Path, dataroot: Path, version: str, output: Path, summary: Path | None
+) -> int:
+    """Score recorded detections with the official nuScenes devkit.
+
+    Joins the detections to the key frames of the input bag by time and writes results.json and metrics.json.
+    """
+    from ftkd_ros.bag.evaluate import evaluate_recording, summary_lines
+    from ftkd_ros.bag.io import check_new
+
+    check_new(output)
+    metrics = evaluate_recording(
+        detections, bag, dataroot=dataroot, version=version, output=output, summary_file=summary
+    )
+    print("\n".join(summary_lines(metrics)))
+    return 0
+
+
+@click.command(short_help="Write one HTML page with metrics and pictures.")
+@options.folder("--results", "Folder that `ftkd evaluate` wrote.")
+@options.detections_bag
+@options.input_bag
+@click.option("--frames", type=int, default=20, metavar="N", help="Number of key frames to show.")
+def report(results: Path, detections: Path, bag: Path, frames: int) -> int:
+    """Draw key frames with detected and true boxes.
+
+    Writes report.html (self-contained), bev.png and surround.png next to metrics.json.
+    """
+    from ftkd_ros.bag.report import report_results
+
+    print(f"wrote {report_results(results, detections, bag, max_frames=frames)}")
+    return 0

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+PATH: Final = click.Path(path_type=Path)
+
+
+def size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
+    """Parse a size like 800x450; return (width, height) in pixels."""
+    try:
+        width, height = (int(part) for part in value.lower().split("x"))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a size; write it like 800x450", ctx, param) from None
+    return width, height
+
+
+def folder(name: str, text: str, metavar: str = "DIR") -> Callable[[Function], Function]:
+    """Add a required option that names a folder."""
+    return click.option(name, type=PATH, required=True, metavar=metavar, help=text)
+
+
+def input_bag(function: Function) -> Function:
+    """Add --bag: the bag that the detections were computed from."""
+    return folder("--bag", "Bag that the detector read its images from.", "BAG")(function)
+
+
+def detections_bag(function: Function) -> Function:
+    """Add --detections: the bag that holds /detections."""
+    return folder("--detections", "Bag with the topic /detections.", "BAG")(function)
+
+
+def dataset(function: Function) -> Function:
+    """Add --dataroot and --version: a data set in the nuScenes format."""
+    function = click.option("--version", required=True, help="Its version, such as v1.0-mini.")(function)
+    return folder("--dataroot", "Folder of the nuScenes data set.")(function)
+
+
+def weights_and_device(function: Function) -> Function:
+    """Add --weights, --device and --runtime: the detector and the processor that runs it."""
+    for option in (
+        click.option(
+            "--runtime",
+            default="auto",
+            help="fast, plain (the slower reference), or auto: fast on a CPU, plain on a GPU.",
+        ),
+        click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
+        click.option("--weights", type=PATH, metavar="FILE", help="Weights.  [default: the shipped ones]"),
+    ):
+        function = option(function)
+    return function
