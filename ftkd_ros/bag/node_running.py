@@ -68,16 +68,16 @@ def texts_parameter(node: Node, name: str, description: str) -> list[str]:
     return [text for text in value if text]
 
 
-def number_parameter(node: Node, name: str, default: float, description: str, least: float) -> float:
+def number_parameter(node: Node, name: str, default: float, description: str, minimum: float) -> float:
     """Declare a number parameter (int or float) and return its value.
 
-    Raises UserError for another type and for a value below `least`.
+    Raises UserError for another type and for a value below `minimum`.
     """
     descriptor = ParameterDescriptor(description=description, dynamic_typing=True)
     value = node.declare_parameter(name, default, descriptor).value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < 1e9:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not minimum <= value < 1e9:
         raise UserError(
-            f"parameter {name} is {value!r}; expected a number of at least {least:g}: {description}"
+            f"parameter {name} is {value!r}; expected a number of at least {minimum:g}: {description}"
         )
     return float(value)
 

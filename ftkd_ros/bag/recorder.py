@@ -54,10 +54,10 @@ class RecorderNode(Node):
                 "parameter topics is empty; list the topics to record, such as topics:=[/detections]"
             )
         self._topics = [self.resolve_topic_name(topic) for topic in topics]
-        least_mb = number_parameter(
+        min_free_mb = number_parameter(
             self, "min_free_mb", 64.0, "stop if the disk has less free space, in MB", 0.0
         )
-        self._least_bytes = int(least_mb * 1e6)
+        self._min_free_bytes = int(min_free_mb * 1e6)
         self._output = Path(output)
         self._check_disk_space()
         self._lock = threading.Lock()  # the executor's thread stores; the main thread adds topics and flushes
@@ -162,10 +162,10 @@ class RecorderNode(Node):
     def _check_disk_space(self) -> None:
         existing = next(path for path in (self._output, *self._output.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free
-        if free < self._least_bytes:
+        if free < self._min_free_bytes:
             raise UserError(
                 f"the disk of {str(self._output)!r} has {free / 1e6:.0f} MB left, less than min_free_mb "
-                f"{self._least_bytes / 1e6:g}; free disk space"
+                f"{self._min_free_bytes / 1e6:g}; free disk space"
             )
 
     def _drain(self) -> None:

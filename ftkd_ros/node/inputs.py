@@ -158,6 +158,6 @@ def make_synchronizer(
         slop_ns=round(parameters.sync_slop_s * 1e9),
         deadline_ns=round(parameters.sync_deadline_s * 1e9),
         offsets_ns=[round(offset * 1e9) for offset in offsets] if offsets else None,
-        min_cameras=parameters.least_cameras,
+        min_cameras=parameters.min_round_cameras,
     )
     return SurroundSynchronizer(images, matcher, now_ns=now_ns, on_error=on_error)

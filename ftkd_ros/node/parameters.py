@@ -130,7 +130,7 @@ class DetectorParameters:
         return self.cameras.index(self.anchor_camera) if self.anchor_camera else 0
 
     @property
-    def least_cameras(self) -> int:
+    def min_round_cameras(self) -> int:
         """Minimum number of cameras in a round."""
         return self.min_cameras or max(1, len(self.cameras) // 2)
 

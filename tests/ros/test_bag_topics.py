@@ -230,7 +230,7 @@ def test_low_disk_space_ends_the_recording_with_a_complete_bag(
         thread = threading.Thread(target=record)
         thread.start()
         wait_for(lambda: recording._bag.counts["/mark"] == 1)
-        monkeypatch.setattr(recording, "_least_bytes", 10**18)
+        monkeypatch.setattr(recording, "_min_free_bytes", 10**18)
         thread.join(DEADLINE_S)
     assert "less than min_free_mb" in str(failure[0]) and "recorded 1 messages" in str(failure[0])
     assert len(contents(tmp_path / "bag")["/mark"]) == 1
