@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The main job from end to end: data -> bag -> ROS 2 replay through the detector node -> recording -> metrics
--> page.
+"""The demo: data -> bag -> ROS 2 replay through the detector node -> recording -> metrics -> page.
 
-Three ROS processes on this machine: the recorder, the detector and the player, started in that order, each
-when the one before is ready, so that no message is lost to discovery.
+It starts three ROS processes on this machine: recorder, detector and player. Each starts when the previous
+one is ready, so that no message is lost during discovery.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from ftkd_ros.bag.convert import convert_scene
 from ftkd_ros.bag.detect import DETECTIONS_TOPIC, SUMMARY_NAME, VELOCITIES_TOPIC
 from ftkd_ros.bag.evaluate import evaluate_recording, summary_lines
 from ftkd_ros.bag.io import BagReader
-from ftkd_ros.bag.pages import report_results
+from ftkd_ros.bag.report import report_results
 from ftkd_ros.bag.replay_rounds import Drive
 from ftkd_ros.processes import ProcessGroup
 
@@ -36,16 +35,15 @@ _SYNTHETIC_SIZE: Final = (800, 450)
 _SYNTHETIC_SECONDS: Final = 20.0
 _READY_TIMEOUT_S: Final = 180.0
 _STOP_TIMEOUT_S: Final = 60.0
-# After the last image is delivered: one deadline for a partial round, and the rounds under way.
+# Wait after the last image: deadline of a partial round, and rounds in progress.
 _GRACE_S: Final = 3.0
-# Key frames are half a second apart, so a slow machine may take its time to deliver a round; sweeps are not.
+# By `sweeps`. Key frames are 0.5 s apart, so a slow machine can have a long deadline; sweeps are 83 ms apart.
 _DEADLINE_S: Final = {True: 0.1, False: 0.35}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """What `ftkd demo` was asked for; dataroot None renders a synthetic scene, domain_id None takes a domain
-    of its own."""
+    """Options of `ftkd demo`. dataroot None: render a synthetic scene; domain_id None: choose a domain."""
 
     output: Path = Path("build/demo")
     dataroot: Path | None = None
@@ -60,7 +58,7 @@ class DemoOptions:
 
     def __post_init__(self) -> None:
         if self.dataroot is None and (self.version or self.scene):
-            raise UserError("--version and --scene belong to a data set; give --dataroot as well")
+            raise UserError("--version and --scene need a data set; give --dataroot as well")
         if self.dataroot is not None and not self.version:
             raise UserError(f"--dataroot {str(self.dataroot)!r} needs --version, such as v1.0-mini")
         if not 0.01 <= self.rate <= 100:
@@ -72,21 +70,23 @@ class DemoOptions:
 
 
 def run_demo(options: DemoOptions) -> dict[str, Any]:
-    """Run the whole way and write the results into `options.output`; returns the content of metrics.json.
+    """Run all steps, write the results to `options.output` and return the content of metrics.json.
 
-    The output folder is replaced where an earlier demo made it, and refused where somebody else did. Raises
-    UserError for bad input and where a process fails.
+    An output folder of an earlier demo is replaced; any other folder with files is refused. Raises UserError
+    for bad input and if a process fails.
     """
     started = time.monotonic()
-    dataroot, version, scene = _data(options)
+    dataroot, version, scene = _choose_scene(options)
     output = options.output
     prepare_output(output)
-    _say(f"[1/4] converting {scene} to a bag")
+    _print(f"[1/4] converting {scene} to a bag")
     convert_scene(dataroot, version, scene, output / "input", sweeps=options.sweeps)
     environment = ros_environment(options.domain_id)
-    _say(f"[2/4] replaying it through the detector node on ROS_DOMAIN_ID {environment['ROS_DOMAIN_ID']}")
+    _print(
+        f"[2/4] replaying the bag through the detector node on ROS_DOMAIN_ID {environment['ROS_DOMAIN_ID']}"
+    )
     replay(options, environment)
-    _say("[3/4] scoring the recorded detections")
+    _print("[3/4] evaluating the recorded detections")
     metrics = evaluate_recording(
         output / "detections",
         output / "input",
@@ -95,32 +95,37 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         output=output,
         summary_file=output / SUMMARY_NAME,
     )
-    _say("[4/4] drawing the page")
+    _print("[4/4] writing the page")
     page = report_results(output, output / "detections", output / "input")
-    _say("")
+    _print("")
     for line in summary_lines(metrics):
-        _say(line)
+        _print(line)
     if metrics["rounds_dropped"]:
-        _say(f"hint: this machine was slower than the cameras; --rate {options.rate / 2:g} plays slower")
-    _say(f"done in {time.monotonic() - started:.0f} s; open {page.resolve()}")
+        _print(
+            f"hint: the detector was slower than the cameras; use --rate {options.rate / 2:g} to play slower"
+        )
+    _print(f"done in {time.monotonic() - started:.0f} s; open {page.resolve()}")
     return metrics
 
 
 def prepare_output(output: Path) -> None:
-    """An empty output folder with our marker; what an earlier demo left is removed.
+    """Create an empty output folder with a marker file; remove the output of an earlier demo.
 
-    Raises UserError for a file or a folder with content that no demo made.
+    Raises UserError for a file, and for a folder with files but without the marker.
     """
     if output.is_symlink() or (output.exists() and not output.is_dir()):
         raise UserError(f"output {str(output)!r} is not a folder; remove it or give another --output")
     if output.is_dir() and any(output.iterdir()):
         if not (output / MARKER_NAME).is_file():
-            raise UserError(f"output folder {str(output)!r} holds files of others; give another --output")
+            raise UserError(
+                f"output folder {str(output)!r} contains files that the demo did not write; "
+                "give another --output"
+            )
         shutil.rmtree(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
         (output / MARKER_NAME).write_text(
-            "made by `ftkd demo`, which may replace this folder\n", encoding="utf-8"
+            "created by `ftkd demo`, which may replace this folder\n", encoding="utf-8"
         )
     except OSError as error:
         raise UserError(
@@ -129,22 +134,21 @@ def prepare_output(output: Path) -> None:
 
 
 def ros_environment(domain_id: int | None) -> dict[str, str]:
-    """Environment of the ROS processes: discovery on this machine only, and one domain for them alone.
+    """Return the environment of the ROS processes: discovery on this machine only, and a domain.
 
-    Without `domain_id` that of the environment counts (`make demo` sets one), else one by process id.
+    Without `domain_id`, the domain is ROS_DOMAIN_ID (set by `make demo`) or depends on the process id.
     """
-    chosen = (
+    domain = (
         str(domain_id)
         if domain_id is not None
         else os.environ.get("ROS_DOMAIN_ID") or str(os.getpid() % 100 + 1)
     )
-    own = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_DOMAIN_ID": chosen, "PYTHONUNBUFFERED": "1"}
-    return {**os.environ, **own}
+    changes = {"ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST", "ROS_DOMAIN_ID": domain, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **changes}
 
 
 def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
-    """Play output/input through the detector and record output/detections; the detector's summary goes beside
-    it."""
+    """Play output/input through the detector; write output/detections and the detector's summary."""
     output = options.output.resolve()
     with BagReader(output / "input") as bag:
         offsets_ns = Drive(bag).offsets_ns
@@ -153,7 +157,7 @@ def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
             for channel in CAMERA_CHANNELS
             for name in ("image/compressed", "camera_info")
         ]
-        awaited = [topic for topic in [*topics, "/tf", "/tf_static"] if topic in bag.topics]
+        needed_topics = [topic for topic in [*topics, "/tf", "/tf_static"] if topic in bag.topics]
         seconds = (bag.end_ns - bag.start_ns) * 1e-9
     with ProcessGroup(output / "logs", environment) as processes:
         recorder = processes.start(
@@ -174,7 +178,7 @@ def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
             "player",
             _node(
                 "ftkd_ros.bag.player",
-                {"bag": str(output / "input"), "rate": options.rate, "wait_for_subscribers": awaited},
+                {"bag": str(output / "input"), "rate": options.rate, "wait_for_subscribers": needed_topics},
             ),
         )
         player.wait(_READY_TIMEOUT_S + seconds / options.rate * 3)
@@ -184,14 +188,14 @@ def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
 
 
 def detector_parameters(options: DemoOptions, offsets_ns: Sequence[int | None]) -> dict[str, Any]:
-    """The node's parameters for a replay whose cameras are exposed at these offsets."""
+    """Return the parameters of the node for a replay with these time offsets of the cameras."""
     parameters: dict[str, Any] = {
         "device": options.device,
         "runtime": options.runtime,
         "summary_file": str(options.output.resolve() / SUMMARY_NAME),
         "qos_reliability": "reliable",
         "sync_deadline_s": _DEADLINE_S[options.sweeps],
-        # Told, not estimated: the node needs six rounds to estimate them, and a scene can be shorter.
+        # The node needs six rounds to estimate offsets, and a scene can be shorter.
         "camera_time_offsets_s": [(offset or 0) * 1e-9 for offset in offsets_ns],
     }
     if options.weights is not None:
@@ -200,10 +204,9 @@ def detector_parameters(options: DemoOptions, offsets_ns: Sequence[int | None]) 
 
 
 def synthetic_dataset(folder: Path, sweeps: bool) -> Path:
-    """The demo's own data set below `folder`, rendered where it is not there yet.
+    """Return the data set of the demo in `folder`; render it if it does not exist.
 
-    Its name holds a hash of the code that renders it, so that a change of the synthetic world is never hidden
-    by old images.
+    Its name contains a hash of the rendering code, so that a change of the code renders it again.
     """
     from ftkd_core.data import synthetic
     from ftkd_core.data.synthetic.export import write_dataset
@@ -215,7 +218,7 @@ def synthetic_dataset(folder: Path, sweeps: bool) -> Path:
     dataroot = folder / f"synthetic-{SYNTHETIC_SEED}-{kind}-{source.hexdigest()[:8]}"
     if (dataroot / SYNTHETIC_VERSION / "sample.json").is_file():
         return dataroot
-    _say(f"[0/4] rendering a synthetic scene to {dataroot} (once)")
+    _print(f"[0/4] rendering a synthetic scene to {dataroot} (once)")
     return write_dataset(
         dataroot,
         [SYNTHETIC_SEED],
@@ -228,8 +231,8 @@ def synthetic_dataset(folder: Path, sweeps: bool) -> Path:
     )
 
 
-def _data(options: DemoOptions) -> tuple[Path, str, str]:
-    """(dataroot, version, scene) to replay; a wrong one is told before anything is written."""
+def _choose_scene(options: DemoOptions) -> tuple[Path, str, str]:
+    """Return (dataroot, version, scene) to replay. Raises UserError for an unknown one before any output."""
     if options.dataroot is None or options.version is None:
         dataroot, version = (
             synthetic_dataset(options.output.parent / "demo_data", options.sweeps),
@@ -244,12 +247,12 @@ def _data(options: DemoOptions) -> tuple[Path, str, str]:
 
 
 def _node(module: str, parameters: Mapping[str, Any]) -> list[str]:
-    """The command line of a node; JSON is the YAML that ROS reads parameters from."""
+    """Return the command line of a node; parameters are JSON, which is valid YAML."""
     command = [sys.executable, "-m", module, "--ros-args", "--disable-external-lib-logs"]
     for name, value in parameters.items():
         command += ["-p", f"{name}:={json.dumps(value)}"]
     return command
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)

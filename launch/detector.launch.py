@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start the detector, and RViz with rviz:=true.
+"""Start the detector; rviz:=true also starts RViz.
 
 ros2 launch ftkd_ros detector.launch.py weights:=/path/model.safetensors device:=cuda
 """
@@ -17,19 +17,19 @@ from launch import LaunchContext, LaunchDescription
 
 SHARE = Path(get_package_share_directory("ftkd_ros"))
 
-# Arguments that replace a value of the parameter file where they are given.
+# Launch arguments that override the parameter file if they are not empty.
 OVERRIDES = {
-    "weights": "weights file (empty: that of the parameter file)",
-    "device": "auto, cpu, cuda or cuda:N (empty: that of the parameter file)",
-    "runtime": "auto, fast or plain (empty: that of the parameter file)",
-    "qos_reliability": "best_effort or reliable (empty: that of the parameter file)",
-    "sync_deadline_s": "seconds until an incomplete round goes masked (empty: that of the parameter file)",
-    "summary_file": "JSON file with counters and latency (empty: that of the parameter file)",
+    "weights": "weights file (empty: value of the parameter file)",
+    "device": "auto, cpu, cuda or cuda:N (empty: value of the parameter file)",
+    "runtime": "auto, fast or plain (empty: value of the parameter file)",
+    "qos_reliability": "best_effort or reliable (empty: value of the parameter file)",
+    "sync_deadline_s": "seconds until an incomplete round is processed (empty: value of the parameter file)",
+    "summary_file": "JSON file for counters and latency (empty: value of the parameter file)",
 }
 
 
 def start_detector(context: LaunchContext) -> list[Node]:
-    """The node, with the parameter file and the arguments that are not empty."""
+    """Return the node with the parameter file and the overrides that are not empty."""
     overrides: dict[str, Any] = {
         name: float(value) if name == "sync_deadline_s" else value
         for name in OVERRIDES
@@ -48,7 +48,7 @@ def start_detector(context: LaunchContext) -> list[Node]:
 
 
 def generate_launch_description() -> LaunchDescription:
-    """Arguments, detector, RViz."""
+    """Return arguments, detector and RViz."""
     arguments = [
         DeclareLaunchArgument(name, default_value="", description=OVERRIDES[name]) for name in OVERRIDES
     ]
@@ -58,12 +58,12 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "params_file",
                 default_value=str(SHARE / "config" / "detector.yaml"),
-                description="parameters of the detector",
+                description="parameter file of the detector",
             ),
             DeclareLaunchArgument(
-                "use_sim_time", default_value="false", description="take the time from /clock"
+                "use_sim_time", default_value="false", description="use the time of /clock"
             ),
-            DeclareLaunchArgument("rviz", default_value="false", description="start RViz as well"),
+            DeclareLaunchArgument("rviz", default_value="false", description="start RViz"),
             OpaqueFunction(function=start_detector),
             Node(
                 package="rviz2",

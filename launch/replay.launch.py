@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Play a bag through the detector; ends when the bag ends. With output:=DIR the detections are recorded.
+"""Play a bag through the detector and shut down at the end of the bag; output:=DIR records the detections.
 
 ros2 launch ftkd_ros replay.launch.py bag:=/path/bag output:=/path/detections rviz:=true
 """
@@ -27,22 +27,21 @@ from launch import LaunchDescription
 SHARE = Path(get_package_share_directory("ftkd_ros"))
 
 ARGUMENTS = {
-    "bag": (None, "bag to play: the folder that holds metadata.yaml"),
-    "output": ("", "folder for a bag of the detections (empty: not recorded)"),
-    "rate": ("1.0", "speed, 1 is real time"),
-    "loop": ("false", "start again at the end"),
-    "weights": ("", "weights file (empty: that of the parameter file)"),
-    "device": ("", "auto, cpu, cuda or cuda:N (empty: that of the parameter file)"),
-    "summary_file": ("", "JSON file with the detector's counters and latency"),
-    "rviz": ("false", "start RViz as well"),
-    "linger_s": ("3.0", "seconds that the detector gets to finish after the end of the bag"),
+    "bag": (None, "bag to play: the folder that contains metadata.yaml"),
+    "output": ("", "new bag folder for the detections (empty: not recorded)"),
+    "rate": ("1.0", "playback speed; 1 is real time"),
+    "loop": ("false", "play again after the end"),
+    "weights": ("", "weights file (empty: value of the parameter file)"),
+    "device": ("", "auto, cpu, cuda or cuda:N (empty: value of the parameter file)"),
+    "summary_file": ("", "JSON file for counters and latency (empty: value of the parameter file)"),
+    "rviz": ("false", "start RViz"),
+    "linger_s": ("3.0", "seconds between the end of the bag and the shutdown of the detector"),
 }
 
 
-def generate_launch_description() -> LaunchDescription:
-    """Arguments, detector, recorder, player; the end of the player ends all."""
-    # Reliable cameras and a patient deadline: in a replay no round is lost to a busy machine.
-    detector = IncludeLaunchDescription(
+def make_detector() -> IncludeLaunchDescription:
+    """Return the detector with reliable QoS and a long deadline, so that a slow machine loses no round."""
+    return IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SHARE / "launch" / "detector.launch.py")),
         launch_arguments={
             "use_sim_time": "true",
@@ -51,7 +50,11 @@ def generate_launch_description() -> LaunchDescription:
             **{name: LaunchConfiguration(name) for name in ("weights", "device", "summary_file", "rviz")},
         }.items(),
     )
-    recorder = Node(
+
+
+def make_recorder() -> Node:
+    """Return the recorder, which starts only if `output` is not empty."""
+    return Node(
         package="ftkd_ros",
         executable="recorder",
         name="recorder",
@@ -62,7 +65,11 @@ def generate_launch_description() -> LaunchDescription:
         ],
         condition=IfCondition(PythonExpression(["'", LaunchConfiguration("output"), "' != ''"])),
     )
-    player = Node(
+
+
+def make_player() -> Node:
+    """Return the player."""
+    return Node(
         package="ftkd_ros",
         executable="player",
         name="player",
@@ -76,7 +83,12 @@ def generate_launch_description() -> LaunchDescription:
             },
         ],
     )
-    end = TimerAction(
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return arguments, detector, recorder and player; all processes shut down after the player exits."""
+    player = make_player()
+    shutdown = TimerAction(
         period=LaunchConfiguration("linger_s"),
         actions=[EmitEvent(event=Shutdown(reason="the bag has ended"))],
     )
@@ -86,9 +98,9 @@ def generate_launch_description() -> LaunchDescription:
                 DeclareLaunchArgument(name, default_value=default, description=description)
                 for name, (default, description) in ARGUMENTS.items()
             ],
-            detector,
-            recorder,
+            make_detector(),
+            make_recorder(),
             player,
-            RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[end])),
+            RegisterEventHandler(OnProcessExit(target_action=player, on_exit=[shutdown])),
         ]
     )

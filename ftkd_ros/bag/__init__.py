@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rosbag tools: convert, play, record, detect, evaluate, report."""
+"""Tools for bags: convert, play, record, detect, evaluate, report."""

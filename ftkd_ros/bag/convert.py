@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """nuScenes scene -> rosbag2 (MCAP), without ROS.
 
-Written are the topics of a vehicle that a detector needs, and the truth to compare with: camera JPEGs byte
-for byte and camera_info, /tf at the ego pose of every exposure, latched /tf_static, /odom, /ground_truth/*,
-/sample_token. Log time is the header's stamp. Messages of one moment are ordered so that whoever plays them
-in order has the transform before the image that needs it.
+The bag contains the topics that a detector needs, and the ground truth: unchanged camera JPEGs with
+camera_info, /tf at every exposure, latched /tf_static, /odom, /ground_truth/* and /sample_token. The log time
+of a message is its header stamp. Among messages of equal stamp, transforms precede the images that need them.
 """
 
 import time
@@ -22,13 +21,13 @@ from tqdm import tqdm
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.data import nuscenes
 from ftkd_core.errors import UserError
-from ftkd_ros.bag import message_builders as build
 from ftkd_ros.bag.io import BagWriter, check_new
+from ftkd_ros.bag.message_definitions import ROSBAGS
+from ftkd_ros.convert import to_ros
 
 GLOBAL_FRAME: Final = "map"
 EGO_FRAME: Final = "base_link"
-# Poses carry millimetres of noise and exposures are 7 ms apart: speeds are taken over this much to either
-# side.
+# Poses have millimetres of noise and exposures are 7 ms apart, so velocities are differences over +-50 ms.
 _TWIST_WINDOW_NS: Final = 50_000_000
 _SIGNATURES: Final = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png"}
 
@@ -37,7 +36,7 @@ Pose = tuple[int, NDArray[np.float64]]
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionSummary:
-    """What a conversion wrote: the bag, its messages by topic, the seconds of driving and of work."""
+    """Content of a converted bag: messages by topic, durations of scene and conversion in seconds."""
 
     output: Path
     images: int
@@ -55,7 +54,9 @@ class ConversionSummary:
 
 
 class _Event(NamedTuple):
-    """A message to be: when, its place among those of the same moment, where, and how to build it."""
+    """A message to write: log time, rank among messages of equal time, topic, and the function that builds
+    it.
+    """
 
     stamp_ns: int
     rank: int
@@ -73,35 +74,30 @@ def convert_scene(
     channels: Sequence[str] = CAMERA_CHANNELS,
     progress: bool = True,
 ) -> ConversionSummary:
-    """Write one scene as a bag: all images (12 Hz), or with `sweeps=False` those of key frames (2 Hz).
+    """Write one scene as a bag: all images (12 Hz), or with `sweeps=False` only those of key frames (2 Hz).
 
-    Ego poses are written at every exposure of the cameras and the lidar either way. Raises UserError for a
-    data set, scene or image that is missing or damaged and for an output that exists; the bag appears only
-    when it is complete.
+    In both cases, the bag has the ego poses at every exposure of the cameras and the lidar. Raises UserError
+    for a data set, scene or image that is missing or damaged and for an output that exists. A failed
+    conversion leaves no bag.
     """
     started = time.perf_counter()
     check_new(Path(output))
     dataset = nuscenes.open_dataset(dataroot, version)
-    records = [
-        record
-        for channel in channels
-        for record in nuscenes.camera_records(dataset, scene, channel, keyframes_only=not sweeps)
-    ]
-    if not records:
-        raise UserError(f"scene {scene!r} has no image of {', '.join(channels)}; is the data set complete?")
+    records = _camera_records(dataset, scene, channels, keyframes_only=not sweeps)
     poses = nuscenes.ego_poses(dataset, scene, (*channels, nuscenes.LIDAR_CHANNEL))
     samples = nuscenes.scene_samples(dataset, scene)
+    sensor_poses = nuscenes.sensor_poses(dataset, scene)
     events = sorted(
         [
-            *_static_events(min(poses[0][0], records[0].stamp_ns), nuscenes.sensor_poses(dataset, scene)),
+            *_static_events(min(poses[0][0], records[0].stamp_ns), sensor_poses),
             *_ego_events(poses),
             *(event for record in records for event in _camera_events(record)),
             *(event for token in samples for event in _sample_events(dataset, token)),
         ],
         key=lambda event: event[:2],
     )
-    notes = {"dataset": version, "scene": scene, "images": "all" if sweeps else "key frames"}
-    with BagWriter(output, notes=notes) as bag:
+    custom_data = {"dataset": version, "scene": scene, "images": "all" if sweeps else "key frames"}
+    with BagWriter(output, custom_data=custom_data) as bag:
         _add_topics(bag, records)
         for event in tqdm(events, desc=f"converting {scene}", unit="msg", disable=not progress):
             bag.write(event.topic, event.stamp_ns, event.build())
@@ -114,6 +110,21 @@ def convert_scene(
         duration_s=(events[-1].stamp_ns - events[0].stamp_ns) / 1e9,
         elapsed_s=time.perf_counter() - started,
     )
+
+
+def _camera_records(
+    dataset: Any, scene: str, channels: Sequence[str], *, keyframes_only: bool
+) -> list[nuscenes.CameraRecord]:
+    records = [
+        record
+        for channel in channels
+        for record in nuscenes.camera_records(dataset, scene, channel, keyframes_only=keyframes_only)
+    ]
+    if not records:
+        raise UserError(
+            f"scene {scene!r} has no image of {', '.join(channels)}; check that the data set is complete"
+        )
+    return records
 
 
 def _add_topics(bag: BagWriter, records: list[nuscenes.CameraRecord]) -> None:
@@ -130,43 +141,49 @@ def _add_topics(bag: BagWriter, records: list[nuscenes.CameraRecord]) -> None:
 
 def _static_events(stamp_ns: int, ego_from_sensor: dict[str, NDArray[np.float64]]) -> Iterator[_Event]:
     children = {channel.lower(): pose for channel, pose in ego_from_sensor.items()}
-    yield _Event(stamp_ns, 0, "/tf_static", partial(build.transforms, stamp_ns, EGO_FRAME, children))
+    yield _Event(
+        stamp_ns, 0, "/tf_static", partial(to_ros.make_transforms, ROSBAGS, stamp_ns, EGO_FRAME, children)
+    )
 
 
 def _ego_events(poses: list[Pose]) -> Iterator[_Event]:
     for (stamp_ns, pose), (linear, angular) in zip(poses, ego_twists(poses), strict=True):
-        moved = partial(build.transforms, stamp_ns, GLOBAL_FRAME, {EGO_FRAME: pose})
-        odometry = partial(build.odometry, stamp_ns, GLOBAL_FRAME, EGO_FRAME, pose, linear, angular)
-        yield _Event(stamp_ns, 1, "/tf", moved)
+        transforms = partial(to_ros.make_transforms, ROSBAGS, stamp_ns, GLOBAL_FRAME, {EGO_FRAME: pose})
+        odometry = partial(
+            to_ros.make_odometry, ROSBAGS, stamp_ns, GLOBAL_FRAME, EGO_FRAME, pose, linear, angular
+        )
+        yield _Event(stamp_ns, 1, "/tf", transforms)
         yield _Event(stamp_ns, 2, "/odom", odometry)
 
 
 def _camera_events(record: nuscenes.CameraRecord) -> Iterator[_Event]:
     stamp_ns, frame = record.stamp_ns, record.channel.lower()
-    info = partial(build.camera_info, stamp_ns, frame, record.width, record.height, record.intrinsics)
+    size = (record.width, record.height)
+    info = partial(to_ros.camera_info, ROSBAGS, record.intrinsics, size, stamp_ns, frame)
     yield _Event(stamp_ns, 3, _camera_topic(record.channel, "camera_info"), info)
-    yield _Event(
-        stamp_ns,
-        4,
-        _camera_topic(record.channel, "image/compressed"),
-        # The file is read when its turn comes: a scene has hundreds of megabytes.
-        lambda: build.compressed_image(stamp_ns, frame, *_image_file(record.path)),
-    )
+
+    def image() -> Any:  # reads the file when the message is written: a scene has hundreds of megabytes
+        content, image_format = _image_file(record.path)
+        return to_ros.compressed_image(ROSBAGS, content, stamp_ns, frame, image_format)
+
+    yield _Event(stamp_ns, 4, _camera_topic(record.channel, "image/compressed"), image)
 
 
 def _sample_events(dataset: Any, token: str) -> Iterator[_Event]:
     truth = nuscenes.ground_truth(dataset, token)
     stamp_ns = truth.stamp_ns
-    yield _Event(stamp_ns, 5, "/sample_token", partial(build.header, stamp_ns, token))
-    yield _Event(stamp_ns, 6, "/ground_truth/detections", partial(build.detections, truth, EGO_FRAME))
-    yield _Event(stamp_ns, 7, "/ground_truth/velocities", partial(build.velocities, truth, EGO_FRAME))
+    detections = partial(to_ros.objects_to_detections, ROSBAGS, truth, EGO_FRAME)
+    velocities = partial(to_ros.objects_to_velocities, ROSBAGS, truth, EGO_FRAME)
+    yield _Event(stamp_ns, 5, "/sample_token", partial(to_ros.make_header, ROSBAGS, stamp_ns, token))
+    yield _Event(stamp_ns, 6, "/ground_truth/detections", detections)
+    yield _Event(stamp_ns, 7, "/ground_truth/velocities", velocities)
 
 
 def ego_twists(poses: list[Pose]) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Velocity (3,) m/s and turn rate (3,) rad/s along the vehicle's axes at each pose.
+    """Return velocity (3,) in m/s and turn rate (3,) in rad/s, both in the ego frame, at each pose.
 
-    Differences over 50 ms to either side, or to the neighbours where these are further apart; zero for one
-    pose.
+    They are differences over 50 ms to either side, or to the adjacent poses if these are further apart; zero
+    for a single pose.
     """
     stamps = np.array([stamp for stamp, _ in poses], dtype=np.int64)
     last = len(poses) - 1
@@ -181,9 +198,9 @@ def ego_twists(poses: list[Pose]) -> list[tuple[NDArray[np.float64], NDArray[np.
             twists.append((np.zeros(3), np.zeros(3)))
             continue
         start, end = poses[before][1], poses[after][1]
-        moved = (end[:3, 3] - start[:3, 3]) @ pose[:3, :3]
-        turned = Rotation.from_matrix(start[:3, :3].T @ end[:3, :3]).as_rotvec()
-        twists.append((moved / seconds, turned / seconds))
+        displacement = (end[:3, 3] - start[:3, 3]) @ pose[:3, :3]
+        rotation = Rotation.from_matrix(start[:3, :3].T @ end[:3, :3]).as_rotvec()
+        twists.append((displacement / seconds, rotation / seconds))
     return twists
 
 
@@ -192,7 +209,10 @@ def _camera_topic(channel: str, name: str) -> str:
 
 
 def _image_file(path: Path) -> tuple[bytes, str]:
-    """Content and format of an image file. Raises UserError where it is missing or neither JPEG nor PNG."""
+    """Return content and format of an image file.
+
+    Raises UserError if it is missing or neither JPEG nor PNG.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The deterministic offline runner: bag with cameras -> bag with detections, every round, without ROS.
+"""Deterministic offline runner without ROS: bag with cameras -> bag with the detections of every round.
 
-From the round of N cameras on it runs what the node runs (`round_building`, `StreamMonitor`,
-`Detector.step`); a test holds both to the same detections.
+From the round of N cameras on it uses the code of the node (`RoundBuilder`, `StreamMonitor`,
+`Detector.step`). A test checks that both produce the same detections.
 """
 
 import time
@@ -16,19 +16,21 @@ from tqdm import tqdm
 
 from ftkd_core.json_files import write_json
 from ftkd_core.types import CameraRound, ObjectList
-from ftkd_ros.bag import message_builders as build
 from ftkd_ros.bag.io import BagReader, BagWriter, check_new
+from ftkd_ros.bag.message_definitions import ROSBAGS
 from ftkd_ros.bag.replay_rounds import BASE_FRAME, Drive
-from ftkd_ros.node.worker import StreamMonitor, percentiles
+from ftkd_ros.convert.to_ros import objects_to_detections, objects_to_velocities
+from ftkd_ros.node.statistics import percentiles
+from ftkd_ros.node.stream_monitor import StreamMonitor
 
 DETECTIONS_TOPIC: Final = "/detections"
 VELOCITIES_TOPIC: Final = "/detections/velocities"
 SUMMARY_NAME: Final = "detector.json"
-"""Beside the bag's own files: what ran and how long it took, in the form of the node's `summary_file`."""
+"""File in the bag folder with detector and timings, in the format of the node's `summary_file`."""
 
 
 class RoundDetector(Protocol):
-    """What is needed of `ftkd_core.runtime.detector.Detector`."""
+    """The part of `ftkd_core.runtime.detector.Detector` that the offline runner uses."""
 
     channels: tuple[str, ...]
     weights_name: str
@@ -45,7 +47,7 @@ class RoundDetector(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionSummary:
-    """What a run did; `faults` counts by reason what could not be used."""
+    """Result of a run; `faults` counts unusable rounds and cameras by reason."""
 
     rounds_in: int
     rounds_detected: int
@@ -59,14 +61,14 @@ class DetectionSummary:
     preset: str
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON, with the keys of the node's summary."""
+        """Return values for JSON, with the keys of the node's summary."""
         return {
             "rounds_in": self.rounds_in,
             "rounds_detected": self.rounds_detected,
             "rounds_dropped": self.rounds_in - self.rounds_detected,
             "resets": self.resets,
             "faults": self.faults,
-            "latency_ms": self.latency_ms | {"meaning": "detector step, images already decoded"},
+            "latency_ms": self.latency_ms | {"meaning": "detector step without image decoding"},
             "device": self.device,
             "weights": self.weights,
             "training": self.training,
@@ -75,14 +77,14 @@ class DetectionSummary:
 
 
 def load_detector(weights: Path | None, device: str, score_threshold: float, runtime: str) -> RoundDetector:
-    """The shipped detector, or that of a weights file; torch is imported here."""
+    """Load the shipped weights or a weights file. Imports torch."""
     from ftkd_core.runtime.detector import Detector
 
     return Detector.from_weights(weights, device=device, score_threshold=score_threshold, runtime=runtime)
 
 
 DetectorFactory = Callable[[Path | None, str, float, str], RoundDetector]
-"""Of weights, device, score threshold and runtime."""
+"""Function of (weights, device, score threshold, runtime)."""
 
 
 def detect_bag(
@@ -98,16 +100,16 @@ def detect_bag(
 ) -> DetectionSummary:
     """Detect every round of a bag and write /detections and /detections/velocities to the new bag `output`.
 
-    Log time is the reference stamp, so that the same input gives the same bag. Raises UserError for input or
-    weights that cannot be used and an output that exists; the bag appears only when it is complete.
+    The log time is the reference stamp, so equal inputs give equal bags. Raises UserError for unusable input
+    or weights and for an output that exists. A failed run leaves no bag.
     """
     with BagReader(input_path) as source:
         check_new(output)
         detector = factory(weights, device, score_threshold, runtime)
         drive = Drive(source, detector.channels)
         detector.warm_up()
-        notes = {"detector_weights": detector.weights_name, "detector_device": str(detector.device)}
-        with BagWriter(output, notes=notes) as bag:
+        custom_data = {"detector_weights": detector.weights_name, "detector_device": str(detector.device)}
+        with BagWriter(output, custom_data=custom_data) as bag:
             bag.add_topic(DETECTIONS_TOPIC, "vision_msgs/msg/Detection3DArray")
             bag.add_topic(VELOCITIES_TOPIC, "sensor_msgs/msg/PointCloud2")
             summary = _detect(drive, detector, bag, progress)
@@ -116,7 +118,7 @@ def detect_bag(
 
 
 def _detect(drive: Drive, detector: RoundDetector, bag: BagWriter, progress: bool) -> DetectionSummary:
-    """Step through the drive, write each round's objects, and account for it."""
+    """Detect all rounds of the drive, write their objects and return the summary."""
     rounds_in = len(drive.reference_stamps())
     monitor = StreamMonitor()
     resets: Counter[str] = Counter()
@@ -148,6 +150,6 @@ def _detect(drive: Drive, detector: RoundDetector, bag: BagWriter, progress: boo
 
 
 def write_objects(bag: BagWriter, objects: ObjectList) -> None:
-    """Append the two messages of one round at its stamp."""
-    bag.write(DETECTIONS_TOPIC, objects.stamp_ns, build.detections(objects, BASE_FRAME))
-    bag.write(VELOCITIES_TOPIC, objects.stamp_ns, build.velocities(objects, BASE_FRAME))
+    """Append the detections and velocities of one round at its stamp."""
+    bag.write(DETECTIONS_TOPIC, objects.stamp_ns, objects_to_detections(ROSBAGS, objects, BASE_FRAME))
+    bag.write(VELOCITIES_TOPIC, objects.stamp_ns, objects_to_velocities(ROSBAGS, objects, BASE_FRAME))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded detections -> official nuScenes metrics, with an account of what the recording covers.
+"""Recorded detections -> official nuScenes metrics, with the coverage of the recording.
 
-Detections are joined to key frames by stamp: the converter keeps each key frame's token on /sample_token, and
-the input bag's /tf says where the vehicle was at the stamp of the detections. So mAP and NDS come from what
-was really published, whatever wrote the bag.
+Detections are joined to key frames by stamp. The input bag provides the token of each key frame
+(/sample_token) and the ego pose at the stamp of the detections (/tf). Therefore mAP and NDS measure the
+published messages, and any recorder can write them.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ from ftkd_ros.bag.io import BagReader
 from ftkd_ros.bag.replay_rounds import Drive, KeyFrame, nearest, read_objects
 
 JOIN_WITHIN_NS: Final = 25_000_000
-_TOLD: Final = ("device", "weights", "training", "preset", "latency_ms")
+_DETECTOR_KEYS: Final = ("device", "weights", "training", "preset", "latency_ms")
 _SMALL_MODEL_ON_REAL_DATA: Final = (
-    "These are real camera images, and the weights were trained on synthetic scenes only: the small model "
-    "finds nothing sensible here. What counts is that real data runs through every stage."
+    "The images are real, but the weights were trained on synthetic scenes only, so these scores are not "
+    "meaningful. The run shows that every stage works on real data."
 )
 
 
@@ -39,8 +39,9 @@ _SMALL_MODEL_ON_REAL_DATA: Final = (
 class Recording:
     """Detections of a recording, joined to the key frames of the drive.
 
-    objects by stamp; joined: (key frame, stamp of its detections or None); rounds_in: camera rounds in the
-    input bag, rounds_detected: how many of them have detections; offsets_ms: detections after key frame.
+    objects: by stamp. joined: (key frame, stamp of its detections or None). rounds_in: camera rounds of the
+    input bag. rounds_detected: those with detections. offsets_ms: stamps of joined detections minus those of
+    their key frames.
     """
 
     objects: Mapping[int, ObjectList]
@@ -50,7 +51,7 @@ class Recording:
     offsets_ms: Sequence[float] = field(default=())
 
     def summary(self) -> dict[str, Any]:
-        """rounds_in, rounds_detected, rounds_dropped and coverage, for metrics.json."""
+        """Return rounds_in, rounds_detected, rounds_dropped and coverage for metrics.json."""
         offsets = np.asarray(self.offsets_ms)
         return {
             "rounds_in": self.rounds_in,
@@ -68,15 +69,16 @@ class Recording:
 
 
 def read_recording(detections: BagReader, drive: Drive) -> Recording:
-    """Read the detections and join them; a key frame takes the nearest detections within 25 ms.
+    """Read the detections and join them to key frames: the nearest detections within 25 ms.
 
-    Raises UserError where a topic is missing, there is no key frame, or no detection belongs to this drive.
+    Raises UserError if a topic is missing, if there is no key frame, or if no detection is within 1 s of the
+    drive.
     """
     objects = read_objects(detections, DETECTIONS_TOPIC, VELOCITIES_TOPIC)
     key_frames = drive.key_frames()
     if not key_frames:
         raise UserError(
-            f"bag {str(drive.bag.path)!r} has no key frame on /sample_token; nothing can be evaluated"
+            f"bag {str(drive.bag.path)!r} has no key frame on /sample_token; convert it with `ftkd convert`"
         )
     stamps = sorted(objects)
     joined = [(key_frame, nearest(stamps, key_frame.stamp_ns, JOIN_WITHIN_NS)) for key_frame in key_frames]
@@ -84,8 +86,8 @@ def read_recording(detections: BagReader, drive: Drive) -> Recording:
     if stamps and rounds and not any(rounds[0] - 10**9 <= stamp <= rounds[-1] + 10**9 for stamp in stamps):
         raise UserError(
             f"detections of {str(detections.path)!r} ({stamps[0]} .. {stamps[-1]} ns) and cameras of "
-            f"{str(drive.bag.path)!r} ({rounds[0]} .. {rounds[-1]} ns) are of different times; "
-            "give the bag the detections were made from"
+            f"{str(drive.bag.path)!r} ({rounds[0]} .. {rounds[-1]} ns) are from different times; "
+            "give the bag that the detections were made from"
         )
     return Recording(
         objects=objects,
@@ -106,12 +108,13 @@ def evaluate_recording(
     summary_file: Path | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Evaluate, write results.json (the devkit's) and metrics.json into `output`, and return the metrics.
+    """Evaluate a recording, write results.json (devkit format) and metrics.json to `output`, return the
+    metrics.
 
-    Every key frame of the input bag is evaluated; one without detections counts as empty. `summary_file` is
-    what the detector wrote about itself (default: the one `ftkd detect` leaves in its bag, if any); `extra`
-    is added as it is. Raises UserError for a data set, bag or summary that is missing, damaged or does not
-    belong.
+    All key frames of the input bag are evaluated; those without detections count as empty. `summary_file` is
+    the summary of the detector (default: the one in a bag of `ftkd detect`, if any). `extra` is added to the
+    metrics. Raises UserError for a data set, bag or summary that is missing or damaged, or that does not
+    belong to the others.
     """
     dataset = open_dataset(dataroot, version)
     with BagReader(detections_path) as detections, BagReader(input_path) as source:
@@ -126,16 +129,7 @@ def evaluate_recording(
     tokens = [key_frame.token for key_frame, _ in recording.joined]
     results = to_devkit_results(posed, tokens)
     metrics = evaluate(dataset, results, sample_tokens=tokens)
-    if len(posed) < len(tokens):
-        metrics["notes"].append(
-            f"{len(tokens) - len(posed)} of {len(tokens)} key frames have no detections; they count as empty."
-        )
-    dropped = recording.rounds_in - recording.rounds_detected
-    if dropped:
-        metrics["notes"].append(
-            f"{dropped} of {recording.rounds_in} rounds were not detected: the detector was slower than "
-            "the cameras, or the recording covers a part of the drive."
-        )
+    metrics["notes"] += coverage_notes(recording)
     metrics |= recording.summary() | detector_summary(detections_path, summary_file)
     synthetic = is_synthetic(dataset, scenes)
     if not synthetic and "synthetic" in str(metrics["weights"]):
@@ -152,11 +146,29 @@ def evaluate_recording(
     return metrics
 
 
+def coverage_notes(recording: Recording) -> list[str]:
+    """Return notes on key frames without detections and on dropped rounds."""
+    notes = []
+    empty = sum(stamp is None for _, stamp in recording.joined)
+    if empty:
+        notes.append(
+            f"{empty} of {len(recording.joined)} key frames have no detections; they count as empty."
+        )
+    dropped = recording.rounds_in - recording.rounds_detected
+    if dropped:
+        notes.append(
+            f"{dropped} of {recording.rounds_in} rounds were not detected: the detector was slower than "
+            "the cameras, or the recording covers only a part of the drive."
+        )
+    return notes
+
+
 def detector_summary(detections_path: Path, summary_file: Path | None) -> dict[str, Any]:
-    """Device, weights and their training, preset and latency as the detector told them; None where it left no
+    """Return device, weights, training, preset and latency from the detector's summary; None without a
     summary.
 
-    The rounds it counted are kept as `detector_rounds`: those of metrics.json are counted in the two bags.
+    `detector_rounds` are the rounds that the detector counted; the rounds of metrics.json are counted in the
+    bags. Raises UserError for a summary that cannot be read.
     """
     path = summary_file if summary_file is not None else detections_path / SUMMARY_NAME
     unknown = {"device": None, "weights": None, "latency_ms": {"p50": None, "p95": None}}
@@ -164,14 +176,14 @@ def detector_summary(detections_path: Path, summary_file: Path | None) -> dict[s
         return unknown
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        told = {key: summary[key] for key in _TOLD if key in summary}
+        reported = {key: summary[key] for key in _DETECTOR_KEYS if key in summary}
         stages = {name: values["p50"] for name, values in summary.get("stage_ms", {}).items()}
         rounds = {key: value for key, value in summary.items() if key.startswith("rounds_")}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"detector summary {str(path)!r} cannot be read ({error}); leave it out") from error
+        raise UserError(f"detector summary {str(path)!r} cannot be read ({error}); omit it") from error
     return {
         **unknown,
-        **told,
+        **reported,
         "stages_ms": stages,
         "detector_rounds": rounds,
         "resets": summary.get("resets", {}),
@@ -179,11 +191,11 @@ def detector_summary(detections_path: Path, summary_file: Path | None) -> dict[s
 
 
 def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """What a person wants to read on the terminal."""
+    """Return the lines of text that summarize the metrics on a terminal."""
     latency = metrics.get("latency_ms") or {}
     score = f"mAP {_number(metrics['mAP'])}   NDS {_number(metrics['NDS'])}"
     counts = ", ".join(f"{name} {metrics[f'rounds_{name}']}" for name in ("in", "detected", "dropped"))
-    present = f"mAP over the classes that have true objects: {_number(metrics['mAP_present'])}"
+    present = f"mAP over classes with ground truth: {_number(metrics['mAP_present'])}"
     lines = [score, present, f"rounds {counts}"]
     if latency.get("p50") is not None:
         lines.append(
@@ -193,7 +205,7 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what has a say in the numbers."""
+    """Return the versions of Python, the system and the libraries that affect the metrics."""
     versions = {"Python": platform.python_version(), "System": platform.platform()}
     for name in ("torch", "numpy", "nuscenes-devkit", "ros-rclpy"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -202,12 +214,15 @@ def library_versions() -> dict[str, str]:
 
 
 def now_text() -> str:
-    """The moment, in UTC, to the second."""
+    """Return the current time in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(" ", "seconds")
 
 
 def scenes_of(dataset: Any, sample_tokens: Iterable[str]) -> list[str]:
-    """Names of the scenes of the key frames. Raises UserError for a token the data set does not have."""
+    """Return the names of the scenes of key frames.
+
+    Raises UserError for a token that is not in the data set.
+    """
     names: dict[str, None] = {}
     for token in sample_tokens:
         try:
@@ -215,14 +230,14 @@ def scenes_of(dataset: Any, sample_tokens: Iterable[str]) -> list[str]:
         except KeyError as error:
             raise UserError(
                 f"key frame {token!r} of the bag is not in {dataset.version} of {str(dataset.dataroot)!r}; "
-                "give the data set the bag was converted from"
+                "give the data set that the bag was converted from"
             ) from error
         names[str(dataset.get("scene", sample["scene_token"])["name"])] = None
     return list(names)
 
 
 def is_synthetic(dataset: Any, scenes: Iterable[str]) -> bool:
-    """Whether the scenes were rendered: the synthetic world names its vehicle so."""
+    """Return True if all scenes are synthetic, that is, if the vehicle of their logs is `synthetic`."""
     logs = {scene["name"]: dataset.get("log", scene["log_token"]) for scene in dataset.scene}
     return all(logs[name]["vehicle"] == "synthetic" for name in scenes)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags on disk, without ROS: reading any rosbag2, writing MCAP that `ros2 bag play` and Foxglove open.
+"""Bags on disk, without ROS: read any rosbag2 bag, write MCAP bags for `ros2 bag play` and Foxglove.
 
-A bag is a folder with metadata.yaml and one .mcap file. Log times are int nanoseconds.
+A written bag is a folder with metadata.yaml and one .mcap file. Log times are int nanoseconds.
 """
 
 import errno
@@ -34,9 +34,9 @@ from ftkd_core.errors import UserError
 from ftkd_ros.bag.message_definitions import ensure_known, message_types
 
 _FOREVER: Final = QosTime(9223372036, 854775807)
-# Humble, Jazzy and Kilted all read metadata of this version; Humble cannot read the next one.
+# Newest metadata version that Humble, Jazzy and Kilted can read.
 _METADATA_VERSION: Final = 8
-_RECOVERY: Final = "`mcap recover` saves what the file holds, then `ros2 bag reindex` the folder"
+_RECOVERY: Final = "run `mcap recover` on the file, then `ros2 bag reindex` on the folder"
 _READ_ERRORS: Final = (
     AnyReaderError,
     ReaderError,
@@ -54,7 +54,7 @@ _READ_ERRORS: Final = (
 
 
 def qos(*, depth: int = 10, latched: bool = False, reliable: bool = True) -> Qos:
-    """Offered quality of service for a bag's metadata; latched is what ROS calls transient local."""
+    """Return the offered QoS for the metadata of a bag; `latched` is durability transient local."""
     return Qos(
         history=QosHistory.KEEP_LAST,
         depth=depth,
@@ -69,13 +69,13 @@ def qos(*, depth: int = 10, latched: bool = False, reliable: bool = True) -> Qos
 
 
 def offered_qos(connection: Connection) -> Sequence[Qos]:
-    """What the publishers of a recorded topic offered; empty where the bag does not say."""
+    """Return the QoS that the publishers of a recorded topic offered; empty if the bag has none."""
     ext = connection.ext
     return ext.offered_qos_profiles if isinstance(ext, ConnectionExtRosbag2) else ()
 
 
 def is_latched(connection: Connection) -> bool:
-    """Whether late subscribers shall get the last messages of a recorded topic."""
+    """Return True if late subscribers must receive the last messages of a recorded topic."""
     profiles = offered_qos(connection)
     if profiles:
         return any(profile.durability is QosDurability.TRANSIENT_LOCAL for profile in profiles)
@@ -83,9 +83,9 @@ def is_latched(connection: Connection) -> bool:
 
 
 class BagReader:
-    """A bag open for reading; errors name the bag and, for a missing topic, the topics it has.
+    """A bag open for reading; a context manager.
 
-    Context manager. Raises UserError for a bag that does not exist, is no bag, is damaged or cut off.
+    Raises UserError for a path without a bag and for a bag that is damaged or truncated.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -97,7 +97,7 @@ class BagReader:
         except _READ_ERRORS as error:
             raise UserError(
                 f"bag {str(self.path)!r} cannot be read ({_reason(error)}); it is damaged or its "
-                f"recording was cut off: {_RECOVERY}"
+                f"recording was interrupted: {_RECOVERY}"
             ) from error
 
     def __enter__(self) -> "BagReader":
@@ -109,12 +109,12 @@ class BagReader:
         self.close()
 
     def close(self) -> None:
-        """Close the files; nothing can be read afterwards."""
+        """Close the files."""
         self._reader.close()
 
     @property
     def connections(self) -> list[Connection]:
-        """The recorded topics with type, definition, count and quality of service."""
+        """Recorded topics with type, definition, message count and QoS."""
         return self._reader.connections
 
     @property
@@ -124,7 +124,7 @@ class BagReader:
 
     @property
     def message_count(self) -> int:
-        """Messages in the bag."""
+        """Number of messages."""
         return self._reader.message_count
 
     @property
@@ -140,9 +140,10 @@ class BagReader:
     def raw(
         self, topics: Sequence[str] | None = None, *, optional: bool = False
     ) -> Iterator[tuple[Connection, int, bytes]]:
-        """(connection, log time, serialized message) of the topics, None for all, in log order.
+        """Yield (connection, log time, serialized message) of some topics (None: all) in the order of log
+        times.
 
-        Raises UserError for a topic that is missing, unless `optional`, and where the bag breaks off.
+        Raises UserError for a missing topic unless `optional`, and for a damaged bag.
         """
         names = self.topics
         missing = [] if topics is None or optional else [topic for topic in topics if topic not in names]
@@ -151,62 +152,63 @@ class BagReader:
                 f"bag {str(self.path)!r} has no topic {missing[0]}; "
                 f"it has {', '.join(sorted(names)) or 'none'}"
             )
-        wanted = [
+        selected = [
             connection for connection in self.connections if topics is None or connection.topic in topics
         ]
-        if not wanted:
+        if not selected:
             return
         try:
-            yield from self._reader.messages(connections=wanted)
+            yield from self._reader.messages(connections=selected)
         except _READ_ERRORS as error:
-            raise UserError(
-                f"bag {str(self.path)!r} breaks off while reading ({_reason(error)}); copy it again"
-            ) from error
+            raise UserError(f"bag {str(self.path)!r} is damaged ({_reason(error)}); copy it again") from error
 
     def messages(self, topics: Sequence[str], *, optional: bool = False) -> Iterator[tuple[str, int, Any]]:
-        """(topic, log time, message) of the topics in log order; as `raw`."""
+        """Yield (topic, log time, message) of some topics in the order of log times.
+
+        Raises UserError as `raw`.
+        """
         for connection, log_time_ns, content in self.raw(topics, optional=optional):
             yield connection.topic, log_time_ns, self.deserialize(connection, content)
 
     def deserialize(self, connection: Connection, content: bytes) -> Any:
-        """The message. Raises UserError for one that does not follow its own definition."""
+        """Return the message. Raises UserError if the content does not fit the definition of its type."""
         try:
             return self._reader.deserialize(content, connection.msgtype)
         except _READ_ERRORS as error:
             raise UserError(
-                f"bag {str(self.path)!r}: a message of {connection.topic} is no valid {connection.msgtype} "
-                f"({_reason(error)})"
+                f"bag {str(self.path)!r}: a message of {connection.topic} is not a valid "
+                f"{connection.msgtype} ({_reason(error)})"
             ) from error
 
 
 class BagWriter:
-    """A new MCAP bag: chunks of 1 MiB, neither compressed nor summed (JPEGs gain nothing), definitions and
-    quality of service inside.
+    """Writes a new MCAP bag with message definitions and QoS; a context manager.
 
-    Context manager. With `whole` (the default) the bag appears under its name when it is complete and not at
-    all after an error; otherwise it grows in place, which is what a recorder wants. Raises UserError for an
-    output that exists, whose folder cannot be made, and for a full disk.
+    Chunks have 1 MiB, without compression (JPEG images do not compress further) and without checksums. With
+    `atomic` the bag gets its name when it is complete, and an error leaves no bag. Without it the bag grows
+    in place, which a recorder needs. Raises UserError for an output that exists or cannot be created, and for
+    a full disk.
     """
 
     def __init__(
-        self, output: str | Path, *, whole: bool = True, notes: Mapping[str, str] | None = None
+        self, output: str | Path, *, atomic: bool = True, custom_data: Mapping[str, str] | None = None
     ) -> None:
         self.output = Path(output)
         self.counts: Counter[str] = Counter()
         self._connections: dict[str, Connection] = {}
         check_new(self.output)
-        # In the same folder, so that the finished bag is moved by a rename.
-        self._workshop = self.output.with_name(f".{self.output.name}-{uuid4().hex[:8]}") if whole else None
-        place = self._workshop / self.output.name if self._workshop else self.output
-        self._writer = Writer(place, version=_METADATA_VERSION, storage_plugin=StoragePlugin.MCAP)
-        for key, value in (notes or {}).items():
+        # A sibling folder, so that a rename moves the finished bag.
+        self._temporary = self.output.with_name(f".{self.output.name}-{uuid4().hex[:8]}") if atomic else None
+        folder = self._temporary / self.output.name if self._temporary else self.output
+        self._writer = Writer(folder, version=_METADATA_VERSION, storage_plugin=StoragePlugin.MCAP)
+        for key, value in (custom_data or {}).items():
             self._writer.set_custom_data(key, value)
         try:
             self._writer.open()
         except OSError as error:
             self.abandon()
             raise UserError(
-                f"bag {str(self.output)!r} cannot be made ({error.strerror}); give another folder"
+                f"bag {str(self.output)!r} cannot be created ({error.strerror}); give another folder"
             ) from error
 
     def __enter__(self) -> "BagWriter":
@@ -223,7 +225,7 @@ class BagWriter:
     def add_topic(
         self, topic: str, msgtype: str, *, depth: int = 10, latched: bool = False, reliable: bool = True
     ) -> None:
-        """Announce a topic. Raises UserError for a type that has no definition."""
+        """Add a topic. Raises UserError for a type without a definition."""
         ensure_known(msgtype)
         profile = qos(depth=depth, latched=latched, reliable=reliable)
         self._connections[topic] = self._writer.add_connection(
@@ -231,12 +233,12 @@ class BagWriter:
         )
 
     def write(self, topic: str, log_time_ns: int, message: Any) -> None:
-        """Serialize and append a message built from `message_types()`."""
+        """Serialize and append a message of `message_types()`."""
         content = message_types().serialize_cdr(message, self._connections[topic].msgtype)
         self.write_raw(topic, log_time_ns, content)
 
     def write_raw(self, topic: str, log_time_ns: int, content: bytes | memoryview) -> None:
-        """Append a serialized message. Raises UserError when the disk is full."""
+        """Append a serialized message. Raises UserError if the disk is full."""
         try:
             self._writer.write(self._connections[topic], log_time_ns, content)
         except OSError as error:
@@ -244,8 +246,10 @@ class BagWriter:
         self.counts[topic] += 1
 
     def flush(self) -> None:
-        """Bring what was written so far to disk as a complete chunk, so that a killed process loses no more
-        than what comes after."""
+        """Write all messages so far to disk as a complete chunk; a killed process loses only later messages.
+
+        Raises UserError if the disk is full.
+        """
         storage = self._writer.storage
         if not isinstance(storage, McapWriter) or not storage.chunk.bio.tell():
             return
@@ -256,13 +260,13 @@ class BagWriter:
             raise self._disk_error(error) from error
 
     def close(self) -> None:
-        """Finish the bag: index, metadata.yaml, its final name. Raises UserError when the disk is full."""
+        """Write index and metadata.yaml, and rename the bag. Raises UserError if the disk is full."""
         try:
             self._writer.close()
-            if self._workshop is not None:
+            if self._temporary is not None:
                 check_new(self.output)
-                (self._workshop / self.output.name).rename(self.output)
-                self._workshop.rmdir()
+                (self._temporary / self.output.name).rename(self.output)
+                self._temporary.rmdir()
         except OSError as error:
             self.abandon()
             raise self._disk_error(error) from error
@@ -271,40 +275,39 @@ class BagWriter:
             raise
 
     def abandon(self) -> None:
-        """Stop without finishing: a whole bag leaves nothing behind, one in place keeps its complete
-        chunks."""
-        with suppress(OSError):  # a full disk does not take what is still buffered
+        """Stop writing without finishing the bag; a bag written in place keeps its complete chunks."""
+        with suppress(OSError):  # a full disk cannot store the buffered data
             self._writer.abort()
-        if self._workshop is not None:
-            shutil.rmtree(self._workshop, ignore_errors=True)
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _disk_error(self, error: OSError) -> UserError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         reason = "the disk is full" if full else str(error.strerror)
         return UserError(
-            f"bag {str(self.output)!r} cannot be written further: {reason}; make room or give another folder"
+            f"bag {str(self.output)!r} cannot be written: {reason}; free disk space or give another folder"
         )
 
 
 def check_new(output: Path) -> None:
-    """Raises UserError where the output exists: nothing is ever overwritten."""
+    """Raise UserError if the output exists, so that nothing is overwritten."""
     if output.exists() or output.is_symlink():
         raise UserError(f"output {str(output)!r} exists already; remove it or give another folder")
 
 
 def _check_is_bag(path: Path) -> None:
     if not path.exists():
-        raise UserError(f"bag {str(path)!r} does not exist; give the folder that holds metadata.yaml")
+        raise UserError(f"bag {str(path)!r} does not exist; give the folder that contains metadata.yaml")
     if path.is_dir() and not (path / "metadata.yaml").is_file():
         files = sorted(entry.name for entry in path.iterdir() if entry.suffix in (".mcap", ".db3"))
         hint = (
-            f"it holds {', '.join(files[:3])}, so its recording was cut off: {_RECOVERY}"
+            f"it contains {', '.join(files[:3])}, so its recording was interrupted: {_RECOVERY}"
             if files
-            else "give the folder that holds it"
+            else "give the folder that contains it"
         )
         raise UserError(f"bag {str(path)!r} has no metadata.yaml; {hint}")
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error, which may be empty for an assertion."""
+    """Return the first line of an error message, or the type of the error if the message is empty."""
     return str(error).strip().split("\n", 1)[0] or type(error).__name__

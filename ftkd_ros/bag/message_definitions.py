@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Message types for bags without ROS: those `rosbags` carries, and vision_msgs, which it does not.
+"""Message types for bags without ROS: the types in `rosbags`, and vision_msgs, which `rosbags` lacks.
 
-The definitions hold the fields alone; comments are no part of a type, so the type hashes equal the published
-ones (a test compares). Types of other packages are read from an installed ROS, where there is one.
+The definitions contain only fields. Comments do not affect a type hash, so the hashes equal the published
+ones (a test compares them). Types of other packages are read from an installed ROS, if there is one.
 """
 
 import os
 import sys
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+from rosbags.interfaces import Nodetype
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
@@ -27,39 +31,89 @@ _VISION_MSGS: Final[dict[str, str]] = {
     "VisionClass": "uint16 class_id\nstring class_name\n",
     "LabelInfo": "std_msgs/Header header\nvision_msgs/VisionClass[] class_map\nfloat32 threshold\n",
 }
+_ZEROS: Final[dict[str, Any]] = {"bool": False, "string": "", "float32": 0.0, "float64": 0.0}
 
 
 @cache
 def message_types() -> Typestore:
-    """The types of ROS 2 Kilted and vision_msgs; the same fields as in Humble and Jazzy for all that we
-    write."""
+    """Return the types of ROS 2 Kilted and vision_msgs.
+
+    All types that this package writes have the same fields in Humble and Jazzy.
+    """
     store = get_typestore(Stores.ROS2_KILTED)
     for name, text in _VISION_MSGS.items():
         store.register(get_types_from_msg(text, f"vision_msgs/msg/{name}"))
     return store
 
 
-def ensure_known(msgtype: str) -> None:
-    """Make a type such as "package/msg/Name" usable; one that nobody has met yet is read from the installed
-    ROS.
+class RosbagsMessages:
+    """Factory of the messages of `message_types()`; see `ftkd_ros.convert.message_factory`."""
 
-    Raises UserError where no definition of it, or of a type inside it, is found.
+    def __init__(self) -> None:
+        self._makers: dict[str, Callable[[], Any]] = {}
+
+    def new(self, msgtype: str) -> Any:
+        """Return a message whose numbers are zero, texts and sequences empty.
+
+        Raises KeyError for an unknown type.
+        """
+        maker = self._makers.get(msgtype)
+        if maker is None:
+            maker = self._makers[msgtype] = self._message_maker(msgtype)
+        return maker()
+
+    def sequence(self, values: NDArray[Any]) -> Any:
+        """Return the array itself: `rosbags` serializes numpy arrays."""
+        return values
+
+    def _message_maker(self, msgtype: str) -> Callable[[], Any]:
+        store = message_types()
+        message_class = store.types[msgtype]
+        makers = [self._field_maker(description) for _, description in store.fielddefs[msgtype][1]]
+        return lambda: message_class(*[make() for make in makers])
+
+    def _field_maker(self, description: Any) -> Callable[[], Any]:
+        """Return a function that creates the default value of a field, given its description in the type
+        store.
+        """
+        kind, detail = description
+        if kind == Nodetype.NAME:
+            return self._message_maker(detail)
+        if kind == Nodetype.BASE:
+            value = _ZEROS.get(detail[0], 0)
+            return lambda: value
+        (item_kind, item), length = detail
+        count = length if kind == Nodetype.ARRAY else 0
+        if item_kind == Nodetype.BASE and item[0] != "string":
+            return partial(np.zeros, count, dtype=item[0])
+        make_item = self._field_maker((item_kind, item))
+        return lambda: [make_item() for _ in range(count)]
+
+
+ROSBAGS = RosbagsMessages()
+
+
+def ensure_known(msgtype: str) -> None:
+    """Register a type such as "package/msg/Name", and the types in it, from the installed ROS if it is
+    unknown.
+
+    Raises UserError if a definition is not found.
     """
     store = message_types()
-    wanted = [msgtype]
-    while wanted:
-        name = wanted.pop()
+    pending = [msgtype]
+    while pending:
+        name = pending.pop()
         if name in store.fielddefs:
             continue
         found = get_types_from_msg(_definition_text(name), name)
         store.register(found)
-        wanted += [name for definition in found.values() for name in _names_inside(definition[1])]
+        pending += [name for definition in found.values() for name in _message_names(definition[1])]
 
 
 def _definition_text(msgtype: str) -> str:
-    """The .msg file of a type below the share folder of an installed package."""
+    """Return the content of the .msg file in the share folder of an installed package."""
     package, _, name = msgtype.partition("/msg/")
-    # ROS as wheels lies in the environment of the interpreter, and no variable says so.
+    # ROS wheels are installed below sys.prefix and set no environment variable.
     for prefix in (*filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)), sys.prefix):
         path = Path(prefix, "share", package, "msg", f"{name}.msg")
         if path.is_file():
@@ -69,10 +123,10 @@ def _definition_text(msgtype: str) -> str:
     )
 
 
-def _names_inside(fields: object) -> list[str]:
-    """Every message type named in the field descriptions of a parsed definition."""
+def _message_names(fields: object) -> list[str]:
+    """Return all message types that the field descriptions of a parsed definition refer to."""
     if isinstance(fields, str):
         return [fields] if "/msg/" in fields else []
-    return (
-        [name for part in fields for name in _names_inside(part)] if isinstance(fields, (list, tuple)) else []
-    )
+    if isinstance(fields, (list, tuple)):
+        return [name for part in fields for name in _message_names(part)]
+    return []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bag -> topics: a ROS 2 node that plays a bag and loses nothing.
+"""Bag -> topics: a ROS 2 node that plays a bag without losing messages.
 
-The serialized messages go out unchanged, each at its log time, with the durability they were recorded with,
-and always reliable. /clock runs along. A thread reads ahead, so that the disk does not disturb the timing.
+It publishes each serialized message unchanged at its log time, always reliable and with the recorded
+durability, and it publishes /clock. A thread reads ahead, so that disk access does not affect the timing.
 """
 
 import queue
@@ -32,12 +32,8 @@ from ftkd_ros.bag.node_running import (
     texts_parameter,
 )
 
-# A subscriber that stalls for a second must find everything still there: cameras and poses come at 12 and 92
-# Hz.
-_LEAST_DEPTH: Final = 100
-_READ_AHEAD: Final = 128
-# Both sides of a DDS match learn of it at slightly different times.
-_SETTLE_S: Final = 0.2
+_READ_AHEAD: Final = 128  # messages
+_SETTLE_S: Final = 0.2  # both sides of a DDS match are notified at slightly different times
 _ACKNOWLEDGE_S: Final = 5.0
 _TIMINGS_KEPT: Final = 100_000
 
@@ -45,26 +41,31 @@ Message = tuple[Connection, int, bytes]
 
 
 class PlayerNode(Node):
-    """Plays the bag of parameter `bag`; see the parameters' descriptions. Raises UserError for bad ones."""
+    """Plays the bag of parameter `bag`.
+
+    Raises UserError for bad parameters; their descriptions explain them.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__("player", **options)
-        bag = text_parameter(self, "bag", "the bag to play: the folder that holds metadata.yaml")
-        self._rate = number_parameter(self, "rate", 1.0, "speed, 1 is real time", 1e-3)
-        self._clock_hz = number_parameter(self, "clock_hz", 100.0, "rate of /clock, 0: no /clock", 0.0)
-        self._start_delay_s = number_parameter(self, "start_delay_s", 0.0, "wait before the start", 0.0)
-        self._wait_timeout_s = number_parameter(
-            self, "wait_timeout_s", 60.0, "longest wait for subscribers", 0.0
+        bag = text_parameter(self, "bag", "bag to play: the folder that contains metadata.yaml")
+        self._rate = number_parameter(self, "rate", 1.0, "playback speed; 1 is real time", 1e-3)
+        self._clock_hz = number_parameter(self, "clock_hz", 100.0, "rate of /clock in Hz; 0: no /clock", 0.0)
+        self._start_delay_s = number_parameter(
+            self, "start_delay_s", 0.0, "delay before the start in seconds", 0.0
         )
-        self._awaited = _awaited(
+        self._wait_timeout_s = number_parameter(
+            self, "wait_timeout_s", 60.0, "maximum wait for subscribers in seconds", 0.0
+        )
+        self._required_subscribers = _subscriber_counts(
             texts_parameter(
                 self,
                 "wait_for_subscribers",
-                "topics that must have a subscriber before the start, or NAME=COUNT for several",
+                "topics that need a subscriber before the start; NAME=COUNT for several subscribers",
             )
         )
-        looping = ParameterDescriptor(description="start again at the end, with a jump back of /clock")
-        self._loop = bool(self.declare_parameter("loop", False, looping).value)
+        descriptor = ParameterDescriptor(description="play again after the end; /clock jumps back")
+        self._loop = bool(self.declare_parameter("loop", False, descriptor).value)
         self._bag = BagReader(bag)
         self._outputs = self._make_publishers()
         self._clock = self.create_publisher(Clock, "/clock", 10) if self._clock_hz else None
@@ -72,8 +73,10 @@ class PlayerNode(Node):
         self._lateness_s: deque[float] = deque(maxlen=_TIMINGS_KEPT)
 
     def play(self, stop: threading.Event) -> str:
-        """Play until the end, or until `stop`; returns a sentence about it. Raises UserError where the bag
-        breaks off and when awaited subscribers do not come."""
+        """Play until the end or until `stop` is set; return a summary in one sentence.
+
+        Raises UserError for a damaged bag and if the expected subscribers do not appear.
+        """
         self._wait_for_subscribers(stop)
         stop.wait(self._start_delay_s)
         started = time.monotonic()
@@ -96,7 +99,7 @@ class PlayerNode(Node):
                 )
                 continue
             publishers[connection.topic] = self.create_publisher(kind, connection.topic, _profile(connection))
-        unknown = [topic for topic in self._awaited if topic not in publishers]
+        unknown = [topic for topic in self._required_subscribers if topic not in publishers]
         if unknown:
             raise UserError(
                 f"parameter wait_for_subscribers names {unknown[0]}, which the bag does not play; "
@@ -110,22 +113,22 @@ class PlayerNode(Node):
             if time.monotonic() > deadline:
                 raise UserError(
                     f"no subscriber after {self._wait_timeout_s:g} s on {', '.join(missing)}; "
-                    "is the node running on this ROS_DOMAIN_ID?"
+                    "check that the node runs with this ROS_DOMAIN_ID"
                 )
             if stop.wait(0.02):
                 return
-        if self._awaited:
+        if self._required_subscribers:
             stop.wait(_SETTLE_S)
 
     def _missing_subscribers(self) -> list[str]:
         return [
             topic
-            for topic, count in self._awaited.items()
+            for topic, count in self._required_subscribers.items()
             if self._outputs[topic].get_subscription_count() < count
         ]
 
     def _play_once(self, stop: threading.Event) -> None:
-        self._tell_time(self._bag.start_ns)
+        self._publish_clock(self._bag.start_ns)
         with _ReadAhead(self._bag, [*self._outputs]) as messages:
             pace = _Pace(
                 self._bag.start_ns, self._rate, 1 / self._clock_hz if self._clock_hz else float("inf")
@@ -136,16 +139,16 @@ class PlayerNode(Node):
                 self._outputs[connection.topic].publish(content)
                 self._lateness_s.append(time.monotonic() - pace.due(log_time_ns))
                 self._published += 1
-        self._tell_time(self._bag.end_ns)
+        self._publish_clock(self._bag.end_ns)
 
     def _wait_until(self, log_time_ns: int, pace: "_Pace", stop: threading.Event) -> bool:
-        """Sleep until a message is due, with ticks of /clock on the way; False when told to stop."""
+        """Sleep until a message is due and publish /clock meanwhile; return False if `stop` is set."""
         due = pace.due(log_time_ns)
         while True:
             now = time.monotonic()
             if now >= pace.next_tick:
-                # Where the machine cannot follow, the clock waits for the messages.
-                self._tell_time(min(pace.bag_time(now), log_time_ns))
+                # On a slow machine, the clock must not overtake the messages.
+                self._publish_clock(min(pace.bag_time(now), log_time_ns))
                 pace.tick(now)
             wake = min(due, pace.next_tick)
             if now >= due:
@@ -153,7 +156,7 @@ class PlayerNode(Node):
             if stop.wait(max(0.0, wake - now)):
                 return False
 
-    def _tell_time(self, bag_time_ns: int) -> None:
+    def _publish_clock(self, bag_time_ns: int) -> None:
         if self._clock is not None:
             message = Clock()
             message.clock.sec, message.clock.nanosec = divmod(bag_time_ns, 1_000_000_000)
@@ -166,14 +169,13 @@ class PlayerNode(Node):
         return f"; published {late_ms.p50:.2f} ms after their time (median), {late_ms.p99:.2f} ms (99 %)"
 
     def destroy_node(self) -> None:
-        """Close the bag with the node."""
+        """Close the bag and destroy the node."""
         self._bag.close()
         super().destroy_node()
 
 
 class _Pace:
-    """Bag time against the monotonic clock, and when /clock is due next; seconds, the bag's in
-    nanoseconds."""
+    """Maps bag time (ns) to the monotonic clock (s), and schedules /clock."""
 
     def __init__(self, start_ns: int, rate: float, tick_s: float) -> None:
         self._start_ns = start_ns
@@ -183,36 +185,40 @@ class _Pace:
         self.next_tick = self._started + tick_s
 
     def due(self, log_time_ns: int) -> float:
-        """When a message is to be published."""
+        """Return the monotonic time at which a message is due."""
         return self._started + (log_time_ns - self._start_ns) / 1e9 / self._rate
 
     def bag_time(self, now: float) -> int:
-        """The bag's time at a moment."""
+        """Return the bag time at a monotonic time."""
         return self._start_ns + int((now - self._started) * self._rate * 1e9)
 
     def tick(self, now: float) -> None:
-        """Count a tick; ticks that were missed are not made up for."""
+        """Schedule the next tick; missed ticks are skipped."""
         self.next_tick = max(self.next_tick + self._tick_s, now)
 
 
 class _ReadAhead:
-    """Iterates over messages that a thread reads ahead; an error of the thread is raised to the reader in its
-    turn."""
+    """Iterates over messages that a thread reads ahead.
+
+    Raises errors of the thread in the order of the messages.
+    """
 
     def __init__(self, bag: BagReader, topics: Sequence[str]) -> None:
         self._queue: queue.Queue[Message | Exception | None] = queue.Queue(_READ_AHEAD)
-        self._given_up = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read, args=(bag, topics), name="read ahead", daemon=True)
 
     def __enter__(self) -> Iterator[Message]:
         self._thread.start()
-        while self._queue.empty():  # opening a chunk takes longer than the first messages are apart
-            self._given_up.wait(0.001)
+        while (
+            self._queue.empty()
+        ):  # opening a chunk takes longer than the interval between the first messages
+            self._stopped.wait(0.001)
         return self._messages()
 
     def __exit__(self, *_: object) -> None:
-        self._given_up.set()
-        while self._thread.is_alive():  # it may be waiting for room
+        self._stopped.set()
+        while self._thread.is_alive():  # it may block on a full queue
             try:
                 self._queue.get(timeout=0.01)
             except queue.Empty:
@@ -227,23 +233,23 @@ class _ReadAhead:
     def _read(self, bag: BagReader, topics: Sequence[str]) -> None:
         try:
             for message in bag.raw(topics):
-                if self._given_up.is_set():
+                if self._stopped.is_set():
                     return
                 self._queue.put(message)
             self._queue.put(None)
-        except Exception as error:  # whoever reads shall see it, instead of waiting for ever
+        except Exception as error:  # passed to the consumer, which would otherwise wait forever
             self._queue.put(error)
 
 
-def _awaited(texts: Sequence[str]) -> dict[str, int]:
-    """Subscribers to wait for by topic, from "NAME" or "NAME=COUNT"."""
-    awaited = {}
+def _subscriber_counts(texts: Sequence[str]) -> dict[str, int]:
+    """Parse the required number of subscribers by topic from "NAME" or "NAME=COUNT"."""
+    counts = {}
     for text in texts:
         topic, equals, count = text.partition("=")
         if equals and not (count.isdigit() and int(count) > 0):
             raise UserError(f"parameter wait_for_subscribers has {text!r}; expected NAME or NAME=COUNT")
-        awaited[topic] = int(count) if equals else 1
-    return awaited
+        counts[topic] = int(count) if equals else 1
+    return counts
 
 
 def _profile(connection: Connection) -> QoSProfile:
@@ -258,7 +264,7 @@ def _profile(connection: Connection) -> QoSProfile:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`ros2 run ftkd_ros player --ros-args -p bag:=FOLDER`; exit code 2 and one sentence for bad input."""
+    """Run `ros2 run ftkd_ros player --ros-args -p bag:=FOLDER`; exit code 2 for bad input."""
     return run_node(PlayerNode, PlayerNode.play, arguments)
 
 

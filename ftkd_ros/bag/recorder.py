@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Topics -> bag: a ROS 2 node that records serialized messages to MCAP until it is told to stop.
+"""Topics -> bag: a ROS 2 node that records serialized messages to MCAP until it is stopped.
 
-Each topic is subscribed to as soon as a publisher of it is seen, with what that publisher offers. Every
-second what has come is put on disk as a complete chunk, so that a killed recorder leaves all but the last
+It subscribes to a topic when a publisher appears, with the QoS that the publisher offers. Every second it
+writes the received messages to disk as a complete chunk, so that a killed recorder loses at most the last
 second.
 """
 
@@ -29,33 +29,39 @@ from ftkd_ros.bag.node_running import (
     texts_parameter,
 )
 
-_LOOK_S: Final = 0.05
+_POLL_S: Final = 0.05
 _FLUSH_S: Final = 1.0
-# After the signal to stop, messages under way are still taken: until none comes for a while.
+# After the signal to stop, messages in transit are recorded until none has arrived for _QUIET_S.
 _QUIET_S: Final = 0.2
-_LONGEST_DRAIN_S: Final = 2.0
-_WHAT_IS_LEFT: Final = (
-    "the .mcap file holds what came before: `mcap recover` it, then `ros2 bag reindex` the folder"
+_MAX_DRAIN_S: Final = 2.0
+_RECOVERY: Final = (
+    "earlier messages are in the .mcap file: run `mcap recover` on it, then `ros2 bag reindex` on the folder"
 )
 
 
 class RecorderNode(Node):
-    """Records the topics of parameter `topics` into the new bag `output`; raises UserError for bad
-    parameters."""
+    """Records the topics of parameter `topics` into the new bag `output`.
+
+    Raises UserError for bad parameters.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__("recorder", **options)
-        output = text_parameter(self, "output", "the new folder of the bag")
-        topics = texts_parameter(self, "topics", "the topics to record")
+        output = text_parameter(self, "output", "new folder of the bag")
+        topics = texts_parameter(self, "topics", "topics to record")
         if not topics:
-            raise UserError("parameter topics is empty; name what to record, such as topics:=[/detections]")
+            raise UserError(
+                "parameter topics is empty; list the topics to record, such as topics:=[/detections]"
+            )
         self._topics = [self.resolve_topic_name(topic) for topic in topics]
-        least_mb = number_parameter(self, "min_free_mb", 64.0, "stop when the disk has less room", 0.0)
-        self._least_bytes = int(least_mb * 1e6)
+        min_free_mb = number_parameter(
+            self, "min_free_mb", 64.0, "stop if the disk has less free space, in MB", 0.0
+        )
+        self._min_free_bytes = int(min_free_mb * 1e6)
         self._output = Path(output)
-        self._check_room()
-        self._lock = threading.Lock()  # the executor's thread stores, the main thread announces and flushes
-        self._bag = BagWriter(self._output, whole=False)
+        self._check_disk_space()
+        self._lock = threading.Lock()  # the executor's thread stores; the main thread adds topics and flushes
+        self._bag = BagWriter(self._output, atomic=False)
         self._open = True
         self._broken: UserError | None = None
         self._subscribed: dict[str, tuple[Any, QoSProfile]] = {}
@@ -63,32 +69,37 @@ class RecorderNode(Node):
         self._last_arrival = time.monotonic()
 
     def record(self, stop: threading.Event) -> str:
-        """Record until `stop`; returns a sentence about it. Raises UserError when the disk is full."""
+        """Record until `stop` is set; return a summary in one sentence.
+
+        Raises UserError if the disk is full.
+        """
         self.get_logger().info(f"recording to {self._bag.output}")
         next_flush = time.monotonic() + _FLUSH_S
         full: UserError | None = None
-        while full is None and self._broken is None and not stop.wait(_LOOK_S):
-            self._look_for_publishers()
+        while full is None and self._broken is None and not stop.wait(_POLL_S):
+            self._find_publishers()
             if time.monotonic() >= next_flush:
                 full = self._flush()
                 next_flush = time.monotonic() + _FLUSH_S
         self._drain()
-        sentence = self._finish()
+        result = self._finish()
         if full is not None:
-            raise UserError(f"{full}; {sentence}")
-        return sentence
+            raise UserError(f"{full}; {result}")
+        return result
 
-    def _look_for_publishers(self) -> None:
+    def _find_publishers(self) -> None:
         for topic in self._topics:
             offers = self.get_publishers_info_by_topic(topic)
             if not offers or topic in self._refused:
                 continue
-            profile = _fitting(offers)
+            profile = _common_profile(offers)
             subscribed = self._subscribed.get(topic)
             if subscribed is None:
                 self._subscribe(topic, offers[0].topic_type, profile)
-            elif not _accepts(subscribed[1], profile):
-                self.get_logger().warning(f"a new publisher of {topic} offers less; subscribing again")
+            elif not _is_compatible(subscribed[1], profile):
+                self.get_logger().warning(
+                    f"a new publisher of {topic} offers a weaker QoS; subscribing again"
+                )
                 self.destroy_subscription(subscribed[0])
                 self._subscribe(topic, offers[0].topic_type, profile)
 
@@ -97,7 +108,7 @@ class RecorderNode(Node):
         try:
             if kind is None:
                 raise UserError(f"its type {msgtype} is not installed")
-            self._announce(topic, msgtype, profile)
+            self._add_topic(topic, msgtype, profile)
         except UserError as error:
             self._refused.add(topic)
             self.get_logger().error(f"not recording {topic}: {error}")
@@ -106,7 +117,7 @@ class RecorderNode(Node):
         self._subscribed[topic] = (subscription, profile)
         self.get_logger().info(f"recording {topic}")
 
-    def _announce(self, topic: str, msgtype: str, profile: QoSProfile) -> None:
+    def _add_topic(self, topic: str, msgtype: str, profile: QoSProfile) -> None:
         if topic in self._subscribed:
             return
         with self._lock:
@@ -119,7 +130,10 @@ class RecorderNode(Node):
             )
 
     def _store(self, topic: str, content: bytes) -> None:
-        """Called in the executor's thread for each message; never raises, as that would end the thread."""
+        """Store a message, on the executor's thread.
+
+        Stores errors too, because raising would end the thread.
+        """
         self._last_arrival = time.monotonic()
         with self._lock:
             if not self._open or self._broken is not None:
@@ -130,7 +144,7 @@ class RecorderNode(Node):
                 self._broken = error
 
     def _flush(self) -> UserError | None:
-        """Put what has come on disk; the reason to stop if there is little room left."""
+        """Flush the bag; return the error if there is too little disk space."""
         with self._lock:
             if self._broken is not None:
                 return None
@@ -140,32 +154,32 @@ class RecorderNode(Node):
                 self._broken = error
                 return None
         try:
-            self._check_room()
+            self._check_disk_space()
         except UserError as error:
             return error
         return None
 
-    def _check_room(self) -> None:
-        existing = next(place for place in (self._output, *self._output.absolute().parents) if place.exists())
+    def _check_disk_space(self) -> None:
+        existing = next(path for path in (self._output, *self._output.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free
-        if free < self._least_bytes:
+        if free < self._min_free_bytes:
             raise UserError(
                 f"the disk of {str(self._output)!r} has {free / 1e6:.0f} MB left, less than min_free_mb "
-                f"{self._least_bytes / 1e6:g}; make room"
+                f"{self._min_free_bytes / 1e6:g}; free disk space"
             )
 
     def _drain(self) -> None:
-        """Wait until nothing more arrives."""
-        deadline = time.monotonic() + _LONGEST_DRAIN_S
+        """Wait until no message has arrived for _QUIET_S."""
+        deadline = time.monotonic() + _MAX_DRAIN_S
         while time.monotonic() < min(deadline, self._last_arrival + _QUIET_S):
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
 
     def _finish(self) -> str:
         with self._lock:
             self._open = False
             if self._broken is not None:
                 self._bag.abandon()
-                raise UserError(f"{self._broken}; {_WHAT_IS_LEFT}")
+                raise UserError(f"{self._broken}; {_RECOVERY}")
             self._bag.close()
         for topic in self._topics:
             if not self._bag.counts[topic]:
@@ -173,7 +187,7 @@ class RecorderNode(Node):
         return f"recorded {self._bag.counts.total()} messages to {self._bag.output}"
 
     def destroy_node(self) -> None:
-        """Let go of the bag with the node."""
+        """Stop writing the bag and destroy the node."""
         with self._lock:
             if self._open:
                 self._open = False
@@ -181,8 +195,10 @@ class RecorderNode(Node):
         super().destroy_node()
 
 
-def _fitting(offers: Sequence[Any]) -> QoSProfile:
-    """The most that all publishers offer: a subscription that asks for more gets nothing from them."""
+def _common_profile(offers: Sequence[Any]) -> QoSProfile:
+    """Return the strongest QoS that all publishers offer; with a stronger one, a subscription gets no
+    messages.
+    """
     reliable = all(offer.qos_profile.reliability is not ReliabilityPolicy.BEST_EFFORT for offer in offers)
     latched = all(offer.qos_profile.durability is DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
     return QoSProfile(
@@ -193,10 +209,10 @@ def _fitting(offers: Sequence[Any]) -> QoSProfile:
     )
 
 
-def _accepts(asked: QoSProfile, offered: QoSProfile) -> bool:
-    """Whether a subscription that asks for one profile gets messages from publishers that offer the other."""
-    wants_reliable = asked.reliability is ReliabilityPolicy.RELIABLE
-    wants_latched = asked.durability is DurabilityPolicy.TRANSIENT_LOCAL
+def _is_compatible(requested: QoSProfile, offered: QoSProfile) -> bool:
+    """Return True if publishers with QoS `offered` reach a subscription with QoS `requested`."""
+    wants_reliable = requested.reliability is ReliabilityPolicy.RELIABLE
+    wants_latched = requested.durability is DurabilityPolicy.TRANSIENT_LOCAL
     return not (
         (wants_reliable and offered.reliability is ReliabilityPolicy.BEST_EFFORT)
         or (wants_latched and offered.durability is DurabilityPolicy.VOLATILE)
@@ -204,8 +220,9 @@ def _accepts(asked: QoSProfile, offered: QoSProfile) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`ros2 run ftkd_ros recorder --ros-args -p output:=FOLDER -p topics:=[...]`; exit code 2 for bad
-    input."""
+    """Run `ros2 run ftkd_ros recorder --ros-args -p output:=FOLDER -p topics:=[...]`; exit code 2 for bad
+    input.
+    """
     return run_node(RecorderNode, RecorderNode.record, arguments)
 
 

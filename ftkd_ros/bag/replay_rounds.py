@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A recorded drive as the detector node would see it, read from a bag without ROS.
+"""A recorded drive as rounds of cameras, read from a bag without ROS.
 
-Grouping, decoding, checks and conversions are the node's own (`round_matching`, `time_offsets`,
-`round_building`, `reading`); only the middleware is left out, so the result does not depend on how fast the
-machine is.
+Matching, decoding, checks and conversions use the code of the detector node (`ftkd_ros.sync`,
+`ftkd_ros.convert`). There is no middleware, so the result does not depend on the speed of the machine.
 """
 
 import bisect
@@ -38,14 +37,14 @@ Matrix = NDArray[np.float64]
 
 
 class KeyFrame(NamedTuple):
-    """An annotated moment: its nuScenes sample token and stamp."""
+    """An annotated frame: its nuScenes sample token and stamp."""
 
     token: str
     stamp_ns: int
 
 
-class _Content(NamedTuple):
-    """A serialized image, so that only the rounds that are wanted get decoded."""
+class _SerializedImage(NamedTuple):
+    """A serialized image, decoded only if its round is needed."""
 
     connection: Connection
     content: bytes
@@ -53,13 +52,13 @@ class _Content(NamedTuple):
 
 @dataclass(frozen=True)
 class PoseTrack:
-    """Rigid transforms over time: stamps ascending nanoseconds, matrices (4, 4)."""
+    """Rigid transforms over time: ascending stamps in nanoseconds, matrices (4, 4)."""
 
     stamps_ns: Sequence[int]
     matrices: Sequence[Matrix]
 
     def at(self, stamp_ns: int) -> Matrix | None:
-        """Interpolated transform; None before the first and after the last stamp, like tf2."""
+        """Return the interpolated transform; None before the first and after the last stamp, as in tf2."""
         if not self.stamps_ns or not self.stamps_ns[0] <= stamp_ns <= self.stamps_ns[-1]:
             return None
         after = bisect.bisect_left(self.stamps_ns, stamp_ns)
@@ -71,9 +70,9 @@ class PoseTrack:
 
 
 class BagRig:
-    """Calibration and transforms of a bag, with the methods of `rig.RigReader`; the whole drive is known.
+    """Calibration and transforms of a bag, with the interface of `ftkd_ros.sync.assembly.Rig`.
 
-    Understands `map` -> `base_link` on /tf and `base_link` -> camera frames on /tf_static.
+    Reads `map` -> `base_link` from /tf and `base_link` -> camera frames from /tf_static.
     """
 
     def __init__(self, bag: BagReader, channels: Sequence[str]) -> None:
@@ -88,19 +87,22 @@ class BagRig:
             infos.append(message)
 
     def global_from_ego(self, stamp_ns: int, wait_until: float = 0.0) -> Matrix:
-        """The vehicle's pose (4, 4). Raises UserError outside the time that /tf covers."""
+        """Return the ego pose (4, 4). Raises UserError outside the time range of /tf."""
         pose = self._track.at(stamp_ns)
         if pose is None:
             raise UserError(
                 f"bag {self._path!r} has no transform {MAP_FRAME} -> {BASE_FRAME} at {stamp_ns} ns; "
-                "do the detections belong to another drive?"
+                "check that the detections belong to this drive"
             )
         return pose
 
     def geometry(
         self, camera: str, frame_id: str, stamp_ns: int, image_size: tuple[int, int], wait_until: float = 0.0
     ) -> CameraGeometry:
-        """Geometry of a camera at an exposure, by the camera_info current then; as `rig.RigReader`."""
+        """Return the geometry of a camera at an exposure, with the newest camera_info up to then.
+
+        Raises UserError if camera_info or a transform is missing.
+        """
         if camera not in self._infos:
             raise UserError(f"{camera}: bag {self._path!r} has no topic /{camera}/camera_info")
         stamps, infos = self._infos[camera]
@@ -119,12 +121,12 @@ class BagRig:
 
 
 class Drive:
-    """The rounds, key frames and ground truth of an input bag.
+    """Rounds, key frames and ground truth of an input bag.
 
-    channels name the cameras in the order of the rounds' views; a camera is the topics
-    `/<channel>/image/compressed` (or `/image`) and `/<channel>/camera_info` in lower case. `offsets_ns`, one
-    a camera; None estimates them from all stamps. `faults` counts what could not be used, by reason. Raises
-    UserError for a bag that lacks what is needed.
+    channels: cameras in the order of the views; the topics of a camera are `/<channel>/image/compressed` (or
+    `/image`) and `/<channel>/camera_info` in lower case. offsets_ns: one per camera; None estimates them from
+    all stamps. faults: number of unusable rounds and cameras by reason. Raises UserError for a bag without a
+    required topic.
     """
 
     def __init__(
@@ -143,11 +145,11 @@ class Drive:
 
     @property
     def offsets_ns(self) -> tuple[int | None, ...]:
-        """Time offset of each camera, None for one that is missing or follows another clock."""
+        """Time offset of each camera; None if the camera is missing or has another clock."""
         return tuple(self._offsets_ns)
 
     def key_frames(self) -> tuple[KeyFrame, ...]:
-        """The annotated moments in order of time. Raises UserError for a bag without /sample_token."""
+        """Return the annotated frames in order of time. Raises UserError for a bag without /sample_token."""
         found = {
             message.frame_id: stamp_to_ns(message.stamp)
             for _, _, message in self.bag.messages(["/sample_token"])
@@ -157,19 +159,18 @@ class Drive:
         )
 
     def ground_truth(self) -> dict[int, ObjectList]:
-        """True objects in ego by stamp; empty for a bag without them."""
+        """Return the ground truth in ego by stamp; empty for a bag without ground truth."""
         return read_objects(self.bag, "/ground_truth/detections", "/ground_truth/velocities", optional=True)
 
     def reference_stamps(self) -> list[int]:
-        """The stamp of each round in order, that of its newest exposure. Decodes no image."""
+        """Return the stamp of each round, that of its latest exposure, in order. Decodes no image."""
         return [reference_stamp_ns(matched, "latest") for matched in self.matched()]
 
     def rounds(self, near_ns: Sequence[int] | None = None) -> Iterator[tuple[CameraRound, bool]]:
-        """(round, whether time jumped back before it) in order, images decoded; with `near_ns` only those of
-        these moments.
+        """Yield (round with decoded images, True if the stamps jumped back before it) in order.
 
-        Rounds that cannot be used at all are left out; what was wrong with them or a camera is counted in
-        `faults`.
+        With `near_ns`, only rounds within 60 ms of these stamps are decoded. Unusable rounds are skipped.
+        Problems of rounds and cameras are counted in `faults`.
         """
         builder = RoundBuilder(self.rig, topics=self._topics, num_views=len(self.channels))
         try:
@@ -178,7 +179,7 @@ class Drive:
                 if near_ns is not None and nearest(near_ns, stamp_ns, _ROUND_SPAN_NS) is None:
                     continue
                 try:
-                    built = builder.build(self._decoded(matched))
+                    built = builder.build(self._deserialize(matched))
                 except UserError as error:
                     self.faults[str(error)] += 1
                     continue
@@ -188,9 +189,8 @@ class Drive:
             builder.close()
 
     def matched(self) -> Iterator[MatchedRound[Any]]:
-        """Rounds of serialized images, matched as in the node, but without a deadline: nothing is late in a
-        bag."""
-        matcher: RoundMatcher[_Content] = RoundMatcher(
+        """Yield rounds of serialized images, matched as in the node but without a deadline."""
+        matcher: RoundMatcher[_SerializedImage] = RoundMatcher(
             num_cameras=len(self.channels),
             slop_ns=SLOP_NS,
             deadline_ns=_NO_DEADLINE_NS,
@@ -201,14 +201,14 @@ class Drive:
             offset_ns = self._offsets_ns[camera]
             if offset_ns is None:
                 self.faults[
-                    f"{connection.topic}: its stamps have no common rhythm with the other cameras"
+                    f"{connection.topic}: its stamps have no constant offset to those of the other cameras"
                 ] += 1
                 continue
             stamp_ns = _header_stamp_ns(content)
-            yield from matcher.add(camera, stamp_ns, _Content(connection, content), 0, offset_ns)
+            yield from matcher.add(camera, stamp_ns, _SerializedImage(connection, content), 0, offset_ns)
         yield from matcher.poll(_NO_DEADLINE_NS)
 
-    def _decoded(self, matched: MatchedRound[Any]) -> MatchedRound[Any]:
+    def _deserialize(self, matched: MatchedRound[Any]) -> MatchedRound[Any]:
         messages = tuple(
             None if message is None else self.bag.deserialize(message.connection, message.content)
             for message in matched.messages
@@ -216,13 +216,13 @@ class Drive:
         return MatchedRound(messages=messages, stamps_ns=matched.stamps_ns, after_jump=matched.after_jump)
 
     def _estimate_offsets(self) -> list[int | None]:
-        """Time offset of each camera from all its stamps; from the first where there are few."""
+        """Estimate time offsets from all stamps, or from the first stamps if a camera has fewer than six."""
         stamps: list[list[int]] = [[] for _ in self.channels]
         for connection, _, content in self.bag.raw(self._topics, optional=True):
             stamps[self._camera_of[connection.topic]].append(_header_stamp_ns(content))
         present = [own for own in stamps if own]
         if not present:
-            raise UserError(f"bag {str(self.bag.path)!r} holds no camera image")
+            raise UserError(f"bag {str(self.bag.path)!r} has no camera image")
         if min(len(own) for own in present) >= MIN_STAMPS:
             return estimate_offsets_ns(stamps)
         first = min(own[0] for own in present)
@@ -232,10 +232,10 @@ class Drive:
 def read_objects(
     bag: BagReader, detections_topic: str, velocities_topic: str, *, optional: bool = False
 ) -> dict[int, ObjectList]:
-    """Objects of every Detection3DArray on a topic by header stamp, with the velocities of the same stamp.
+    """Return the objects of all Detection3DArray messages by header stamp, with velocities of the same stamp.
 
-    Of two messages with one stamp the later counts. Raises UserError for a missing topic unless `optional`,
-    and for detections in another frame than base_link.
+    Of two messages with equal stamps, the later one is used. Raises UserError for a missing topic unless
+    `optional`, and for detections in a frame other than base_link.
     """
     clouds = {
         stamp_to_ns(cloud.header.stamp): cloud
@@ -254,20 +254,23 @@ def read_objects(
 
 
 def nearest(stamps_ns: Sequence[int], stamp_ns: int, within_ns: int) -> int | None:
-    """The stamp nearest to `stamp_ns`, None where none is within `within_ns`."""
+    """Return the stamp that is nearest to `stamp_ns`; None if none is within `within_ns`."""
     found = min(stamps_ns, key=lambda candidate: abs(candidate - stamp_ns), default=None)
     return found if found is not None and abs(found - stamp_ns) <= within_ns else None
 
 
 def _image_topics(bag: BagReader, channels: Sequence[str]) -> list[str]:
-    """Image topic of each channel, in its compressed form where the bag has none of it.
+    """Return the image topic of each channel: the raw topic if only that exists, else the compressed one.
 
-    Raises UserError where the bag has no camera at all.
+    Raises UserError if the bag has no image topic.
     """
     present = bag.topics
     compressed = [f"/{channel.lower()}/image/compressed" for channel in channels]
     raw = [f"/{channel.lower()}/image" for channel in channels]
-    found = [b if b in present and a not in present else a for a, b in zip(compressed, raw, strict=True)]
+    found = [
+        raw_topic if raw_topic in present and topic not in present else topic
+        for topic, raw_topic in zip(compressed, raw, strict=True)
+    ]
     if not any(topic in present for topic in found):
         raise UserError(
             f"bag {str(bag.path)!r} has no camera topic such as {compressed[0]}; "
@@ -277,7 +280,7 @@ def _image_topics(bag: BagReader, channels: Sequence[str]) -> list[str]:
 
 
 def _transforms(bag: BagReader) -> tuple[PoseTrack, dict[str, Matrix]]:
-    """The track of map -> base_link and, by frame, ego_from_frame."""
+    """Return the track of map -> base_link, and ego_from_frame by frame."""
     poses = {
         stamp_to_ns(stamped.header.stamp): read_rigid(
             stamped.transform, f"transform {MAP_FRAME} <- {BASE_FRAME}"
@@ -301,7 +304,7 @@ def _transforms(bag: BagReader) -> tuple[PoseTrack, dict[str, Matrix]]:
 
 
 def _header_stamp_ns(content: bytes) -> int:
-    """Stamp of a serialized message that begins with a header: CDR has four bytes of its own first."""
+    """Return the stamp of a serialized message that begins with a header, after the 4-byte CDR header."""
     order = "<" if content[1] & 1 else ">"
     seconds, nanoseconds = struct.unpack_from(f"{order}iI", content, 4)
     return int(seconds) * 1_000_000_000 + int(nanoseconds)

@@ -75,7 +75,7 @@ def report(results: Path, detections: Path, bag: Path, frames: int) -> int:
 
     Writes report.html (self-contained), bev.png and surround.png next to metrics.json.
     """
-    from ftkd_ros.bag.pages import report_results
+    from ftkd_ros.bag.report import report_results
 
     print(f"wrote {report_results(results, detections, bag, max_frames=frames)}")
     return 0

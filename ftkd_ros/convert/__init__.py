@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROS messages to arrays and back, for rclpy and rosbags messages alike."""
+"""Conversion between ROS messages and arrays, for messages of rclpy and of `rosbags`."""

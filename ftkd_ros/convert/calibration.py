@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of calibration and transforms -> checked matrices, for messages of rclpy and `rosbags` alike."""
+"""Calibration and transform messages -> validated matrices, for messages of rclpy and of `rosbags`."""
 
 from typing import Any, Final, NamedTuple
 
@@ -14,7 +14,9 @@ _QUATERNION_TOLERANCE: Final = 0.01
 
 
 class CameraGeometry(NamedTuple):
-    """intrinsics (3, 3) in pixels of the image; ego_from_camera, global_from_ego (4, 4) at the exposure."""
+    """Geometry of one camera: intrinsics (3, 3) in pixels; ego_from_camera and global_from_ego (4, 4) at the
+    exposure.
+    """
 
     intrinsics: NDArray[np.float64]
     ego_from_camera: NDArray[np.float64]
@@ -22,34 +24,37 @@ class CameraGeometry(NamedTuple):
 
 
 def read_intrinsics(info: Any, camera: str, image_size: tuple[int, int]) -> NDArray[np.float64]:
-    """Intrinsics (3, 3) of a sensor_msgs/CameraInfo for an image of (width, height).
+    """Return the intrinsics (3, 3) of a sensor_msgs/CameraInfo for an image of (width, height).
 
-    Raises UserError, naming the camera, for a matrix that is not finite or cannot be inverted and for a
-    calibration of another image size (a scaled image needs scaled intrinsics; guessing would put boxes in the
-    wrong place).
+    Raises UserError that names the camera for a matrix that is not finite or not invertible, and for the
+    calibration of another image size. Intrinsics are never rescaled: if the image was cropped, boxes would be
+    misplaced.
     """
     matrix = np.array(info.k, dtype=np.float64).reshape(3, 3)
     plausible = np.isfinite(matrix).all() and matrix[0, 0] > 0 and matrix[1, 1] > 0
     if not plausible or not np.allclose(matrix[2], [0, 0, 1]) or abs(np.linalg.det(matrix)) < 1e-6:
         raise UserError(
             f"{camera}: intrinsics {matrix.ravel().tolist()} in camera_info are not those of a camera; "
-            "expected finite focal lengths > 0 and a last row of 0 0 1 (is it calibrated?)"
+            "expected finite focal lengths > 0 and a last row of 0 0 1 (is the camera calibrated?)"
         )
     size = (int(info.width), int(info.height))
     if size != image_size:
         raise UserError(
             f"{camera}: camera_info is for {size[0]} x {size[1]} pixels but the image has "
-            f"{image_size[0]} x {image_size[1]}; publish the calibration of the image that is sent"
+            f"{image_size[0]} x {image_size[1]}; publish the calibration of the published image"
         )
     return matrix
 
 
 def read_rigid(transform: Any, name: str) -> NDArray[np.float64]:
-    """Matrix (4, 4) of a geometry_msgs/Transform. UserError, with `name`, where it is no rigid motion."""
+    """Return the matrix (4, 4) of a geometry_msgs/Transform.
+
+    Raises UserError that starts with `name` if it is not rigid.
+    """
     rotation = transform.rotation
     norm = float(np.linalg.norm([rotation.x, rotation.y, rotation.z, rotation.w]))
     if not abs(norm - 1) <= _QUATERNION_TOLERANCE:  # also true for nan
-        raise UserError(f"{name} has a quaternion of length {norm:.3f}; expected 1")
+        raise UserError(f"{name} has a quaternion of length {norm:.3f}; expected length 1")
     matrix = transform_to_matrix(transform)
     if not is_rigid(matrix):
         raise UserError(f"{name} is not rigid: {matrix.tolist()}")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages -> arrays, for messages of rclpy and of `rosbags` alike (only the fields are looked at; no ROS
-import).
+"""Messages -> arrays, for messages of rclpy and of `rosbags`.
+
+This module reads fields only and imports no ROS package.
 """
 
 from typing import Any, Final
@@ -15,20 +16,22 @@ from ftkd_core.types import ObjectList
 from ftkd_ros.convert.images import byte_view
 
 VELOCITY_FIELDS: Final = ("x", "y", "z", "vx", "vy", "vz")
-"""Fields of the velocities cloud, float32: where the object is and how fast it moves over ground."""
+"""Fields of the velocities cloud, float32: box center in metres and velocity over ground in m/s."""
+FLOAT32: Final = 7
+"""Value of sensor_msgs/PointField.FLOAT32."""
 
-_FLOAT32: Final = 7  # sensor_msgs/PointField.FLOAT32
 _CLASS_INDEX: Final = {name: index for index, name in enumerate(CLASS_NAMES)}
 
 
 def stamp_to_ns(stamp: Any) -> int:
-    """Nanoseconds of a builtin_interfaces/Time or Duration."""
+    """Return the nanoseconds of a builtin_interfaces/Time or Duration."""
     return int(stamp.sec) * 1_000_000_000 + int(stamp.nanosec)
 
 
 def transform_to_matrix(transform: Any) -> NDArray[np.float64]:
-    """Matrix (4, 4) of a geometry_msgs/Transform or Pose. Raises ValueError where the quaternion is no
-    rotation.
+    """Return the matrix (4, 4) of a geometry_msgs/Transform or Pose.
+
+    Raises ValueError for a quaternion that is not finite or has length zero.
     """
     position = transform.translation if hasattr(transform, "translation") else transform.position
     rotation = transform.rotation if hasattr(transform, "rotation") else transform.orientation
@@ -38,11 +41,10 @@ def transform_to_matrix(transform: Any) -> NDArray[np.float64]:
 
 
 def detections_to_objects(detections: Any, velocities: Any | None = None) -> ObjectList:
-    """Objects of a vision_msgs/Detection3DArray and, where given, of the velocities PointCloud2 beside it.
+    """Return the objects of a vision_msgs/Detection3DArray and its velocities PointCloud2.
 
-    The hypothesis with the best score decides class and score; velocity is nan without `velocities`. Raises
-    UserError for a class name that isn't ours, a detection with no result and a cloud that belongs to another
-    message.
+    Class and score come from the hypothesis with the highest score. Without `velocities`, velocity is nan.
+    Raises UserError for an unknown class name, a detection without a result, and a cloud of another message.
     """
     count = len(detections.detections)
     boxes = np.full((count, 9), np.nan)
@@ -56,7 +58,7 @@ def detections_to_objects(detections: Any, velocities: Any | None = None) -> Obj
         boxes[row, 3:6] = size.x, size.y, size.z
         boxes[row, 6] = np.arctan2(ego_from_box[1, 0], ego_from_box[0, 0])
     if velocities is not None:
-        _check_same_moment(detections, velocities, count)
+        _check_same_message(detections, velocities, count)
         boxes[:, 7:9] = cloud_columns(velocities, ("vx", "vy"))
     return ObjectList(
         boxes=boxes,
@@ -68,10 +70,12 @@ def detections_to_objects(detections: Any, velocities: Any | None = None) -> Obj
 
 
 def cloud_columns(cloud: Any, names: tuple[str, ...]) -> NDArray[np.float64]:
-    """Columns (P, len(names)) of float32 fields of a sensor_msgs/PointCloud2, whatever the order of its
+    """Return float32 fields of a sensor_msgs/PointCloud2 as columns (P, len(names)), in any order of its
     fields.
+
+    Raises UserError for a missing field and for a cloud with too few bytes.
     """
-    offsets = {field.name: int(field.offset) for field in cloud.fields if int(field.datatype) == _FLOAT32}
+    offsets = {field.name: int(field.offset) for field in cloud.fields if int(field.datatype) == FLOAT32}
     missing = [name for name in names if name not in offsets]
     if missing:
         raise UserError(
@@ -81,7 +85,7 @@ def cloud_columns(cloud: Any, names: tuple[str, ...]) -> NDArray[np.float64]:
     data = byte_view(cloud.data)
     if len(data) < count * int(cloud.point_step):
         raise UserError(
-            f"point cloud of {count} points x {cloud.point_step} bytes holds only {len(data)} bytes"
+            f"point cloud of {count} points x {cloud.point_step} bytes has only {len(data)} bytes"
         )
     order = ">" if cloud.is_bigendian else "<"
     layout = np.dtype(
@@ -109,11 +113,11 @@ def _best_hypothesis(detection: Any, row: int) -> tuple[int, float]:
     return _CLASS_INDEX[best.class_id], float(best.score)
 
 
-def _check_same_moment(detections: Any, velocities: Any, count: int) -> None:
+def _check_same_message(detections: Any, velocities: Any, count: int) -> None:
     stamps = stamp_to_ns(detections.header.stamp), stamp_to_ns(velocities.header.stamp)
     points = int(velocities.width) * int(velocities.height)
     if stamps[0] != stamps[1] or points != count:
         raise UserError(
             f"{points} velocities at {stamps[1]} ns do not belong to {count} detections at {stamps[0]} ns; "
-            "expected one a detection with the same stamp"
+            "expected one velocity per detection and equal stamps"
         )

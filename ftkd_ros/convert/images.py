@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image messages -> RGB arrays, by a table of encodings.
+"""Image messages -> RGB arrays.
 
-Nothing here imports ROS: the functions take anything that has the fields of sensor_msgs/Image or
-CompressedImage (rclpy messages, or messages that `rosbags` deserialised). Every error names the topic and the
-offending value, because "cannot reshape array" says nothing to someone with six cameras.
+A table converts the usual encodings without a ROS package; cv_bridge converts the others. The functions
+accept messages of rclpy and of `rosbags`. Every error names the topic, because a rig has several cameras.
 """
 
 import re
@@ -15,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftkd_core.errors import UserError
+from ftkd_ros.convert import cv_bridge_images
 
 RgbImage = NDArray[np.uint8]
 
 MAX_PIXELS: Final = 64 * 1024 * 1024
-"""Larger images are refused before they are decoded: no camera of a vehicle gives them, a corrupt header
-does.
-"""
+"""Limit on the pixels of an image, checked before decoding; larger sizes come from corrupt headers."""
 
 _COLOR_CHANNELS: Final = {"rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4, "mono": 1}
 _COLOR_TO_RGB: Final = {
@@ -37,22 +35,23 @@ _PACKED_TO_RGB: Final = {
     "yuyv": cv2.COLOR_YUV2RGB_YUY2,
 }
 _BAYER_TO_RGB: Final = {
-    "rggb": cv2.COLOR_BayerRGGB2RGB,
-    "bggr": cv2.COLOR_BayerBGGR2RGB,
-    "gbrg": cv2.COLOR_BayerGBRG2RGB,
-    "grbg": cv2.COLOR_BayerGRBG2RGB,
+    "bayer_rggb": cv2.COLOR_BayerRGGB2RGB,
+    "bayer_bggr": cv2.COLOR_BayerBGGR2RGB,
+    "bayer_gbrg": cv2.COLOR_BayerGBRG2RGB,
+    "bayer_grbg": cv2.COLOR_BayerGRBG2RGB,
 }
-_SUPPORTED: Final = (
-    "rgb8, bgr8, rgba8, bgra8, mono8, their 16-bit forms, yuv422, uyvy, yuv422_yuy2, yuyv or bayer_*"
+SUPPORTED: Final = (
+    "rgb8, bgr8, rgba8, bgra8, mono8, their 16-bit forms, yuv422, uyvy, yuv422_yuy2, yuyv, bayer_*, "
+    "or an encoding that cv_bridge converts"
 )
+"""Encodings that `image_to_rgb` reads, for error messages."""
 
 
 def image_to_rgb(message: Any, topic: str) -> RgbImage:
-    """RGB pixels (H, W, 3) uint8 of a sensor_msgs/Image or CompressedImage (JPEG or PNG).
+    """Return the RGB pixels (H, W, 3) uint8 of a sensor_msgs/Image or CompressedImage (JPEG or PNG).
 
-    rgb8 gives a view of the message's own bytes; the other encodings one copy. Raises UserError, naming
-    `topic`, for an encoding we don't know, a size, step or length that doesn't fit, and for damaged or
-    truncated compressed data.
+    rgb8 returns a view of the message data; other encodings return a copy. Raises UserError that names
+    `topic` for an unsupported encoding, an inconsistent size, step or length, and damaged compressed data.
     """
     if hasattr(message, "encoding"):
         return _raw_to_rgb(message, topic)
@@ -60,7 +59,7 @@ def image_to_rgb(message: Any, topic: str) -> RgbImage:
 
 
 def byte_view(data: Any) -> NDArray[np.uint8]:
-    """The bytes of a message field (array.array, bytes, numpy) as uint8 (length,), without a copy."""
+    """Return a message field (array.array, bytes or numpy) as uint8 (length,) without a copy."""
     return data if isinstance(data, np.ndarray) else np.frombuffer(data, dtype=np.uint8)
 
 
@@ -68,32 +67,39 @@ def byte_view(data: Any) -> NDArray[np.uint8]:
 
 
 def _raw_to_rgb(message: Any, topic: str) -> RgbImage:
-    encoding = message.encoding
+    encoding, width, height = message.encoding, int(message.width), int(message.height)
+    _check_size(topic, width, height)
     name, depth = _split_encoding(encoding)
     if name in _COLOR_CHANNELS:
         pixels = _pixel_view(message, topic, channels=_COLOR_CHANNELS[name], depth=depth)
         return pixels if name == "rgb" else _as_uint8(cv2.cvtColor(pixels, _COLOR_TO_RGB[name]))
-    if name in _PACKED_TO_RGB and message.width % 2 == 0:
+    if name in _PACKED_TO_RGB:
+        _check_pixel_blocks(message, topic, width % 2 == 0, "an even width")
         return _as_uint8(cv2.cvtColor(_pixel_view(message, topic, channels=2, depth=8), _PACKED_TO_RGB[name]))
-    if name.startswith("bayer_") and name[6:] in _BAYER_TO_RGB and message.width >= 2 and message.height >= 2:
+    if name in _BAYER_TO_RGB:
+        _check_pixel_blocks(message, topic, width >= 2 and height >= 2, "at least 2 x 2 pixels")
         mosaic = _pixel_view(message, topic, channels=1, depth=depth)
-        return _as_uint8(cv2.cvtColor(mosaic, _BAYER_TO_RGB[name[6:]]))
-    raise UserError(
-        f"{topic}: image of {message.width} x {message.height} with encoding {encoding!r} cannot be read; "
-        f"expected {_SUPPORTED}; convert it in the camera driver or with image_proc"
-    )
+        return _as_uint8(cv2.cvtColor(mosaic, _BAYER_TO_RGB[name]))
+    return cv_bridge_images.decode(message, byte_view(message.data), topic, SUPPORTED)
 
 
 def _split_encoding(encoding: str) -> tuple[str, int]:
-    """('bgr', 16) of 'bgr16', ('yuv422', 8) of 'yuv422'."""
+    """Split 'bgr16' into ('bgr', 16); return ('yuv422', 8) for 'yuv422'."""
     match = re.fullmatch(r"(rgba?|bgra?|mono|bayer_[a-z]{4})(8|16)", encoding)
     return (match[1], int(match[2])) if match else (encoding, 8)
 
 
+def _check_pixel_blocks(message: Any, topic: str, fits: bool, expected: str) -> None:
+    if not fits:
+        raise UserError(
+            f"{topic}: image of {message.width} x {message.height} pixels has encoding {message.encoding!r}, "
+            f"which needs {expected}"
+        )
+
+
 def _pixel_view(message: Any, topic: str, *, channels: int, depth: int) -> RgbImage:
-    """View (H, W, channels) of a raw image, rows `step` bytes apart; of 16-bit samples only the high byte."""
+    """Return a view (H, W, channels) of a raw image; 16-bit samples keep their high byte."""
     height, width, step = int(message.height), int(message.width), int(message.step)
-    _check_size(topic, width, height)
     data = byte_view(message.data)
     sample = depth // 8
     if step < width * channels * sample:
@@ -103,7 +109,7 @@ def _pixel_view(message: Any, topic: str, *, channels: int, depth: int) -> RgbIm
         )
     if len(data) < step * (height - 1) + width * channels * sample:
         raise UserError(
-            f"{topic}: image of {width} x {height} with step {step} holds {len(data)} bytes; "
+            f"{topic}: image of {width} x {height} with step {step} has {len(data)} bytes; "
             f"expected {step * height}"
         )
     high_byte = 0 if sample == 1 or message.is_bigendian else 1
@@ -126,8 +132,10 @@ def _check_size(topic: str, width: int, height: int) -> None:
 
 
 def decode_compressed(data: Any, topic: str, format_name: str = "") -> RgbImage:
-    """RGB pixels (H, W, 3) uint8 of a JPEG or PNG file in memory; the file's own first bytes decide which it
-    is.
+    """Return the RGB pixels (H, W, 3) uint8 of a JPEG or PNG file in memory.
+
+    The signature in the data selects the decoder; `format_name` is the format field of the message. Raises
+    UserError as `image_to_rgb` does.
     """
     content = byte_view(data)
     size = _jpeg_size(content) if _starts_with(content, b"\xff\xd8") else _png_size(content)
@@ -139,10 +147,10 @@ def decode_compressed(data: Any, topic: str, format_name: str = "") -> RgbImage:
     if size is None:
         raise UserError(f"{topic}: compressed image of {len(content)} bytes is truncated or damaged")
     _check_size(topic, *size)
-    # The orientation tag is ignored because camera_info describes the pixels as they are stored.
+    # camera_info describes the stored pixels, so the EXIF orientation must not rotate them.
     pixels = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
-        raise UserError(f"{topic}: compressed image of {len(content)} bytes is damaged: it cannot be decoded")
+        raise UserError(f"{topic}: compressed image of {len(content)} bytes is damaged and cannot be decoded")
     return _as_uint8(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels))
 
 
@@ -154,10 +162,10 @@ def _starts_with(content: NDArray[np.uint8], prefix: bytes) -> bool:
 
 
 def _jpeg_size(content: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """(width, height) of a complete JPEG file, None when it is cut off.
+    """Return (width, height) of a complete JPEG file, None if it is truncated.
 
-    libjpeg fills the missing part of a cut-off picture with grey and only warns, so the end marker is checked
-    here: it must follow the start of the last scan (inside a scan the two bytes cannot occur by chance).
+    libjpeg fills the missing part of a truncated image with grey and only warns. Therefore the end marker
+    must follow the start of the last scan; entropy-coded data cannot contain these two bytes.
     """
     file = content.tobytes()
     last_scan = file.rfind(b"\xff\xda")
@@ -177,7 +185,7 @@ def _jpeg_size(content: NDArray[np.uint8]) -> tuple[int, int] | None:
 
 
 def _png_size(content: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """(width, height) of a complete PNG file, None when it is cut off, (-1, -1) when it isn't one."""
+    """Return (width, height) of a complete PNG file, None if it is truncated, (-1, -1) if it is not a PNG."""
     if not _starts_with(content, b"\x89PNG\r\n\x1a\n"):
         return _NOT_AN_IMAGE
     if len(content) < 33 or b"IEND" not in content[-64:].tobytes():
@@ -187,12 +195,12 @@ def _png_size(content: NDArray[np.uint8]) -> tuple[int, int] | None:
 
 
 def encode_jpeg(image: RgbImage, quality: int = 90) -> bytes:
-    """JPEG file of an RGB image (H, W, 3) uint8."""
+    """Return the JPEG file of an RGB image (H, W, 3) uint8. Raises ValueError for another shape."""
     done, content = cv2.imencode(
         ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )
     if not done:
-        raise ValueError(f"image of shape {image.shape} cannot be written as JPEG; expected (H, W, 3) uint8")
+        raise ValueError(f"image of shape {image.shape} cannot be encoded as JPEG; expected (H, W, 3) uint8")
     return bytes(content)
 
 

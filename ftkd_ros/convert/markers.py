@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detections as RViz markers: box edges with a heading line, velocity arrows, labels.
 
-Edges of one class are one LINE_LIST (ten markers instead of hundreds); every kind and class has a namespace
-of its own, `boxes/car`, `velocity/car`, `label/car`, so that RViz can switch each off.
+All edges of a class form one LINE_LIST marker. Each kind and class has its own namespace (`boxes/car`,
+`velocity/car`, `label/car`), so that RViz can hide it.
 """
 
 import math
@@ -19,29 +19,32 @@ from ftkd_core.boxes import BOX_EDGES, box_corners
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.types import ObjectList
 from ftkd_core.visualization import CLASS_COLORS
-from ftkd_ros.convert.to_ros import box_pose, make_header
+from ftkd_ros.convert.message_factory import RCLPY
+from ftkd_ros.convert.to_ros import box_pose, make_header, yaw_quaternions
 
 _LINE_WIDTH_M: Final = 0.08
 _MIN_SPEED_M_S: Final = 0.5
 _ARROW_SECONDS: Final = 1.0
+_LABEL_HEIGHT_M: Final = 0.5  # above the box
 
 
 def objects_to_markers(
     objects: ObjectList, frame_id: str, *, lifetime_s: float = 1.0, min_score: float = 0.0
 ) -> MarkerArray:
-    """visualization_msgs/MarkerArray of the objects with at least `min_score`, DELETEALL first.
+    """Return a visualization_msgs/MarkerArray of the objects with at least `min_score`, after a DELETEALL
+    marker.
 
-    `lifetime_s` should span two detector cycles, so that boxes neither flicker nor outlive a stopped
-    detector. An arrow shows where the object will be in one second. Boxes that are not finite are left out.
+    A `lifetime_s` of two detector cycles prevents flicker and removes the boxes soon after the detector
+    stops. Arrows end at the position one second later. Boxes that are not finite are omitted.
     """
-    header = make_header(objects.stamp_ns, frame_id)
+    header = make_header(RCLPY, objects.stamp_ns, frame_id)
     shown = objects.select((objects.scores >= min_score) & np.isfinite(objects.boxes[:, :7]).all(axis=1))
     markers = [Marker(header=header, action=Marker.DELETEALL)]
     for label in np.unique(shown.labels).tolist():
-        of_class = shown.select(shown.labels == label)
-        markers.append(_edges(of_class, CLASS_NAMES[label]))
-        markers += _arrows(of_class, CLASS_NAMES[label])
-        markers += _labels(of_class, CLASS_NAMES[label])
+        same_class = shown.select(shown.labels == label)
+        markers.append(_edges(same_class, CLASS_NAMES[label]))
+        markers += _arrows(same_class, CLASS_NAMES[label])
+        markers += _labels(same_class, CLASS_NAMES[label])
     for marker in markers[1:]:
         marker.header = Header(stamp=header.stamp, frame_id=frame_id)
         marker.lifetime = Duration(seconds=lifetime_s).to_msg()
@@ -83,10 +86,14 @@ def _arrows(objects: ObjectList, class_name: str) -> list[Marker]:
 
 def _labels(objects: ObjectList, class_name: str) -> list[Marker]:
     labels = []
-    for index, (box, score) in enumerate(zip(objects.boxes.tolist(), objects.scores.tolist(), strict=True)):
+    centers = objects.boxes[:, :3] + [0.0, 0.0, _LABEL_HEIGHT_M]
+    centers[:, 2] += objects.boxes[:, 5] / 2
+    quaternions = yaw_quaternions(objects.boxes[:, 6])
+    for index, (center, quaternion, score) in enumerate(
+        zip(centers.tolist(), quaternions, objects.scores.tolist(), strict=True)
+    ):
         marker = _marker(Marker.TEXT_VIEW_FACING, "label", index, class_name)
-        marker.pose = box_pose(box)
-        marker.pose.position.z += box[5] / 2 + 0.5
+        marker.pose = box_pose(RCLPY, center, quaternion)
         marker.scale.z = 0.7
         marker.text = f"{class_name} {score:.2f}"
         labels.append(marker)

@@ -1,148 +1,230 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays -> ROS messages; the way back (`reading`, `images`, which need no ROS) is offered here as well."""
+"""Arrays -> messages, for rclpy and for `rosbags`.
 
-import array
+Each function takes a message factory first: `RCLPY` for messages that a node publishes, `ROSBAGS` for
+messages that are written to a bag. Stamps are int nanoseconds; transforms are (4, 4) matrices. This module
+imports no ROS package.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Pose
 from numpy.typing import NDArray
-from sensor_msgs.msg import CompressedImage, Image, PointCloud2, PointField
-from std_msgs.msg import Header
-from vision_msgs.msg import Detection3D, Detection3DArray, LabelInfo, ObjectHypothesisWithPose, VisionClass
+from scipy.spatial.transform import Rotation
 
 from ftkd_core.classes import CLASS_NAMES
+from ftkd_core.geometry import rotation_to_quaternion
 from ftkd_core.types import ObjectList
-from ftkd_ros.convert.from_ros import (
-    VELOCITY_FIELDS,
-    cloud_columns,
-    detections_to_objects,
-    stamp_to_ns,
-    transform_to_matrix,
-)
-from ftkd_ros.convert.images import encode_jpeg, image_to_rgb
+from ftkd_ros.convert.from_ros import FLOAT32, VELOCITY_FIELDS
+from ftkd_ros.convert.message_factory import MessageFactory
 
-__all__ = [
-    "cloud_columns",
-    "detections_to_objects",
-    "image_to_rgb",
-    "label_info",
-    "make_header",
-    "ns_to_stamp",
-    "objects_to_detections",
-    "objects_to_velocities",
-    "rgb_to_compressed",
-    "rgb_to_image",
-    "stamp_to_ns",
-    "transform_to_matrix",
-]
+Matrix = NDArray[np.float64]
 
 
-def ns_to_stamp(ns: int) -> Time:
-    """builtin_interfaces/Time of nanoseconds; ValueError outside what its int32 seconds hold."""
-    seconds, nanoseconds = divmod(int(ns), 1_000_000_000)
+# -- headers and geometry ------------------------------------------------------------------------------------
+
+
+def make_header(messages: MessageFactory, stamp_ns: int, frame_id: str) -> Any:
+    """Return a std_msgs/Header. Raises ValueError for a stamp that int32 seconds cannot represent."""
+    seconds, nanoseconds = divmod(int(stamp_ns), 1_000_000_000)
     if not -(2**31) <= seconds < 2**31:
-        raise ValueError(f"stamp of {ns} ns does not fit a ROS time; expected seconds of 32 bits")
-    return Time(sec=seconds, nanosec=nanoseconds)
+        raise ValueError(f"stamp of {stamp_ns} ns does not fit a ROS time; expected seconds of 32 bits")
+    header = messages.new("std_msgs/msg/Header")
+    header.stamp.sec, header.stamp.nanosec = seconds, nanoseconds
+    header.frame_id = frame_id
+    return header
 
 
-def make_header(stamp_ns: int, frame_id: str) -> Header:
-    """std_msgs/Header of nanoseconds and a frame."""
-    return Header(stamp=ns_to_stamp(stamp_ns), frame_id=frame_id)
+def make_transforms(
+    messages: MessageFactory, stamp_ns: int, frame_id: str, children: Mapping[str, Matrix]
+) -> Any:
+    """Return a tf2_msgs/TFMessage from frame_from_child matrices by name of the child frame."""
+    tf_message = messages.new("tf2_msgs/msg/TFMessage")
+    for child, frame_from_child in children.items():
+        stamped = messages.new("geometry_msgs/msg/TransformStamped")
+        stamped.header = make_header(messages, stamp_ns, frame_id)
+        stamped.child_frame_id = child
+        _set_xyz(stamped.transform.translation, frame_from_child[:3, 3])
+        _set_rotation(stamped.transform.rotation, frame_from_child)
+        tf_message.transforms.append(stamped)
+    return tf_message
 
 
-def objects_to_detections(objects: ObjectList, frame_id: str) -> Detection3DArray:
-    """vision_msgs/Detection3DArray: class names as class_id, bbox.size.x the length, one result a detection,
-    id from `ids`.
+def make_odometry(
+    messages: MessageFactory,
+    stamp_ns: int,
+    frame_id: str,
+    child: str,
+    frame_from_child: Matrix,
+    linear: Matrix,
+    angular: Matrix,
+) -> Any:
+    """Return a nav_msgs/Odometry.
 
-    `frame_id` is the frame the boxes are in (base_link). Velocity has no place in it: see
-    `objects_to_velocities`.
+    linear (3,) in m/s and angular (3,) in rad/s are in the child frame. Covariances are zero, which ROS
+    defines as unknown.
     """
-    header = make_header(objects.stamp_ns, frame_id)
-    ids = objects.ids or ("",) * len(objects.boxes)
-    message = Detection3DArray(header=header)
-    message.detections = [
-        _detection(header, box, score, label, identity)
-        for box, score, label, identity in zip(
-            objects.boxes.tolist(), objects.scores.tolist(), objects.labels.tolist(), ids, strict=True
-        )
-    ]
-    return message
+    odometry = messages.new("nav_msgs/msg/Odometry")
+    odometry.header = make_header(messages, stamp_ns, frame_id)
+    odometry.child_frame_id = child
+    _set_xyz(odometry.pose.pose.position, frame_from_child[:3, 3])
+    _set_rotation(odometry.pose.pose.orientation, frame_from_child)
+    _set_xyz(odometry.twist.twist.linear, linear)
+    _set_xyz(odometry.twist.twist.angular, angular)
+    return odometry
 
 
-def _detection(header: Header, box: list[float], score: float, label: int, identity: str) -> Detection3D:
-    pose = box_pose(box)
-    result = ObjectHypothesisWithPose()
-    result.hypothesis.class_id = CLASS_NAMES[label]
-    result.hypothesis.score = score
-    result.pose.pose = pose
-    detection = Detection3D(header=header, results=[result], id=identity)
-    detection.bbox.center = pose
-    detection.bbox.size.x, detection.bbox.size.y, detection.bbox.size.z = box[3:6]
-    return detection
-
-
-def box_pose(box: list[float]) -> Pose:
-    """geometry_msgs/Pose of a box [x, y, z, l, w, h, yaw, ...]."""
-    pose = Pose()
-    pose.position.x, pose.position.y, pose.position.z = box[:3]
-    pose.orientation.z, pose.orientation.w = float(np.sin(box[6] / 2)), float(np.cos(box[6] / 2))
+def box_pose(messages: MessageFactory, center: list[float], quaternion: list[float]) -> Any:
+    """Return the geometry_msgs/Pose of a box from its center (x, y, z) and its quaternion (x, y, z, w)."""
+    pose = messages.new("geometry_msgs/msg/Pose")
+    position, orientation = pose.position, pose.orientation
+    position.x, position.y, position.z = center
+    orientation.x, orientation.y, orientation.z, orientation.w = quaternion
     return pose
 
 
-def objects_to_velocities(objects: ObjectList, frame_id: str) -> PointCloud2:
-    """sensor_msgs/PointCloud2 with float32 fields x y z vx vy vz; point i belongs to detection i of the same
-    header.
+def yaw_quaternions(yaws: Matrix) -> list[list[float]]:
+    """Return quaternions (x, y, z, w) of rotations about z by yaws (N,) in radians."""
+    if len(yaws) == 0:  # older SciPy versions refuse an empty array
+        return []
+    quaternions: list[list[float]] = Rotation.from_euler("z", yaws).as_quat().tolist()
+    return quaternions
 
-    vz is 0; an unknown velocity is nan, so `is_dense` tells whether all are known.
+
+def _set_xyz(target: Any, values: Matrix) -> None:
+    target.x, target.y, target.z = (float(value) for value in values)
+
+
+def _set_rotation(target: Any, transform: Matrix) -> None:
+    target.w, target.x, target.y, target.z = (
+        float(value) for value in rotation_to_quaternion(transform[:3, :3])
+    )
+
+
+# -- detections ----------------------------------------------------------------------------------------------
+
+
+def objects_to_detections(messages: MessageFactory, objects: ObjectList, frame_id: str) -> Any:
+    """Return a vision_msgs/Detection3DArray with one result per detection.
+
+    class_id is the class name, bbox.size.x the length, and id the entry of `objects.ids`. `frame_id` is the
+    frame of the boxes (base_link). The message has no field for velocity; see `objects_to_velocities`.
     """
-    count = len(objects.boxes)
+    header = make_header(messages, objects.stamp_ns, frame_id)
+    array = messages.new("vision_msgs/msg/Detection3DArray")
+    array.header = header
+    array.detections = [
+        _detection(messages, header, box, quaternion, CLASS_NAMES[label], score, identity)
+        for box, quaternion, label, score, identity in zip(
+            objects.boxes[:, :6].tolist(),
+            yaw_quaternions(objects.boxes[:, 6]),
+            objects.labels.tolist(),
+            objects.scores.tolist(),
+            objects.ids or ("",) * len(objects.boxes),
+            strict=True,
+        )
+    ]
+    return array
+
+
+def _detection(
+    messages: MessageFactory,
+    header: Any,
+    box: list[float],
+    quaternion: list[float],
+    class_name: str,
+    score: float,
+    identity: str,
+) -> Any:
+    pose = box_pose(messages, box[:3], quaternion)
+    result = messages.new("vision_msgs/msg/ObjectHypothesisWithPose")
+    result.hypothesis.class_id, result.hypothesis.score = class_name, score
+    result.pose.pose = pose
+    detection = messages.new("vision_msgs/msg/Detection3D")
+    detection.header, detection.results, detection.id = header, [result], identity
+    detection.bbox.center = pose
+    size = detection.bbox.size
+    size.x, size.y, size.z = box[3:6]
+    return detection
+
+
+def objects_to_velocities(messages: MessageFactory, objects: ObjectList, frame_id: str) -> Any:
+    """Return a sensor_msgs/PointCloud2 with float32 fields x y z vx vy vz; point i belongs to detection i.
+
+    vz is 0. Unknown velocities are nan, and `is_dense` is True if there are none. Stamp and frame equal those
+    of the detections.
+    """
+    count, point_step = len(objects.boxes), 4 * len(VELOCITY_FIELDS)
     points = np.zeros((count, len(VELOCITY_FIELDS)), dtype="<f4")
     points[:, :3] = objects.boxes[:, :3]
     points[:, 3:5] = objects.boxes[:, 7:9]
-    cloud = PointCloud2(
-        header=make_header(objects.stamp_ns, frame_id), height=1, width=count, is_bigendian=False
-    )
-    cloud.fields = [
-        PointField(name=name, offset=4 * index, datatype=PointField.FLOAT32, count=1)
-        for index, name in enumerate(VELOCITY_FIELDS)
-    ]
-    cloud.point_step = 4 * len(VELOCITY_FIELDS)
-    cloud.row_step = cloud.point_step * count
+    cloud = messages.new("sensor_msgs/msg/PointCloud2")
+    cloud.header = make_header(messages, objects.stamp_ns, frame_id)
+    cloud.height, cloud.width = 1, count
+    for index, name in enumerate(VELOCITY_FIELDS):
+        point_field = messages.new("sensor_msgs/msg/PointField")
+        point_field.name, point_field.offset = name, 4 * index
+        point_field.datatype, point_field.count = FLOAT32, 1
+        cloud.fields.append(point_field)
+    cloud.point_step, cloud.row_step = point_step, point_step * count
     cloud.is_dense = bool(np.isfinite(points).all())
-    cloud.data = array.array("B", points.tobytes())
+    cloud.data = messages.sequence(points.reshape(-1).view(np.uint8))
     return cloud
 
 
-def label_info(frame_id: str, threshold: float, stamp_ns: int = 0) -> LabelInfo:
-    """vision_msgs/LabelInfo: our classes by index and the score threshold of the detector."""
-    message = LabelInfo(header=make_header(stamp_ns, frame_id), threshold=float(threshold))
-    message.class_map = [
-        VisionClass(class_id=index, class_name=name) for index, name in enumerate(CLASS_NAMES)
-    ]
-    return message
+def label_info(messages: MessageFactory, frame_id: str, threshold: float, stamp_ns: int = 0) -> Any:
+    """Return a vision_msgs/LabelInfo with the class names by index and the detector's score threshold."""
+    labels = messages.new("vision_msgs/msg/LabelInfo")
+    labels.header = make_header(messages, stamp_ns, frame_id)
+    labels.threshold = float(threshold)
+    for index, name in enumerate(CLASS_NAMES):
+        vision_class = messages.new("vision_msgs/msg/VisionClass")
+        vision_class.class_id, vision_class.class_name = index, name
+        labels.class_map.append(vision_class)
+    return labels
 
 
-def rgb_to_image(image: NDArray[np.uint8], stamp_ns: int, frame_id: str) -> Image:
-    """sensor_msgs/Image of encoding rgb8. The bytes go in as array.array: assigning `bytes` takes rclpy 100
-    times longer.
-    """
+# -- images and calibration ----------------------------------------------------------------------------------
+
+
+def rgb_to_image(messages: MessageFactory, image: NDArray[np.uint8], stamp_ns: int, frame_id: str) -> Any:
+    """Return a sensor_msgs/Image of encoding rgb8 from pixels (H, W, 3)."""
     height, width = image.shape[:2]
-    message = Image(
-        header=make_header(stamp_ns, frame_id), height=height, width=width, encoding="rgb8", step=3 * width
-    )
-    message.data = array.array("B", np.ascontiguousarray(image).tobytes())
+    message = messages.new("sensor_msgs/msg/Image")
+    message.header = make_header(messages, stamp_ns, frame_id)
+    message.height, message.width, message.step = height, width, 3 * width
+    message.encoding = "rgb8"
+    message.data = messages.sequence(np.ascontiguousarray(image).reshape(-1))
     return message
 
 
-def rgb_to_compressed(
-    image: NDArray[np.uint8] | bytes, stamp_ns: int, frame_id: str, quality: int = 90
-) -> CompressedImage:
-    """sensor_msgs/CompressedImage of format jpeg, from pixels (H, W, 3) or from a JPEG file that is passed
-    untouched.
+def compressed_image(
+    messages: MessageFactory, content: bytes, stamp_ns: int, frame_id: str, image_format: str = "jpeg"
+) -> Any:
+    """Return a sensor_msgs/CompressedImage with the bytes of an image file, unchanged."""
+    message = messages.new("sensor_msgs/msg/CompressedImage")
+    message.header = make_header(messages, stamp_ns, frame_id)
+    message.format = image_format
+    message.data = messages.sequence(np.frombuffer(content, dtype=np.uint8))
+    return message
+
+
+def camera_info(
+    messages: MessageFactory, intrinsics: Matrix, image_size: tuple[int, int], stamp_ns: int, frame_id: str
+) -> Any:
+    """Return the sensor_msgs/CameraInfo of a rectified camera.
+
+    intrinsics (3, 3) are in pixels; image_size is (width, height).
     """
-    content: Any = image if isinstance(image, bytes) else encode_jpeg(image, quality)
-    message = CompressedImage(header=make_header(stamp_ns, frame_id), format="jpeg")
-    message.data = array.array("B", content)
-    return message
+    projection = np.zeros((3, 4))
+    projection[:, :3] = intrinsics
+    info = messages.new("sensor_msgs/msg/CameraInfo")
+    info.header = make_header(messages, stamp_ns, frame_id)
+    info.width, info.height = image_size
+    info.distortion_model = "plumb_bob"
+    info.d = messages.sequence(np.zeros(5))
+    info.k = np.asarray(intrinsics, dtype=np.float64).reshape(9)
+    info.r = np.eye(3).reshape(9)
+    info.p = projection.reshape(12)
+    return info

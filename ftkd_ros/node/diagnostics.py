@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/diagnostics of the detector: cameras, rounds, latency; each with a level that says whether to worry."""
+"""/diagnostics of the detector: status of cameras, rounds and latency, each with a level."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,14 +8,15 @@ from typing import Any, Final
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-SILENT_AFTER_S: Final = 2.0
-"""A camera without a message for this long is an error."""
+TIMEOUT_S: Final = 2.0
+"""A camera without a message for this long has level ERROR."""
 
 
 @dataclass
-class CameraWatch:
-    """When each camera last sent something, and how often. `seen` runs on the executor's thread; `report`
-    too.
+class CameraActivity:
+    """Time of the last message and message rate per camera.
+
+    Both methods run on the thread of the executor.
     """
 
     cameras: Sequence[str]
@@ -24,13 +25,13 @@ class CameraWatch:
     _reported: dict[str, int] = field(default_factory=dict)
     _reported_s: float | None = None
 
-    def seen(self, camera: str, now_s: float) -> None:
-        """Note a message."""
+    def add_message(self, camera: str, now_s: float) -> None:
+        """Store the arrival time of a message."""
         self._last_s[camera] = now_s
         self._count[camera] = self._count.get(camera, 0) + 1
 
     def report(self, now_s: float) -> dict[str, tuple[float | None, float | None]]:
-        """(age of the last message in s, rate since the last report in Hz) by camera; None where unknown."""
+        """Return (age of the last message in s, rate since the last report in Hz) by camera, or None."""
         elapsed = None if self._reported_s is None else now_s - self._reported_s
         result = {}
         for camera in self.cameras:
@@ -50,7 +51,9 @@ def build_diagnostics(
     warnings: Sequence[str],
     faults: Mapping[str, str],
 ) -> DiagnosticArray:
-    """The message: one status a camera, one for the rounds (counters, drops, resets), one for latency."""
+    """Return a DiagnosticArray: one status per camera, one for rounds (counters, drops, resets), one for
+    latency.
+    """
     message = DiagnosticArray()
     message.header.stamp = stamp
     message.status = [
@@ -70,11 +73,11 @@ def _status(name: str, level: bytes, text: str, values: Mapping[str, Any]) -> Di
 def _camera_status(
     node_name: str, camera: str, age_s: float | None, rate_hz: float | None, fault: str | None
 ) -> DiagnosticStatus:
-    level, text = DiagnosticStatus.OK, "fresh"
+    level, text = DiagnosticStatus.OK, "receiving"
     if age_s is None:
         level, text = DiagnosticStatus.ERROR, "no message yet"
-    elif age_s > SILENT_AFTER_S:
-        level, text = DiagnosticStatus.ERROR, f"silent for {age_s:.1f} s"
+    elif age_s > TIMEOUT_S:
+        level, text = DiagnosticStatus.ERROR, f"no message for {age_s:.1f} s"
     elif fault is not None:
         level, text = DiagnosticStatus.WARN, fault
     values = {"age_s": _number(age_s), "rate_hz": _number(rate_hz)}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector node's parameters: names, defaults, descriptions, and checks that speak in sentences.
+"""Parameters of the detector node: names, defaults, descriptions and checks.
 
-All of them are read-only once the node runs; change them in the YAML or launch file and start the node again.
+They are read-only while the node runs. To change them, edit the YAML or launch file and restart the node.
 """
 
 import os
@@ -26,43 +26,47 @@ RELIABILITIES: Final = ("best_effort", "reliable")
 _TOPIC_OF_TRANSPORT: Final = {"compressed": "/{camera}/image/compressed", "raw": "/{camera}/image"}
 
 DESCRIPTIONS: Final[dict[str, str]] = {
-    "weights": "weights file; empty: the one that is shipped",
-    "preset": "preset the weights must be of; empty: any",
-    "device": "auto (GPU where there is one), cpu, cuda or cuda:N",
-    "runtime": "fast, plain (its slower, straightforward twin), or auto: fast on a CPU, plain on a GPU",
-    "score_threshold": "detections below this score are not published, 0..1",
-    "max_detections": "at most this many detections a round",
-    "cameras": "camera names in the order of the model's channels; {camera} in the topics",
+    "weights": "weights file; empty: the shipped weights",
+    "preset": "required preset of the weights; empty: any",
+    "device": "auto (a GPU if available), cpu, cuda or cuda:N",
+    "runtime": "fast, plain (slower reference), or auto: fast on a CPU, plain on a GPU",
+    "score_threshold": "minimum score of published detections, 0..1",
+    "max_detections": "maximum number of detections per round",
+    "cameras": "camera names in the order of the model's channels; they replace {camera} in topics",
     "image_transport": "compressed (sensor_msgs/CompressedImage) or raw (sensor_msgs/Image)",
-    "image_topic": "image topic of a camera; empty: /{camera}/image/compressed, or /{camera}/image for raw",
-    "camera_info_topic": "camera_info topic of a camera",
-    "qos_reliability": "best_effort (sensor data) or reliable (replay that must lose nothing)",
-    "queue_depth": "messages a camera's subscription keeps",
+    "image_topic": "image topic of each camera; empty: /{camera}/image/compressed, for raw /{camera}/image",
+    "camera_info_topic": "camera_info topic of each camera",
+    "qos_reliability": "best_effort (sensor data) or reliable (replay without losses)",
+    "queue_depth": "queue depth of the subscriptions to cameras",
     "base_frame": "frame of the detections: the vehicle, x forward, y left, z up",
     "map_frame": "frame fixed to the ground: map or odom",
-    "tf_timeout_s": "longest wait for camera_info and tf of a round",
-    "tf_cache_s": "seconds of transforms kept",
-    "sync_policy": "surround (time offsets and deadline), or message_filters' approximate or exact",
-    "sync_slop_s": "largest difference of stamps in a round, offsets removed; <= 0.4 of the period",
-    "sync_deadline_s": "a round that is incomplete after this time is given masked (policy surround)",
-    "camera_time_offsets_s": "exposure of each camera after the trigger; empty: estimated at start-up",
-    "min_cameras": "rounds of fewer cameras are not detected; 0: half of them",
-    "reference_time": "moment the detections are given for: latest exposure, anchor camera's, or mean",
-    "anchor_camera": "camera of reference_time anchor; empty: the first",
-    "memory_max_gap_s": "a longer gap between rounds resets the memory",
-    "memory_max_speed": "a pose change faster than this, in m/s, is a new scene and resets the memory",
+    "tf_timeout_s": "maximum wait per round for camera_info and tf, in seconds",
+    "tf_cache_s": "length of the tf buffer in seconds",
+    "sync_policy": "surround (time offsets and deadline), or approximate or exact of message_filters",
+    "sync_slop_s": "maximum stamp difference in a round after offsets, in seconds; <= 0.4 of the period",
+    "sync_deadline_s": "seconds after which an incomplete round is processed without the missing cameras "
+    "(policy surround)",
+    "camera_time_offsets_s": "exposure of each camera after the trigger, in seconds; empty: estimated",
+    "min_cameras": "minimum number of cameras in a round; 0: half of the cameras",
+    "reference_time": "time of the detections: latest exposure, exposure of the anchor camera, or mean",
+    "anchor_camera": "camera of reference_time anchor; empty: the first camera",
+    "memory_max_gap_s": "a longer gap between rounds, in seconds, resets the memory",
+    "memory_max_speed": "a faster pose change, in m/s, starts a new scene and resets the memory",
     "publish_markers": "publish RViz markers",
-    "publish_images": "publish the bird's-eye and surround image (drawn only while somebody subscribes)",
-    "marker_min_score": "markers and pictures leave out detections below this score",
-    "marker_lifetime_s": "how long markers stay; at least two cycles",
-    "summary_file": "JSON file written at shutdown with counters and latency; empty: none",
-    "autostart": "configure and activate by itself; false: wait for lifecycle transitions",
+    "publish_images": "publish bird_eye and surround images (drawn only if the topic has a subscriber)",
+    "marker_min_score": "minimum score of detections in markers and images",
+    "marker_lifetime_s": "lifetime of markers in seconds; at least two detector cycles",
+    "summary_file": "JSON file with counters and latency, written at shutdown; empty: none",
+    "autostart": "configure and activate at start; false: wait for lifecycle transitions",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorParameters:
-    """Checked parameters; see DESCRIPTIONS. UserError in one sentence that names parameter and value."""
+    """Validated parameters; see DESCRIPTIONS.
+
+    Raises UserError with one sentence that names parameter and value.
+    """
 
     weights: str = ""
     preset: str = ""
@@ -111,13 +115,13 @@ class DetectorParameters:
 
     @property
     def image_topics(self) -> tuple[str, ...]:
-        """The image topic of each camera."""
+        """Image topic of each camera."""
         pattern = self.image_topic or _TOPIC_OF_TRANSPORT[self.image_transport]
         return tuple(pattern.replace("{camera}", camera) for camera in self.cameras)
 
     @property
     def camera_info_topics(self) -> tuple[str, ...]:
-        """The camera_info topic of each camera."""
+        """camera_info topic of each camera."""
         return tuple(self.camera_info_topic.replace("{camera}", camera) for camera in self.cameras)
 
     @property
@@ -126,8 +130,8 @@ class DetectorParameters:
         return self.cameras.index(self.anchor_camera) if self.anchor_camera else 0
 
     @property
-    def least_cameras(self) -> int:
-        """Rounds of fewer cameras are not detected."""
+    def min_round_cameras(self) -> int:
+        """Minimum number of cameras in a round."""
         return self.min_cameras or max(1, len(self.cameras) // 2)
 
     def _check_ranges(self) -> None:
@@ -142,7 +146,7 @@ class DetectorParameters:
             "marker_lifetime_s",
         ):
             if not 0 < getattr(self, name) < 1e6:
-                raise UserError(f"parameter {name}: {getattr(self, name)}; expected more than 0")
+                raise UserError(f"parameter {name}: {getattr(self, name)}; expected a number above 0")
         for name in ("tf_timeout_s", "sync_slop_s"):
             if not 0 <= getattr(self, name) <= 10:
                 raise UserError(f"parameter {name}: {getattr(self, name)}; expected 0 to 10 seconds")
@@ -171,7 +175,7 @@ class DetectorParameters:
         count = len(self.cameras)
         if count == 0 or len(set(self.cameras)) != count or not all(self.cameras):
             raise UserError(
-                f"parameter cameras: {list(self.cameras)}; expected different names, at least one"
+                f"parameter cameras: {list(self.cameras)}; expected at least one name, all different"
             )
         for name, topics in (
             ("image_topic", self.image_topics),
@@ -179,7 +183,7 @@ class DetectorParameters:
         ):
             if len(set(topics)) != count:
                 raise UserError(
-                    f"parameter {name}: {count} cameras would share {topics[0]!r}; put {{camera}} into it"
+                    f"parameter {name}: {count} cameras would share {topics[0]!r}; use {{camera}} in it"
                 )
             for topic in topics:
                 _check_topic(name, topic)
@@ -187,7 +191,7 @@ class DetectorParameters:
             raise UserError(
                 f"parameter camera_time_offsets_s: {len(self.camera_time_offsets_s)} values for {count} "
                 "cameras; "
-                "expected one each in the order of cameras, or none to have them estimated"
+                "expected one per camera in the order of cameras, or none to estimate them"
             )
         if not all(abs(offset) <= 10 for offset in self.camera_time_offsets_s):
             raise UserError(
@@ -205,11 +209,10 @@ class DetectorParameters:
 
 
 def declare_parameters(node: Node) -> DetectorParameters:
-    """Declare all parameters on the node and give their checked values. Raises UserError for a bad one."""
+    """Declare all parameters on the node and return their values. Raises UserError for a bad value."""
     values: dict[str, Any] = {}
     for entry in fields(DetectorParameters):
-        # Typed here instead of by rclpy: `sync_slop_s: 1` is a fine number, and rclpy cannot type an empty
-        # list.
+        # dynamic_typing, because rclpy would refuse `sync_slop_s: 1` and cannot type an empty list.
         descriptor = ParameterDescriptor(
             name=entry.name, description=DESCRIPTIONS[entry.name], read_only=True, dynamic_typing=True
         )
@@ -220,7 +223,7 @@ def declare_parameters(node: Node) -> DetectorParameters:
 
 
 def _typed(name: str, given: Any, default: Any) -> Any:
-    """The value in the type of the default, for what YAML and the command line write differently."""
+    """Return the value with the type of the default; YAML and the command line may yield int for float."""
     if isinstance(default, tuple):
         sample: Any = default[0] if default else 0.0
         items = [] if given is None else given
@@ -237,12 +240,12 @@ def _typed(name: str, given: Any, default: Any) -> Any:
 
 
 def _check_topic(name: str, topic: str) -> None:
-    """UserError for what ROS takes for no topic name."""
+    """Raise UserError if ROS refuses the topic name."""
     try:
         validate_topic_name(topic)
     except InvalidTopicNameException as error:
         reason = str(error).splitlines()[0].removeprefix("Invalid topic name: ")
-        raise UserError(f"parameter {name}: {topic!r} is no topic name: {reason}") from None
+        raise UserError(f"parameter {name}: {topic!r} is not a topic name: {reason}") from None
 
 
 def _is_writable_folder(folder: Path) -> bool:

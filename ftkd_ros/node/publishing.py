@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector's output topics; nothing is computed for a picture that nobody looks at."""
+"""Output topics of the detector node. Markers and images are computed only if a topic has a subscriber."""
 
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2
@@ -11,8 +13,16 @@ from visualization_msgs.msg import MarkerArray
 
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_core.visualization import draw_bird_eye, draw_surround
+from ftkd_ros.convert.cv_bridge_images import load_cv_bridge
 from ftkd_ros.convert.markers import objects_to_markers
-from ftkd_ros.convert.to_ros import label_info, objects_to_detections, objects_to_velocities, rgb_to_image
+from ftkd_ros.convert.message_factory import RCLPY
+from ftkd_ros.convert.to_ros import (
+    label_info,
+    make_header,
+    objects_to_detections,
+    objects_to_velocities,
+    rgb_to_image,
+)
 from ftkd_ros.node.parameters import DetectorParameters
 
 LATCHED: Final = QoSProfile(
@@ -21,7 +31,7 @@ LATCHED: Final = QoSProfile(
 
 
 class ResultPublishers:
-    """Publishers below `/detections` of one node; `publish` may be called from any thread, one at a time."""
+    """Publishers of one node below `/detections`. `publish` may run on any thread, but not concurrently."""
 
     def __init__(
         self, node: LifecycleNode, parameters: DetectorParameters, channels: tuple[str, ...]
@@ -29,7 +39,7 @@ class ResultPublishers:
         self._node = node
         self._parameters = parameters
         self._channels = channels
-        self._topics: list[Any] = []
+        self._publishers: list[Any] = []
         self._detections = self._create(Detection3DArray, "detections", 10)
         self._velocities = self._create(PointCloud2, "detections/velocities", 10)
         self._labels = self._create(LabelInfo, "detections/label_info", LATCHED)
@@ -43,42 +53,51 @@ class ResultPublishers:
             self._surround = self._create(Image, "detections/surround", 2)
 
     def _create(self, message_type: Any, topic: str, qos: Any) -> Any:
-        self._topics.append(self._node.create_lifecycle_publisher(message_type, topic, qos))
-        return self._topics[-1]
+        self._publishers.append(self._node.create_lifecycle_publisher(message_type, topic, qos))
+        return self._publishers[-1]
 
     def close(self) -> None:
-        """Remove the topics."""
-        while self._topics:
-            self._node.destroy_lifecycle_publisher(self._topics.pop())
+        """Destroy the publishers."""
+        while self._publishers:
+            self._node.destroy_lifecycle_publisher(self._publishers.pop())
 
     def publish_labels(self, stamp_ns: int) -> None:
-        """The class names, once; latecomers get them as well."""
+        """Publish the class names once; the topic is latched for late subscribers."""
         parameters = self._parameters
-        self._labels.publish(label_info(parameters.base_frame, parameters.score_threshold, stamp_ns))
+        self._labels.publish(label_info(RCLPY, parameters.base_frame, parameters.score_threshold, stamp_ns))
 
     def publish(self, objects: ObjectList, camera_round: CameraRound) -> None:
-        """Detections and velocities first, since somebody may drive by them; then what people look at."""
-        parameters = self._parameters
-        # A consumer that joins both finds the velocities waiting when the detections arrive.
-        self._velocities.publish(objects_to_velocities(objects, parameters.base_frame))
-        self._detections.publish(objects_to_detections(objects, parameters.base_frame))
-        if self._is_wanted(self._markers):
-            self._markers.publish(
-                objects_to_markers(
-                    objects,
-                    parameters.base_frame,
-                    lifetime_s=parameters.marker_lifetime_s,
-                    min_score=parameters.marker_min_score,
-                )
-            )
-        if self._is_wanted(self._bird_eye):
-            picture = draw_bird_eye(objects, min_score=parameters.marker_min_score)
-            self._bird_eye.publish(rgb_to_image(picture, objects.stamp_ns, parameters.base_frame))
-        if self._is_wanted(self._surround):
-            picture = draw_surround(
-                camera_round, objects, min_score=parameters.marker_min_score, channels=self._channels
-            )
-            self._surround.publish(rgb_to_image(picture, objects.stamp_ns, parameters.base_frame))
+        """Publish velocities and detections first, because control may depend on them, then the
+        visualization.
 
-    def _is_wanted(self, publisher: Any) -> bool:
-        return publisher is not None and publisher.get_subscription_count() > 0
+        Velocities precede the detections, so that a subscriber to both has them when the detections arrive.
+        """
+        base_frame, min_score = self._parameters.base_frame, self._parameters.marker_min_score
+        self._velocities.publish(objects_to_velocities(RCLPY, objects, base_frame))
+        self._detections.publish(objects_to_detections(RCLPY, objects, base_frame))
+        if _has_subscriber(self._markers):
+            lifetime_s = self._parameters.marker_lifetime_s
+            self._markers.publish(
+                objects_to_markers(objects, base_frame, lifetime_s=lifetime_s, min_score=min_score)
+            )
+        if _has_subscriber(self._bird_eye):
+            picture = draw_bird_eye(objects, min_score=min_score)
+            self._bird_eye.publish(make_image(picture, objects.stamp_ns, base_frame))
+        if _has_subscriber(self._surround):
+            picture = draw_surround(camera_round, objects, min_score=min_score, channels=self._channels)
+            self._surround.publish(make_image(picture, objects.stamp_ns, base_frame))
+
+
+def make_image(picture: NDArray[np.uint8], stamp_ns: int, frame_id: str) -> Any:
+    """Return the sensor_msgs/Image (rgb8) of pixels (H, W, 3), created by cv_bridge if it can be used."""
+    try:
+        bridge = load_cv_bridge()
+    except ImportError:
+        return rgb_to_image(RCLPY, picture, stamp_ns, frame_id)
+    message = bridge.cv2_to_imgmsg(np.ascontiguousarray(picture), encoding="rgb8")
+    message.header = make_header(RCLPY, stamp_ns, frame_id)
+    return message
+
+
+def _has_subscriber(publisher: Any) -> bool:
+    return publisher is not None and publisher.get_subscription_count() > 0

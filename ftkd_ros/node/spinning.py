@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The executor of our nodes and the loop around it."""
+"""Executor and main loop of the detector node."""
 
 import threading
 from typing import Final
@@ -11,7 +11,9 @@ _SPIN_S: Final = 0.2
 
 
 def make_executor(context: Context) -> Executor:
-    """The executor with the least work a message: EventsExecutor where rclpy has it."""
+    """Return an EventsExecutor, which has the least work per message, or a SingleThreadedExecutor if rclpy
+    lacks it.
+    """
     try:
         from rclpy.experimental import EventsExecutor
     except ImportError:
@@ -20,9 +22,10 @@ def make_executor(context: Context) -> Executor:
 
 
 def spin(executor: Executor, context: Context, stop: threading.Event) -> None:
-    """Run callbacks until `stop` is set or the context shut down.
+    """Run callbacks until `stop` is set or the context is shut down.
 
-    Not `executor.spin()`: that of the EventsExecutor in the Kilted wheels runs nothing and ignores signals.
+    Replaces `executor.spin()`, because the EventsExecutor of the Kilted wheels runs no callback there and
+    ignores signals.
     """
     try:
         while context.ok() and not stop.is_set():

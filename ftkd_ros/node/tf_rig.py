@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""camera_info and tf -> the geometry of each camera at its own exposure; everything is checked before it is
-used.
+"""camera_info and tf -> validated geometry of each camera at its own exposure.
 
-Used by the worker thread, which may wait for a transform; the callbacks only store what arrives.
+The worker thread calls these functions and may wait for a transform; callbacks only store messages.
 """
 
 import time
@@ -23,10 +22,10 @@ _POLL_S: Final = 0.002
 
 
 class RewindingBuffer(Buffer):
-    """A tf buffer that starts anew when a frame's stamps jump back, as those of a looped bag do.
+    """A tf buffer that is cleared when the stamps of a frame jump back, as in a looped bag.
 
-    Plain tf2 refuses such transforms as too old (once the jump is longer than its cache), or mixes them with
-    those of the drive before. Only C++ listeners clear by themselves. Static transforms stay.
+    A plain Buffer refuses such transforms as too old (if the jump exceeds its cache time) or mixes them with
+    those of the previous loop. Only the C++ listener clears its buffer. Static transforms are kept.
     """
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
@@ -34,7 +33,7 @@ class RewindingBuffer(Buffer):
         self._newest_ns: dict[str, int] = {}
 
     def set_transform(self, transform: Any, authority: str) -> None:
-        """Store a transform; the first one of a new stream clears the old."""
+        """Store a transform; the first transform of a new stream clears those of the previous stream."""
         stamp_ns = stamp_to_ns(transform.header.stamp)
         newest_ns = self._newest_ns.get(transform.child_frame_id, stamp_ns)
         if stamp_ns < newest_ns - JUMP_NS:
@@ -46,10 +45,10 @@ class RewindingBuffer(Buffer):
 
 
 class RigReader:
-    """Latest camera_info of each camera, and transforms at exact stamps (interpolated by tf2, never
-    extrapolated).
+    """Returns camera geometry from the latest camera_info and from tf, which interpolates but never
+    extrapolates.
 
-    `base_frame` is the ego frame of all detections, `map_frame` any frame fixed to the ground (map, odom).
+    `base_frame` is the ego frame of all detections; `map_frame` is a frame fixed to the ground (map or odom).
     """
 
     def __init__(self, cameras: Sequence[str], buffer: Buffer, *, base_frame: str, map_frame: str) -> None:
@@ -60,22 +59,25 @@ class RigReader:
         self._infos: dict[str, Any] = {}
 
     def add_camera_info(self, message: Any, camera: str) -> None:
-        """Keep a camera's calibration; a later one replaces it (recalibration while running)."""
+        """Store the calibration of a camera; a later message replaces it."""
         self._infos[camera] = message
 
     def global_from_ego(self, stamp_ns: int, wait_until: float) -> NDArray[np.float64]:
-        """The vehicle's pose (4, 4) at a stamp. UserError where tf doesn't have it by `wait_until`
-        (monotonic).
+        """Return the ego pose (4, 4) at a stamp.
+
+        Raises UserError if tf has no such transform at the monotonic time `wait_until`.
         """
         return self._lookup(self.map_frame, self.base_frame, stamp_ns, wait_until)
 
     def geometry(
         self, camera: str, frame_id: str, stamp_ns: int, image_size: tuple[int, int], wait_until: float
     ) -> CameraGeometry:
-        """Geometry of one camera for an image of `image_size` (width, height) exposed at `stamp_ns`.
+        """Return the geometry of one camera for an image of `image_size` (width, height) exposed at
+        `stamp_ns`.
 
-        `frame_id` is the image's frame; where it is empty, the frame of camera_info counts. Raises UserError
-        naming the camera when calibration or transforms are missing, damaged, or for another image size.
+        If `frame_id`, the frame of the image, is empty, the frame of camera_info is used. Raises UserError
+        that names the camera if calibration or transforms are missing or invalid, or if the image size
+        differs.
         """
         info = self._wait_for_info(camera, wait_until)
         intrinsics = read_intrinsics(info, camera, image_size)
@@ -91,7 +93,7 @@ class RigReader:
     def _wait_for_info(self, camera: str, wait_until: float) -> Any:
         while camera not in self._infos:
             if time.monotonic() >= wait_until:
-                raise UserError(f"{camera}: no camera_info has arrived; is the topic right?")
+                raise UserError(f"{camera}: no camera_info has arrived; check parameter camera_info_topic")
             time.sleep(_POLL_S)
         return self._infos[camera]
 
@@ -108,7 +110,7 @@ class RigReader:
             return read_rigid(found.transform, f"transform {target} <- {source}")
 
     def _is_past(self, target: str, source: str, stamp_ns: int) -> bool:
-        """Whether tf already reaches beyond the stamp, so that waiting cannot help."""
+        """Return True if the newest transform is later than the stamp, so that waiting cannot help."""
         try:
             newest = self._buffer.lookup_transform(target, source, Time())
         except TransformException:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera messages to synchronised rounds."""
+"""Synchronization: camera messages -> rounds of N cameras."""

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A matched round of messages -> the CameraRound a detector takes; a camera that cannot be used is masked,
-with a reason.
-"""
+"""Matched round of messages -> CameraRound for the detector; unusable cameras are masked with a reason."""
 
 import time
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ REFERENCE_TIMES: Final = ("latest", "anchor", "mean")
 
 
 class Rig(Protocol):
-    """What knows the geometry of the cameras: `rig.RigReader` from topics, `bag.drive.BagRig` from a bag."""
+    """Geometry of the cameras: `tf_rig.RigReader` reads it from topics, `replay_rounds.BagRig` from a bag."""
 
     cameras: tuple[str, ...]
 
@@ -35,9 +33,7 @@ class Rig(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltRound:
-    """The round, why cameras are masked though they sent an image (`faults`, by camera), and milliseconds by
-    stage.
-    """
+    """A round; faults: by camera, why its image is masked; stage_ms: milliseconds by stage."""
 
     camera_round: CameraRound
     faults: dict[str, str]
@@ -45,9 +41,9 @@ class BuiltRound:
 
 
 def reference_stamp_ns(matched: MatchedRound[Any], rule: str, anchor: int = 0) -> int:
-    """The moment the detections are given for: `latest` exposure, that of camera `anchor`, or the `mean`.
+    """Return the time of the detections by rule: `latest` exposure, exposure of camera `anchor`, or `mean`.
 
-    Where the anchor camera is missing, the latest exposure stands in.
+    If the anchor camera is missing, the latest exposure is used.
     """
     stamps = [stamp for stamp in matched.stamps_ns if stamp is not None]
     if rule == "anchor" and (stamp := matched.stamps_ns[anchor]) is not None:
@@ -57,12 +53,11 @@ def reference_stamp_ns(matched: MatchedRound[Any], rule: str, anchor: int = 0) -
 
 @dataclass
 class RoundBuilder:
-    """Decodes the images of a round (side by side: OpenCV lets go of Python's lock) and looks up their
-    geometry.
+    """Decodes the images of a round and looks up the geometry of the cameras.
 
-    `topics` names each camera's image topic, for errors. Views follow the order of the cameras, with None for
-    those that the detector (`num_views`) has beyond ours. Waits for camera_info and tf at most `tf_timeout_s`
-    a round.
+    Images are decoded in parallel, because OpenCV releases the GIL. `topics` are the image topics, for error
+    messages. Views have the order of the cameras, filled up with None to `num_views`. `tf_timeout_s` limits
+    the wait for camera_info and tf per round.
     """
 
     rig: Rig
@@ -77,11 +72,14 @@ class RoundBuilder:
         self._pool = ThreadPoolExecutor(max_workers=min(4, len(self.topics)), thread_name_prefix="decode")
 
     def close(self) -> None:
-        """Let the decoding threads go."""
+        """Shut down the decoder pool."""
         self._pool.shutdown(wait=True)
 
     def build(self, matched: MatchedRound[Any]) -> BuiltRound:
-        """Decode and locate a round. UserError where its pose is unknown or no camera can be used."""
+        """Decode a round and add its geometry.
+
+        Raises UserError if the pose is unknown or no camera is usable.
+        """
         faults: dict[str, str] = {}
         started = time.perf_counter()
         images = list(self._pool.map(self._decode, matched.messages, self.topics))
@@ -89,7 +87,7 @@ class RoundBuilder:
             if isinstance(image, UserError):
                 faults[camera] = str(image)
         decoded = time.perf_counter()
-        camera_round = self._locate(matched, images, faults)
+        camera_round = self._add_geometry(matched, images, faults)
         stages = {"decode": (decoded - started) * 1e3, "geometry": (time.perf_counter() - decoded) * 1e3}
         return BuiltRound(camera_round=camera_round, faults=faults, stage_ms=stages)
 
@@ -99,7 +97,7 @@ class RoundBuilder:
         except UserError as error:
             return error
 
-    def _locate(
+    def _add_geometry(
         self,
         matched: MatchedRound[Any],
         images: Sequence[RgbImage | UserError | None],
@@ -118,7 +116,7 @@ class RoundBuilder:
             except UserError as error:
                 faults[camera] = str(error)
         if not any(view is not None for view in views):
-            raise UserError(f"no camera of the round can be used: {next(iter(faults.values()))}")
+            raise UserError(f"no camera of the round is usable: {next(iter(faults.values()))}")
         return CameraRound(views=tuple(views), reference_stamp_ns=stamp_ns, global_from_ego=global_from_ego)
 
     def _view(self, matched: MatchedRound[Any], index: int, image: RgbImage, wait_until: float) -> CameraView:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of N cameras -> rounds, as pure logic (no ROS, no clock of its own).
+"""Messages of N cameras -> rounds, as pure logic without ROS and without a clock.
 
-Cameras of one round are not exposed at the same moment: they follow the lidar sweep, or a trigger chain. So
-each camera has a time offset that is subtracted before matching; the true stamps stay in the round, for
-geometry. With the offsets removed, the stamps of one round differ by jitter only and rounds are a whole
-period apart: a slop of at most 0.4 of the shortest period cannot mix two of them, in whatever order the
-messages arrive.
+The cameras of a round are exposed at different times, because they follow the lidar sweep or a trigger chain.
+The matcher subtracts the time offset of each camera; the round keeps the true stamps for the geometry. After
+the subtraction, the stamps of a round differ only by jitter, and rounds are a period apart. A slop of at most
+0.4 of the shortest period therefore never mixes two rounds, in any order of arrival.
 """
 
 from collections import Counter
@@ -15,17 +14,19 @@ from typing import Final, Generic, TypeVar
 M = TypeVar("M")
 
 JUMP_NS: Final = 500_000_000
-"""A stamp this far behind the stream is a new stream (a looped bag), not a late message."""
-_MISSES_UNTIL_SILENT: Final = 5
-_MAX_OPEN: Final = 16
-_MAX_STALE: Final = 32
+"""A message this far behind the stream starts a new stream (a looped bag); a smaller distance is a late
+message.
+"""
+_MISSES_UNTIL_LOST: Final = 5  # rounds that a camera must miss in a row to count as lost
+_MAX_OPEN: Final = 16  # open rounds
+_MAX_STALE: Final = 32  # messages of the previous stream, per camera, that are dropped after a jump
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatchedRound(Generic[M]):
-    """One round: messages and true stamps in camera order, None where a camera is missing.
+    """One round: messages and true stamps in the order of the cameras; None for a missing camera.
 
-    `after_jump` is True for the first round after the stamps jumped backwards.
+    `after_jump` is True for the first round after the stamps have jumped backwards.
     """
 
     messages: tuple[M | None, ...]
@@ -39,7 +40,7 @@ class MatchedRound(Generic[M]):
 
 @dataclass(frozen=True)
 class _Arrival(Generic[M]):
-    """A message on its way in; `compensated_ns` is its stamp without the camera's offset."""
+    """An incoming message; `compensated_ns` is its stamp minus the offset of the camera."""
 
     camera: int
     stamp_ns: int
@@ -49,7 +50,7 @@ class _Arrival(Generic[M]):
 
 @dataclass(eq=False)
 class _OpenRound(Generic[M]):
-    """A round that still waits for cameras. `center_ns`: compensated stamp of its first message."""
+    """A round that waits for cameras; `center_ns` is the compensated stamp of its first message."""
 
     center_ns: int
     opened_ns: int
@@ -66,12 +67,12 @@ class _OpenRound(Generic[M]):
 
 @dataclass
 class RoundMatcher(Generic[M]):
-    """Groups messages into rounds, oldest first, each message in one round at most.
+    """Groups messages into rounds and returns them oldest first; a message belongs to at most one round.
 
-    A round leaves when it is complete; when every camera it lacks has already sent something newer (it can't
-    become complete any more); when all that it lacks have been silent for five rounds; or, masked,
-    `deadline_ns` after its first message (`poll`). Rounds of fewer than `min_cameras` are only counted.
-    `counts` names everything that was not used.
+    A round is released when one of these is true: it is complete; each missing camera has already sent a
+    newer message; each missing camera has missed five rounds in a row; `deadline_ns` has passed since its
+    first message (see `poll`). Rounds of fewer than `min_cameras` are only counted. `counts` has the unused
+    messages by cause.
     """
 
     num_cameras: int
@@ -83,30 +84,31 @@ class RoundMatcher(Generic[M]):
     def __post_init__(self) -> None:
         if self.num_cameras < 1 or not 1 <= self.min_cameras <= self.num_cameras:
             raise ValueError(
-                f"min_cameras {self.min_cameras} of {self.num_cameras} cameras; expected 1 to all of them"
+                f"min_cameras {self.min_cameras} of {self.num_cameras} cameras; "
+                f"expected 1 to {self.num_cameras}"
             )
         if self.slop_ns < 0 or self.deadline_ns <= 0:
             raise ValueError(f"slop {self.slop_ns} ns, deadline {self.deadline_ns} ns; expected >= 0 and > 0")
         self.clear()
 
     def clear(self) -> None:
-        """Forget all queues, as after a jump of time; offsets belong to the caller, counts stay."""
+        """Clear all queues, as after a jump of time; counts are kept."""
         self._open: list[_OpenRound[M]] = []
         self._newest: list[int | None] = [None] * self.num_cameras
         self._suspects: list[_Arrival[M]] = []
         self._stale_left = [0] * self.num_cameras
         self._misses = [0] * self.num_cameras
-        self._front_ns: int | None = None  # compensated stamp of the last round that left
+        self._front_ns: int | None = None  # compensated stamp of the last released round
         self._after_jump = False
 
     def add(
         self, camera: int, stamp_ns: int, message: M, now_ns: int, offset_ns: int = 0
     ) -> list[MatchedRound[M]]:
-        """Take one message; gives the rounds that are finished by it, oldest first."""
+        """Add one message. Returns the rounds that it completes, oldest first."""
         arrival = _Arrival(camera, stamp_ns, stamp_ns - offset_ns, message)
         if stamp_ns <= 0:
             self.counts["zero_stamp"] += 1
-        elif self._is_from_before_jump(arrival):
+        elif self._is_of_previous_stream(arrival):
             self.counts["stale"] += 1
         elif self._jumps_back(arrival):
             return self._suspect(arrival, now_ns)
@@ -115,7 +117,7 @@ class RoundMatcher(Generic[M]):
         return []
 
     def poll(self, now_ns: int) -> list[MatchedRound[M]]:
-        """Rounds whose deadline has passed, masked."""
+        """Return incomplete rounds whose deadline has passed."""
         return self._release(now_ns)
 
     def _accept(self, arrival: _Arrival[M], now_ns: int) -> list[MatchedRound[M]]:
@@ -132,20 +134,17 @@ class RoundMatcher(Generic[M]):
     # -- time jumps ------------------------------------------------------------------------------------------
 
     def _jumps_back(self, arrival: _Arrival[M]) -> bool:
-        """Whether a stream may have started anew: this camera is behind its own past and behind the rounds
-        that left.
+        """Return True if a camera is behind both its own newest stamp and the released rounds.
 
-        Behind its own past alone, it had sent a stray stamp from the future; behind the rounds alone, it is
-        slow.
+        Behind its own stamps only, the camera has sent a wrong stamp in the future. Behind the rounds only,
+        it is slow.
         """
         newest = self._newest[arrival.camera]
         behind_itself = newest is not None and arrival.compensated_ns < newest - JUMP_NS
         return behind_itself and (self._front_ns is None or arrival.compensated_ns < self._front_ns - JUMP_NS)
 
     def _suspect(self, arrival: _Arrival[M], now_ns: int) -> list[MatchedRound[M]]:
-        """Believe in a jump when a second camera confirms it: one camera alone has a wrong clock, not a new
-        stream.
-        """
+        """Accept a jump when a second camera confirms it; a single camera may have a wrong clock."""
         near = [old for old in self._suspects if abs(old.compensated_ns - arrival.compensated_ns) <= JUMP_NS]
         self.counts["late"] += len(self._suspects) - len(near)
         self._suspects = [*near, arrival]
@@ -165,10 +164,8 @@ class RoundMatcher(Generic[M]):
             rounds += self._accept(suspect, now_ns)
         return rounds
 
-    def _is_from_before_jump(self, arrival: _Arrival[M]) -> bool:
-        """Whether a camera that hasn't jumped yet still delivers the end of the old stream (only so many
-        messages).
-        """
+    def _is_of_previous_stream(self, arrival: _Arrival[M]) -> bool:
+        """Return True if a camera still delivers the end of the previous stream (at most 32 messages)."""
         if self._stale_left[arrival.camera] == 0:
             return False
         front = self._front_ns if self._front_ns is not None else self._jumped_to_ns
@@ -197,12 +194,10 @@ class RoundMatcher(Generic[M]):
         target.stamps_ns[arrival.camera] = arrival.stamp_ns
 
     def _release(self, now_ns: int) -> list[MatchedRound[M]]:
-        """Everything up to the newest round that need not wait, so that rounds leave in order of time."""
-        for waiting in self._open:
-            waiting.opened_ns = min(
-                waiting.opened_ns, now_ns
-            )  # a clock that went back must not stretch the deadline
-        # Stray stamps leave by themselves: they must not push out the rounds before them.
+        """Release all rounds up to the newest finished one, so that rounds keep the order of time."""
+        for waiting in self._open:  # a clock that jumps back must not extend the deadline
+            waiting.opened_ns = min(waiting.opened_ns, now_ns)
+        # Rounds of stray stamps are removed first: releasing them would release all earlier rounds.
         strays = [
             waiting
             for waiting in self._open
@@ -214,18 +209,18 @@ class RoundMatcher(Generic[M]):
         finished = [index for index, waiting in enumerate(self._open) if self._is_finished(waiting, now_ns)]
         last = max([*finished, len(self._open) - _MAX_OPEN - 1])
         leaving, self._open = self._open[: last + 1], self._open[last + 1 :]
-        return [matched for waiting in leaving if (matched := self._leave(waiting)) is not None]
+        return [matched for waiting in leaving if (matched := self._close(waiting)) is not None]
 
     def _is_over(self, waiting: _OpenRound[M], now_ns: int) -> bool:
-        """Whether nothing more can or may come: all missing cameras are past it, or its deadline is."""
-        hopeless = all(self._has_passed(camera, waiting.center_ns) for camera in self._missing(waiting))
-        return hopeless or now_ns - waiting.opened_ns >= self.deadline_ns
+        """Return True if all missing cameras have sent newer messages, or if the deadline has passed."""
+        overtaken = all(self._has_passed(camera, waiting.center_ns) for camera in self._missing(waiting))
+        return overtaken or now_ns - waiting.opened_ns >= self.deadline_ns
 
     def _is_finished(self, waiting: _OpenRound[M], now_ns: int) -> bool:
         if waiting.size < self.min_cameras:
             return False
-        silent = all(self._misses[camera] >= _MISSES_UNTIL_SILENT for camera in self._missing(waiting))
-        return silent or self._is_over(waiting, now_ns)
+        lost = all(self._misses[camera] >= _MISSES_UNTIL_LOST for camera in self._missing(waiting))
+        return lost or self._is_over(waiting, now_ns)
 
     def _missing(self, waiting: _OpenRound[M]) -> list[int]:
         return [camera for camera in range(self.num_cameras) if waiting.lacks(camera)]
@@ -234,7 +229,7 @@ class RoundMatcher(Generic[M]):
         newest = self._newest[camera]
         return newest is not None and newest > center_ns + self.slop_ns
 
-    def _leave(self, waiting: _OpenRound[M]) -> MatchedRound[M] | None:
+    def _close(self, waiting: _OpenRound[M]) -> MatchedRound[M] | None:
         if waiting.size < self.min_cameras:
             self.counts["too_few_cameras"] += 1
             return None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SurroundSynchronizer: a message_filters filter that gives rounds of N cameras.
+"""SurroundSynchronizer: a message_filters filter that outputs rounds of N cameras.
 
-`SurroundMatcher` is the logic (offsets, then rounds), free of ROS; `SurroundSynchronizer` puts it behind the
-API of message_filters. Stock ApproximateTimeSynchronizer on nuScenes stamps mixes two rounds in up to 83 % of
-its sets and stops when one camera stops (docs/node.md has the figures); this filter does neither.
+`SurroundMatcher` contains the logic (offsets, then rounds) without ROS; `SurroundSynchronizer` provides it
+with the API of message_filters. On nuScenes stamps, ApproximateTimeSynchronizer mixes two rounds in up to 83
+% of its sets, and it stops when one camera stops; this filter does neither.
 """
 
 import threading
@@ -20,19 +20,20 @@ from ftkd_ros.sync.time_offsets import MIN_STAMPS, estimate_offset_ns, estimate_
 M = TypeVar("M")
 
 SLOP_OF_PERIOD: Final = 0.4
-"""Largest slop, as a share of the shortest period, for which two rounds cannot be mixed."""
-_PATIENCE_NS: Final = 3_500_000_000
-_HISTORY: Final = 64
+"""Largest slop, as a share of the shortest period, that never mixes two rounds."""
+_MAX_START_UP_NS: Final = (
+    3_500_000_000  # stamps after which offsets are estimated without the missing cameras
+)
+_HISTORY: Final = 64  # stamps per camera
 
 
 class SurroundMatcher(Generic[M]):
-    """Time offsets, then rounds: `add` every message, `poll` now and then; both give finished rounds, oldest
-    first.
+    """Estimates time offsets and matches messages to rounds; `add` and `poll` return rounds, oldest first.
 
-    `offsets_ns`: one a camera, or None to estimate them at start-up: messages wait until each camera has sent
-    six (or 3.5 s of stamps have passed), then all of them are matched, none is lost. A camera that has no
-    common rhythm with the others (another clock) stays out and is counted as `unaligned`; one that starts
-    later joins after six messages.
+    `offsets_ns`: one per camera, or None to estimate them at start-up. Then messages are held back until each
+    camera has sent six, or stamps span 3.5 s, and none is lost. A camera without a constant offset to the
+    others (another clock) is excluded and counted as `unaligned`; a camera that starts later joins after six
+    messages.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class SurroundMatcher(Generic[M]):
     ) -> None:
         if offsets_ns is not None and len(offsets_ns) != len(cameras):
             raise ValueError(
-                f"{len(offsets_ns)} time offsets for {len(cameras)} cameras; expected one each, or none"
+                f"{len(offsets_ns)} time offsets for {len(cameras)} cameras; expected one per camera, or None"
             )
         self.cameras = tuple(cameras)
         self._matcher: RoundMatcher[M] = RoundMatcher(
@@ -62,28 +63,26 @@ class SurroundMatcher(Generic[M]):
 
     @property
     def counts(self) -> Counter[str]:
-        """Rounds (complete, partial, too_few_cameras) and messages that were not used, by cause."""
+        """Numbers of rounds (complete, partial, too_few_cameras) and of unused messages by cause."""
         return self._matcher.counts
 
     @property
     def offsets_ns(self) -> tuple[int | None, ...]:
-        """Time offset of each camera in use, None where not known (yet)."""
+        """Time offset of each camera; None if unknown."""
         return tuple(self._offsets_ns)
 
     def clear(self) -> None:
-        """Rebuild the queues, as after a jump of the clock; known offsets stay."""
+        """Clear the queues, as after a jump of the clock; known offsets are kept."""
         self._matcher.clear()
         self._waiting.clear()
         for history in self._history:
             history.clear()
 
     def add(self, camera: int, stamp_ns: int, message: M, now_ns: int) -> list[MatchedRound[M]]:
-        """Take a message of camera number `camera`, exposed at `stamp_ns`, received at `now_ns` (any steady
-        clock).
-        """
+        """Add a message of camera index `camera`, exposed at `stamp_ns` and received at `now_ns`."""
         self.received[self.cameras[camera]] += 1
         if stamp_ns > 0:
-            self._remember(camera, stamp_ns)
+            self._store_stamp(camera, stamp_ns)
         offset = self._offsets_ns[camera]
         if offset is not None or stamp_ns <= 0:
             return self._matcher.add(camera, stamp_ns, message, now_ns, offset or 0)
@@ -98,38 +97,36 @@ class SurroundMatcher(Generic[M]):
         return self._matcher.add(camera, stamp_ns, message, now_ns, offset)
 
     def poll(self, now_ns: int) -> list[MatchedRound[M]]:
-        """Masked rounds whose deadline has passed."""
+        """Return incomplete rounds whose deadline has passed."""
         return self._matcher.poll(now_ns)
 
     def warnings(self) -> list[str]:
-        """Sentences on bounds that are broken, for the operator."""
+        """Return warnings about a slop that is too large and about excluded cameras."""
         periods = [period for history in self._history if (period := shortest_period_ns(history)) is not None]
         limit = SLOP_OF_PERIOD * min(periods) if periods else None
         slop = self._matcher.slop_ns
         found = []
-        if (
-            limit is not None and slop > 1.1 * limit
-        ):  # jitter makes the shortest period look shorter than it is
+        if limit is not None and slop > 1.1 * limit:  # 10 %, because jitter shortens the measured period
             found.append(
                 f"sync slop of {slop / 1e6:.0f} ms is more than {SLOP_OF_PERIOD} of the shortest period "
                 f"({min(periods) / 1e6:.0f} ms): rounds may be mixed; set it to {limit / 1e6:.0f} ms or less"
             )
         if self._reference is not None:
-            out = [
+            excluded = [
                 name for name, offset in zip(self.cameras, self._offsets_ns, strict=True) if offset is None
             ]
             found += [
-                f"{name}: its stamps have no common rhythm with {self.cameras[self._reference]}; "
-                "it is left out until they do (is its clock synchronised?)"
-                for name in out
+                f"{name}: its stamps have no constant offset to those of {self.cameras[self._reference]}; "
+                "the camera is excluded until they have (check that the clocks are synchronised)"
+                for name in excluded
                 if self.received[name] >= MIN_STAMPS
             ]
         return found
 
-    def _remember(self, camera: int, stamp_ns: int) -> None:
+    def _store_stamp(self, camera: int, stamp_ns: int) -> None:
         history = self._history[camera]
         if history and abs(stamp_ns - history[-1]) > 20 * JUMP_NS:
-            history.clear()  # another stream: its stamps say nothing about the rhythm of this one
+            history.clear()  # a new stream: its period may differ
         if not history or stamp_ns > history[-1]:
             history.append(stamp_ns)
         elif stamp_ns < history[-1] - JUMP_NS:
@@ -139,7 +136,7 @@ class SurroundMatcher(Generic[M]):
     def _can_estimate(self) -> bool:
         counts = [len(history) for history in self._history]
         longest = max(history[-1] - history[0] for history in self._history if history)
-        return min(counts) >= MIN_STAMPS or (max(counts) >= MIN_STAMPS and longest >= _PATIENCE_NS)
+        return min(counts) >= MIN_STAMPS or (max(counts) >= MIN_STAMPS and longest >= _MAX_START_UP_NS)
 
     def _estimate(self, now_ns: int) -> list[MatchedRound[M]]:
         self._offsets_ns = estimate_offsets_ns([list(history) for history in self._history])
@@ -160,13 +157,12 @@ class SurroundMatcher(Generic[M]):
 
 
 class SurroundSynchronizer(message_filters.SimpleFilter):
-    """Filter over N camera filters; its callbacks get one `MatchedRound` of messages.
+    """Filter over N camera filters; its callbacks receive one `MatchedRound` of messages.
 
-    Composes like the stock synchronizers: `SurroundSynchronizer([Subscriber(...), ...], ...)`, then
-    `registerCallback`. Call `poll` from a timer (10 ms) so that partial rounds leave at their deadline.
-    `now_ns` reads the clock that the deadline is counted in. Messages without a header are an error of the
-    caller; whatever goes wrong in a callback is given to `on_error` and counted, because an exception in a
-    subscription would end the executor.
+    Use it as the other synchronizers: `SurroundSynchronizer([Subscriber(...), ...], ...)`, then
+    `registerCallback`. A timer (10 ms) must call `poll`, which releases incomplete rounds at their deadline.
+    `now_ns` reads the clock of the deadline. All messages need a header. Exceptions of callbacks are counted
+    and passed to `on_error`, because an exception in a subscription would stop the executor.
     """
 
     def __init__(
@@ -179,38 +175,40 @@ class SurroundSynchronizer(message_filters.SimpleFilter):
     ) -> None:
         super().__init__()
         if len(filters) != len(matcher.cameras):
-            raise ValueError(f"{len(filters)} filters for {len(matcher.cameras)} cameras; expected one each")
+            raise ValueError(
+                f"{len(filters)} filters for {len(matcher.cameras)} cameras; expected one per camera"
+            )
         self.matcher = matcher
         self._now_ns = now_ns
         self._on_error = on_error
         self._lock = threading.Lock()
         self.connectInput(filters)
 
-    def connectInput(self, filters: Sequence[Any]) -> None:  # noqa: N802 (the name message_filters uses)
-        """Listen to the filters, in camera order."""
+    def connectInput(self, filters: Sequence[Any]) -> None:  # noqa: N802 (name of the message_filters API)
+        """Register with the filters, in the order of the cameras."""
         self.input_connections = [
             camera_filter.registerCallback(self.add, index) for index, camera_filter in enumerate(filters)
         ]
 
     def add(self, message: Any, camera: int) -> None:
-        """Take a message; passes on the rounds it finishes."""
+        """Add a message and signal the rounds that it completes."""
         with self._lock:
             rounds = self.matcher.add(camera, stamp_to_ns(message.header.stamp), message, self._now_ns())
         self._signal(rounds)
 
     def poll(self) -> None:
-        """Pass on the rounds whose deadline has passed."""
+        """Signal the rounds whose deadline has passed."""
         with self._lock:
             rounds = self.matcher.poll(self._now_ns())
         self._signal(rounds)
 
     def clear(self) -> None:
-        """Rebuild the queues, as after a jump of the clock."""
+        """Clear the queues, as after a jump of the clock."""
         with self._lock:
             self.matcher.clear()
 
     def _signal(self, rounds: Sequence[MatchedRound[Any]]) -> None:
-        """Outside the lock: a callback that fails or calls back must not leave the filter locked."""
+        """Call the callbacks without holding the lock, so that they may call this filter."""
         for matched in rounds:
             try:
                 self.signalMessage(matched)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Per-camera time offsets, estimated from stamps alone.
+"""Estimation of the time offset of each camera from stamps.
 
-The cameras of a rig are exposed at fixed moments after a common trigger. From a few stamps of each camera the
-offset to a reference camera is the difference that most pairs of stamps agree on: when the rhythm is
-irregular (nuScenes: 50 and 100 ms in turn) only the true one repeats; when it is regular, offsets a whole
-period apart agree equally well and the smallest is taken.
+The cameras of a rig are exposed at fixed offsets after a common trigger. The offset of a camera is the most
+frequent difference between its stamps and those of a reference camera. If the period alternates (nuScenes: 50
+and 100 ms), only the true offset repeats. If the period is constant, offsets that differ by a period are
+equally frequent, and the smallest is selected.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,16 @@ from typing import Final
 import numpy as np
 
 MIN_STAMPS: Final = 6
-"""Stamps of a camera from which an offset can be told; fewer agree by accident."""
-_TIE: Final = 0.75
-_MIN_SUPPORT: Final = 0.5
-_WINDOW_OF_PERIOD: Final = 0.2
+"""Minimum number of stamps per camera; fewer may agree by chance."""
+_TIE: Final = 0.75  # offsets with this share of the best support compete
+_MIN_SUPPORT: Final = 0.5  # pairs that must agree, as a share of the stamps
+_WINDOW_OF_PERIOD: Final = 0.2  # tolerance between agreeing pairs, as a share of the shortest interval
 
 
 def shortest_period_ns(stamps_ns: Sequence[int]) -> int | None:
-    """Shortest interval (10th percentile, so that one duplicate does not decide) of ascending stamps; None
-    below three.
+    """Return the shortest interval between stamps; None for fewer than three.
+
+    It is the 10th percentile of the intervals, so that a single outlier has no effect.
     """
     intervals = np.diff(np.unique(np.asarray(stamps_ns, dtype=np.int64)))
     if len(intervals) < 2:
@@ -30,10 +31,9 @@ def shortest_period_ns(stamps_ns: Sequence[int]) -> int | None:
 
 
 def estimate_offset_ns(reference_ns: Sequence[int], camera_ns: Sequence[int]) -> int | None:
-    """Nanoseconds by which a camera's stamps follow the reference camera's; None where they have no common
-    rhythm.
+    """Return the nanoseconds by which a camera's stamps follow those of the reference camera.
 
-    Gaps in either sequence do no harm. None means too few stamps, or a camera with another clock or rate.
+    Gaps in the sequences are allowed. None means too few stamps, or a camera with another clock or rate.
     """
     reference = np.unique(np.asarray(reference_ns, dtype=np.int64))
     camera = np.unique(np.asarray(camera_ns, dtype=np.int64))
@@ -51,17 +51,14 @@ def estimate_offset_ns(reference_ns: Sequence[int], camera_ns: Sequence[int]) ->
         return None
     starts = np.flatnonzero(support >= _TIE * support.max())
     centers = [int(np.median(differences[start : ends[start]])) for start in starts]
-    # Overlapping windows of one cluster all qualify: the best supported near the smallest offset is its
-    # middle.
+    # All overlapping windows of a cluster qualify; the one with the most pairs is at its middle.
     smallest = min(centers, key=abs)
     near = [(int(support[start]), center) for start, center in zip(starts, centers, strict=True)]
     return max((s, -abs(c), c) for s, c in near if abs(c - smallest) <= window)[2]
 
 
 def estimate_offsets_ns(stamps_ns: Sequence[Sequence[int]]) -> list[int | None]:
-    """Offsets of N cameras to the one with the most stamps (the first of them, with offset 0); None where
-    unknown.
-    """
+    """Return the offsets of N cameras to the first camera with the most stamps; None if unknown."""
     reference = max(range(len(stamps_ns)), key=lambda index: (len(stamps_ns[index]), -index))
     return [
         0 if index == reference else estimate_offset_ns(stamps_ns[reference], stamps)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Launch files and parameter files: what they name exists. Loading them needs the `launch` packages of a ROS
-distribution, which have no wheel; everything else is checked without."""
+"""Launch and parameter files refer to existing parameters, programs and topics.
+
+Only `test_launch_file_loads` needs the `launch` packages of a ROS distribution, which have no wheel.
+"""
 
 import ast
 from dataclasses import fields
@@ -23,7 +25,7 @@ def parameters_of(name: str) -> dict[str, Any]:
 
 
 def literal(path: Path, name: str) -> Any:
-    """The value of a module constant that is a literal."""
+    """Return the value of a module constant that is a literal."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [name]:
             return ast.literal_eval(node.value)
@@ -31,7 +33,7 @@ def literal(path: Path, name: str) -> Any:
 
 
 def keyword_values(path: Path, keyword: str) -> set[str]:
-    """All literal values given to a keyword argument in a file."""
+    """Return all literal values of a keyword argument in a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return {
@@ -42,13 +44,13 @@ def keyword_values(path: Path, keyword: str) -> set[str]:
     }
 
 
-def test_every_parameter_is_described() -> None:
+def test_every_parameter_has_a_description() -> None:
     assert {entry.name for entry in fields(DetectorParameters)} == set(DESCRIPTIONS)
 
 
-def test_detector_yaml_is_valid_and_fits_the_defaults() -> None:
-    given = parameters_of("detector.yaml")
-    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+def test_detector_yaml_is_valid_and_has_the_default_cameras_and_topics() -> None:
+    values = parameters_of("detector.yaml")
+    lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     parameters = DetectorParameters(**lists)
     assert parameters.image_topics == DetectorParameters().image_topics
     assert parameters.camera_info_topics == DetectorParameters().camera_info_topics
@@ -56,7 +58,7 @@ def test_detector_yaml_is_valid_and_fits_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("node", ["player", "recorder"])
-def test_the_other_parameter_files_name_parameters_of_their_nodes(node: str) -> None:
+def test_player_and_recorder_yaml_contain_only_parameters_of_their_nodes(node: str) -> None:
     source = (ROOT / "ftkd_ros" / "bag" / f"{node}.py").read_text(encoding="utf-8")
     names = {
         child.value
@@ -66,16 +68,16 @@ def test_the_other_parameter_files_name_parameters_of_their_nodes(node: str) -> 
     assert set(parameters_of(f"{node}.yaml")) <= names
 
 
-def test_launch_arguments_are_parameters_of_the_detector() -> None:
+def test_launch_overrides_are_parameters_of_the_detector() -> None:
     assert set(literal(ROOT / "launch" / "detector.launch.py", "OVERRIDES")) <= set(DESCRIPTIONS)
 
 
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
 def test_launched_programs_are_installed(path: Path) -> None:
-    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    setup = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", "setup.cfg"))
     own = keyword_values(path, "executable") - {"rviz2"}
     assert own
-    assert all(f'"{program} = ftkd_ros.' in setup for program in own)
+    assert all(f"{program} = ftkd_ros." in setup for program in own)
 
 
 def test_rviz_view_shows_the_topics_of_the_node() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A short drive in nuScenes' own tables: six cameras at 12 Hz and a lidar, key frames at 2 Hz, a car to see.
+"""A short drive as nuScenes tables: six cameras at 12 Hz, a lidar, key frames at 2 Hz and one car.
 
-Images are JPEG files of noise of any size on disk: what matters is that bytes and times survive.
+Images are JPEG files of noise, with a minimum file size if required.
 """
 
 import json
@@ -35,7 +35,7 @@ WIDTH, HEIGHT = 64, 36
 
 
 def ego_pose(stamp_us: int) -> NDArray[np.float64]:
-    """global_from_ego (4, 4): a circle with a steady speed, on a road that climbs a little."""
+    """Return global_from_ego (4, 4) of a circular drive at constant speed on a slightly rising road."""
     seconds = (stamp_us - START_US) / 1e6
     yaw, radius = TURN_RAD_S * seconds, SPEED_M_S / TURN_RAD_S
     position = (600 + radius * np.sin(yaw), 1600 + radius * (1 - np.cos(yaw)), 0.3)
@@ -45,8 +45,7 @@ def ego_pose(stamp_us: int) -> NDArray[np.float64]:
 
 
 def write_drive(root: Path, *, sweeps: int = 13, image_bytes: int = 0, seed: int = 0) -> Path:
-    """Write the data set of `sweeps` rounds below `root` and return it; images are filled up to
-    `image_bytes`."""
+    """Write a data set of `sweeps` rounds to `root` and return `root`; images have at least `image_bytes`."""
     tables: dict[str, list[dict[str, Any]]] = {
         name: [] for name in ("scene", "sample", "sample_data", "ego_pose", "sensor", "calibrated_sensor")
     }
@@ -66,7 +65,7 @@ def write_drive(root: Path, *, sweeps: int = 13, image_bytes: int = 0, seed: int
         _add_sensor(tables, channel, index)
         _add_data(tables, root, channel, sweeps, image_bytes, noise)
     _add_car(tables, samples)
-    _add_rest(tables)
+    _add_constant_tables(tables)
     (root / VERSION).mkdir(parents=True)
     (root / "maps").mkdir()
     cv2.imwrite(str(root / "maps" / "blank.png"), np.zeros((4, 4), dtype=np.uint8))
@@ -105,7 +104,7 @@ def _add_data(
         if camera:
             pixels = noise.integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
             content = cv2.imencode(".jpg", pixels)[1].tobytes()
-            # What follows the end-of-image mark is no part of the picture.
+            # Bytes after the end-of-image marker do not affect the image.
             (root / name).write_bytes(content + noise.bytes(max(0, image_bytes - len(content))))
         next_key = min(
             -(-sweep // SWEEPS_PER_KEY) * SWEEPS_PER_KEY, (sweeps - 1) // SWEEPS_PER_KEY * SWEEPS_PER_KEY
@@ -122,7 +121,7 @@ def _add_data(
 
 
 def _add_car(tables: dict[str, list[dict[str, Any]]], samples: list[str]) -> None:
-    """A car that drives along the global x axis."""
+    """Add a car that drives along the global x axis."""
     tokens = [f"ann-{sample}" for sample in samples]
     tables["instance"] = [
         {"token": "car1", "category_token": "car", "nbr_annotations": len(tokens),
@@ -141,7 +140,7 @@ def _add_car(tables: dict[str, list[dict[str, Any]]], samples: list[str]) -> Non
     tables["sample_annotation"] = rows
 
 
-def _add_rest(tables: dict[str, list[dict[str, Any]]]) -> None:
+def _add_constant_tables(tables: dict[str, list[dict[str, Any]]]) -> None:
     tables["category"] = [{"token": "car", "name": "vehicle.car", "description": ""}]
     tables["attribute"] = [{"token": "moving", "name": "vehicle.moving", "description": ""}]
     tables["visibility"] = [{"token": "4", "level": "v80-100", "description": ""}]

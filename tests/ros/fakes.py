@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A detector that answers at once, and a rig of six small cameras that publishes to a node under test."""
+"""A fake detector, a fake rig of six cameras that publishes over DDS, and a detector node under test."""
 
 import threading
 import time
@@ -22,7 +22,8 @@ from visualization_msgs.msg import MarkerArray
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.convert.images import encode_jpeg
-from ftkd_ros.convert.to_ros import make_header, rgb_to_compressed
+from ftkd_ros.convert.message_factory import RCLPY
+from ftkd_ros.convert.to_ros import compressed_image, make_header
 from ftkd_ros.node.detector_node import DetectorNode
 from ftkd_ros.node.spinning import make_executor, spin
 
@@ -34,7 +35,7 @@ START = 1_000 * 10**9
 
 
 class FakeDetector:
-    """One car a round; its x is the number of cameras seen, its y the mean red of the front image."""
+    """Returns one car per round; x is the number of cameras, y the mean red value of the front image."""
 
     channels = CAMERA_CHANNELS
     weights_name = "fake.safetensors"
@@ -54,11 +55,11 @@ class FakeDetector:
 
     def step(self, camera_round: CameraRound) -> ObjectList:
         self.rounds.append(camera_round)
-        seen = sum(view is not None for view in camera_round.views)
+        cameras = sum(view is not None for view in camera_round.views)
         front = camera_round.views[0]
         red = 0.0 if front is None else float(front.image[..., 0].mean())
         return ObjectList(
-            boxes=np.array([[seen, red, 1.0, 4.5, 1.9, 1.6, 0.3, 5.0, 0.0]]),
+            boxes=np.array([[cameras, red, 1.0, 4.5, 1.9, 1.6, 0.3, 5.0, 0.0]]),
             scores=np.array([0.9]),
             labels=np.array([0]),
             stamp_ns=camera_round.reference_stamp_ns,
@@ -71,14 +72,13 @@ def solid_jpeg(red: int) -> bytes:
     return encode_jpeg(image)
 
 
-class Bench:
-    """The other side of the wire, with a DDS participant of its own: a camera rig, tf, and ears for all
-    outputs."""
+class FakeRig:
+    """Publishes cameras and tf, and subscribes to all outputs of the node, in its own context."""
 
     def __init__(self) -> None:
         self.context = Context()
         rclpy.init(context=self.context)
-        self.node = rclpy.create_node("bench", context=self.context)
+        self.node = rclpy.create_node("fake_rig", context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self._images: dict[str, Any] = {}
@@ -92,53 +92,60 @@ class Bench:
         self._static = StaticTransformBroadcaster(self.node)
         self._static.sendTransform([self._transform("base_link", camera, 0, 1.5) for camera in CAMERAS])
         self.received: dict[str, list[Any]] = {}
-        self._listen(Detection3DArray, "/detections")
-        self._listen(PointCloud2, "/detections/velocities")
-        self._listen(MarkerArray, "/detections/markers")
-        self._listen(Image, "/detections/bird_eye")
-        self._listen(Image, "/detections/surround")
-        self._listen(DiagnosticArray, "/diagnostics")
+        self._subscribe(Detection3DArray, "/detections")
+        self._subscribe(PointCloud2, "/detections/velocities")
+        self._subscribe(MarkerArray, "/detections/markers")
+        self._subscribe(Image, "/detections/bird_eye")
+        self._subscribe(Image, "/detections/surround")
+        self._subscribe(DiagnosticArray, "/diagnostics")
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        self._listen(LabelInfo, "/detections/label_info", latched)
+        self._subscribe(LabelInfo, "/detections/label_info", latched)
 
-    def _listen(self, message_type: Any, topic: str, qos: Any = 10) -> None:
+    def _subscribe(self, message_type: Any, topic: str, qos: Any = 10) -> None:
         self.received[topic] = []
         self.node.create_subscription(message_type, topic, self.received[topic].append, qos)
 
     @staticmethod
     def _transform(parent: str, child: str, stamp_ns: int, x: float) -> TransformStamped:
-        message = TransformStamped(header=make_header(stamp_ns, parent), child_frame_id=child)
+        message = TransformStamped(header=make_header(RCLPY, stamp_ns, parent), child_frame_id=child)
         message.transform.translation.x = x
         message.transform.rotation.w = 1.0
         return message
 
     def send_round(
-        self, trigger_ns: int, *, red: int = 100, without: tuple[str, ...] = (), torn: tuple[str, ...] = ()
+        self,
+        trigger_ns: int,
+        *,
+        red: int = 100,
+        without: tuple[str, ...] = (),
+        truncated: tuple[str, ...] = (),
+        offsets_s: tuple[float, ...] = OFFSETS_S,
     ) -> None:
-        """One round: tf at every exposure (10 m/s along x of map), then calibration and image of each
-        camera."""
-        stamps = {c: trigger_ns + round(o * 1e9) for c, o in zip(CAMERAS, OFFSETS_S, strict=True)}
+        """Publish one round: tf at every exposure (10 m/s along x of map), then camera_info and images."""
+        stamps = {c: trigger_ns + round(o * 1e9) for c, o in zip(CAMERAS, offsets_s, strict=True)}
         poses = [
             self._transform("map", "base_link", stamp, SPEED * stamp * 1e-9) for stamp in stamps.values()
         ]
         self._tf.sendTransform(poses)
         for camera in sorted(set(CAMERAS) - set(without), key=lambda name: stamps[name]):
-            info = CameraInfo(header=make_header(stamps[camera], camera), width=SIZE[0], height=SIZE[1])
+            info = CameraInfo(
+                header=make_header(RCLPY, stamps[camera], camera), width=SIZE[0], height=SIZE[1]
+            )
             info.k = [50.0, 0.0, 32.0, 0.0, 50.0, 24.0, 0.0, 0.0, 1.0]
             self._infos[camera].publish(info)
             content = solid_jpeg(red)
-            content = content[: len(content) // 2] if camera in torn else content
-            self._images[camera].publish(rgb_to_compressed(content, stamps[camera], camera))
+            content = content[: len(content) // 2] if camera in truncated else content
+            self._images[camera].publish(compressed_image(RCLPY, content, stamps[camera], camera))
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-        """Receive until the condition holds; fails after the timeout."""
+        """Run callbacks until the condition is true; fail after the timeout."""
         end = time.monotonic() + timeout_s
         while not condition():
-            assert time.monotonic() < end, "waited in vain for the node under test"
+            assert time.monotonic() < end, "timeout while waiting for the node under test"
             self.executor.spin_once(timeout_sec=0.02)
 
     def is_connected(self) -> bool:
-        """Whether the node under test listens to every camera, and is heard."""
+        """Return True if the node under test subscribes to all cameras and its outputs are discovered."""
         publishers = [*self._images.values(), *self._infos.values()]
         return all(p.get_subscription_count() > 0 for p in publishers) and (
             self.node.count_publishers("/detections") > 0 and self.node.count_subscribers("/tf_static") > 0
@@ -153,17 +160,17 @@ class Bench:
 _triggers = iter(range(START, START + 10**15, 5 * 10**8))
 
 
-def send_and_receive(bench: Bench, **options: Any) -> int:
-    """Send the next round and wait for what comes of it; gives its trigger."""
+def send_and_receive(rig: FakeRig, **options: Any) -> int:
+    """Publish the next round, wait for its detections and return its trigger stamp."""
     trigger = next(_triggers)
-    already = len(bench.received["/detections"])
-    bench.send_round(trigger, **options)
-    bench.wait_until(lambda: len(bench.received["/detections"]) > already)
+    already = len(rig.received["/detections"])
+    rig.send_round(trigger, **options)
+    rig.wait_until(lambda: len(rig.received["/detections"]) > already)
     return trigger
 
 
-class Running:
-    """A node under test, spun on a thread of its own."""
+class RunningNode:
+    """An active detector node under test that spins in its own thread."""
 
     def __init__(self, **parameters: object) -> None:
         self.context = Context()

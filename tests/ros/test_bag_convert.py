@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""nuScenes -> bag: what goes in comes out, in an order that can be played."""
+"""nuScenes -> bag: content and order of the messages."""
 
 import os
 from pathlib import Path
@@ -47,29 +47,29 @@ def summary(dataroot: Path) -> ConversionSummary:
     return convert_scene(dataroot, VERSION, SCENE, dataroot / "bags" / "all", progress=False)
 
 
-class Recorded(NamedTuple):
-    """All of a bag: (log time, message) by topic, and (topic, log time, message) in order."""
+class BagContent(NamedTuple):
+    """Messages of a bag: (log time, message) by topic, and (topic, log time, message) in order."""
 
     by_topic: dict[str, list[tuple[int, Any]]]
     in_order: list[tuple[str, int, Any]]
 
 
 @pytest.fixture(scope="module")
-def recorded(summary: ConversionSummary) -> Recorded:
+def recorded(summary: ConversionSummary) -> BagContent:
     return read(summary.output)
 
 
-def read(bag: Path) -> Recorded:
+def read(bag: Path) -> BagContent:
     by_topic: dict[str, list[tuple[int, Any]]] = {}
     with BagReader(bag) as reader:
         in_order = list(reader.messages(sorted(reader.topics)))
     for topic, time_ns, message in in_order:
         by_topic.setdefault(topic, []).append((time_ns, message))
-    return Recorded(by_topic, in_order)
+    return BagContent(by_topic, in_order)
 
 
-def test_every_image_arrives_byte_for_byte(
-    dataroot: Path, summary: ConversionSummary, recorded: Recorded
+def test_image_files_are_stored_unchanged(
+    dataroot: Path, summary: ConversionSummary, recorded: BagContent
 ) -> None:
     assert summary.images == 6 * SWEEPS and summary.key_frames == KEY_FRAMES
     for channel in CAMERA_CHANNELS:
@@ -82,7 +82,7 @@ def test_every_image_arrives_byte_for_byte(
             assert message.data.tobytes() == (dataroot / f"samples/{channel}/{stamp_us}.jpg").read_bytes()
 
 
-def test_camera_info_is_the_calibration(dataroot: Path, recorded: Recorded) -> None:
+def test_camera_info_equals_the_calibration_of_the_data_set(dataroot: Path, recorded: BagContent) -> None:
     dataset = nuscenes.open_dataset(dataroot, VERSION)
     for channel in CAMERA_CHANNELS:
         record = nuscenes.camera_records(dataset, SCENE, channel)[0]
@@ -99,7 +99,7 @@ def test_camera_info_is_the_calibration(dataroot: Path, recorded: Recorded) -> N
         np.testing.assert_array_equal(info.r.reshape(3, 3), np.eye(3))
 
 
-def test_poses_are_exact_at_every_exposure(recorded: Recorded) -> None:
+def test_tf_has_the_exact_pose_at_every_exposure(recorded: BagContent) -> None:
     moving = [message.transforms[0] for _, message in recorded.by_topic["/tf"]]
     assert len(moving) == 7 * SWEEPS
     for transform in moving:
@@ -108,7 +108,7 @@ def test_poses_are_exact_at_every_exposure(recorded: Recorded) -> None:
         np.testing.assert_allclose(transform_to_matrix(transform.transform), expected, rtol=0, atol=1e-9)
 
 
-def test_sensors_hang_on_the_vehicle_in_optical_frames(dataroot: Path, recorded: Recorded) -> None:
+def test_tf_static_has_the_pose_of_every_sensor_in_the_vehicle(dataroot: Path, recorded: BagContent) -> None:
     ((log_time_ns, message),) = recorded.by_topic["/tf_static"]
     assert log_time_ns == START_US * 1000
     expected = nuscenes.sensor_poses(nuscenes.open_dataset(dataroot, VERSION), SCENE)
@@ -120,17 +120,17 @@ def test_sensors_hang_on_the_vehicle_in_optical_frames(dataroot: Path, recorded:
         np.testing.assert_allclose(transform_to_matrix(transform.transform), pose, rtol=0, atol=1e-9)
 
 
-def test_odometry_tells_speed_along_the_vehicles_axes(recorded: Recorded) -> None:
+def test_odometry_velocity_is_in_the_vehicle_frame(recorded: BagContent) -> None:
     for _, message in recorded.by_topic["/odom"]:
         expected = ego_pose(stamp_to_ns(message.header.stamp) // 1000)
         np.testing.assert_allclose(transform_to_matrix(message.pose.pose), expected, rtol=0, atol=1e-9)
         linear, angular = message.twist.twist.linear, message.twist.twist.angular
-        # At the ends the difference is one-sided: 50 ms of a turn of 0.2 rad/s tilt it by 5 mrad.
+        # One-sided differences at both ends: a turn of 0.2 rad/s during 50 ms is 5 mrad.
         np.testing.assert_allclose([linear.x, linear.y], [SPEED_M_S, 0], atol=0.06)
         np.testing.assert_allclose([angular.x, angular.y, angular.z], [0, 0, TURN_RAD_S], atol=0.01)
 
 
-def test_ground_truth_comes_back_equal(dataroot: Path, recorded: Recorded) -> None:
+def test_ground_truth_round_trips(dataroot: Path, recorded: BagContent) -> None:
     dataset = nuscenes.open_dataset(dataroot, VERSION)
     tokens = recorded.by_topic["/sample_token"]
     assert [message.frame_id for _, message in tokens] == nuscenes.scene_samples(dataset, SCENE)
@@ -148,28 +148,27 @@ def test_ground_truth_comes_back_equal(dataroot: Path, recorded: Recorded) -> No
         assert np.hypot(*found.boxes[0, 7:]) == pytest.approx(CAR_SPEED_M_S, rel=1e-3)
 
 
-def test_who_plays_the_bag_in_order_always_has_the_transform(recorded: Recorded) -> None:
-    """Whatever was played before an image covers its exposure: exactly, not by interpolation with the
-    future."""
-    known: set[int] = set()
+def test_transforms_and_camera_info_precede_their_image(recorded: BagContent) -> None:
+    """Before each image, the bag has the transform at its exposure and its camera_info."""
+    pose_stamps: set[int] = set()
     infos: set[tuple[str, int]] = set()
     seen_static = False
     for topic, log_time_ns, message in recorded.in_order:
         seen_static |= topic == "/tf_static"
         if topic == "/tf":
-            known.add(stamp_to_ns(message.transforms[0].header.stamp))
+            pose_stamps.add(stamp_to_ns(message.transforms[0].header.stamp))
         elif topic.endswith("/camera_info"):
             infos.add((message.header.frame_id, log_time_ns))
         elif topic.endswith("/compressed"):
-            assert seen_static and log_time_ns in known
+            assert seen_static and log_time_ns in pose_stamps
             assert (message.header.frame_id, log_time_ns) in infos
         elif topic.startswith(("/ground_truth", "/sample_token")):
-            assert log_time_ns in known
+            assert log_time_ns in pose_stamps
     times = [log_time_ns for _, log_time_ns, _ in recorded.in_order]
     assert times == sorted(times)
 
 
-def test_metadata_offers_what_ros2_bag_play_needs(summary: ConversionSummary) -> None:
+def test_metadata_has_the_fields_that_ros2_bag_play_needs(summary: ConversionSummary) -> None:
     information = yaml.safe_load((summary.output / "metadata.yaml").read_text())[
         "rosbag2_bagfile_information"
     ]
@@ -187,7 +186,7 @@ def test_metadata_offers_what_ros2_bag_play_needs(summary: ConversionSummary) ->
         assert all(connection.msgdef.data for connection in reader.connections)
 
 
-def test_key_frames_alone_keep_all_poses(dataroot: Path, tmp_path: Path) -> None:
+def test_key_frame_bag_keeps_the_poses_of_all_sweeps(dataroot: Path, tmp_path: Path) -> None:
     found = convert_scene(dataroot, VERSION, SCENE, tmp_path / "keys", sweeps=False, progress=False)
     assert found.images == 6 * KEY_FRAMES
     assert found.messages["/tf"] == 7 * SWEEPS
@@ -196,22 +195,22 @@ def test_key_frames_alone_keep_all_poses(dataroot: Path, tmp_path: Path) -> None
     assert stamps == [(START_US + k * step + OFFSETS_US["CAM_BACK"]) * 1000 for k in range(KEY_FRAMES)]
 
 
-def test_nothing_is_overwritten(dataroot: Path, tmp_path: Path) -> None:
+def test_existing_output_is_refused_and_unchanged(dataroot: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "precious").write_text("work of years")
+    (tmp_path / "taken" / "user_file").write_text("user data")
     with pytest.raises(UserError, match="taken' exists already"):
         convert_scene(dataroot, VERSION, SCENE, tmp_path / "taken", progress=False)
-    assert [path.name for path in tmp_path.rglob("*")] == ["taken", "precious"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["taken", "user_file"]
 
 
-def test_an_unknown_scene_names_those_that_exist(dataroot: Path, tmp_path: Path) -> None:
+def test_error_for_an_unknown_scene_lists_the_existing_scenes(dataroot: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"scene-0999.*has scene-0001"):
         convert_scene(dataroot, VERSION, "scene-0999", tmp_path / "bag", progress=False)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["missing", "no picture"])
-def test_a_damaged_image_is_named_and_leaves_no_bag(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["missing", "not an image"])
+def test_damaged_image_is_named_in_the_error_and_leaves_no_bag(tmp_path: Path, damage: str) -> None:
     root = write_drive(tmp_path / "data", sweeps=2)
     path = root / f"samples/CAM_BACK/{START_US + SWEEP_US + OFFSETS_US['CAM_BACK']}.jpg"
     if damage == "missing":
@@ -226,10 +225,10 @@ def test_a_damaged_image_is_named_and_leaves_no_bag(tmp_path: Path, damage: str)
 @pytest.mark.skipif(
     not (SAMPLE_ROOT / "v1.0-mini").is_dir(),
     reason=f"the real nuScenes key frame is not at {SAMPLE_ROOT} (its licence keeps it "
-    "out of the repository); point FTKD_NUSCENES_SAMPLE at a folder that holds one",
+    "out of the repository); set FTKD_NUSCENES_SAMPLE to a folder that contains one",
 )
-def test_a_single_real_key_frame_converts(tmp_path: Path) -> None:
-    """Its velocities are unknown, which the bag says as nan; its boxes lie where the devkit has them."""
+def test_one_real_key_frame_is_converted(tmp_path: Path) -> None:
+    """Velocities are unknown and therefore nan; boxes equal those of the devkit."""
     found = convert_scene(SAMPLE_ROOT, "v1.0-mini", "scene-0061", tmp_path / "one", progress=False)
     assert found.images == 6 and found.messages["/tf"] == found.messages["/odom"] == 7
     bag = read(found.output).by_topic

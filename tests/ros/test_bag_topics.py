@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bag -> player -> topics -> recorder -> bag over DDS, and how both nodes end."""
+"""Bag -> player -> topics -> recorder -> bag over DDS, and the end of both nodes."""
 
 import itertools
 import os
@@ -20,10 +20,11 @@ from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Header
 
 from ftkd_core.errors import UserError
-from ftkd_ros.bag import message_builders as build
 from ftkd_ros.bag import player, recorder
 from ftkd_ros.bag.io import BagReader, BagWriter, is_latched
+from ftkd_ros.bag.message_definitions import ROSBAGS
 from ftkd_ros.bag.node_running import spinning
+from ftkd_ros.convert import to_ros
 
 pytestmark = pytest.mark.ros
 
@@ -48,22 +49,21 @@ def context() -> Iterator[Context]:
 
 @pytest.fixture(scope="module")
 def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Half a second: a latched transform, images at 60 Hz and marks at 200 Hz, the last of them apart from
-    the rest."""
+    """A bag of half a second: a latched transform, images at 60 Hz and marks at 200 Hz."""
     path = tmp_path_factory.mktemp("bags") / "played"
     with BagWriter(path) as writer:
         writer.add_topic("/latched", "tf2_msgs/msg/TFMessage", depth=1, latched=True)
         for topic, msgtype in TOPICS.items():
             writer.add_topic(topic, msgtype)
-        writer.write("/latched", 10**9, build.transforms(10**9, "base_link", {}))
+        writer.write("/latched", 10**9, to_ros.make_transforms(ROSBAGS, 10**9, "base_link", {}))
         events = [(10**9 + i * 16_000_000, "/image", i) for i in range(30)]
         events += [(10**9 + i * 5_000_000, "/mark", i) for i in range(100)]
         for stamp_ns, topic, number in sorted(events):
             content = bytes([number]) * (40_000 + number)
             message = (
-                build.compressed_image(stamp_ns, "camera", content)
+                to_ros.compressed_image(ROSBAGS, content, stamp_ns, "camera")
                 if topic == "/image"
-                else build.header(stamp_ns, f"mark {number}")
+                else to_ros.make_header(ROSBAGS, stamp_ns, f"mark {number}")
             )
             writer.write(topic, stamp_ns, message)
     return path
@@ -75,7 +75,9 @@ def make_node(kind: Callable[..., Any], context: Context, **parameters: Any) -> 
 
 
 def contents(path: Path) -> dict[str, list[bytes]]:
-    """Serialized messages by topic, without the zeros by which the middleware fills up to four bytes."""
+    """Return serialized messages by topic, padded with zeros to a multiple of four bytes as by the
+    middleware.
+    """
     found: dict[str, list[bytes]] = {}
     with BagReader(path) as reader:
         for connection, _, content in reader.raw():
@@ -90,9 +92,7 @@ def wait_for(condition: Callable[[], Any]) -> None:
         time.sleep(0.01)
 
 
-def test_a_played_and_recorded_bag_holds_the_same_messages(
-    bag: Path, tmp_path: Path, context: Context
-) -> None:
+def test_played_and_recorded_bag_has_the_same_messages(bag: Path, tmp_path: Path, context: Context) -> None:
     topics = [*TOPICS, "/latched"]
     recording = make_node(recorder.RecorderNode, context, output=str(tmp_path / "again"), topics=topics)
     playing = make_node(player.PlayerNode, context, bag=str(bag), wait_for_subscribers=topics, rate=2.0)
@@ -100,10 +100,10 @@ def test_a_played_and_recorded_bag_holds_the_same_messages(
     with spinning(recording), spinning(playing):
         thread = threading.Thread(target=recording.record, args=(stop,))
         thread.start()
-        sentence = playing.play(threading.Event())
+        summary = playing.play(threading.Event())
         stop.set()
         thread.join(DEADLINE_S)
-    assert sentence.startswith("played 131 messages")
+    assert summary.startswith("played 131 messages")
     assert contents(tmp_path / "again") == contents(bag)
     with BagReader(tmp_path / "again") as reader:
         assert {c.topic: is_latched(c) for c in reader.connections} == {
@@ -111,12 +111,12 @@ def test_a_played_and_recorded_bag_holds_the_same_messages(
         }  # fmt: skip
         assert all(connection.msgdef.data for connection in reader.connections)
         times = [log_time_ns for _, log_time_ns, _ in reader.raw()]
-    # Recorded with the time of arrival: in order, today, and in the 0.25 s that a rate of 2 takes.
+    # Log times are times of arrival: increasing, recent, and within 0.25 s at rate 2.
     assert times == sorted(times) and abs(times[-1] / 1e9 - time.time()) < DEADLINE_S
     assert (times[-1] - times[0]) / 1e9 > 0.2
 
 
-def test_loops_jump_back_with_the_clock(bag: Path, context: Context) -> None:
+def test_clock_jumps_back_at_each_loop(bag: Path, context: Context) -> None:
     playing = make_node(player.PlayerNode, context, bag=str(bag), loop=True, rate=4.0)
     listener = Node("listener", context=context)
     ticks: list[int] = []
@@ -140,7 +140,7 @@ def test_loops_jump_back_with_the_clock(bag: Path, context: Context) -> None:
     assert between[:100] == [f"mark {number}" for number in range(100)]
 
 
-def test_the_player_waits_for_subscribers_and_gives_up(bag: Path, context: Context) -> None:
+def test_player_stops_with_an_error_if_subscribers_are_missing(bag: Path, context: Context) -> None:
     playing = make_node(
         player.PlayerNode, context, bag=str(bag), wait_for_subscribers=["/mark=2"], wait_timeout_s=0.3
     )
@@ -152,7 +152,7 @@ def test_the_player_waits_for_subscribers_and_gives_up(bag: Path, context: Conte
 
 
 @pytest.mark.parametrize(
-    ("parameters", "sentence"),
+    ("parameters", "message"),
     [
         ({"bag": ""}, "parameter bag is empty"),
         ({"bag": "/nowhere/bag"}, "bag '/nowhere/bag' does not exist"),
@@ -165,33 +165,33 @@ def test_the_player_waits_for_subscribers_and_gives_up(bag: Path, context: Conte
         ({"wait_for_subscribers": ["/mark=few"]}, "'/mark=few'; expected NAME or NAME=COUNT"),
     ],
 )
-def test_bad_parameters_of_the_player(
-    bag: Path, context: Context, parameters: dict[str, Any], sentence: str
+def test_bad_parameters_of_the_player_are_refused(
+    bag: Path, context: Context, parameters: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=message):
         make_node(player.PlayerNode, context, **{"bag": str(bag), **parameters})
 
 
-def test_bad_parameters_of_the_recorder(bag: Path, tmp_path: Path, context: Context) -> None:
-    def refused(sentence: str, **parameters: Any) -> None:
-        with pytest.raises(UserError, match=sentence):
+def test_bad_parameters_of_the_recorder_are_refused(bag: Path, tmp_path: Path, context: Context) -> None:
+    def assert_refused(message: str, **parameters: Any) -> None:
+        with pytest.raises(UserError, match=message):
             make_node(recorder.RecorderNode, context, **parameters)
 
-    refused("parameter output is empty", topics=["/mark"])
-    refused("parameter topics is empty", output=str(tmp_path / "new"))
-    refused("exists already", output=str(bag), topics=["/mark"])
-    refused("less than min_free_mb", output=str(tmp_path / "new"), topics=["/mark"], min_free_mb=9e8)
+    assert_refused("parameter output is empty", topics=["/mark"])
+    assert_refused("parameter topics is empty", output=str(tmp_path / "new"))
+    assert_refused("exists already", output=str(bag), topics=["/mark"])
+    assert_refused("less than min_free_mb", output=str(tmp_path / "new"), topics=["/mark"], min_free_mb=9e8)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_recorder_takes_what_publishers_offer(tmp_path: Path, context: Context) -> None:
-    """A best-effort publisher is heard, and one that comes later and offers less than the first as well."""
+def test_recorder_adapts_its_qos_to_the_publishers(tmp_path: Path, context: Context) -> None:
+    """The recorder also receives a later publisher that offers a weaker QoS than the first."""
     node = Node("talker", context=context)
     recording = make_node(recorder.RecorderNode, context, output=str(tmp_path / "bag"), topics=["/mark"])
     stop = threading.Event()
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     first = node.create_publisher(Header, "/mark", latched)
-    first.publish(Header(frame_id="before anyone listened"))
+    first.publish(Header(frame_id="before the recorder"))
     with spinning(recording), spinning(node):
         thread = threading.Thread(target=recording.record, args=(stop,))
         thread.start()
@@ -206,10 +206,10 @@ def test_the_recorder_takes_what_publishers_offer(tmp_path: Path, context: Conte
         thread.join(DEADLINE_S)
     with BagReader(tmp_path / "bag") as reader:
         found = [message.frame_id for _, _, message in reader.messages(["/mark"])]
-    assert found[0] == "before anyone listened" and "best effort" in found
+    assert found[0] == "before the recorder" and "best effort" in found
 
 
-def test_a_disk_that_fills_ends_the_recording_with_a_complete_bag(
+def test_low_disk_space_ends_the_recording_with_a_complete_bag(
     tmp_path: Path, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recording = make_node(recorder.RecorderNode, context, output=str(tmp_path / "bag"), topics=["/mark"])
@@ -230,42 +230,40 @@ def test_a_disk_that_fills_ends_the_recording_with_a_complete_bag(
         thread = threading.Thread(target=record)
         thread.start()
         wait_for(lambda: recording._bag.counts["/mark"] == 1)
-        monkeypatch.setattr(recording, "_least_bytes", 10**18)
+        monkeypatch.setattr(recording, "_min_free_bytes", 10**18)
         thread.join(DEADLINE_S)
     assert "less than min_free_mb" in str(failure[0]) and "recorded 1 messages" in str(failure[0])
     assert len(contents(tmp_path / "bag")["/mark"]) == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_recorder_with_a_complete_bag(
+def test_signal_ends_the_recorder_with_a_complete_bag(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
-    before = signal.getsignal(number)
+    handler = signal.getsignal(number)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
     timer.start()
     arguments = ["--ros-args", "-p", f"output:={tmp_path / 'bag'}", "-p", "topics:=[/silent]"]
     assert recorder.main(arguments) == 0
     timer.join()
     assert f"recorded 0 messages to {tmp_path / 'bag'}" in capsys.readouterr().out
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(number) is handler
     with BagReader(tmp_path / "bag") as reader:
         assert reader.message_count == 0 and reader.topics == {}
 
 
-def test_the_player_ends_with_code_0_and_what_it_played(
-    bag: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_player_prints_a_summary_and_returns_0(bag: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert player.main(["--ros-args", "-p", f"bag:={bag}", "-p", "rate:=10"]) == 0
     assert "played 131 messages of" in capsys.readouterr().out
 
 
-def test_bad_input_is_one_sentence_and_exit_code_2(
+def test_bad_input_gives_one_sentence_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cut = tmp_path / "cut"
     with BagWriter(cut) as writer:
         writer.add_topic("/mark", "std_msgs/msg/Header")
-        writer.write("/mark", 1, build.header(1, "x"))
+        writer.write("/mark", 1, to_ros.make_header(ROSBAGS, 1, "x"))
     (cut / "cut.mcap").write_bytes((cut / "cut.mcap").read_bytes()[:200])
     for arguments in (
         ["--ros-args", "-p", f"bag:={cut}"],
@@ -274,5 +272,5 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
         [],
     ):
         assert player.main(arguments) == 2
-        said = capsys.readouterr()
-        assert said.err.startswith("error: ") and said.err.count("\n") == 1 and not said.out
+        printed = capsys.readouterr()
+        assert printed.err.startswith("error: ") and printed.err.count("\n") == 1 and not printed.out

@@ -246,7 +246,7 @@ def test_an_output_folder_with_files_is_refused_and_kept(
     assert run("synth", "--output", tmp_path / "busy") == 2
     assert "busy" in one_sentence(capsys)
     assert run("demo", *data, "--output", tmp_path / "busy") == 2
-    assert "files of others" in one_sentence(capsys)
+    assert "files that the demo did not write" in one_sentence(capsys)
     assert [path.name for path in (tmp_path / "busy").iterdir()] == ["precious"]
 
 

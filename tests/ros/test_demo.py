@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's care for what is not its own, its processes, and (slow) the whole way on a short drive."""
+"""The demo: output folder, options, child processes and (slow) all steps on a short drive."""
 
 import json
 import os
@@ -8,19 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
-from driving_scene import VERSION, write_drive
 
 from ftkd_core.errors import UserError
 from ftkd_ros import demo
 from ftkd_ros.demo import MARKER_NAME, DemoOptions, prepare_output, ros_environment, run_demo
 from ftkd_ros.processes import ProcessGroup
+from tests.ros.driving_scene import VERSION, write_drive
 
 
 def python(script: str) -> list[str]:
     return [sys.executable, "-c", script]
 
 
-def test_the_output_of_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
+def test_output_of_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
     output = tmp_path / "demo"
     prepare_output(output)
     (output / "old").mkdir()
@@ -30,22 +30,22 @@ def test_the_output_of_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
-def test_the_output_of_others_is_refused_and_kept(tmp_path: Path, kind: str) -> None:
-    output, precious = tmp_path / "demo", tmp_path / "elsewhere"
-    precious.mkdir()
-    (precious / MARKER_NAME).write_text("")
-    (precious / "thesis.tex").write_text("years of work")
+def test_other_output_is_refused_and_kept(tmp_path: Path, kind: str) -> None:
+    output, user_folder = tmp_path / "demo", tmp_path / "elsewhere"
+    user_folder.mkdir()
+    (user_folder / MARKER_NAME).write_text("")
+    (user_folder / "thesis.tex").write_text("user data")
     if kind == "folder":
         output.mkdir()
-        (output / "thesis.tex").write_text("years of work")
+        (output / "thesis.tex").write_text("user data")
     elif kind == "file":
-        output.write_text("years of work")
+        output.write_text("user data")
     else:
-        output.symlink_to(precious)
+        output.symlink_to(user_folder)
     with pytest.raises(UserError, match="demo"):
         prepare_output(output)
-    assert (precious / "thesis.tex").read_text() == "years of work"
-    assert (output.read_text() if kind == "file" else (output / "thesis.tex").read_text()) == "years of work"
+    assert (user_folder / "thesis.tex").read_text() == "user data"
+    assert (output.read_text() if kind == "file" else (output / "thesis.tex").read_text()) == "user data"
 
 
 @pytest.mark.parametrize(
@@ -58,21 +58,21 @@ def test_the_output_of_others_is_refused_and_kept(tmp_path: Path, kind: str) -> 
         ({"runtime": "fastest"}, "--runtime 'fastest'; expected auto or fast or plain"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options: dict[str, object], expected: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, object], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         DemoOptions(**options)  # type: ignore[arg-type]
 
 
-def test_the_node_is_told_what_the_demo_was_asked_for(tmp_path: Path) -> None:
+def test_node_parameters_follow_the_options_of_the_demo(tmp_path: Path) -> None:
     options = DemoOptions(output=tmp_path, runtime="plain", device="cpu", weights=tmp_path / "w.safetensors")
-    told = demo.detector_parameters(options, [0, None, 50_000_000])
-    assert (told["runtime"], told["device"]) == ("plain", "cpu")
-    assert told["weights"] == str(tmp_path / "w.safetensors")
-    assert told["camera_time_offsets_s"] == [0, 0, 0.05]
-    assert "weights" not in demo.detector_parameters(DemoOptions(), []), "the node has its own"
+    parameters = demo.detector_parameters(options, [0, None, 50_000_000])
+    assert (parameters["runtime"], parameters["device"]) == ("plain", "cpu")
+    assert parameters["weights"] == str(tmp_path / "w.safetensors")
+    assert parameters["camera_time_offsets_s"] == [0, 0, 0.05]
+    assert "weights" not in demo.detector_parameters(DemoOptions(), []), "the node has its own default"
 
 
-def test_ros_stays_on_this_machine_and_in_a_domain_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ros_environment_is_limited_to_this_machine_and_one_domain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")
     monkeypatch.setenv("ROS_DOMAIN_ID", "17")
     assert ros_environment(None)["ROS_DOMAIN_ID"] == "17"
@@ -82,7 +82,7 @@ def test_ros_stays_on_this_machine_and_in_a_domain_of_its_own(monkeypatch: pytes
     assert 1 <= int(ros_environment(None)["ROS_DOMAIN_ID"]) <= 100
 
 
-def test_a_missing_scene_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_unknown_scene_is_refused_before_any_output(tmp_path: Path) -> None:
     dataroot = write_drive(tmp_path / "data")
     with pytest.raises(UserError, match="scene-0001"):
         run_demo(
@@ -91,7 +91,7 @@ def test_a_missing_scene_is_told_before_anything_is_written(tmp_path: Path) -> N
     assert not (tmp_path / "demo").exists()
 
 
-def test_a_process_is_waited_for_and_ends_with_ctrl_c(tmp_path: Path) -> None:
+def test_process_is_awaited_and_interrupted(tmp_path: Path) -> None:
     script = (
         "import time\nprint('ready', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('bye')"
     )
@@ -103,7 +103,7 @@ def test_a_process_is_waited_for_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     assert (tmp_path / "worker.log").read_text() == "ready\nbye\n"
 
 
-def test_a_process_that_fails_is_quoted(tmp_path: Path) -> None:
+def test_error_of_a_failed_process_contains_its_output(tmp_path: Path) -> None:
     with ProcessGroup(tmp_path, os.environ) as group:
         process = group.start("worker", python("import sys\nprint('no camera')\nsys.exit(2)"))
         with pytest.raises(UserError, match=r"worker ended with exit code 2 .* last output: no camera"):
@@ -112,7 +112,7 @@ def test_a_process_that_fails_is_quoted(tmp_path: Path) -> None:
             process.wait(30)
 
 
-def test_a_process_that_takes_too_long_is_told_and_ended(tmp_path: Path) -> None:
+def test_process_that_times_out_is_reported_and_killed(tmp_path: Path) -> None:
     started = time.monotonic()
     with ProcessGroup(tmp_path, os.environ) as group:
         process = group.start("worker", python("import time\ntime.sleep(60)"))
@@ -124,22 +124,22 @@ def test_a_process_that_takes_too_long_is_told_and_ended(tmp_path: Path) -> None
     assert time.monotonic() - started < 30
 
 
-def test_synthetic_data_are_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synthetic_data_set_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_SYNTHETIC_SECONDS", 1.0)
     monkeypatch.setattr(demo, "_SYNTHETIC_SIZE", (160, 90))
     first = demo.synthetic_dataset(tmp_path / "data", sweeps=False)
     stamp = (first / demo.SYNTHETIC_VERSION / "sample.json").stat().st_mtime_ns
-    again = demo.synthetic_dataset(tmp_path / "data", sweeps=False)
-    assert again == first
-    assert (again / demo.SYNTHETIC_VERSION / "sample.json").stat().st_mtime_ns == stamp
+    second = demo.synthetic_dataset(tmp_path / "data", sweeps=False)
+    assert second == first
+    assert (second / demo.SYNTHETIC_VERSION / "sample.json").stat().st_mtime_ns == stamp
     assert demo.synthetic_dataset(tmp_path / "data", sweeps=True) != first
 
 
 @pytest.mark.slow
 @pytest.mark.ros
-def test_the_whole_way(tmp_path: Path) -> None:
+def test_demo_runs_all_steps_twice(tmp_path: Path) -> None:
     dataroot = write_drive(tmp_path / "data", sweeps=13)
-    for _ in range(2):  # the second run replaces the first
+    for _ in range(2):  # the second run replaces the output of the first
         metrics = run_demo(DemoOptions(output=tmp_path / "demo", dataroot=dataroot, version=VERSION))
     assert (metrics["rounds_in"], metrics["rounds_detected"], metrics["rounds_dropped"]) == (3, 3, 0)
     assert metrics["latency_ms"]["p50"] > 0

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recorded detections -> official metrics: the join to key frames, what a recording covers, and bad input."""
+"""RecordedDrive detections -> official metrics: the join to key frames, what a recording covers, and bad
+input.
+"""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from recorded import KnowingDetector, Recorded, record
 
 from ftkd_core.errors import UserError
 from ftkd_core.types import ObjectList
@@ -15,24 +16,25 @@ from ftkd_ros.bag.evaluate import evaluate_recording, summary_lines
 from ftkd_ros.bag.io import BagReader, BagWriter
 from ftkd_ros.bag.replay_rounds import Drive, read_objects
 from ftkd_ros.cli import main
+from tests.ros.recorded_drive import GroundTruthDetector, RecordedDrive, record_drive
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return record(tmp_path_factory.mktemp("evaluate"))
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> RecordedDrive:
+    return record_drive(tmp_path_factory.mktemp("evaluate"))
 
 
 @pytest.fixture(scope="module")
-def detections(recorded: Recorded, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recording of perfect detections of every sweep."""
+def detections(recorded: RecordedDrive, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bag with perfect detections of every sweep."""
     output = tmp_path_factory.mktemp("recording") / "detections"
-    detector = KnowingDetector(recorded.sweeps)
+    detector = GroundTruthDetector(recorded.sweeps)
     detect_bag(recorded.sweeps, output, factory=lambda *_: detector, progress=False)
     return output
 
 
 def rewrite(source: Path, target: Path, keep: set[int], shift_ns: int = 0) -> Path:
-    """The recording with some of its rounds only, their stamps moved."""
+    """Copy some rounds of a recording with shifted stamps."""
     with BagReader(source) as bag:
         objects = read_objects(bag, DETECTIONS_TOPIC, VELOCITIES_TOPIC)
     with BagWriter(target) as bag:
@@ -50,12 +52,12 @@ def rewrite(source: Path, target: Path, keep: set[int], shift_ns: int = 0) -> Pa
 
 
 def test_perfect_detections_give_perfect_metrics(
-    recorded: Recorded, detections: Path, tmp_path: Path
+    recorded: RecordedDrive, detections: Path, tmp_path: Path
 ) -> None:
     metrics = evaluate_recording(
         detections, recorded.sweeps, dataroot=recorded.dataroot, version=recorded.version, output=tmp_path
     )
-    # Detections are 0.5 ms older than the key frame: the moving ego leaves millimetres.
+    # Detections are 0.5 ms older than the key frame, in which the ego moves by millimetres.
     assert metrics["classes"]["car"]["AP"] == pytest.approx(1.0)
     assert metrics["classes"]["car"]["ATE"] < 0.01
     assert metrics["classes"]["car"]["AVE"] < 0.01
@@ -63,15 +65,15 @@ def test_perfect_detections_give_perfect_metrics(
     assert (metrics["rounds_in"], metrics["rounds_detected"], metrics["rounds_dropped"]) == (25, 25, 0)
     assert metrics["coverage"]["with_detections"] == metrics["coverage"]["key_frames"] == 5
     assert metrics["coverage"]["offset_ms"]["mean"] == pytest.approx(-0.5, abs=0.01)
-    assert metrics["weights"] == "knowing.safetensors"
+    assert metrics["weights"] == "ground_truth.safetensors"
     assert metrics["training"] == "300 steps, distilled by ftkd"
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     assert len(json.loads((tmp_path / "results.json").read_text())["results"]) == 5
     assert any(line.startswith("mAP 0.100") for line in summary_lines(metrics))
 
 
-def test_metrics_json_holds_what_scripts_are_promised(
-    recorded: Recorded, detections: Path, tmp_path: Path
+def test_metrics_json_has_all_documented_keys(
+    recorded: RecordedDrive, detections: Path, tmp_path: Path
 ) -> None:
     recording = rewrite(detections, tmp_path / "without_summary", set(range(25)))
     metrics = evaluate_recording(
@@ -82,13 +84,13 @@ def test_metrics_json_holds_what_scripts_are_promised(
         output=tmp_path / "out",
     )
     scores = "mAP NDS mATE mASE mAOE mAVE mAAE"
-    account = "rounds_in rounds_detected rounds_dropped latency_ms device weights data"
-    assert {*scores.split(), *account.split()} <= set(metrics)
+    run_keys = "rounds_in rounds_detected rounds_dropped latency_ms device weights data"
+    assert {*scores.split(), *run_keys.split()} <= set(metrics)
     assert set(metrics["latency_ms"]) >= {"p50", "p95"}
 
 
-def test_what_is_missing_counts_as_empty_and_is_told(
-    recorded: Recorded, detections: Path, tmp_path: Path
+def test_key_frames_without_detections_count_as_empty_with_a_note(
+    recorded: RecordedDrive, detections: Path, tmp_path: Path
 ) -> None:
     recording = rewrite(detections, tmp_path / "half", set(range(12)))  # key frames are rounds 0 6 12 18 24
     metrics = evaluate_recording(
@@ -104,8 +106,8 @@ def test_what_is_missing_counts_as_empty_and_is_told(
     assert "3 of 5 key frames have no detections; they count as empty." in metrics["notes"]
 
 
-def test_detections_too_far_in_time_are_not_joined(
-    recorded: Recorded, detections: Path, tmp_path: Path
+def test_detections_more_than_25_ms_away_are_not_joined(
+    recorded: RecordedDrive, detections: Path, tmp_path: Path
 ) -> None:
     recording = rewrite(detections, tmp_path / "late", set(range(20)), shift_ns=30_000_000)
     metrics = evaluate_recording(
@@ -120,7 +122,7 @@ def test_detections_too_far_in_time_are_not_joined(
 
 
 def test_detections_of_another_drive_are_refused(
-    recorded: Recorded, detections: Path, tmp_path: Path
+    recorded: RecordedDrive, detections: Path, tmp_path: Path
 ) -> None:
     recording = rewrite(detections, tmp_path / "other", set(range(25)), shift_ns=10**12)
     with pytest.raises(UserError, match="different times"):
@@ -134,9 +136,8 @@ def test_detections_of_another_drive_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_pose_is_that_of_the_detections(recorded: Recorded, detections: Path) -> None:
-    """The ego drives 8 m/s: 0.5 ms between detections and key frame must not become the metres of a wrong
-    pose."""
+def test_ego_pose_is_taken_at_the_stamp_of_the_detections(recorded: RecordedDrive, detections: Path) -> None:
+    """Poses at consecutive stamps must give the speed of the ego, 8 m/s."""
     with BagReader(recorded.sweeps) as bag:
         drive = Drive(bag)
         stamps = drive.reference_stamps()
@@ -150,11 +151,11 @@ def run(*arguments: object) -> int:
 
 
 def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command said on stderr: one line, no traceback."""
-    said = capsys.readouterr().err.strip()
-    assert "\n" not in said
-    assert "Traceback" not in said
-    return said
+    """Return stderr of the command, which must be one line without traceback."""
+    text = capsys.readouterr().err.strip()
+    assert "\n" not in text
+    assert "Traceback" not in text
+    return text
 
 
 @pytest.mark.parametrize(
@@ -166,8 +167,8 @@ def one_sentence(capsys: pytest.CaptureFixture[str]) -> str:
         ({"--bag": "/nowhere"}, "'/nowhere' does not exist"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(
-    recorded: Recorded,
+def test_bad_input_gives_one_sentence_and_exit_code_2(
+    recorded: RecordedDrive,
     detections: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -187,25 +188,25 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bag_without_detections_names_the_topic(
-    recorded: Recorded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_error_for_a_bag_without_detections_names_the_topic(
+    recorded: RecordedDrive, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ("--dataroot", recorded.dataroot, "--version", recorded.version, "--output", tmp_path / "out")
     assert run("evaluate", "--detections", recorded.sweeps, "--bag", recorded.sweeps, *arguments) == 2
     assert "has no topic /detections;" in one_sentence(capsys)
 
 
-def test_evaluate_then_report_from_the_command_line(
-    recorded: Recorded, detections: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_evaluate_and_report_commands_work_together(
+    recorded: RecordedDrive, detections: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bags = ("--detections", detections, "--bag", recorded.sweeps)
     data = ("--dataroot", recorded.dataroot, "--version", recorded.version)
     assert run("evaluate", *bags, *data, "--output", tmp_path / "out") == 0
     assert "rounds in 25, detected 25, dropped 0" in capsys.readouterr().out
-    before = (tmp_path / "out" / "metrics.json").read_bytes()
+    metrics = (tmp_path / "out" / "metrics.json").read_bytes()
     assert run("evaluate", *bags, *data, "--output", tmp_path / "out") == 2
     assert "exists already" in one_sentence(capsys)
-    assert (tmp_path / "out" / "metrics.json").read_bytes() == before
+    assert (tmp_path / "out" / "metrics.json").read_bytes() == metrics
 
     assert run("report", *bags, "--results", tmp_path / "out", "--frames", 3) == 0
     page = (tmp_path / "out" / "report.html").read_text()

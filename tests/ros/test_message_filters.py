@@ -1,28 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """`message_filters`: only the original API is used, so the tests also pass with the original package."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import rclpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from message_filters import ApproximateTimeSynchronizer, Cache, SimpleFilter, Subscriber, TimeSynchronizer
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock_type import ClockType
-from rclpy.context import Context
-from rclpy.executors import SingleThreadedExecutor
-from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
 from rclpy.time import Time
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
+
+from tests.ros.ros_node import SpinnableNode, spinnable_node
 
 MILLISECOND = 1_000_000
 Sets = list[tuple[Any, ...]]
@@ -298,37 +295,15 @@ def test_a_custom_filter_works_between_inputs_and_synchronizer() -> None:
 # Subscriber
 
 
-@dataclass
-class Ros:
-    """A node in its own context, with its executor."""
-
-    node: Node
-    executor: SingleThreadedExecutor
-
-    def spin_until(self, done: Callable[[], Any], timeout_s: float = 10.0) -> bool:
-        clock = self.node.get_clock()
-        deadline = clock.now().nanoseconds + int(timeout_s * 1e9)
-        while not done() and clock.now().nanoseconds < deadline:
-            self.executor.spin_once(timeout_sec=0.05)
-        return bool(done())
-
-
 @pytest.fixture
-def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ros]:
+def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpinnableNode]:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    context = Context()
-    rclpy.init(context=context, domain_id=int(os.environ.get("ROS_DOMAIN_ID", "96")))
-    node = Node("test_message_filters", context=context)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    yield Ros(node, executor)
-    executor.shutdown()
-    node.destroy_node()
-    rclpy.shutdown(context=context)
+    with spinnable_node("test_message_filters") as node:
+        yield node
 
 
 @pytest.mark.ros
-def test_subscriber_forwards_the_messages_of_its_topic(ros: Ros) -> None:
+def test_subscriber_forwards_the_messages_of_its_topic(ros: SpinnableNode) -> None:
     group = ReentrantCallbackGroup()
     subscriber = Subscriber(ros.node, Header, "stamps", qos_profile=5, callback_group=group)
     received = collect(subscriber)
@@ -344,7 +319,7 @@ def test_subscriber_forwards_the_messages_of_its_topic(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_subscriber_may_be_raw_and_best_effort(ros: Ros) -> None:
+def test_subscriber_may_be_raw_and_best_effort(ros: SpinnableNode) -> None:
     subscriber = Subscriber(ros.node, Header, "raw", qos_profile=qos_profile_sensor_data, raw=True)
     received = collect(subscriber)
     publisher = ros.node.create_publisher(Header, "raw", qos_profile_sensor_data)
@@ -361,7 +336,7 @@ def test_subscriber_may_be_raw_and_best_effort(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_subscriber_is_reliable_by_default(ros: Ros) -> None:
+def test_subscriber_is_reliable_by_default(ros: SpinnableNode) -> None:
     """A best-effort publisher does not reach it; cameras therefore use the sensor-data QoS."""
     subscriber = Subscriber(ros.node, Header, "silence")
     received = collect(subscriber)
@@ -373,7 +348,7 @@ def test_subscriber_is_reliable_by_default(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_subscribers_are_synchronized(ros: Ros) -> None:
+def test_subscribers_are_synchronized(ros: SpinnableNode) -> None:
     topics = ("left", "right")
     synchronizer = ApproximateTimeSynchronizer(
         [Subscriber(ros.node, Image, topic, qos_profile=10) for topic in topics], 10, 0.02

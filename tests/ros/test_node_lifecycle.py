@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the detector node starts and ends: lifecycle, bad parameters, signals; and the stock synchronizers."""
+"""Start and end of the detector node: lifecycle, bad parameters, signals; filters of message_filters."""
 
 import json
 import os
@@ -9,58 +9,59 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rclpy
-from fakes import OFFSETS_S, Bench, FakeDetector, Running, send_and_receive
 from rclpy.context import Context
 
 from ftkd_core.errors import UserError
 from ftkd_core.runtime.detector import Detector
-from ftkd_ros.convert.to_ros import detections_to_objects
+from ftkd_ros.convert.from_ros import detections_to_objects
+from ftkd_ros.node import inputs
 from ftkd_ros.node.detector_node import DetectorNode, load_detector, run_node
 from ftkd_ros.node.parameters import DetectorParameters
+from tests.ros.fakes import OFFSETS_S, FakeDetector, FakeRig, RunningNode, send_and_receive
 
 pytestmark = pytest.mark.ros
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
-    bench = Bench()
-    yield bench
-    bench.close()
+def rig() -> Iterator[FakeRig]:
+    rig = FakeRig()
+    yield rig
+    rig.close()
 
 
 @pytest.mark.parametrize("policy", ["approximate", "exact"])
-def test_stock_filters_can_be_chosen(bench: Bench, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if policy == "exact":
-        monkeypatch.setattr("fakes.OFFSETS_S", (0.0,) * 6)
-    running = Running(sync_policy=policy, sync_slop_s=0.1, qos_reliability="reliable")
+def test_filters_of_message_filters_can_be_selected(rig: FakeRig, policy: str) -> None:
+    offsets_s = (0.0,) * 6 if policy == "exact" else OFFSETS_S
+    running = RunningNode(sync_policy=policy, sync_slop_s=0.1, qos_reliability="reliable")
     try:
-        bench.wait_until(bench.is_connected)
-        send_and_receive(bench)
-        assert detections_to_objects(bench.received["/detections"][-1]).boxes[0, 0] == 6
+        rig.wait_until(rig.is_connected)
+        send_and_receive(rig, offsets_s=offsets_s)
+        assert detections_to_objects(rig.received["/detections"][-1]).boxes[0, 0] == 6
     finally:
         running.close()
 
 
-def test_lifecycle_stops_and_starts_listening(bench: Bench) -> None:
-    running = Running(qos_reliability="reliable")
+def test_deactivate_unsubscribes_and_activate_subscribes(rig: FakeRig) -> None:
+    running = RunningNode(qos_reliability="reliable")
     try:
-        bench.wait_until(bench.is_connected)
+        rig.wait_until(rig.is_connected)
         running.node.trigger_deactivate()
-        bench.wait_until(lambda: bench.node.count_subscribers("/cam_front/image/compressed") == 0)
+        rig.wait_until(lambda: rig.node.count_subscribers("/cam_front/image/compressed") == 0)
         running.node.trigger_activate()
-        bench.wait_until(bench.is_connected)
+        rig.wait_until(rig.is_connected)
         running.node.trigger_deactivate()
         running.node.trigger_cleanup()
-        bench.wait_until(lambda: bench.node.count_publishers("/detections") == 0)
-        assert not bench.is_connected()
+        rig.wait_until(lambda: rig.node.count_publishers("/detections") == 0)
+        assert not rig.is_connected()
     finally:
         running.close()
 
 
-def test_detector_that_cannot_be_loaded_fails_configure_with_its_sentence() -> None:
+def test_configure_fails_with_the_error_of_the_detector() -> None:
     def refuse(_: object) -> FakeDetector:
         raise UserError("weights 'x' are of preset tiny; expected 'r50'")
 
@@ -75,38 +76,38 @@ def test_detector_that_cannot_be_loaded_fails_configure_with_its_sentence() -> N
 
 
 @pytest.mark.parametrize("step", ["configure", "activate"])
-def test_what_goes_wrong_in_a_transition_is_said_and_ends_the_node(
+def test_error_in_a_transition_is_logged_and_ends_the_node(
     step: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """rclpy swallows it: the node would stay up, saying that it is ready, and never listen."""
+    """rclpy swallows exceptions of transitions, so the node must store and log them itself."""
 
-    def fail(*_: object) -> FakeDetector:
+    def fail(*_: object, **__: object) -> FakeDetector:
         raise RuntimeError("CUDA out of memory")
 
     context = Context()
     rclpy.init(context=context)
     node = DetectorNode(fail if step == "configure" else lambda _: FakeDetector(), context=context)
     if step == "activate":
-        monkeypatch.setattr(node, "_make_synchronizer", fail)
+        monkeypatch.setattr(inputs, "make_synchronizer", fail)
     assert run_node(node, threading.Event()) == 2
-    sentence = f"the detector cannot {step}: RuntimeError: CUDA out of memory"
-    assert node.failure == sentence
-    assert sentence in capfd.readouterr().err
+    message = f"the detector cannot {step}: RuntimeError: CUDA out of memory"
+    assert node.failure == message
+    assert message in capfd.readouterr().err
     rclpy.shutdown(context=context)
 
 
-def test_a_node_that_could_not_listen_can_be_activated_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activate_can_be_repeated_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     context = Context()
     rclpy.init(context=context)
     node = DetectorNode(lambda _: FakeDetector(), context=context)
-    real, problems = node._make_synchronizer, [OSError("busy")]
+    make_synchronizer, errors = inputs.make_synchronizer, [OSError("busy")]
 
-    def sometimes(images: object) -> object:
-        if problems:
-            raise problems.pop()
-        return real(images)  # type: ignore[arg-type]
+    def fail_once(*arguments: Any, **keywords: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return make_synchronizer(*arguments, **keywords)
 
-    monkeypatch.setattr(node, "_make_synchronizer", sometimes)
+    monkeypatch.setattr(inputs, "make_synchronizer", fail_once)
     node.trigger_configure()
     node.trigger_activate()
     assert node.failure == "the detector cannot activate: OSError: busy"
@@ -119,14 +120,14 @@ def test_a_node_that_could_not_listen_can_be_activated_later(monkeypatch: pytest
     rclpy.shutdown(context=context)
 
 
-def test_the_detector_is_loaded_as_the_parameters_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[object, dict[str, object]]] = []
-    monkeypatch.setattr(Detector, "from_weights", lambda weights, **others: asked.append((weights, others)))
+def test_parameters_are_passed_to_the_detector(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, dict[str, object]]] = []
+    monkeypatch.setattr(Detector, "from_weights", lambda weights, **options: calls.append((weights, options)))
     load_detector(DetectorParameters(runtime="plain", device="cpu", max_detections=7))
     load_detector(DetectorParameters())
-    others = {"preset": None, "device": "cpu", "runtime": "plain", "score_threshold": 0.05}
-    assert asked[0] == (None, {**others, "max_detections": 7})
-    assert asked[1][1]["runtime"] == "auto"
+    options = {"preset": None, "device": "cpu", "runtime": "plain", "score_threshold": 0.05}
+    assert calls[0] == (None, {**options, "max_detections": 7})
+    assert calls[1][1]["runtime"] == "auto"
 
 
 BAD_PARAMETERS = [
@@ -134,12 +135,12 @@ BAD_PARAMETERS = [
     ("runtime:=fastest", "parameter runtime: 'fastest'; expected auto or fast or plain"),
     ("score_threshold:=1.5", "parameter score_threshold: 1.5; expected 0 to 1"),
     ("score_threshold:=high", "parameter score_threshold: 'high' is a str; expected a float"),
-    ("cameras:=[a, a]", "parameter cameras: ['a', 'a']; expected different names"),
+    ("cameras:=[a, a]", "parameter cameras: ['a', 'a']; expected at least one name, all different"),
     ("image_topic:=/camera/image", "parameter image_topic: 6 cameras would share '/camera/image'"),
-    ("image_topic:=/{camera}/bad topic", "parameter image_topic: '/cam_front/bad topic' is no topic name: "),
+    ("image_topic:=/{camera}/bad topic", "parameter image_topic: '/cam_front/bad topic' is not a topic name"),
     (
         "cameras:=[cam-1, b]",
-        "parameter image_topic: '/cam-1/image/compressed' is no topic name: topic name must",
+        "parameter image_topic: '/cam-1/image/compressed' is not a topic name: topic name must",
     ),
     ("camera_time_offsets_s:=[0.0, 0.1]", "parameter camera_time_offsets_s: 2 values for 6 cameras"),
     ("min_cameras:=7", "parameter min_cameras: 7; expected 0 to 6"),
@@ -149,28 +150,27 @@ BAD_PARAMETERS = [
 ]
 
 
-@pytest.mark.parametrize(("assignment", "sentence"), BAD_PARAMETERS)
-def test_a_bad_parameter_is_told_in_one_sentence(assignment: str, sentence: str) -> None:
+@pytest.mark.parametrize(("assignment", "message"), BAD_PARAMETERS)
+def test_bad_parameter_is_refused_with_one_sentence(assignment: str, message: str) -> None:
     context = Context()
     rclpy.init(args=["--ros-args", "-p", assignment], context=context)
     with pytest.raises(UserError) as caught:
         DetectorNode(context=context)
-    assert str(caught.value).startswith(sentence)
+    assert str(caught.value).startswith(message)
     rclpy.shutdown(context=context)
 
 
 def run_script(script: str, *arguments: str) -> subprocess.Popen[str]:
-    tests = str(Path(__file__).parent)
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
 
 
-def test_process_ends_with_code_two_for_a_bad_parameter() -> None:
+def test_process_returns_2_for_a_bad_parameter() -> None:
     script = "import sys; from ftkd_ros.node.detector_node import main; sys.exit(main())"
     process = run_script(script, "--ros-args", "-p", "reference_time:=soon")
     _, errors = process.communicate(timeout=30)
@@ -180,11 +180,9 @@ def test_process_ends_with_code_two_for_a_bad_parameter() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_process_with_its_summary(
-    number: signal.Signals, bench: Bench, tmp_path: Path
-) -> None:
+def test_signal_ends_the_process_with_a_summary(number: signal.Signals, rig: FakeRig, tmp_path: Path) -> None:
     script = (
-        "import sys, ftkd_ros.node.detector_node as module; from fakes import FakeDetector\n"
+        "import sys, ftkd_ros.node.detector_node as module; from tests.ros.fakes import FakeDetector\n"
         "node = module.DetectorNode\n"
         "module.DetectorNode = lambda: node(lambda _: FakeDetector())\n"
         "sys.exit(module.main())"
@@ -192,8 +190,8 @@ def test_a_signal_ends_the_process_with_its_summary(
     summary = tmp_path / "summary.json"
     arguments = ["-p", f"summary_file:={summary}", "-p", "qos_reliability:=reliable"]
     process = run_script(script, "--ros-args", *arguments, "-p", f"camera_time_offsets_s:={list(OFFSETS_S)}")
-    bench.wait_until(bench.is_connected, timeout_s=30)
-    send_and_receive(bench)
+    rig.wait_until(rig.is_connected, timeout_s=30)
+    send_and_receive(rig)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors

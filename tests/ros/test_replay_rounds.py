@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A drive read from a bag: rounds, geometry and truth are those of the data set it was converted from."""
+"""A drive read from a bag has the rounds, geometry and ground truth of the data set it was converted from."""
 
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from driving_scene import OFFSETS_US, START_US, SWEEP_US, ego_pose
-from recorded import Recorded, record
 
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.data import nuscenes
 from ftkd_core.errors import UserError
-from ftkd_ros.bag import message_builders as build
 from ftkd_ros.bag.io import BagReader, BagWriter
+from ftkd_ros.bag.message_definitions import ROSBAGS
 from ftkd_ros.bag.replay_rounds import Drive, PoseTrack, nearest
+from ftkd_ros.convert import to_ros
+from tests.ros.driving_scene import OFFSETS_US, START_US, SWEEP_US, ego_pose
+from tests.ros.recorded_drive import RecordedDrive, record_drive
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    return record(tmp_path_factory.mktemp("drive"))
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> RecordedDrive:
+    return record_drive(tmp_path_factory.mktemp("drive"))
 
 
 def copy_without(source: Path, target: Path, topic: str) -> Path:
-    """The bag without one topic."""
+    """Copy a bag without one topic."""
     with BagReader(source) as reader, BagWriter(target) as writer:
         kept = [connection for connection in reader.connections if connection.topic != topic]
         for connection in kept:
@@ -34,7 +35,7 @@ def copy_without(source: Path, target: Path, topic: str) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "rounds"), [("sweeps", 25), ("key_frames", 5)])
-def test_rounds_are_those_of_the_data_set(recorded: Recorded, kind: str, rounds: int) -> None:
+def test_rounds_equal_those_of_the_data_set(recorded: RecordedDrive, kind: str, rounds: int) -> None:
     dataset = nuscenes.open_dataset(recorded.dataroot, recorded.version)
     expected = nuscenes.sweep_rounds(dataset, recorded.scene, keyframes_only=kind == "key_frames")
     with BagReader(getattr(recorded, kind)) as bag:
@@ -45,16 +46,18 @@ def test_rounds_are_those_of_the_data_set(recorded: Recorded, kind: str, rounds:
         assert not after_jump
         assert camera_round.reference_stamp_ns == truth.reference_stamp_ns
         np.testing.assert_allclose(camera_round.global_from_ego, truth.global_from_ego, atol=1e-9)
-        for ours, theirs in zip(camera_round.views, truth.views, strict=True):
-            assert ours is not None and theirs is not None
-            assert ours.stamp_ns == theirs.stamp_ns
-            np.testing.assert_array_equal(ours.image, theirs.image)
-            np.testing.assert_allclose(ours.intrinsics, theirs.intrinsics)
-            np.testing.assert_allclose(ours.ego_from_camera, theirs.ego_from_camera, atol=1e-9)
-            np.testing.assert_allclose(ours.global_from_ego, theirs.global_from_ego, atol=1e-9)
+        for view, expected_view in zip(camera_round.views, truth.views, strict=True):
+            assert view is not None and expected_view is not None
+            assert view.stamp_ns == expected_view.stamp_ns
+            np.testing.assert_array_equal(view.image, expected_view.image)
+            np.testing.assert_allclose(view.intrinsics, expected_view.intrinsics)
+            np.testing.assert_allclose(view.ego_from_camera, expected_view.ego_from_camera, atol=1e-9)
+            np.testing.assert_allclose(view.global_from_ego, expected_view.global_from_ego, atol=1e-9)
 
 
-def test_time_offsets_are_found_from_many_rounds_and_from_one(recorded: Recorded, tmp_path: Path) -> None:
+def test_time_offsets_are_estimated_from_many_rounds_and_from_one(
+    recorded: RecordedDrive, tmp_path: Path
+) -> None:
     with BagReader(recorded.sweeps) as bag:
         many = Drive(bag).offsets_ns
     single = tmp_path / "single"
@@ -74,7 +77,7 @@ def test_time_offsets_are_found_from_many_rounds_and_from_one(recorded: Recorded
         np.testing.assert_allclose(differences, differences[0], atol=10_000)
 
 
-def test_only_the_rounds_asked_for_are_decoded(recorded: Recorded) -> None:
+def test_only_rounds_near_the_given_stamps_are_decoded(recorded: RecordedDrive) -> None:
     with BagReader(recorded.sweeps) as bag:
         drive = Drive(bag)
         stamp = drive.reference_stamps()[7]
@@ -83,7 +86,7 @@ def test_only_the_rounds_asked_for_are_decoded(recorded: Recorded) -> None:
         ]
 
 
-def test_key_frames_and_truth_are_those_of_the_data_set(recorded: Recorded) -> None:
+def test_key_frames_and_ground_truth_equal_those_of_the_data_set(recorded: RecordedDrive) -> None:
     dataset = nuscenes.open_dataset(recorded.dataroot, recorded.version)
     tokens = nuscenes.scene_samples(dataset, recorded.scene)
     with BagReader(recorded.key_frames) as bag:
@@ -93,21 +96,21 @@ def test_key_frames_and_truth_are_those_of_the_data_set(recorded: Recorded) -> N
     for token in tokens:
         expected = nuscenes.ground_truth(dataset, token)
         found = truths[expected.stamp_ns]
-        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-4)  # velocities travel as float32
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-4)  # velocities are stored as float32
         assert found.ids == expected.ids
 
 
-def test_poses_between_messages_are_interpolated_and_never_extrapolated(recorded: Recorded) -> None:
+def test_poses_are_interpolated_and_never_extrapolated(recorded: RecordedDrive) -> None:
     stamp_us = START_US + SWEEP_US + 20_000
     with BagReader(recorded.sweeps) as bag:
         rig = Drive(bag).rig
         np.testing.assert_allclose(rig.global_from_ego(stamp_us * 1000), ego_pose(stamp_us), atol=1e-4)
-        with pytest.raises(UserError, match="belong to another drive"):
+        with pytest.raises(UserError, match="check that the detections belong to this drive"):
             rig.global_from_ego(START_US * 1000 - 1)
     assert PoseTrack([], []).at(0) is None
 
 
-def test_a_camera_that_is_missing_is_none_in_every_round(recorded: Recorded, tmp_path: Path) -> None:
+def test_missing_camera_is_none_in_every_round(recorded: RecordedDrive, tmp_path: Path) -> None:
     bag_path = copy_without(recorded.key_frames, tmp_path / "bag", "/cam_back/image/compressed")
     with BagReader(bag_path) as bag:
         rounds = [camera_round for camera_round, _ in Drive(bag).rounds()]
@@ -117,7 +120,7 @@ def test_a_camera_that_is_missing_is_none_in_every_round(recorded: Recorded, tmp
         assert [index for index, view in enumerate(camera_round.views) if view is None] == [back]
 
 
-def test_a_camera_without_calibration_is_masked_and_counted(recorded: Recorded, tmp_path: Path) -> None:
+def test_camera_without_calibration_is_masked_and_counted(recorded: RecordedDrive, tmp_path: Path) -> None:
     bag_path = copy_without(recorded.key_frames, tmp_path / "bag", "/cam_front/camera_info")
     with BagReader(bag_path) as bag:
         drive = Drive(bag)
@@ -128,15 +131,17 @@ def test_a_camera_without_calibration_is_masked_and_counted(recorded: Recorded, 
     assert (count, others) == (5, [])
 
 
-def test_a_torn_image_is_masked_and_counted(recorded: Recorded, tmp_path: Path) -> None:
+def test_truncated_image_is_masked_and_counted(recorded: RecordedDrive, tmp_path: Path) -> None:
     target = tmp_path / "bag"
-    torn = cv2.imencode(".jpg", np.zeros((36, 64, 3), dtype=np.uint8))[1].tobytes()[:200]
+    truncated = cv2.imencode(".jpg", np.zeros((36, 64, 3), dtype=np.uint8))[1].tobytes()[:200]
     with BagReader(recorded.key_frames) as reader, BagWriter(target) as writer:
         for connection in reader.connections:
             writer.add_topic(connection.topic, connection.msgtype)
         for connection, stamp, content in reader.raw():
             if connection.topic == "/cam_front/image/compressed":
-                writer.write(connection.topic, stamp, build.compressed_image(stamp, "cam_front", torn))
+                writer.write(
+                    connection.topic, stamp, to_ros.compressed_image(ROSBAGS, truncated, stamp, "cam_front")
+                )
             else:
                 writer.write_raw(connection.topic, stamp, content)
     with BagReader(target) as bag:
@@ -154,8 +159,8 @@ def test_a_torn_image_is_masked_and_counted(recorded: Recorded, tmp_path: Path) 
         ("/sample_token", "sample_token"),
     ],
 )
-def test_a_bag_without_a_needed_topic_names_it_and_what_there_is(
-    recorded: Recorded, tmp_path: Path, topic: str, message: str
+def test_error_for_a_missing_required_topic_lists_the_existing_topics(
+    recorded: RecordedDrive, tmp_path: Path, topic: str, message: str
 ) -> None:
     with (
         BagReader(copy_without(recorded.key_frames, tmp_path / "bag", topic)) as bag,
@@ -165,7 +170,7 @@ def test_a_bag_without_a_needed_topic_names_it_and_what_there_is(
     assert "/cam_front/image/compressed" in str(error.value)
 
 
-def test_a_bag_without_cameras_is_refused(tmp_path: Path) -> None:
+def test_bag_without_camera_topics_is_refused(tmp_path: Path) -> None:
     with BagWriter(tmp_path / "bag") as writer:
         writer.add_topic("/odom", "nav_msgs/msg/Odometry")
     with (
@@ -175,7 +180,7 @@ def test_a_bag_without_cameras_is_refused(tmp_path: Path) -> None:
         Drive(bag)
 
 
-def test_nearest_stays_within_reach() -> None:
+def test_nearest_returns_none_beyond_the_limit() -> None:
     assert nearest([10, 20, 30], 24, 5) == 20
     assert nearest([10, 20, 30], 100, 5) is None
     assert nearest([], 0, 5) is None

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounds of cameras: the rhythm of nuScenes, drops, delays, jumps of time. Mostly without ROS."""
+"""Matching of rounds: stamps of nuScenes, drops, delays and jumps of time; mostly without ROS."""
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import message_filters
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from std_msgs.msg import Header
 
-from ftkd_ros.convert.to_ros import ns_to_stamp
+from ftkd_ros.convert.message_factory import RCLPY
+from ftkd_ros.convert.to_ros import make_header
 from ftkd_ros.sync.matcher import MatchedRound, RoundMatcher
 from ftkd_ros.sync.synchronizer import SurroundMatcher, SurroundSynchronizer
 from ftkd_ros.sync.time_offsets import estimate_offset_ns, estimate_offsets_ns
@@ -26,15 +27,13 @@ class Arrival(NamedTuple):
     now_ns: int
     camera: int
     stamp_ns: int
-    truth: int  # number of the round it belongs to
+    truth: int  # number of its round
 
 
 def nuscenes_rhythm(
     rounds: int, *, seed: int = 0, drop: float = 0.0, jitter_ms: float = 1.0, delay_ms: float = 20.0
 ) -> list[Arrival]:
-    """Images of six cameras as they arrive: 50 and 100 ms in turn, exposure offsets, drops, delays of
-    transport.
-    """
+    """Simulate six cameras with periods of 50 and 100 ms, exposure offsets, drops and transport delays."""
     random = np.random.default_rng(seed)
     triggers = START + np.cumsum(np.tile([50, 100], rounds)[:rounds]) * MS
     arrivals = []
@@ -44,7 +43,7 @@ def nuscenes_rhythm(
                 continue
             stamp = trigger + offset + int(random.uniform(-jitter_ms, jitter_ms) * MS)
             arrivals.append(Arrival(stamp + int(random.uniform(0, delay_ms) * MS), camera, stamp, number))
-    # Transport keeps the order of one camera's messages.
+    # Transport keeps the order of the messages of a camera.
     for camera in range(6):
         times = [arrival.now_ns for arrival in arrivals if arrival.camera == camera]
         assert times == sorted(times) or delay_ms > 50
@@ -62,7 +61,7 @@ def make_matcher(
 def play(
     matcher: SurroundMatcher[int], arrivals: Sequence[Arrival], poll_ms: int = 10
 ) -> list[MatchedRound[int]]:
-    """Feed messages (their payload is the true round number), polling in between as the node's timer does."""
+    """Add messages, whose payload is the true round number, and poll in between as the node does."""
     rounds: list[MatchedRound[int]] = []
     clock = arrivals[0].now_ns
     for arrival in arrivals:
@@ -87,7 +86,7 @@ def complete_rounds(arrivals: Sequence[Arrival]) -> set[int]:
 
 @pytest.mark.parametrize("estimated", [False, True])
 @pytest.mark.parametrize("drop", [0.0, 0.02, 0.05])
-def test_nuscenes_rhythm_gives_every_complete_round_and_mixes_none(drop: float, estimated: bool) -> None:
+def test_nuscenes_rhythm_gives_every_complete_round_unmixed(drop: float, estimated: bool) -> None:
     arrivals = nuscenes_rhythm(1200, seed=7, drop=drop)
     matcher = make_matcher(offsets=None if estimated else OFFSETS)
     rounds = play(matcher, arrivals)
@@ -95,7 +94,7 @@ def test_nuscenes_rhythm_gives_every_complete_round_and_mixes_none(drop: float, 
     numbers = [truths(matched).pop() for matched in rounds if matched.is_complete]
     assert sorted(numbers) == sorted(complete_rounds(arrivals))
     everything = [truths(matched).pop() for matched in rounds]
-    assert everything == sorted(set(everything)), "rounds leave once each, in order of time"
+    assert everything == sorted(set(everything)), "each round is released once, in order of time"
     assert len(everything) >= 1199
     assert matcher.counts["late"] == matcher.counts["duplicate"] == 0
 
@@ -108,13 +107,13 @@ def test_nuscenes_rhythm_gives_every_complete_round_and_mixes_none(drop: float, 
     delay_ms=st.floats(0, 45),
     slop_ms=st.floats(12, 20),
 )
-def test_no_round_is_mixed_or_given_twice(
+def test_no_round_is_mixed_or_repeated(
     seed: int, drop: float, jitter_ms: float, delay_ms: float, slop_ms: float
 ) -> None:
     arrivals = nuscenes_rhythm(60, seed=seed, drop=drop, jitter_ms=jitter_ms, delay_ms=delay_ms)
     for camera in range(6):
         seen = [-1, *(a.truth for a in arrivals if a.camera == camera), 60]
-        assume(np.diff(seen).max() <= 5)  # more, and the camera counts as silent: rounds don't wait for it
+        assume(np.diff(seen).max() <= 5)  # otherwise the camera counts as lost and rounds do not wait for it
     rounds = play(make_matcher(slop_ms=slop_ms), arrivals)
     numbers = [truths(matched) for matched in rounds]
     assert all(len(number) == 1 for number in numbers)
@@ -128,13 +127,13 @@ def test_no_round_is_mixed_or_given_twice(
         assert dict(enumerate(matched.stamps_ns)) == {camera: sent.get(camera) for camera in range(6)}
 
 
-def test_true_stamps_are_kept_for_geometry() -> None:
+def test_round_keeps_the_true_stamps() -> None:
     arrivals = nuscenes_rhythm(3, jitter_ms=0)
     first = play(make_matcher(), arrivals)[0]
     assert first.stamps_ns == tuple(START + 50 * MS + offset for offset in OFFSETS)
 
 
-def test_missing_camera_gives_a_masked_round_at_the_deadline_and_not_before() -> None:
+def test_incomplete_round_is_released_at_the_deadline() -> None:
     matcher = make_matcher()
     for camera in range(5):
         assert matcher.add(camera, START + OFFSETS[camera], 0, 1000 * MS) == []
@@ -146,7 +145,7 @@ def test_missing_camera_gives_a_masked_round_at_the_deadline_and_not_before() ->
     assert matcher.counts["late"] == 1
 
 
-def test_a_round_that_cannot_become_complete_does_not_wait() -> None:
+def test_round_that_cannot_become_complete_is_released_immediately() -> None:
     matcher = make_matcher()
     for camera in range(5):
         matcher.add(camera, START + OFFSETS[camera], 0, 1000 * MS)
@@ -154,24 +153,24 @@ def test_a_round_that_cannot_become_complete_does_not_wait() -> None:
     assert partial.messages[5] is None
 
 
-def test_a_dead_camera_costs_the_deadline_only_five_times() -> None:
+def test_lost_camera_delays_only_five_rounds() -> None:
     arrivals = [arrival for arrival in nuscenes_rhythm(40) if arrival.camera != 3]
     matcher = make_matcher()
     waits = []
     for arrival in arrivals:
-        # No polling here: only rounds that leave by themselves are given.
+        # Without polling, no round is released by its deadline.
         rounds = matcher.add(arrival.camera, arrival.stamp_ns, arrival.truth, arrival.now_ns)
         waits += [matched.messages[4] for matched in rounds if arrival.truth == matched.messages[4]]
     assert len(waits) >= 34
 
 
-def test_messages_that_cannot_be_used_are_counted_and_do_no_harm() -> None:
+def test_unusable_messages_are_counted_and_have_no_effect() -> None:
     arrivals = nuscenes_rhythm(40)
     extra = [
         Arrival(arrivals[60].now_ns, 1, 0, -1),  # no stamp
-        Arrival(arrivals[61].now_ns, *arrivals[60][1:]),  # twice the same
-        Arrival(arrivals[100].now_ns, 2, arrivals[0].stamp_ns, -1),  # far too late
-        Arrival(arrivals[150].now_ns, 4, START + 10**15, -1),  # clock in the far future, once
+        Arrival(arrivals[61].now_ns, *arrivals[60][1:]),  # duplicate
+        Arrival(arrivals[100].now_ns, 2, arrivals[0].stamp_ns, -1),  # too late
+        Arrival(arrivals[150].now_ns, 4, START + 10**15, -1),  # one stamp in the far future
     ]
     matcher = make_matcher()
     rounds = play(matcher, sorted([*arrivals, *extra]))
@@ -184,7 +183,7 @@ def test_messages_that_cannot_be_used_are_counted_and_do_no_harm() -> None:
     assert counts["backward_jump"] == 0
 
 
-def test_a_looped_bag_goes_on_at_once_even_where_a_camera_was_silent() -> None:
+def test_looped_bag_continues_immediately_even_after_a_camera_was_lost() -> None:
     loop = nuscenes_rhythm(30)
     silent = [a for a in loop if not (a.camera == 2 and a.truth >= 15)]
     span = 3000 * MS
@@ -197,13 +196,13 @@ def test_a_looped_bag_goes_on_at_once_even_where_a_camera_was_silent() -> None:
     assert matcher.counts["backward_jump"] == 1
 
 
-def test_the_tail_of_the_old_loop_does_not_disturb_the_new_one() -> None:
+def test_late_messages_of_the_previous_loop_are_dropped() -> None:
     loop = nuscenes_rhythm(30)
     again = [
         Arrival(loop[-1].now_ns + 5 * MS + a.now_ns - loop[0].now_ns, a.camera, a.stamp_ns, 100 + a.truth)
         for a in loop
     ]
-    # Camera 4 lags: the end of its old loop arrives after the others have started again.
+    # The end of the previous loop of camera 4 arrives after the others have started the next loop.
     tail = [
         Arrival(again[4].now_ns + i, *a[1:])
         for i, a in enumerate(x for x in loop if x.camera == 4 and x.truth > 27)
@@ -218,7 +217,7 @@ def test_the_tail_of_the_old_loop_does_not_disturb_the_new_one() -> None:
     assert matcher.counts["stale"] == 2
 
 
-def test_a_camera_with_a_wrong_clock_is_left_out_and_reported() -> None:
+def test_camera_with_a_wrong_clock_is_excluded_and_reported() -> None:
     arrivals = nuscenes_rhythm(60)
     shifted = [a._replace(stamp_ns=a.stamp_ns + 10**12) if a.camera == 3 else a for a in arrivals]
     for offsets in (None, OFFSETS):
@@ -228,10 +227,10 @@ def test_a_camera_with_a_wrong_clock_is_left_out_and_reported() -> None:
         assert all(matched.messages[3] is None and len(truths(matched)) == 1 for matched in rounds)
         if offsets is None:
             assert matcher.counts["unaligned"] > 0
-            assert "back: its stamps have no common rhythm" in matcher.warnings()[0]
+            assert "back: its stamps have no constant offset" in matcher.warnings()[0]
 
 
-def test_a_camera_whose_clock_steps_back_is_late_and_not_a_new_stream() -> None:
+def test_clock_step_of_one_camera_does_not_start_a_new_stream() -> None:
     arrivals = nuscenes_rhythm(60)
     stepped = [
         a._replace(stamp_ns=a.stamp_ns - 2000 * MS) if a.camera == 3 and a.truth >= 30 else a
@@ -244,7 +243,7 @@ def test_a_camera_whose_clock_steps_back_is_late_and_not_a_new_stream() -> None:
     assert matcher.counts["backward_jump"] == 0
 
 
-def test_half_of_the_cameras_cannot_lock_out_the_others_by_stepping_back() -> None:
+def test_clock_step_of_two_cameras_does_not_block_the_others() -> None:
     arrivals = nuscenes_rhythm(120)
     stepped = [
         a._replace(stamp_ns=a.stamp_ns - 2000 * MS) if a.camera < 2 and a.truth >= 30 else a for a in arrivals
@@ -253,14 +252,14 @@ def test_half_of_the_cameras_cannot_lock_out_the_others_by_stepping_back() -> No
     assert truths(rounds[-1]) == {119}
 
 
-def test_a_camera_that_starts_late_joins() -> None:
+def test_camera_that_starts_late_joins() -> None:
     arrivals = [a for a in nuscenes_rhythm(120) if a.camera != 5 or a.truth >= 70]
     rounds = play(make_matcher(offsets=None), arrivals)
     assert [truths(matched) for matched in rounds] == [{n} for n in range(120)]
     assert sum(matched.is_complete for matched in rounds) == 120 - 70 - 5
 
 
-def test_slop_that_is_too_large_is_warned_about() -> None:
+def test_slop_that_is_too_large_gives_a_warning() -> None:
     matcher = make_matcher(slop_ms=30)
     play(matcher, nuscenes_rhythm(20))
     (warning,) = matcher.warnings()
@@ -277,7 +276,7 @@ def test_slop_that_is_too_large_is_warned_about() -> None:
     drop=st.floats(0, 0.15),
     regular=st.booleans(),
 )
-def test_offset_is_told_from_stamps(seed: int, offset_ms: float, drop: float, regular: bool) -> None:
+def test_offset_is_estimated_from_stamps(seed: int, offset_ms: float, drop: float, regular: bool) -> None:
     random = np.random.default_rng(seed)
     triggers = START + np.cumsum([500] * 20 if regular else [50, 100] * 10) * MS
 
@@ -290,7 +289,7 @@ def test_offset_is_told_from_stamps(seed: int, offset_ms: float, drop: float, re
     assert abs(estimate - offset_ms * MS) < 2.1 * MS
 
 
-def test_offsets_are_relative_to_the_camera_with_most_stamps() -> None:
+def test_offsets_are_relative_to_the_camera_with_the_most_stamps() -> None:
     triggers = [START + k * 100 * MS for k in range(10)]
     offsets = estimate_offsets_ns(
         [triggers[:7], [t + 8 * MS for t in triggers], triggers[:2], [t * 3 for t in triggers]]
@@ -298,7 +297,7 @@ def test_offsets_are_relative_to_the_camera_with_most_stamps() -> None:
     assert offsets == [-8 * MS, 0, None, None]
 
 
-def test_settings_that_make_no_sense_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="5 time offsets for 6 cameras"):
         make_matcher(offsets=OFFSETS[:5])
     with pytest.raises(ValueError, match="min_cameras 7 of 6"):
@@ -309,11 +308,11 @@ def test_settings_that_make_no_sense_are_refused() -> None:
 
 class Source(message_filters.SimpleFilter):  # type: ignore[misc]
     def send(self, stamp_ns: int) -> None:
-        message = type("Stamped", (), {"header": Header(stamp=ns_to_stamp(stamp_ns))})()
+        message = SimpleNamespace(header=make_header(RCLPY, stamp_ns, ""))
         self.signalMessage(message)
 
 
-def test_filter_composes_and_survives_a_callback_that_raises() -> None:
+def test_filter_continues_after_a_callback_raises() -> None:
     sources = [Source() for _ in CAMERAS]
     errors: list[Exception] = []
     rounds: list[MatchedRound[object]] = []

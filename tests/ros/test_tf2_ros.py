@@ -5,6 +5,7 @@ Transforms are `parent_from_child` as 4x4 matrices in metres; times are int nano
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rclpy.duration import Duration
 from rclpy.time import Time
+from scipy.spatial.transform import Rotation
 from tf2_ros import (
     Buffer,
     ConnectivityException,
@@ -50,14 +52,9 @@ def stamped(
 
 def matrix(message: TransformStamped) -> Matrix:
     """Return the transform of a message as a matrix (4, 4)."""
-    x, y, z, w = rotation_of(message)
     vector = message.transform.translation
     result = np.eye(4)
-    result[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
-        [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-        [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
-    ]
+    result[:3, :3] = Rotation.from_quat(rotation_of(message)).as_matrix()
     result[:3, 3] = vector.x, vector.y, vector.z
     return result
 
@@ -72,14 +69,9 @@ def x_of(buffer: Buffer, target: str, source: str, nanoseconds: int) -> float:
     return float(found.transform.translation.x)
 
 
-def product(left: QuaternionArray, right: QuaternionArray) -> QuaternionArray:
-    """Return the Hamilton product of quaternions (x, y, z, w)."""
-    vector = left[3] * right[:3] + right[3] * left[:3] + np.cross(left[:3], right[:3])
-    return np.append(vector, left[3] * right[3] - left[:3] @ right[:3])
-
-
-def about(axis: QuaternionArray, angle: float) -> QuaternionArray:
-    return np.append(math.sin(angle / 2) * axis, math.cos(angle / 2))
+def rotation_about(axis: Sequence[float], angle: float) -> Rotation:
+    """Return the rotation by an angle about an axis of any length."""
+    return Rotation.from_rotvec(angle * np.array(axis) / math.hypot(*axis))
 
 
 def moving(speed: float = 1.0, first: int = 1, last: int = 5) -> Buffer:
@@ -94,7 +86,7 @@ def moving(speed: float = 1.0, first: int = 1, last: int = 5) -> Buffer:
 units = st.tuples(*[st.floats(-1.0, 1.0)] * 3).filter(lambda vector: math.hypot(*vector) > 0.1)
 positions = st.tuples(*[st.floats(-100.0, 100.0)] * 3)
 rotations = st.builds(
-    lambda axis, angle: about(np.array(axis) / math.hypot(*axis), angle), units, st.floats(-math.pi, math.pi)
+    lambda axis, angle: rotation_about(axis, angle).as_quat(), units, st.floats(-math.pi, math.pi)
 )
 
 
@@ -113,8 +105,9 @@ def test_translation_is_interpolated_linearly_and_rotation_at_constant_speed(
     negated: bool,
 ) -> None:
     """The rotation follows the shorter arc for either of the two quaternions of a rotation."""
-    direction = np.array(axis) / math.hypot(*axis)
-    turned = product(rotation, about(direction, angle)) * (-1.0 if negated else 1.0)
+    turned = (Rotation.from_quat(rotation) * rotation_about(axis, angle)).as_quat() * (
+        -1.0 if negated else 1.0
+    )
     buffer = Buffer()
     buffer.set_transform(stamped("map", "base_link", SECOND, start, rotation), "test")
     buffer.set_transform(stamped("map", "base_link", 2 * SECOND, end, turned), "test")
@@ -123,7 +116,7 @@ def test_translation_is_interpolated_linearly_and_rotation_at_constant_speed(
     exact_ratio = (at - SECOND) / SECOND
     expected = np.array(start) * (1 - exact_ratio) + np.array(end) * exact_ratio
     assert matrix(found)[:3, 3] == pytest.approx(expected, abs=1e-9)
-    expected_rotation = product(rotation, about(direction, angle * exact_ratio))
+    expected_rotation = (Rotation.from_quat(rotation) * rotation_about(axis, angle * exact_ratio)).as_quat()
     assert abs(rotation_of(found) @ expected_rotation) == pytest.approx(1.0, abs=1e-9)
     assert np.linalg.norm(rotation_of(found)) == pytest.approx(1.0, abs=1e-9)
     assert found.header.stamp == Time(nanoseconds=at).to_msg()

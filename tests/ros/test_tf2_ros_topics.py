@@ -4,20 +4,16 @@
 As in test_tf2_ros.py only the original API is used. Times are int nanoseconds.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import rclpy
 import yaml
 from geometry_msgs.msg import TransformStamped
-from rclpy.context import Context
 from rclpy.duration import Duration
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.time import Time
@@ -30,6 +26,8 @@ from tf2_ros import (
     TransformBroadcaster,
     TransformListener,
 )
+
+from tests.ros.ros_node import DOMAIN_ID, SpinnableNode, spinnable_node
 
 SECOND = 10**9
 LATEST = Time()
@@ -150,41 +148,15 @@ def test_concurrent_writers_and_readers_do_not_interfere() -> None:
 # Over ROS
 
 
-@dataclass
-class Ros:
-    """A node in its own context, with its executor."""
-
-    node: Node
-    executor: SingleThreadedExecutor
-
-    def spin_until(self, done: Callable[[], Any], timeout_s: float = 10.0) -> bool:
-        deadline = time.monotonic() + timeout_s
-        while not done() and time.monotonic() < deadline:
-            self.executor.spin_once(timeout_sec=0.05)
-        return bool(done())
-
-
 @pytest.fixture
-def context(monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
+def ros(monkeypatch: pytest.MonkeyPatch) -> Iterator[SpinnableNode]:
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    context = Context()
-    rclpy.init(context=context, domain_id=int(os.environ.get("ROS_DOMAIN_ID", "96")))
-    yield context
-    rclpy.shutdown(context=context)
-
-
-@pytest.fixture
-def ros(context: Context) -> Iterator[Ros]:
-    node = Node("test_tf2_ros", context=context)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    yield Ros(node, executor)
-    executor.shutdown()
-    node.destroy_node()
+    with spinnable_node("test_tf2_ros") as node:
+        yield node
 
 
 @pytest.mark.ros
-def test_broadcast_transforms_reach_the_buffer(ros: Ros) -> None:
+def test_broadcast_transforms_reach_the_buffer(ros: SpinnableNode) -> None:
     buffer = Buffer()
     listener = TransformListener(buffer, ros.node)
     broadcaster = TransformBroadcaster(ros.node)
@@ -203,7 +175,7 @@ def test_broadcast_transforms_reach_the_buffer(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_a_late_listener_receives_all_static_transforms(ros: Ros) -> None:
+def test_a_late_listener_receives_all_static_transforms(ros: SpinnableNode) -> None:
     broadcaster = StaticTransformBroadcaster(ros.node)
     broadcaster.sendTransform(stamped("base_link", "cam_front"))
     broadcaster.sendTransform([stamped("base_link", "cam_back"), stamped("base_link", "lidar_top")])
@@ -220,7 +192,7 @@ def test_a_listener_can_spin_in_its_own_thread_while_the_caller_waits(
 ) -> None:
     """Uses the default context, because the original listener creates its executor there."""
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-    rclpy.init(domain_id=int(os.environ.get("ROS_DOMAIN_ID", "96")))
+    rclpy.init(domain_id=DOMAIN_ID)
     sender, receiver = Node("sender"), Node("receiver")
     buffer = Buffer()
     listener = TransformListener(buffer, receiver, spin_thread=True)
@@ -235,7 +207,7 @@ def test_a_listener_can_spin_in_its_own_thread_while_the_caller_waits(
 
 
 @pytest.mark.ros
-def test_the_buffer_serves_tf2_frames(ros: Ros) -> None:
+def test_the_buffer_serves_tf2_frames(ros: SpinnableNode) -> None:
     buffer = Buffer(node=ros.node)
     buffer.set_transform_static(stamped("base_link", "cam_front"), "calibration")
     client: Any = ros.node.create_client(FrameGraph, "tf2_frames")
@@ -247,7 +219,7 @@ def test_the_buffer_serves_tf2_frames(ros: Ros) -> None:
 
 
 @pytest.mark.ros
-def test_a_clock_jump_backwards_clears_moving_transforms(ros: Ros) -> None:
+def test_a_clock_jump_backwards_clears_moving_transforms(ros: SpinnableNode) -> None:
     """In a looped bag, transforms from the end must not mix with those from the beginning."""
     ros.node.set_parameters([Parameter("use_sim_time", value=True)])
     buffer = Buffer(node=ros.node)

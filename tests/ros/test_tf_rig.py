@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Geometry from camera_info and tf: at the exposure, checked, and never waited for beyond the deadline."""
+"""Geometry from camera_info and tf: time of exposure, checks, and the limit of the wait."""
 
 import threading
 import time
@@ -12,8 +12,9 @@ from sensor_msgs.msg import CameraInfo
 from tf2_ros import Buffer
 
 from ftkd_core.errors import UserError
-from ftkd_core.geometry import rotation_to_quaternion, yaw_transform
-from ftkd_ros.convert.to_ros import make_header
+from ftkd_core.geometry import yaw_transform
+from ftkd_ros.convert.message_factory import RCLPY
+from ftkd_ros.convert.to_ros import make_header, make_transforms
 from ftkd_ros.node.tf_rig import RewindingBuffer, RigReader
 
 SECOND = 1_000_000_000
@@ -21,13 +22,7 @@ SIZE = (64, 48)
 
 
 def transform(parent: str, child: str, stamp_ns: int, matrix: NDArray[np.float64]) -> TransformStamped:
-    message = TransformStamped(header=make_header(stamp_ns, parent), child_frame_id=child)
-    message.transform.translation.x, message.transform.translation.y, message.transform.translation.z = (
-        matrix[:3, 3]
-    )
-    rotation = message.transform.rotation
-    rotation.w, rotation.x, rotation.y, rotation.z = rotation_to_quaternion(matrix[:3, :3])
-    return message
+    return make_transforms(RCLPY, stamp_ns, parent, {child: matrix}).transforms[0]
 
 
 def camera_info(**changes: object) -> CameraInfo:
@@ -52,7 +47,7 @@ def rig() -> RigReader:
     return reader
 
 
-def test_a_looped_stream_of_transforms_starts_anew() -> None:
+def test_looped_stream_of_transforms_clears_the_buffer() -> None:
     buffer = RewindingBuffer()
     buffer.set_transform_static(
         transform("base_link", "cam_front", 0, yaw_transform(0.0, (1.5, 0, 0))), "test"
@@ -74,31 +69,31 @@ def soon(seconds: float = 0.05) -> float:
     return time.monotonic() + seconds
 
 
-def test_geometry_is_that_of_the_exposure(rig: RigReader) -> None:
+def test_geometry_is_interpolated_at_the_exposure(rig: RigReader) -> None:
     found = rig.geometry("cam_front", "cam_front", SECOND + SECOND // 4, SIZE, soon())
     np.testing.assert_allclose(found.intrinsics, [[50, 0, 32], [0, 50, 24], [0, 0, 1]])
     np.testing.assert_allclose(found.ego_from_camera, yaw_transform(0.3, (1.5, 0, 1.6)), atol=1e-9)
     np.testing.assert_allclose(found.global_from_ego, yaw_transform(0.05, (2.5, 0, 0)), atol=1e-6)
 
 
-def test_camera_info_names_the_frame_where_the_image_does_not(rig: RigReader) -> None:
+def test_frame_of_camera_info_is_used_if_the_image_has_none(rig: RigReader) -> None:
     found = rig.geometry("cam_front", "", SECOND, SIZE, soon())
     np.testing.assert_allclose(found.ego_from_camera[:3, 3], [1.5, 0, 1.6])
-    rig.add_camera_info(camera_info(header=make_header(0, "")), "cam_front")
+    rig.add_camera_info(camera_info(header=make_header(RCLPY, 0, "")), "cam_front")
     with pytest.raises(UserError, match="cam_front: neither the image nor camera_info names a frame"):
         rig.geometry("cam_front", "", SECOND, SIZE, soon())
 
 
-def test_a_transform_that_arrives_just_after_the_image_is_waited_for(rig: RigReader) -> None:
+def test_transform_that_arrives_after_the_image_is_awaited(rig: RigReader) -> None:
     late = transform("map", "base_link", 4 * SECOND, yaw_transform(0.6, (30.0, 0, 0)))
     thread = threading.Timer(0.05, rig._buffer.set_transform, (late, "test"))
     thread.start()
-    pose = rig.global_from_ego(3 * SECOND + SECOND // 2, soon(30.0))  # a busy machine starves the timer
+    pose = rig.global_from_ego(3 * SECOND + SECOND // 2, soon(30.0))  # a busy machine delays the timer
     thread.join()
     np.testing.assert_allclose(pose, yaw_transform(0.5, (25.0, 0, 0)), atol=1e-6)
 
 
-def test_waiting_ends_at_the_deadline_and_does_not_start_for_the_past(rig: RigReader) -> None:
+def test_wait_ends_at_the_deadline_and_is_skipped_for_past_stamps(rig: RigReader) -> None:
     started = time.monotonic()
     with pytest.raises(UserError, match="no transform map <- base_link at 9000000000 ns"):
         rig.global_from_ego(9 * SECOND, soon(0.1))
@@ -109,7 +104,7 @@ def test_waiting_ends_at_the_deadline_and_does_not_start_for_the_past(rig: RigRe
     assert time.monotonic() - started < 1.0
 
 
-def test_a_camera_without_calibration_is_reported(rig: RigReader) -> None:
+def test_camera_without_calibration_is_reported(rig: RigReader) -> None:
     with pytest.raises(UserError, match="cam_back: no camera_info has arrived"):
         rig.geometry("cam_back", "cam_back", SECOND, SIZE, soon(0.02))
 
@@ -125,12 +120,14 @@ def test_a_camera_without_calibration_is_reported(rig: RigReader) -> None:
         ({"width": 0, "height": 0}, "camera_info is for 0 x 0 pixels"),
     ],
 )
-def test_bad_calibration_is_refused_by_camera(rig: RigReader, changes: dict[str, object], match: str) -> None:
+def test_error_for_a_bad_calibration_names_the_camera(
+    rig: RigReader, changes: dict[str, object], match: str
+) -> None:
     rig.add_camera_info(camera_info(**changes), "cam_front")
     with pytest.raises(UserError, match=f"cam_front: .*{match}"):
         rig.geometry("cam_front", "cam_front", SECOND, SIZE, soon())
 
 
-def test_recalibration_while_running_counts_from_the_next_round(rig: RigReader) -> None:
+def test_new_calibration_is_used_from_the_next_round(rig: RigReader) -> None:
     rig.add_camera_info(camera_info(k=[70.0, 0.0, 32.0, 0.0, 70.0, 24.0, 0.0, 0.0, 1.0]), "cam_front")
     assert rig.geometry("cam_front", "cam_front", SECOND, SIZE, soon()).intrinsics[0, 0] == 70

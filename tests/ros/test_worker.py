@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inference thread with a fake detector: newest wins, resets have causes, failures are survived."""
+"""The inference thread with a fake detector: mailbox, resets, statistics and errors."""
 
 import threading
 import time
@@ -11,15 +11,16 @@ import pytest
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.types import CameraRound, ObjectList
-from ftkd_ros.node.worker import DetectionWorker, Mailbox, Outcome, StreamMonitor
+from ftkd_ros.node.stream_monitor import StreamMonitor
+from ftkd_ros.node.worker import DetectionWorker, Mailbox, Outcome
 from ftkd_ros.sync.assembly import BuiltRound, reference_stamp_ns
 from ftkd_ros.sync.matcher import MatchedRound
 
 MS = 1_000_000
 
 
-class FakeDetector:
-    """Counts calls; waits for `gate` where one is given."""
+class BlockingDetector:
+    """Counts calls; `step` blocks until `gate` is set, if there is one."""
 
     def __init__(self, gate: threading.Event | None = None) -> None:
         self.steps: list[int] = []
@@ -58,15 +59,15 @@ def build(round_: MatchedRound[str]) -> BuiltRound:
 def wait_for(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < end, "waited ten seconds in vain"
+        assert time.monotonic() < end, "timeout of ten seconds"
         time.sleep(0.001)
 
 
 def run_rounds(
     stamps_ns: list[int], before_each: Callable[[DetectionWorker, int], None] | None = None
 ) -> tuple:
-    """(detector, worker, reports) after all rounds were worked on one by one."""
-    detector, reports, done = FakeDetector(), [], []
+    """Process rounds one by one; return (detector, worker, reports)."""
+    detector, reports, done = BlockingDetector(), [], []
     worker = DetectionWorker(detector, build, done.append, reports.append)
     worker.start()
     for number, stamp in enumerate(stamps_ns):
@@ -78,9 +79,9 @@ def run_rounds(
     return detector, worker, reports
 
 
-def test_the_newest_round_wins_and_overwritten_ones_are_counted() -> None:
+def test_newest_round_is_processed_and_overwritten_rounds_are_counted() -> None:
     gate = threading.Event()
-    detector = FakeDetector(gate)
+    detector = BlockingDetector(gate)
     outcomes: list[Outcome] = []
     worker = DetectionWorker(detector, build, outcomes.append, pytest.fail)
     worker.start()
@@ -94,12 +95,12 @@ def test_the_newest_round_wins_and_overwritten_ones_are_counted() -> None:
     assert detector.steps == [1 * MS, 4 * MS]
     summary = worker.snapshot()
     assert (summary["rounds_in"], summary["rounds_detected"], summary["rounds_dropped"]) == (4, 2, 2)
-    assert detector.resets == 0, "dropped rounds don't wipe the memory"
+    assert detector.resets == 0, "dropped rounds do not reset the memory"
 
 
-def test_every_round_is_accounted_for_at_shutdown() -> None:
+def test_counts_at_shutdown_include_every_round() -> None:
     gate = threading.Event()
-    detector = FakeDetector(gate)
+    detector = BlockingDetector(gate)
     worker = DetectionWorker(detector, build, lambda outcome: None, pytest.fail)
     worker.start()
     worker.submit(matched(1 * MS))
@@ -129,25 +130,25 @@ def test_stages_and_latency_are_timed() -> None:
         ([5000, 5500, 500, 1000], {"backward_time": 1}),
     ],
 )
-def test_memory_is_reset_only_where_the_stream_ends(stamps_ms: list[int], causes: dict[str, int]) -> None:
+def test_detector_is_reset_only_for_a_new_stream(stamps_ms: list[int], causes: dict[str, int]) -> None:
     detector, worker, _ = run_rounds([stamp * MS for stamp in stamps_ms])
     assert worker.snapshot()["resets"] == causes
     assert detector.resets == sum(causes.values())
 
 
-def test_a_reset_that_is_asked_for_happens_once() -> None:
-    def ask(worker: DetectionWorker, number: int) -> None:
+def test_requested_reset_happens_once() -> None:
+    def request_reset(worker: DetectionWorker, number: int) -> None:
         if number == 2:
             worker.request_reset("service")
 
-    detector, worker, _ = run_rounds([k * 100 * MS for k in range(1, 6)], ask)
+    detector, worker, _ = run_rounds([k * 100 * MS for k in range(1, 6)], request_reset)
     assert worker.snapshot()["resets"] == {"service": 1}
     assert detector.resets == 1
 
 
-def test_a_jump_that_the_synchronizer_saw_survives_an_overwritten_round() -> None:
+def test_jump_in_an_overwritten_round_still_resets_the_detector() -> None:
     gate = threading.Event()
-    detector = FakeDetector(gate)
+    detector = BlockingDetector(gate)
     done: list[Outcome] = []
     worker = DetectionWorker(detector, build, done.append, pytest.fail)
     worker.start()
@@ -161,7 +162,7 @@ def test_a_jump_that_the_synchronizer_saw_survives_an_overwritten_round() -> Non
     assert worker.snapshot()["resets"] == {"backward_time": 1}
 
 
-def test_pose_that_no_vehicle_can_reach_is_a_new_scene() -> None:
+def test_pose_change_that_is_too_fast_resets_the_detector() -> None:
     monitor = StreamMonitor()
 
     def cause(stamp_s: float, x: float) -> str | None:
@@ -178,10 +179,10 @@ def test_pose_that_no_vehicle_can_reach_is_a_new_scene() -> None:
     ]
 
 
-def test_failures_are_reported_counted_and_survived() -> None:
+def test_failures_are_reported_and_counted_and_the_worker_continues() -> None:
     calls: list[int] = []
 
-    def fragile(round_: MatchedRound[str]) -> BuiltRound:
+    def fail_twice(round_: MatchedRound[str]) -> BuiltRound:
         calls.append(1)
         if len(calls) == 1:
             raise UserError("no transform")
@@ -189,12 +190,12 @@ def test_failures_are_reported_counted_and_survived() -> None:
             raise RuntimeError("out of memory")
         built = build(round_)
         return BuiltRound(
-            camera_round=built.camera_round, faults={"cam_front": "torn"}, stage_ms=built.stage_ms
+            camera_round=built.camera_round, faults={"cam_front": "truncated"}, stage_ms=built.stage_ms
         )
 
     reports: list[str] = []
     done: list[Outcome] = []
-    worker = DetectionWorker(FakeDetector(), fragile, done.append, reports.append)
+    worker = DetectionWorker(BlockingDetector(), fail_twice, done.append, reports.append)
     worker.start()
     for number in range(3):
         worker.submit(matched((number + 1) * 100 * MS))
@@ -205,15 +206,15 @@ def test_failures_are_reported_counted_and_survived() -> None:
     assert reports == [
         "round dropped: no transform",
         "round dropped: RuntimeError: out of memory",
-        "camera masked: torn",
+        "camera masked: truncated",
     ]
     assert summary["dropped"] == {"unusable": 1, "failed": 1, "shutdown": 0}
     assert summary["camera_faults"] == {"cam_front": 1}
-    assert worker.recent_faults(60) == {"cam_front": "torn"}
+    assert worker.recent_faults(60) == {"cam_front": "truncated"}
     assert worker.recent_faults(-1) == {}
 
 
-def test_mailbox_gives_none_when_it_is_closed() -> None:
+def test_closed_mailbox_returns_none() -> None:
     box: Mailbox[int] = Mailbox()
     assert not box.put(1)
     assert box.put(2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page is one file that any browser shows: whole, escaped, with every picture inside."""
+"""The report is one complete HTML file with all pictures and escaped texts."""
 
 import base64
 from html.parser import HTMLParser
@@ -12,13 +12,13 @@ import pytest
 
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.types import ObjectList
-from ftkd_ros.bag.report import ReportFrame, best_frame, count_matched, write_pictures, write_report
+from ftkd_ros.bag.html_report import ReportFrame, best_frame, count_matched, write_pictures, write_report
 
 VOID = {"meta", "img", "input", "br", "link"}
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, text, and whether every tag is closed in order."""
+    """Parses tags with attributes and text; asserts that all tags are closed in order."""
 
     def __init__(self, content: str) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Page(HTMLParser):
         self.words: list[str] = []
         self._open: list[str] = []
         self.feed(content)
-        assert not self._open, f"never closed: {self._open}"
+        assert not self._open, f"unclosed tags: {self._open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -44,7 +44,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def some_metrics(**changes: Any) -> dict[str, Any]:
+def example_metrics(**changes: Any) -> dict[str, Any]:
     classes = {
         name: {"AP": 0.5, "ATE": 0.4, "ASE": 0.1, "AOE": 0.2, "AVE": None, "AAE": 0.3, "truths": index}
         for index, name in enumerate(CLASS_NAMES)
@@ -85,8 +85,8 @@ def frames(count: int) -> list[ReportFrame]:
     ]
 
 
-def test_the_page_is_whole_and_fetches_nothing(tmp_path: Path) -> None:
-    write_report(tmp_path / "report.html", some_metrics(), frames(4))
+def test_page_is_complete_and_has_no_external_resources(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", example_metrics(), frames(4))
     content = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = Page(content)
     assert "http" not in content.replace('http-equiv="', "")
@@ -101,8 +101,8 @@ def test_the_page_is_whole_and_fetches_nothing(tmp_path: Path) -> None:
         assert (attributes.get("src") or "data:").startswith("data:")
 
 
-def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
-    write_report(tmp_path / "report.html", some_metrics(), frames(1))
+def test_page_contains_the_metrics(tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", example_metrics(), frames(1))
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     for expected in (
         "0.421", "0.487", "38 / 40", "80.2 ms", "120.5 ms", "tiny.safetensors", "distilled by ftkd",
@@ -112,8 +112,8 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     assert "Velocity <is> unknown & odd." in text
 
 
-def test_text_is_escaped(tmp_path: Path) -> None:
-    metrics = some_metrics(data="<script>alert(1)</script>", weights='"><img src=x>')
+def test_texts_are_escaped(tmp_path: Path) -> None:
+    metrics = example_metrics(data="<script>alert(1)</script>", weights='"><img src=x>')
     write_report(tmp_path / "report.html", metrics, frames(1))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "alert(1)" in page.text
@@ -121,8 +121,8 @@ def test_text_is_escaped(tmp_path: Path) -> None:
     assert all((attributes["src"] or "").startswith("data:") for tag, attributes in page.tags if tag == "img")
 
 
-def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
-    metrics = some_metrics(
+def test_missing_values_are_shown_as_a_dash(tmp_path: Path) -> None:
+    metrics = example_metrics(
         mAP=None, latency_ms={"p50": None, "p95": None}, device=None, coverage={}, notes=[]
     )
     write_report(tmp_path / "report.html", metrics, [])
@@ -132,11 +132,11 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
     assert "No key frame has pictures." in page.text
 
 
-def test_pictures_are_those_of_the_frame_with_most_matches(tmp_path: Path) -> None:
-    some = frames(5)
-    assert best_frame(some) == 2
-    write_pictures(tmp_path, some)
-    for name, expected in (("bev.png", some[2].bird_eye), ("surround.png", some[2].surround)):
+def test_pictures_show_the_frame_with_the_most_matches(tmp_path: Path) -> None:
+    five_frames = frames(5)
+    assert best_frame(five_frames) == 2
+    write_pictures(tmp_path, five_frames)
+    for name, expected in (("bev.png", five_frames[2].bird_eye), ("surround.png", five_frames[2].surround)):
         picture = cv2.cvtColor(cv2.imread(str(tmp_path / name)), cv2.COLOR_BGR2RGB)
         np.testing.assert_array_equal(picture, expected)
     write_pictures(tmp_path / "none", [])
@@ -144,7 +144,7 @@ def test_pictures_are_those_of_the_frame_with_most_matches(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("shift", "label", "expected"), [(0.0, 0, 2), (1.9, 0, 2), (2.1, 0, 0), (0.0, 1, 0)])
-def test_matches_are_near_and_of_the_same_class(shift: float, label: int, expected: int) -> None:
+def test_matches_are_nearby_and_of_the_same_class(shift: float, label: int, expected: int) -> None:
     boxes = np.zeros((2, 9))
     boxes[1, 0] = 30
     truth = ObjectList(boxes=boxes, scores=np.ones(2), labels=np.zeros(2, dtype=np.int64), stamp_ns=0)

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A converted drive and detections of it, shared by the tests of what comes after the converter."""
+"""A converted drive and a detector that returns its ground truth, for tests of detection and evaluation."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from driving_scene import SCENE, VERSION, write_drive
 
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.bag.convert import convert_scene
 from ftkd_ros.bag.io import BagReader
 from ftkd_ros.bag.replay_rounds import Drive
+from tests.ros.driving_scene import SCENE, VERSION, write_drive
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """A data set of one scene and its bags: all images, and key frames alone."""
+class RecordedDrive:
+    """A data set of one scene and two bags:
+
+    `sweeps` has all images, `key_frames` only those of key frames.
+    """
 
     dataroot: Path
     sweeps: Path
@@ -25,20 +28,20 @@ class Recorded:
     scene: str = SCENE
 
 
-def record(folder: Path) -> Recorded:
-    """Write a drive of 25 rounds, 5 of them key frames, and convert it both ways."""
+def record_drive(folder: Path) -> RecordedDrive:
+    """Write a drive of 25 rounds, 5 of them key frames, and convert it to both bags."""
     dataroot = write_drive(folder / "data", sweeps=25)
     bags = folder / "sweeps", folder / "key_frames"
     for bag, sweeps in zip(bags, (True, False), strict=True):
         convert_scene(dataroot, VERSION, SCENE, bag, sweeps=sweeps, progress=False)
-    return Recorded(dataroot, *bags)
+    return RecordedDrive(dataroot, *bags)
 
 
-class KnowingDetector:
-    """Answers with the ground truth of the nearest key frame."""
+class GroundTruthDetector:
+    """Returns the ground truth of the nearest key frame."""
 
     channels = CAMERA_CHANNELS
-    weights_name = "knowing.safetensors"
+    weights_name = "ground_truth.safetensors"
     training = "300 steps, distilled by ftkd"
     preset = "none"
     device = "cpu"

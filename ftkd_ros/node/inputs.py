@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Camera inputs of the detector node: subscriptions to images and camera_info, and the synchronizer.
+
+The callbacks only store messages and pass on rounds; they run on the thread of the executor.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import message_filters
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.node import Node
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from ftkd_ros.convert.from_ros import stamp_to_ns
+from ftkd_ros.node.parameters import DetectorParameters
+from ftkd_ros.node.tf_rig import RigReader
+from ftkd_ros.sync.matcher import JUMP_NS, MatchedRound
+from ftkd_ros.sync.synchronizer import SurroundMatcher, SurroundSynchronizer
+
+_POLL_S: Final = 0.01
+
+
+class CameraInputs:
+    """Subscribes to the cameras between `open` and `close`, and calls back with their rounds.
+
+    on_image(camera): an image has arrived. on_round(matched): a round is complete or has timed out.
+    on_clock_jump(): the node's clock has jumped back. on_error(text): a callback has failed.
+    camera_info messages go to `rig`.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        parameters: DetectorParameters,
+        rig: RigReader,
+        *,
+        on_image: Callable[[str], None],
+        on_round: Callable[[MatchedRound[Any]], None],
+        on_clock_jump: Callable[[], None],
+        on_error: Callable[[str], None],
+    ) -> None:
+        self._node = node
+        self._parameters = parameters
+        self._rig = rig
+        self._on_image = on_image
+        self._on_round = on_round
+        self._on_clock_jump = on_clock_jump
+        self._on_error = on_error
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._subscribers: list[Any] = []
+        self._synchronizer: Any = None
+        self._poll_timer: Any = None
+        self._jump_handle: Any = None
+
+    def open(self) -> None:
+        """Subscribe to all cameras with a new synchronizer. After an error, call `close`."""
+        parameters = self._parameters
+        image_type = CompressedImage if parameters.image_transport == "compressed" else Image
+        images = []
+        for camera, image_topic, info_topic in zip(
+            parameters.cameras, parameters.image_topics, parameters.camera_info_topics, strict=True
+        ):
+            image = self._subscribe(image_type, image_topic)
+            image.registerCallback(lambda _, camera: self._on_image(camera), camera)
+            images.append(image)
+            self._subscribe(CameraInfo, info_topic).registerCallback(self._rig.add_camera_info, camera)
+        self._synchronizer = make_synchronizer(
+            parameters,
+            images,
+            now_ns=lambda: int(self._node.get_clock().now().nanoseconds),
+            on_error=lambda error: self._on_error(f"round lost: {error}"),
+        )
+        if self.matcher is not None:
+            self._synchronizer.registerCallback(self._on_round)
+            self._poll_timer = self._node.create_timer(_POLL_S, self._synchronizer.poll, clock=self._steady)
+        else:
+            self._synchronizer.registerCallback(self._pass_on_messages)
+        self._jump_handle = self._watch_clock()
+
+    def close(self) -> None:
+        """Destroy the subscriptions and the timer. Counters stay readable; a second call has no effect."""
+        if self._poll_timer is not None:
+            self._node.destroy_timer(self._poll_timer)
+            self._poll_timer = None
+        if self._jump_handle is not None:
+            self._jump_handle.unregister()
+            self._jump_handle = None
+        while self._subscribers:
+            self._node.destroy_subscription(self._subscribers.pop().sub)
+
+    @property
+    def matcher(self) -> SurroundMatcher[Any] | None:
+        """The matcher of policy `surround`; None before `open` and for the policies of message_filters."""
+        surround = isinstance(self._synchronizer, SurroundSynchronizer)
+        return self._synchronizer.matcher if surround else None
+
+    @property
+    def sync_counts(self) -> dict[str, int]:
+        """Counters of the matcher; empty without one."""
+        return dict(self.matcher.counts) if self.matcher is not None else {}
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings of the matcher about slop and clocks; empty without one."""
+        return self.matcher.warnings() if self.matcher is not None else []
+
+    def _subscribe(self, message_type: Any, topic: str) -> Any:
+        reliable = self._parameters.qos_reliability == "reliable"
+        qos = QoSProfile(
+            history=HistoryPolicy.KEEP_LAST,
+            depth=self._parameters.queue_depth,
+            reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+        )
+        overriding = QoSOverridingOptions.with_default_policies()
+        subscriber = message_filters.Subscriber(
+            self._node, message_type, topic, qos_profile=qos, qos_overriding_options=overriding
+        )
+        self._subscribers.append(subscriber)
+        return subscriber
+
+    def _watch_clock(self) -> Any:
+        threshold = JumpThreshold(
+            min_forward=None, min_backward=Duration(nanoseconds=-JUMP_NS), on_clock_change=False
+        )
+        return self._node.get_clock().create_jump_callback(threshold, post_callback=self._clear_after_jump)
+
+    def _clear_after_jump(self, jump: Any) -> None:
+        if self.matcher is not None:
+            self._synchronizer.clear()
+        self._on_clock_jump()
+
+    def _pass_on_messages(self, *messages: Any) -> None:
+        stamps = tuple(stamp_to_ns(message.header.stamp) for message in messages)
+        self._on_round(MatchedRound(messages=messages, stamps_ns=stamps))
+
+
+def make_synchronizer(
+    parameters: DetectorParameters,
+    images: Sequence[Any],
+    *,
+    now_ns: Callable[[], int],
+    on_error: Callable[[Exception], None],
+) -> Any:
+    """Return the synchronizer of parameter `sync_policy`, connected to the image subscribers."""
+    if parameters.sync_policy == "exact":
+        return message_filters.TimeSynchronizer(images, parameters.queue_depth)
+    if parameters.sync_policy == "approximate":
+        return message_filters.ApproximateTimeSynchronizer(
+            images, parameters.queue_depth, parameters.sync_slop_s
+        )
+    offsets = parameters.camera_time_offsets_s
+    matcher: SurroundMatcher[Any] = SurroundMatcher(
+        parameters.cameras,
+        slop_ns=round(parameters.sync_slop_s * 1e9),
+        deadline_ns=round(parameters.sync_deadline_s * 1e9),
+        offsets_ns=[round(offset * 1e9) for offset in offsets] if offsets else None,
+        min_cameras=parameters.min_round_cameras,
+    )
+    return SurroundSynchronizer(images, matcher, now_ns=now_ns, on_error=on_error)

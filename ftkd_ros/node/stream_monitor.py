@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detection of a new stream: when the detector's memory no longer fits the incoming rounds."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ftkd_core.types import CameraRound
+
+_SLACK_M: Final = 5.0  # allowance for localisation errors
+
+
+@dataclass
+class StreamMonitor:
+    """Decides per round whether the detector's memory must be reset.
+
+    A few dropped rounds need no reset, because the memory is aligned by pose and time. A gap longer than
+    `max_gap_s` and a pose change faster than `max_speed_m_s` (plus 5 m) start a new stream.
+    """
+
+    max_gap_s: float = 3.0
+    max_speed_m_s: float = 70.0
+    _stamp_ns: int | None = None
+    _position: NDArray[np.float64] | None = None
+
+    def cause_of_reset(self, camera_round: CameraRound) -> str | None:
+        """Return `backward_time`, `gap` or `pose_jump`; None if the round continues the stream or is the
+        first.
+        """
+        stamp_ns, position = camera_round.reference_stamp_ns, camera_round.global_from_ego[:3, 3]
+        last_ns, last_position = self._stamp_ns, self._position
+        self._stamp_ns, self._position = stamp_ns, position.copy()
+        if last_ns is None or last_position is None:
+            return None
+        elapsed_s = (stamp_ns - last_ns) * 1e-9
+        if elapsed_s < 0:
+            return "backward_time"
+        if elapsed_s > self.max_gap_s:
+            return "gap"
+        if np.linalg.norm(position - last_position) > self.max_speed_m_s * elapsed_s + _SLACK_M:
+            return "pose_jump"
+        return None
