@@ -20,7 +20,7 @@ ARGS ?=
 DEMO_OPTIONS := $(if $(DATAROOT),--dataroot '$(DATAROOT)') $(if $(VERSION),--version '$(VERSION)') \
 	$(if $(SCENE),--scene '$(SCENE)')
 
-.PHONY: help setup demo test bench lint format clean
+.PHONY: help setup demo test bench docs lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +28,7 @@ help:
 	@echo "             (on real data: DATAROOT=... VERSION=v1.0-mini SCENE=scene-0061)"
 	@echo "make test    set up and run the tests (ARGS='-k name' for some of them, ARGS='-n 0' in one process)"
 	@echo "make bench   set up and run the benchmarks"
+	@echo "make docs    set up, then write docs/reference from the code"
 	@echo "make lint    set up, then ruff and mypy --strict"
 	@echo "make format  set up, then let ruff format the code"
 	@echo "make setup   only the set-up: .venv with ROS 2 as wheels, or on a sourced ROS distribution"
@@ -46,6 +47,9 @@ test: setup
 
 bench: setup
 	ROS_DOMAIN_ID=$(DEMO_DOMAIN) $(BIN)/python -m benchmarks.run $(ARGS)
+
+docs: setup
+	$(BIN)/python -m scripts.make_docs $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
