@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw the rounds of a bag with their detections as an animated WebP: six cameras and a top view.
 
-    ftkd demo
-    python -m scripts.make_animation --bag build/demo/input --detections build/demo/detections \\
-        --output docs/images/demo.webp
+The picture in README.md, 12 images per second and camera:
 
-Boxes are coloured by class; the ground truth is white. The picture in README.md is made this way.
+    ftkd synth --output build/animation/data
+    ftkd convert --dataroot build/animation/data --version v1.0-synth --scene scene-1900000 \\
+        --output build/animation/input --sweeps
+    ftkd detect --bag build/animation/input --output build/animation/detections
+    python -m scripts.make_animation --bag build/animation/input --detections build/animation/detections \\
+        --output docs/images/demo.webp --skip 60
 """
 
 import argparse
@@ -38,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--detections", type=Path, required=True, metavar="BAG", help="bag with /detections")
     add("--output", type=Path, required=True, metavar="FILE", help="the .webp file; replaced if it exists")
     add("--skip", type=int, default=0, metavar="N", help="rounds to leave out at the start (default 0)")
-    add("--frames", type=int, default=100, metavar="N", help="rounds to show at most (default 100)")
-    add("--fps", type=float, default=5.0, help="rounds per second of the animation (default 5)")
-    add("--width", type=int, default=900, metavar="PX", help="width of the picture (default 900)")
-    add("--quality", type=int, default=60, metavar="Q", help="of the compression, 0 to 100 (default 60)")
-    add("--min-score", type=float, default=0.25, metavar="S", help="lowest score drawn (default 0.25)")
+    add("--frames", type=int, default=108, metavar="N", help="rounds to show at most (default 108)")
+    add("--fps", type=float, default=12.0, help="rounds per second of the animation (default 12)")
+    add("--width", type=int, default=1000, metavar="PX", help="width of the picture (default 1000)")
+    add("--quality", type=int, default=45, metavar="Q", help="WebP quality, 0 to 100 (default 45)")
+    add("--min-score", type=float, default=0.35, metavar="S", help="lowest score drawn (default 0.35)")
     options = parser.parse_args(arguments)
     try:
         frames = list(draw_frames(options))
@@ -67,26 +70,21 @@ def draw_frames(options: argparse.Namespace) -> Iterator[Image.Image]:
     with BagReader(options.bag) as source, BagReader(options.detections) as detections:
         drive = Drive(source)
         found = read_recording(detections, drive).objects
-        truths = drive.ground_truth()
         shown = (
             camera_round for camera_round, _ in drive.rounds() if camera_round.reference_stamp_ns in found
         )
         for camera_round in islice(shown, options.skip, options.skip + options.frames):
             stamp_ns = camera_round.reference_stamp_ns
-            near = [stamp for stamp in truths if abs(stamp - stamp_ns) < 25_000_000]
-            truth = truths[near[0]] if near else None
-            picture = draw_round(camera_round, found[stamp_ns], truth, options.min_score)
+            picture = draw_round(camera_round, found[stamp_ns], options.min_score)
             height = round(picture.shape[0] * options.width / picture.shape[1])
             small = cv2.resize(picture, (options.width, height), interpolation=cv2.INTER_AREA)
             yield Image.fromarray(small)
 
 
-def draw_round(
-    camera_round: CameraRound, objects: ObjectList, truth: ObjectList | None, min_score: float
-) -> NDArray[np.uint8]:
+def draw_round(camera_round: CameraRound, objects: ObjectList, min_score: float) -> NDArray[np.uint8]:
     """Return the six cameras on the left and the top view on the right, of equal height."""
-    cameras = draw_surround(camera_round, objects, truth, width=1440, min_score=min_score)
-    top = draw_bird_eye(objects, truth, size=cameras.shape[0], range_m=45.0, min_score=min_score)
+    cameras = draw_surround(camera_round, objects, width=1440, min_score=min_score)
+    top = draw_bird_eye(objects, size=cameras.shape[0], range_m=45.0, min_score=min_score)
     joined: NDArray[Any] = np.concatenate([cameras, top], axis=1)
     return joined.astype(np.uint8)
 

@@ -27,7 +27,7 @@ class Detector:
 
     score_threshold: of all classes, or by class name (see `thresholds`). runtime: fast, or plain, the
     straightforward twin it is held to; auto is fast on a CPU, and plain on a GPU, where the fast one has not
-    been proven yet (docs/runtime.md). training: how the weights were trained, in words.
+    been proven yet (docs/explanation/runtime.md). training: how the weights were trained, in words.
     """
 
     def __init__(

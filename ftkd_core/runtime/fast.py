@@ -4,7 +4,7 @@
 Host and device meet twice a frame: images and one header of numbers go in, one table of detections comes out;
 between the two the host waits for nothing. On a GPU the three steps (images, rig, frame) are compiled and
 captured over static buffers; on a CPU they are called. What is float32 there is computed without TF32. Which
-part pays on what is told in docs/runtime.md.
+part pays on what is told in docs/explanation/runtime.md.
 Symbols: N cameras, H/W network image, h/w camera image, K detections.
 """
 

@@ -2,7 +2,7 @@
 """Message filters for a machine with no ROS distribution: an own version of ROS 2's `message_filters`.
 
 Covered: `SimpleFilter`, `Subscriber`, `Cache`, `TimeSynchronizer` and `ApproximateTimeSynchronizer`, compared
-with the genuine package 6.0.6 (docs/ros_without_a_distribution.md). Names are the genuine ones, spelling
+with the genuine package 6.0.6 (docs/how-to/ros-distribution.md). Names are the genuine ones, spelling
 included.
 """
 

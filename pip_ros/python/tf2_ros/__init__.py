@@ -2,7 +2,7 @@
 """Transforms over ROS 2 for a machine with no ROS distribution: an own version of what we use of `tf2_ros`.
 
 Covered: `Buffer`, `TransformListener`, `TransformBroadcaster`, `StaticTransformBroadcaster` and the
-exceptions, compared with the genuine package 0.39.1 (docs/ros_without_a_distribution.md).
+exceptions, compared with the genuine package 0.39.1 (docs/how-to/ros-distribution.md).
 """
 
 from tf2_py import (
