@@ -158,9 +158,10 @@ def training_classes() -> dict[str, type[Any]]:
 
 def presets() -> dict[str, str]:
     """Return the presets and the docstring of each."""
-    from ftkd_core.presets import PRESETS
+    from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS
 
-    return {name: _one_line(make.__doc__) for name, make in PRESETS.items()}
+    students = {name: _one_line(make.__doc__) for name, make in PRESETS.items()}
+    return students | {name: _one_line(make.__doc__) for name, make in SPARSE_BEV_PRESETS.items()}
 
 
 def recipes() -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documentation agrees with the code: generated pages, links, pictures and shown commands."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -135,3 +136,11 @@ def test_every_command_and_program_has_help() -> None:
 def test_launch_arguments_are_found() -> None:
     assert {"bag", "output", "rviz"} <= sources.launch_arguments("replay.launch.py")
     assert {"weights", "params_file", "rviz"} <= sources.launch_arguments("detector.launch.py")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_imports_in_shown_python_exist(path: Path) -> None:
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+        for statement in ast.parse(block).body:
+            if isinstance(statement, (ast.Import, ast.ImportFrom)):
+                exec(compile(ast.Module([statement], []), str(path), "exec"), {})

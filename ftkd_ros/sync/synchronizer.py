@@ -3,7 +3,8 @@
 
 `SurroundMatcher` is the logic (offsets, then rounds), free of ROS; `SurroundSynchronizer` puts it behind the
 API of message_filters. Stock ApproximateTimeSynchronizer on nuScenes stamps mixes two rounds in up to 83 % of
-its sets and stops when one camera stops (figures: docs/explanation/synchronisation-and-time.md); this filter does neither.
+its sets and stops when one camera stops (docs/explanation/synchronisation-and-time.md); this filter
+does neither.
 """
 
 import threading
