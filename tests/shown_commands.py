@@ -4,6 +4,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -165,9 +166,16 @@ def _option_problem(name: str, help_text: str, words: list[str]) -> str | None:
 
 def _value_problem(option: str, value: str) -> str | None:
     """Check the values that name a setting, preset, recipe or method."""
-    kinds = sources.training_classes()
     name = value.partition("=")[0]
-    choices: dict[str, set[str]] = {
+    known = _choices().get(option)
+    return f"{option} {name}: there is none of this name" if known and name not in known else None
+
+
+@cache
+def _choices() -> dict[str, set[str]]:
+    """Return the known values of the options that name a setting, preset, recipe or method."""
+    kinds = sources.training_classes()
+    return {
         "--set": {item.path for key in ("student", "teacher") for item in sources.settings(kinds[key])},
         "--set-method": {item.path for item in sources.settings(kinds["distillation"])},
         "--preset": {*sources.presets(), "init", "PRESET"},
@@ -176,9 +184,6 @@ def _value_problem(option: str, value: str) -> str | None:
         "--recipe": set(sources.recipes()),
         "--method": set(sources.methods()),
     }
-    if option in choices and name not in choices[option]:
-        return f"{option} {name}: there is none of this name"
-    return None
 
 
 def _make_problem(words: list[str]) -> str | None:
