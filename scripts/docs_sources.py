@@ -21,10 +21,12 @@ from unittest import mock
 ROOT: Final = Path(__file__).resolve().parents[1]
 HELP_WIDTH: Final = 100
 """Columns of the help texts."""
-_NODES: Final = {
-    "player": "ftkd_ros/bag/player.py",
-    "recorder": "ftkd_ros/bag/recorder.py",
+NODES: Final = {
+    "detector": "ftkd_ros.node.detector_node",
+    "player": "ftkd_ros.bag.player",
+    "recorder": "ftkd_ros.bag.recorder",
 }
+"""Executables that are ROS nodes, and their modules."""
 _CREATES_OUTPUT: Final = ("_create", "create_publisher", "create_lifecycle_publisher", "create_service")
 _SOURCE_FOLDERS: Final = ("training", "benchmarks", "scripts")
 
@@ -69,7 +71,8 @@ def detector_parameters() -> list[Parameter]:
 
 def tool_parameters(node: str) -> list[Parameter]:
     """Return the parameters of the player or the recorder, from the calls that declare them."""
-    tree = ast.parse((ROOT / _NODES[node]).read_text(encoding="utf-8"))
+    path = ROOT / f"{NODES[node].replace('.', '/')}.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     found = []
     for call in _calls(tree):
         name = _called(call)
@@ -192,14 +195,10 @@ def launch_arguments(name: str) -> set[str]:
     return arguments
 
 
-def executables() -> dict[str, str]:
-    """Return the console scripts of the package: name -> module."""
-    found: dict[str, str] = {}
-    for name in ("setup.py", "pyproject.toml", "setup.cfg"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        pattern = r"^\s*\"?([a-z_]+)\s*=\s*\"?([a-z_]+(?:\.[a-z_]+)+):[a-z_]+\""
-        found |= dict(re.findall(pattern, text, re.MULTILINE))
-    return found
+def executables() -> set[str]:
+    """Return the names of the console scripts of the package."""
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", "pyproject.toml"))
+    return set(re.findall(r"^\s*\"?([a-z_]+) ?= ?\"?[a-z_.]+:[a-z_]+\"", text, re.MULTILINE))
 
 
 def make_targets() -> set[str]:

@@ -140,8 +140,8 @@ def _module_problem(words: list[str]) -> str | None:
         found = False
     if not found:
         return f"there is no module {module!r}"
-    for name, own in sources.executables().items():
-        if own == module and name != "ftkd":
+    for name, own in sources.NODES.items():
+        if own == module:
             return _parameter_problem(name, rest)
     if module == "ftkd_ros.cli":
         return _ftkd_problem(rest)
@@ -201,7 +201,7 @@ def _ros_problem(words: list[str]) -> str | None:
         return None if words[:1] in (["bag"], ["param"], ["service"], ["topic"]) else "expected launch or run"
     name, rest = words[2], words[3:]
     if words[0] == "run":
-        return None if name == "ftkd" else _parameter_problem(name, rest)
+        return _ftkd_problem(rest) if name == "ftkd" else _parameter_problem(name, rest)
     if not (ROOT / "launch" / name).is_file():
         return f"there is no launch file {name!r}"
     for word in rest:

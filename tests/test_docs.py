@@ -144,3 +144,8 @@ def test_imports_in_shown_python_exist(path: Path) -> None:
         for statement in ast.parse(block).body:
             if isinstance(statement, (ast.Import, ast.ImportFrom)):
                 exec(compile(ast.Module([statement], []), str(path), "exec"), {})
+
+
+def test_nodes_are_executables_with_parameters() -> None:
+    assert set(sources.NODES) < sources.executables()
+    assert all(sources.tool_parameters(node) for node in ("player", "recorder"))
