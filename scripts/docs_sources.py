@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read parameters, topics, commands and settings from the code, for the reference pages and their tests."""
+"""Parameters, topics, commands and settings as the code defines them; read by make_docs.py and the tests."""
 
 import ast
 import contextlib
@@ -152,7 +152,7 @@ def settings(kind: type[Any], above: str = "") -> Iterator[Setting]:
 
 
 def training_classes() -> dict[str, type[Any]]:
-    """Return the roots of all settings: what is trained -> its class."""
+    """Return the configuration class that holds all settings of a student, a teacher and the distillation."""
     from ftkd_core.distillation.config import FTKDConfig
     from training.config import TrainConfig, WindowTrainConfig
 

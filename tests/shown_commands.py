@@ -63,7 +63,7 @@ def shown_commands(path: Path) -> Iterator[Shown]:
 
 
 def problem(command: str) -> str | None:
-    """Return what is wrong with a shown command: a name that does not exist. None if nothing is."""
+    """Return an error text if a shown command contains a name that does not exist, otherwise None."""
     words = shlex.split(command, comments=True)
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words.pop(0)
