@@ -167,7 +167,7 @@ def warn_of_random_backbone(
         print(
             f"warning: recipe {arguments.recipe} without --init: the backbone starts at random, but the "
             "recipe is for a trained one, whose norms (and more) it keeps as they are; give --init with a "
-            "file of ftkd import-weights (docs/training.md)",
+            "file of ftkd import-weights (docs/how-to/nuscenes.md)",
             file=sys.stderr,
         )
 

@@ -43,9 +43,9 @@ class FTKDConfig:
     comparison, `none` reconstructs from the whole feature.
     bev_norm: where the BEV generator's layer norm is, `first` or `last` [note: an FFN with layer norm, not
     where]. Last, its answers vary as much as the features they stand for, however little of these it
-    knows, and a norm's gain learns slowly; hence first [ours: docs/results.md].
+    knows, and a norm's gain learns slowly; hence first [ours: research/appendix.md].
     bev_by_score: in the BEV reconstruction, a background pair counts as much as the teacher believes in its
-    box [ours; off, for in the one run made it gave less: docs/results_before.md].
+    box [ours; off, for in the one run made it gave less: research/appendix.md].
     foreground, background: which parts of the logit distillation are on; both [note]. matching: `object`
     pairs the foreground through the object both answer for [ours], `prediction` by Hungarian matching with
     the teacher's predictions, as DETRDistill (Chang et al. 2023) does.
@@ -54,7 +54,7 @@ class FTKDConfig:
     background_by_score: a background box counts as much as the teacher believes in it [ours: the teacher's
     box of an empty place says nothing]. background_reach_m: background queries whose boxes are farther apart
     are no pair, for the logits and for the BEV reconstruction; 0 keeps all [note: it names no limit]. Half of
-    all such pairs are more than 6 m apart, of different places; hence 4 m [ours: docs/results.md].
+    all such pairs are more than 6 m apart, of different places; hence 4 m [ours: research/appendix.md].
     """
 
     pv_weight: float = 1e-3

@@ -36,7 +36,7 @@ _OTHERS_MOVING: Final = 1.0
 _SLOW_M_S: Final = 1.0
 """What a candidate of speed v must win over standing still, in supports of one frame:
 moving * v / (v + slow) for moving at all, for most things stand, and steep * v / typical for its speed. These
-and the share of length are ours, found on synthetic scenes that no other figure is of (docs/models.md)."""
+and the share of length are ours, chosen on synthetic scenes of seeds of their own (research/appendix.md)."""
 _SPEED_SPREAD_M_S: Final = 6.0
 _CREEP_M_S: Final = 0.5
 """Prior spreads of the speed of what moves, and of what is taken to stand."""

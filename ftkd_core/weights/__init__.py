@@ -35,7 +35,7 @@ _MEANING: Final = (
     "decoder.content_from_position", "decoder.anchored", "decoder.groups", "decoder.points",
 )  # fmt: skip
 """Settings of either kind of detector that say what its weights mean, whatever their shapes. Linking is none:
-it only starts velocities elsewhere, and was turned on for weights made without (docs/results_before.md)."""
+it only starts velocities elsewhere, and was turned on for weights made without (research/appendix.md)."""
 
 
 def save_weights(

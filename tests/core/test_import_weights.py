@@ -95,7 +95,7 @@ def test_a_key_map_covers_both_sides_exactly_once(name: str) -> None:
     ],
 )
 def test_models_have_as_many_parameters_as_the_public_ones(name: str, count: int) -> None:
-    """The numbers of docs/models.md."""
+    """The numbers of research/parity.md."""
     parameters = dict(blank_model(find_format(name).configure(CLASS_NAMES)).named_parameters())
     head = {n: p for n, p in parameters.items() if n.startswith("auxiliary.")}
     assert sum(p.numel() for n, p in parameters.items() if n not in head) == count

@@ -3,7 +3,7 @@
 
     python -m training.study.experiments --minutes 25 --out runs/matrix
     python -m training.study.experiments --out runs/matrix --phase score
-    python -m training.study.experiments --table benchmarks/results/ftkd_matrix.json
+    python -m training.study.experiments --table research/results/ftkd_matrix.json
 
 Trains an offline teacher, which sees the future, and one that sees only the past; stores their answers;
 brings every part of every method to the same share of the detection loss; trains each row of the table with

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters, topics, commands and settings as the code defines them; read by make_docs.py and the tests."""
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import inspect
+import io
+import os
+import re
+import runpy
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from unittest import mock
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+HELP_WIDTH: Final = 100
+"""Columns of the help texts."""
+NODES: Final = {
+    "detector": "ftkd_ros.node.detector_node",
+    "player": "ftkd_ros.bag.player",
+    "recorder": "ftkd_ros.bag.recorder",
+}
+"""Executables that are ROS nodes, and their modules."""
+_CREATES_OUTPUT: Final = ("_create", "create_publisher", "create_lifecycle_publisher", "create_service")
+_SOURCE_FOLDERS: Final = ("training", "benchmarks", "scripts")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a node; `default` is written as in YAML."""
+
+    name: str
+    default: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """A topic or service that the detector node offers; `type` includes the package."""
+
+    name: str
+    type: str
+    is_service: bool
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of a configuration class with its dotted path."""
+
+    path: str
+    type: str
+    default: str
+    description: str
+
+
+def detector_parameters() -> list[Parameter]:
+    """Return the parameters of the detector node in the order of their definition."""
+    from ftkd_ros.node.parameters import DESCRIPTIONS, DetectorParameters
+
+    return [
+        Parameter(field.name, _yaml(field.default), DESCRIPTIONS[field.name])
+        for field in dataclasses.fields(DetectorParameters)
+    ]
+
+
+def tool_parameters(node: str) -> list[Parameter]:
+    """Return the parameters of the player or the recorder, from the calls that declare them."""
+    path = ROOT / f"{NODES[node].replace('.', '/')}.py"
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = []
+    for call in _calls(tree):
+        name = _called(call)
+        if name in ("text_parameter", "texts_parameter"):
+            _, parameter, description = call.args[:3]
+            found.append(Parameter(_text(parameter), "", _text(description)))
+        elif name == "number_parameter":
+            _, parameter, default, description = call.args[:4]
+            found.append(Parameter(_text(parameter), _yaml(ast.literal_eval(default)), _text(description)))
+        elif name == "declare_parameter":
+            parameter, default = call.args[:2]
+            found.append(
+                Parameter(_text(parameter), _yaml(ast.literal_eval(default)), _descriptor_text(tree, call))
+            )
+    return sorted(found, key=lambda parameter: parameter.name)
+
+
+def detector_outputs() -> list[Output]:
+    """Return the topics and services of the detector node, from the calls that create them."""
+    found = []
+    for path in sorted((ROOT / "ftkd_ros" / "node").glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        packages = _message_packages(tree)
+        for call in _calls(tree):
+            literal = len(call.args) > 1 and isinstance(call.args[1], ast.Constant)
+            if _called(call) in _CREATES_OUTPUT and literal:
+                kind = ast.unparse(call.args[0])
+                is_service = _called(call) == "create_service"
+                found.append(Output(_text(call.args[1]), f"{packages[kind]}/{kind}", is_service))
+    return found
+
+
+@functools.cache
+def command_help() -> dict[str, str]:
+    """Return the help text of `ftkd` (under the name "") and of each of its commands."""
+    from ftkd_ros.cli import main
+
+    texts = {"": _printed(lambda: main(["--help"]))}
+    listed = re.search(r"^(?: *COMMAND|Commands:) *\n((?: +\S.*\n)+)", texts[""], re.MULTILINE)
+    if listed is None:
+        raise RuntimeError("`ftkd --help` has no list of commands; expected a line `COMMAND` or `Commands:`")
+    for name in re.findall(r"^ {2,4}([a-z][a-z0-9-]*)(?: {2,}|$)", listed[1], re.MULTILINE):
+        texts[name] = _printed(lambda name=name: main([name, "--help"]))
+    return texts
+
+
+@functools.cache
+def module_help(module: str) -> str:
+    """Return what `python -m MODULE --help` prints; run in this process."""
+    with mock.patch.object(sys, "argv", [module, "--help"]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return _printed(lambda: runpy.run_module(module, run_name="__main__", alter_sys=True))
+
+
+def programs() -> list[str]:
+    """Return the modules outside `ftkd_ros` that are programs with options."""
+    names = []
+    for folder in _SOURCE_FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            if "\nif __name__ ==" in text and "\nimport argparse\n" in text:
+                names.append(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    return names
+
+
+def settings(kind: type[Any], above: str = "") -> Iterator[Setting]:
+    """Yield the settings of a configuration class, those of nested classes in place."""
+    from ftkd_core import config
+
+    describe = getattr(config, "describe", None)
+    if describe is None:
+        yield from _dataclass_settings(kind, above)
+        return
+    for entry in describe(kind, above):
+        default = "required" if entry.default is dataclasses.MISSING else _yaml(entry.default)
+        yield Setting(entry.path, entry.type, default, entry.docstring)
+
+
+def training_classes() -> dict[str, type[Any]]:
+    """Return the configuration class that holds all settings of a student, a teacher and the distillation."""
+    from ftkd_core.distillation.config import FTKDConfig
+    from training.config import TrainConfig, WindowTrainConfig
+
+    return {"student": TrainConfig, "teacher": WindowTrainConfig, "distillation": FTKDConfig}
+
+
+def presets() -> dict[str, str]:
+    """Return the presets and the docstring of each."""
+    from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS
+
+    students = {name: _one_line(make.__doc__) for name, make in PRESETS.items()}
+    return students | {name: _one_line(make.__doc__) for name, make in SPARSE_BEV_PRESETS.items()}
+
+
+def recipes() -> dict[str, list[str]]:
+    """Return the recipes and the assignments that each makes for one process."""
+    from training.recipes import RECIPES
+
+    return {name: [f"preset={recipe.preset}", *recipe.settings(1)] for name, recipe in RECIPES.items()}
+
+
+def methods() -> list[str]:
+    """Return the names of the distillation methods."""
+    from ftkd_core.distillation.methods import METHODS
+
+    return list(METHODS)
+
+
+def launch_arguments(name: str) -> set[str]:
+    """Return the arguments of a launch file; found in its source, because `launch` has no wheel."""
+    tree = ast.parse((ROOT / "launch" / name).read_text(encoding="utf-8"))
+    arguments = {
+        _text(call.args[0])
+        for call in _calls(tree)
+        if _called(call) == "DeclareLaunchArgument" and isinstance(call.args[0], ast.Constant)
+    }
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            arguments |= {_text(key) for key in node.value.keys if isinstance(key, ast.Constant)}
+    return arguments
+
+
+def executables() -> set[str]:
+    """Return the names of the console scripts of the package."""
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("setup.py", "pyproject.toml"))
+    return set(re.findall(r"^\s*\"?([a-z_]+) ?= ?\"?[a-z_.]+:[a-z_]+\"", text, re.MULTILINE))
+
+
+def make_targets() -> set[str]:
+    """Return the targets of the Makefile."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z][a-z_-]*):", text, re.MULTILINE))
+
+
+def options(help_text: str) -> set[str]:
+    """Return the long options that a help text names."""
+    return set(re.findall(r"(--[a-z][a-z0-9-]*)", help_text))
+
+
+def _dataclass_settings(kind: type[Any], above: str) -> Iterator[Setting]:
+    """Yield the settings of a plain dataclass."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        texts |= _field_docstrings(base) if dataclasses.is_dataclass(base) else {}
+    hints = inspect.get_annotations(kind, eval_str=True)
+    for base in kind.__mro__[1:]:
+        hints = {**inspect.get_annotations(base, eval_str=True), **hints}
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        path = f"{above}{field.name}"
+        if dataclasses.is_dataclass(hint):
+            assert isinstance(hint, type)
+            yield from _dataclass_settings(hint, f"{path}.")
+            continue
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        text = "required" if default is dataclasses.MISSING else _yaml(default)
+        yield Setting(
+            path, hint.__name__ if isinstance(hint, type) else str(hint), text, texts.get(field.name, "")
+        )
+
+
+def _field_docstrings(kind: type[Any]) -> dict[str, str]:
+    """Return the string that follows each field in the source of a class."""
+    (definition,) = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for field, text in zip(definition.body, definition.body[1:], strict=False):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(text, ast.Expr)
+            and isinstance(text.value, ast.Constant)
+        ):
+            found[ast.unparse(field.target)] = _one_line(str(text.value.value))
+    return found
+
+
+def _printed(run: Any) -> str:
+    """Return what a call prints on stdout at a fixed width; SystemExit ends the call."""
+    stream = io.StringIO()
+    with (
+        mock.patch.dict(os.environ, {"COLUMNS": str(HELP_WIDTH), "NO_COLOR": "1"}),
+        contextlib.redirect_stdout(stream),
+        contextlib.suppress(SystemExit),
+    ):
+        run()
+    return stream.getvalue().replace(str(ROOT), ".")
+
+
+def _calls(tree: ast.AST) -> Iterator[ast.Call]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def _called(call: ast.Call) -> str:
+    """Return the last name of the called function: `create_publisher` of `self.create_publisher(...)`."""
+    return ast.unparse(call.func).rpartition(".")[2]
+
+
+def _text(node: ast.AST) -> str:
+    return str(ast.literal_eval(node))
+
+
+def _descriptor_text(tree: ast.AST, call: ast.Call) -> str:
+    """Return the description of a declare_parameter call whose descriptor is a variable."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == ast.unparse(call.args[2]):
+            assert isinstance(node.value, ast.Call)
+            return next(_text(item.value) for item in node.value.keywords if item.arg == "description")
+    raise RuntimeError(f"line {call.lineno}: the descriptor of this parameter was not found")
+
+
+def _message_packages(tree: ast.AST) -> dict[str, str]:
+    """Return the ROS package of each imported message or service type."""
+    return {
+        name.asname or name.name: str(node.module).partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and str(node.module).endswith((".msg", ".srv"))
+        for name in node.names
+    }
+
+
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+def _yaml(value: Any) -> str:
+    """Return a value as a user writes it in YAML or on the command line; empty for an empty text or list."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_yaml, value))}]" if value else ""
+    return str(value)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write docs/reference from the code: node parameters, topics, commands and settings.
+
+python -m scripts.make_docs            # writes the pages
+python -m scripts.make_docs --check    # exit code 1 if a page is not up to date
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from scripts import docs_sources as sources
+from scripts.docs_sources import ROOT, Parameter, Setting
+
+FOLDER: Final = ROOT / "docs" / "reference"
+_NOTICE: Final = "<!-- Written by `make docs`. Change the code, not this page. -->\n"
+_INPUTS: Final = (
+    (
+        "`/{camera}/image/compressed`",
+        "sensor_msgs/CompressedImage",
+        "With `image_transport: compressed`. JPEG or PNG, rectified. `header.stamp` is the time of exposure.",
+    ),
+    (
+        "`/{camera}/image`",
+        "sensor_msgs/Image",
+        "With `image_transport: raw`. RGB, BGR, RGBA, BGRA, mono (8 or 16 bits), yuv422, yuv422_yuy2, Bayer.",
+    ),
+    (
+        "`/{camera}/camera_info`",
+        "sensor_msgs/CameraInfo",
+        "`k` and the size of the image. May change at run time. Distortion is not removed.",
+    ),
+    (
+        "`/tf`, `/tf_static`",
+        "tf2_msgs/TFMessage",
+        "`base_frame` to each camera frame; `map_frame` to `base_frame` up to the newest exposure.",
+    ),
+)
+_OUTPUT_NOTES: Final = {
+    "detections": "Boxes in `base_frame` at the reference stamp. `class_id` is the class name, "
+    "`bbox.size.x` the length.",
+    "detections/velocities": "Same header. Fields `x y z vx vy vz`, float32. Point i belongs to detection i. "
+    "Velocity over ground, m/s.",
+    "detections/label_info": "Latched. Class names and the score threshold.",
+    "detections/markers": "Box edges, an arrow as long as the way of one second, and a label. One namespace "
+    "per kind and class.",
+    "detections/bird_eye": "Top view. Drawn only while the topic has a subscriber.",
+    "detections/surround": "The six images with boxes. Drawn only while the topic has a subscriber.",
+    "/diagnostics": "1 Hz. Age and rate per camera, rounds, drops and resets by cause, latency per stage.",
+    "~/reset": "Clears the memory before the next round.",
+}
+"""Description of each topic and service; a topic without one, or one too many, is an error."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the pages, or compare them; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.make_docs", description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is not current")
+    options = parser.parse_args(arguments)
+    stale = []
+    for name, text in pages().items():
+        path = FOLDER / name
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if not options.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    verb = "out of date" if options.check else "written"
+    print(f"docs/reference: {', '.join(stale) or 'nothing'} {verb}")
+    return 1 if stale and options.check else 0
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each page by file name."""
+    return {
+        "parameters.md": parameters_page(),
+        "topics.md": topics_page(),
+        "commands.md": commands_page(),
+        "settings.md": settings_page(),
+    }
+
+
+def parameters_page() -> str:
+    """Parameters of the three nodes."""
+    return _page(
+        "Node parameters",
+        "Parameters are read when a node starts. Set them in a parameter file or with "
+        "`--ros-args -p NAME:=VALUE`.",
+        "## detector",
+        "Defaults for a rig like that of nuScenes are in [config/detector.yaml](../../config/detector.yaml).",
+        _parameter_table(sources.detector_parameters()),
+        "## player",
+        _parameter_table(sources.tool_parameters("player")),
+        "## recorder",
+        _parameter_table(sources.tool_parameters("recorder")),
+    )
+
+
+def topics_page() -> str:
+    """Inputs and outputs of the detector node."""
+    outputs = sources.detector_outputs()
+    names = {output.name for output in outputs}
+    if names != set(_OUTPUT_NOTES):
+        raise RuntimeError(
+            f"scripts/make_docs.py: describe these topics: {sorted(names ^ set(_OUTPUT_NOTES))}"
+        )
+    rows = [
+        [f"`{item.name}`", item.type, "service" if item.is_service else "topic", _OUTPUT_NOTES[item.name]]
+        for item in outputs
+    ]
+    return _page(
+        "Topics of the detector node",
+        "## Inputs",
+        "Default names. The parameters `image_topic`, `camera_info_topic` and `cameras` change them.",
+        _table(["topic", "type", "content"], _INPUTS),
+        "## Outputs",
+        _table(["name", "type", "kind", "content"], rows),
+    )
+
+
+def commands_page() -> str:
+    """Help of every command."""
+    commands = sources.command_help()
+    parts = [
+        "Every command prints its options with `--help`. Exit codes: 0, 2 for bad input, 130 after Ctrl-C."
+    ]
+    for name, text in commands.items():
+        parts += [f"## ftkd {name}".rstrip(), _fenced(text)]
+    parts.append("# Programs")
+    for module in sources.programs():
+        parts += [f"## python -m {module}", _fenced(sources.module_help(module))]
+    return _page("Commands", *parts)
+
+
+def settings_page() -> str:
+    """Settings of training and distillation, presets, recipes and methods."""
+    classes = sources.training_classes()
+    student = list(sources.settings(classes["student"]))
+    shared = {setting.path for setting in student}
+    teacher = [item for item in sources.settings(classes["teacher"]) if item.path not in shared]
+    parts = [
+        "Set any of these with `--set PATH=VALUE`; values are YAML. A wrong path or value is an error.",
+    ]
+    for title, entries in _grouped(student).items():
+        parts += [f"## {title}", _setting_table(entries)]
+    parts += ["## model, SparseBEV only", _setting_table(teacher)]
+    parts += [
+        "## FTKD",
+        "Set these with `--set-method NAME=VALUE`.",
+        _setting_table(sources.settings(classes["distillation"])),
+        "## Presets",
+        _table(["preset", "what"], [[f"`{name}`", text] for name, text in sources.presets().items()]),
+        "## Recipes",
+        "A recipe sets the published values for nuScenes (shown for one process).",
+        *[
+            f"`{name}`: {', '.join(f'`{text}`' for text in texts)}"
+            for name, texts in sources.recipes().items()
+        ],
+        "## Distillation methods",
+        ", ".join(f"`{name}`" for name in sources.methods()) + ".",
+    ]
+    return _page("Settings", *parts)
+
+
+def _grouped(settings: Iterable[Setting]) -> dict[str, list[Setting]]:
+    """Group settings by the part of the path before the last dot."""
+    groups: dict[str, list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault(setting.path.rpartition(".")[0] or "run", []).append(setting)
+    return groups
+
+
+def _setting_table(settings: Iterable[Setting]) -> str:
+    rows = [[f"`{item.path}`", item.type, _code(item.default), item.description] for item in settings]
+    return _table(["setting", "type", "default", "meaning"], rows)
+
+
+def _parameter_table(parameters: Iterable[Parameter]) -> str:
+    rows = [[f"`{item.name}`", _code(item.default), item.description] for item in parameters]
+    return _table(["parameter", "default", "meaning"], rows)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else "(empty)"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _fenced(text: str) -> str:
+    return "```text\n" + "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n```"
+
+
+def _page(title: str, *parts: str) -> str:
+    return "\n\n".join([f"# {title}", _NOTICE.strip(), *parts]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
