@@ -31,6 +31,7 @@ setup(
     install_requires=[
         "setuptools",
         "numpy",
+        "pydantic>=2.10",
         "pyyaml",
         "safetensors",
         "scipy",

@@ -50,9 +50,9 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
 def kept_clips(
     config: RunConfig, model: StreamPETR | SparseBEV, clips: ClipSource, scenes: int, fabric: Fabric
 ) -> ClipSource:
-    """The clips as `data.keep_features` asks for them: with images, or with features that the model then
+    """The clips as `data.cache_features` asks for them: with images, or with features that the model then
     takes. Errors: UserError where images or backbone would change."""
-    if not config.data.keep_features:
+    if not config.data.cache_features:
         return clips
     refuse_images(config.augment, config.optim.backbone_ratio)
     mine = scenes if fabric.is_global_zero else 0  # the first process extracts for all

@@ -6,7 +6,7 @@
 
 The student is a streaming preset or a SparseBEV without future frames. What is trained beside it is thrown
 away: the weights file is the student's, with the same parameters as without a teacher. `--method` chooses a
-competing method or an ablation instead. Settings of the distillation are `--set-method bev_mask=query`, every
+competing method or an ablation instead. Settings of the distillation are `--set-method pv_weight=0`, every
 other as in training.train.
 
 With `--cache DIR` a streaming student reads the teacher's answers from disk instead of running it; they are

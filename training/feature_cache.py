@@ -153,11 +153,11 @@ def keep_backbone(model: StreamPETR | SparseBEV) -> None:
     """Let a model take packed features from now on. UserError where its neck reads stride 4."""
     if model.neck.finest < 1:
         raise UserError(
-            "data.keep_features keeps strides 8 to 32, but this model's neck reads stride 4; leave it out"
+            "data.cache_features keeps strides 8 to 32, but this model's neck reads stride 4; leave it out"
         )
     width, height = model.config.image.width, model.config.image.height
     if width % 32 or height % 32:
-        raise UserError(f"data.keep_features with images of {width}x{height}: expected multiples of 32")
+        raise UserError(f"data.cache_features with images of {width}x{height}: expected multiples of 32")
     backbone = model.config.backbone
     kept = KeptResNet(backbone.depth, backbone.base_channels)
     kept.load_state_dict(model.backbone.state_dict())
@@ -175,6 +175,6 @@ def refuse_images(augment: AugmentConfig, backbone_ratio: float) -> None:
     wrong = [name for name, value in changes.items() if value]
     if wrong:
         raise UserError(
-            "data.keep_features keeps what a frozen backbone says of the images as they are; "
+            "data.cache_features keeps what a frozen backbone says of the images as they are; "
             f"{', '.join(wrong)} would change that: set each to 0 (zoom to 1), or leave keep_features out"
         )

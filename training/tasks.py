@@ -17,10 +17,10 @@ from ftkd_core.config import to_dict
 from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset
 from ftkd_core.data.grid_mask import blank_some
 from ftkd_core.data.windows import WindowBatch
-from ftkd_core.distillation.cache import Manifest, TeacherCache, collate_answers, describe
+from ftkd_core.distillation.cache import Manifest, TeacherCache, collate_outputs, describe
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.methods import MethodConfig, build_method
-from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherAnswer, teacher_answer
+from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherOutput, make_teacher_output
 from ftkd_core.errors import UserError
 from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.target_filter import answerable
@@ -34,7 +34,7 @@ from training.feature_cache import network_input
 from training.teacher_inference import PYRAMID_STRIDES, by_stride, view_clip
 
 State = tuple[Tensor, ...]
-Teaching = WindowBatch | TeacherAnswer  # what the teacher shall look at, or what a cache says it saw
+Teaching = WindowBatch | TeacherOutput  # what the teacher shall look at, or what a cache says it saw
 _METHODS = ("ftkd", "mgd", "cwd", "stxd")  # that name their terms `method/...`
 _STRIDES = (16, 32)  # of the maps that competing methods learn, as FTKD by default
 
@@ -44,15 +44,15 @@ def is_taught(name: str) -> bool:
     return name.split("/", maxsplit=1)[0] in _METHODS
 
 
-class CachedDataset(Dataset[tuple[StreamBatch, TeacherAnswer]]):
+class CachedDataset(Dataset[tuple[StreamBatch, TeacherOutput]]):
     """Item `step` is a stream batch and what the cache holds of the teacher's answers for its frames."""
 
     def __init__(self, streams: StreamDataset, cache: TeacherCache) -> None:
         self.streams, self.cache = streams, cache
 
-    def __getitem__(self, step: int) -> tuple[StreamBatch, TeacherAnswer]:
+    def __getitem__(self, step: int) -> tuple[StreamBatch, TeacherOutput]:
         chosen = [self.streams.choose(stream, step) for stream in self.streams.streams]
-        return self.streams[step], collate_answers([self.cache(c.number, c.frame) for c in chosen])
+        return self.streams[step], collate_outputs([self.cache(c.number, c.frame) for c in chosen])
 
 
 class Distiller(nn.Module):
@@ -85,13 +85,13 @@ class Distiller(nn.Module):
         return self._frozen[0]
 
     @torch.no_grad()
-    def answer(self, batch: WindowBatch) -> TeacherAnswer:
+    def answer(self, batch: WindowBatch) -> TeacherOutput:
         """What the teacher says of the current frame of its windows."""
         window = batch.window(normalise(batch.images, self.teacher.config.image))
         predictions, pyramid = self.teacher(window)
         return self._answer(predictions, pyramid, batch.real)
 
-    def answer_clip(self, clip: Clip) -> Iterator[TeacherAnswer]:
+    def answer_clip(self, clip: Clip) -> Iterator[TeacherOutput]:
         """The same for all frames of a clip in order, some at a time; features are extracted once."""
         for windows, predictions, pyramid in view_clip(self.teacher, clip):
             yield self._answer(predictions, pyramid, windows.real)
@@ -104,9 +104,9 @@ class Distiller(nn.Module):
             with_previous=self.method.needs_previous,
         )  # fmt: skip
 
-    def _answer(self, predictions: Predictions, pyramid: Sequence[Tensor], real: Tensor) -> TeacherAnswer:
+    def _answer(self, predictions: Predictions, pyramid: Sequence[Tensor], real: Tensor) -> TeacherOutput:
         levels = by_stride(pyramid)
-        return teacher_answer(
+        return make_teacher_output(
             predictions,
             {stride: levels[stride] for stride in self.method.strides},
             real,
@@ -120,7 +120,7 @@ class Distiller(nn.Module):
         self, student: Predictions, maps: Mapping[int, Tensor], teaching: Teaching, targets: Targets,
         generator: torch.Generator, previous: PreviousMaps | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        answer = teaching if isinstance(teaching, TeacherAnswer) else self.answer(teaching)
+        answer = teaching if isinstance(teaching, TeacherOutput) else self.answer(teaching)
         terms: dict[str, Tensor] = self.method(student, maps, answer, targets, generator, previous)
         return terms
 
@@ -223,7 +223,7 @@ class WindowLesson(nn.Module):
         rig = CameraRig(*(value[:, :mine] for value in batch.rig))
         images = blank_some(images, self.grid_mask, generator)
         window = FrameWindow(images, rig, batch.time[:, :mine])
-        reach = batch.time.new_tensor(config.decoder.range_high_m)
+        reach = batch.time.new_tensor(config.decoder.point_range_m[3:])
         denoising = make_denoising(targets, config.loss, reach, generator)
         predictions, pyramid = self.detector(window, denoising)
         now = CameraRig(*(value[:, 0] for value in batch.rig))
@@ -297,9 +297,9 @@ def _settings(detector: StreamPETR | SparseBEV, distiller: Distiller | None) -> 
 
 
 def difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """How saved settings of a lesson differ from ours, the first few of them: `method.bev_norm 'last', here
-    'first'`; empty where they are the same as JSON. A setting that one of them lacks is `unset`: so it is in
-    a run from before there was one."""
+    """How saved settings of a lesson differ from ours, the first few of them: `method.pv_target
+    'current', here 'mean_residual'`; empty where they are the same as JSON. A setting that one of them lacks
+    is `unset`: so it is in a run from before there was one."""
     theirs, mine = _flat(saved), _flat(json.loads(json.dumps(ours)))
     keys = sorted(key for key in {*theirs, *mine} if theirs.get(key, _UNSET) != mine.get(key, _UNSET))
     said = [f"{key} {theirs.get(key, _UNSET)!r}, here {mine.get(key, _UNSET)!r}" for key in keys[:_SAID]]

@@ -208,10 +208,10 @@ def run(
     teaching: Teaching | None = None,
 ) -> Path:
     """Train (or go on training) into `out`, with a teacher where one is given; returns the weights file."""
-    if config.data.keep_features and teaching is not None and teaching.cache is None:
+    if config.data.cache_features and teaching is not None and teaching.cache is None:
         raise UserError(
-            "data.keep_features with a teacher that runs: it needs the images, in whose place the features "
-            "are; give --cache (and --fill-cache) to read its answers, or leave data.keep_features out"
+            "data.cache_features with a teacher that runs: it needs the images, in whose place the features "
+            "are; give --cache (and --fill-cache) to read its answers, or leave data.cache_features out"
         )
     fabric.seed_everything(config.seed, verbose=False)
     model: StreamPETR | SparseBEV

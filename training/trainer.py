@@ -8,12 +8,10 @@ for bit where its last checkpoint was written.
 
 import copy
 import json
-import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import cv2
 import torch
@@ -26,60 +24,10 @@ from tqdm import tqdm
 from ftkd_core.errors import UserError
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.weights import save_weights
+from training.config import OptimConfig
 from training.tasks import State, StreamLesson, WindowLesson, difference, is_taught
 
 _LEARNT_PLACES = ("reference_points", "query_boxes")
-_NORMS: Final = ("learn", "keep_statistics", "frozen")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimConfig:
-    """AdamW with linear warm-up from warmup_start * lr and cosine decay to final_ratio * lr; weight decay of
-    weights alone or, with decay_all, of norms, biases and learnt points too; gradients clipped to clip_norm;
-    the backbone learns at backbone_ratio * lr (1 from scratch; 0: it stays as it is, its statistics too); ema
-    is the decay of the averaged weights (0: none).
-
-    A backbone that was trained before may keep more of what it knows. backbone_norms: its batch norms
-    "learn" (from scratch), "keep_statistics" (as at inference, gain and offset learn: SparseBEV) or are
-    "frozen" (gain and offset too: StreamPETR); frozen_stages: its stem and that many of its four stages stay
-    as they are. Parameters with one of `slow` in their dotted name learn at slow_ratio of their rate.
-    Errors: UserError for values out of range.
-    """
-
-    lr: float = 4e-4
-    weight_decay: float = 0.01
-    decay_all: bool = False
-    warmup_steps: int = 200
-    warmup_start: float = 0.0
-    final_ratio: float = 0.01
-    clip_norm: float = 35.0
-    backbone_ratio: float = 1.0
-    backbone_norms: str = "learn"
-    frozen_stages: int = 0
-    slow: tuple[str, ...] = ()
-    slow_ratio: float = 0.1
-    ema: float = 0.998
-
-    def __post_init__(self) -> None:
-        if self.backbone_norms not in _NORMS:
-            raise UserError(
-                f"optim.backbone_norms {self.backbone_norms!r}: expected one of {', '.join(_NORMS)}"
-            )
-        if not 0 <= self.frozen_stages <= 4:
-            raise UserError(
-                f"optim.frozen_stages {self.frozen_stages}: expected 0 (none) to 4 (the stem and all stages)"
-            )
-        if not 0 < self.slow_ratio <= 1:
-            raise UserError(f"optim.slow_ratio {self.slow_ratio}: expected more than 0, at most 1")
-        if not 0 <= self.warmup_start <= 1:
-            raise UserError(f"optim.warmup_start {self.warmup_start}: expected 0 to 1")
-
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate at a step of a run of `steps`."""
-        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
-        progress = min(1.0, max(0.0, (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)))
-        cosine = self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
-        return self.lr * (self.warmup_start + (1 - self.warmup_start) * warm) * cosine
 
 
 class Trainer:

@@ -43,9 +43,4 @@ def _ground_range(
     config: DetectorConfig | SparseBEVConfig,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Low and high x, y in metres of the centres that a model answers."""
-    if isinstance(config, SparseBEVConfig):
-        return config.decoder.range_low_m[:2], config.decoder.range_high_m[:2]
-    if config.decoder.point_range_m is not None:
-        return config.decoder.point_range_m[:2], config.decoder.point_range_m[3:5]
-    x, y, _ = config.decoder.position_range_m
-    return (-x, -y), (x, y)
+    return config.decoder.point_range_m[:2], config.decoder.point_range_m[3:5]

@@ -15,6 +15,8 @@ from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import LossConfig
 from ftkd_core.types import Targets
 
+_CENTRE_NOISE = 1.0  # of half the size (StreamPETR code)
+_POSITIVE_NOISE = 0.75  # (StreamPETR code)
 _LABEL_NOISE = 0.5  # share of labels drawn anew (SparseBEV code)
 
 
@@ -39,8 +41,8 @@ def make_denoising(
 ) -> DenoisingQueries | None:
     """Noised copies of the ground truth, or None where there is none (or groups is 0).
 
-    Each centre moves by up to half its size times the noise scale, in each axis; a move longer than
-    `denoising_split` (in those units) makes a negative, to be classified as background.
+    Each centre moves by up to half its size times `_CENTRE_NOISE`, in each axis; a move longer than
+    `_POSITIVE_NOISE` (in those units) makes a negative, to be classified as background.
     """
     batch, slots = targets.labels.shape
     groups = loss.denoising_groups
@@ -49,11 +51,11 @@ def make_denoising(
     device = targets.boxes.device
     repeated = targets.boxes.repeat(1, groups, 1)  # (B, R, 9)
     noise = torch.rand(batch, groups * slots, 3, generator=generator).to(device) * 2 - 1
-    points = repeated[..., :3] + noise * repeated[..., 3:6] / 2 * loss.denoising_noise
+    points = repeated[..., :3] + noise * repeated[..., 3:6] / 2 * _CENTRE_NOISE
     points = points.clamp(-range_m, range_m)
     index = torch.arange(slots, device=device).repeat(groups)[None].expand(batch, -1)
     real = targets.mask.repeat(1, groups)
-    positive = real & (noise.norm(dim=-1) <= loss.denoising_split)
+    positive = real & (noise.norm(dim=-1) <= _POSITIVE_NOISE)
     drawn = torch.randint(len(CLASS_NAMES), real.shape, generator=generator).to(device)
     redrawn = (torch.rand(real.shape, generator=generator) < _LABEL_NOISE).to(device)
     labels = torch.where(redrawn, drawn, targets.labels.repeat(1, groups))

@@ -110,7 +110,7 @@ class SparseDecoderLayer(nn.Module):
             nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(),
             nn.Linear(channels, CODE_DIM),
         )  # fmt: skip
-        low, high = (torch.tensor(bound) for bound in (config.range_low_m, config.range_high_m))
+        low, high = torch.tensor(config.point_range_m).view(2, 3)
         self.register_buffer("range_low", low, persistent=False)
         self.register_buffer("range_size", high - low, persistent=False)
         nn.init.zeros_(self.sampling_offset.weight)

@@ -167,9 +167,9 @@ class StreamPETR(nn.Module):
         nn.init.constant_(final.bias, _PRIOR_LOGIT)
         self.auxiliary: AuxiliaryHead | FocalHead | None = None
         width, classes = config.backbone.neck_channels, len(config.class_names)
-        if config.auxiliary_head and config.auxiliary_kind == "focal":
+        if config.auxiliary_kind == "focal":
             self.auxiliary = FocalHead(width, classes)
-        elif config.auxiliary_head:
+        elif config.auxiliary_kind == "dense":
             self.auxiliary = AuxiliaryHead(width, classes, config.backbone.auxiliary_stride)
         if decoder.num_image_queries:
             self.proposal_content = nn.Linear(config.backbone.neck_channels, channels)
@@ -432,9 +432,6 @@ def _branch(channels: int, outputs: int, *, normed: bool) -> nn.Sequential:
 
 def _point_range(decoder: DecoderConfig) -> tuple[Tensor, Tensor]:
     """Middle and half extents (3,) in metres of the space that points are normalised in."""
-    if decoder.point_range_m is None:
-        half = torch.tensor(decoder.position_range_m)
-        return torch.zeros_like(half), half
     low, high = torch.tensor(decoder.point_range_m).view(2, 3)
     return (low + high) / 2, (high - low) / 2
 

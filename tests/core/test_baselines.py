@@ -15,7 +15,7 @@ from ftkd_core.distillation.baselines import (
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.logits import align
 from ftkd_core.distillation.methods import METHODS, method_config
-from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherAnswer
+from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherOutput
 from ftkd_core.errors import UserError
 from ftkd_core.models.stream_petr import Predictions
 from ftkd_core.types import Targets
@@ -34,7 +34,7 @@ def learn(config: BaselineConfig, mine: Tensor, yours: Tensor, known: float = 1.
     baseline = Baseline(config, {16: (mine.shape[2], yours.shape[2])})
     nothing = torch.zeros(1, 2, 1, 10)
     previous = PreviousMaps({16: maps(8, yours.shape[2])}, torch.full((2,), known))
-    answer = TeacherAnswer(nothing, nothing, torch.zeros(2, 1, 4), {16: yours}, {16: torch.ones(2)}, previous)
+    answer = TeacherOutput(nothing, nothing, torch.zeros(2, 1, 4), {16: yours}, {16: torch.ones(2)}, previous)
     student = Predictions(nothing, nothing, torch.zeros(2, 1, 4), mine)
     before = PreviousMaps({16: maps(9, mine.shape[2])}, torch.ones(2))
     targets: Targets = None  # type: ignore[assignment]  # these methods do not ask for the truth

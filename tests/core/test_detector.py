@@ -251,7 +251,7 @@ def test_bad_weights_are_one_clear_sentence(tmp_path: Path) -> None:
         (cut, {}, "cannot be read"),
         (foreign, {}, "cannot be read"),
         (part, {}, "missing"),
-        (good, {"preset": "r50_704x256"}, "are of preset 'tiny'; expected 'r50_704x256'"),
+        (good, {"preset": "r50_704x256_428q"}, "are of preset 'tiny'; expected 'r50_704x256_428q'"),
         (good, {"device": "warp"}, "device 'warp'"),
         (good, {"score_threshold": 1.5}, "score_threshold 1.5"),
     ]

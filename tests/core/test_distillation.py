@@ -17,9 +17,9 @@ from ftkd_core.distillation.ftkd import FTKD
 from ftkd_core.distillation.logits import (
     Alignment,
     align,
-    centres_apart,
     class_costs,
     logit_losses,
+    pair_distances,
     pair_weights,
 )
 from ftkd_core.distillation.reconstruction import (
@@ -28,7 +28,7 @@ from ftkd_core.distillation.reconstruction import (
     future_aware_target,
     random_mask,
 )
-from ftkd_core.distillation.teacher_output import TeacherAnswer, teacher_answer
+from ftkd_core.distillation.teacher_output import TeacherOutput, make_teacher_output
 from ftkd_core.errors import UserError
 from ftkd_core.losses.focal import quality_focal_loss
 from ftkd_core.models.stream_petr import Predictions
@@ -212,7 +212,7 @@ def test_background_pairs_out_of_reach_are_none() -> None:
     mine, yours = torch.tensor([[-1, 5] + [-1] * 4] * 2), torch.tensor([[-1] * 8 + [5]] * 2)
     teacher_codes[:, 8, :3] += 500.0
     every = align(logits, codes, teacher_logits, teacher_codes, mine, yours)
-    apart = centres_apart(codes, teacher_codes, every)
+    apart = pair_distances(codes, teacher_codes, every)
     expected = [(codes[0, i, :3] - teacher_codes[0, j, :3]).norm() for i, j in enumerate(every.teacher[0])]
     assert torch.allclose(apart[0], torch.stack(expected))
     assert apart[:, 1].min() > 400
@@ -278,13 +278,13 @@ class Lesson:
     def targets(self) -> Targets:
         return self.samples[1].targets
 
-    def answer(self, frames: list[Frame] | None = None) -> TeacherAnswer:
+    def answer(self, frames: list[Frame] | None = None) -> TeacherOutput:
         window = window_of(frames or self.frames, 1, [0, 2])
         predictions, pyramid = self.teacher(window)
         real = torch.ones(1, 3, dtype=torch.bool)
-        return teacher_answer(predictions, {16: pyramid[1]}, real, 1, self.config.pv_target)
+        return make_teacher_output(predictions, {16: pyramid[1]}, real, 1, self.config.pv_target)
 
-    def learn(self, answer: TeacherAnswer) -> tuple[Predictions, dict[str, Tensor]]:
+    def learn(self, answer: TeacherOutput) -> tuple[Predictions, dict[str, Tensor]]:
         predictions, _ = self.student(self.frames[1], self.student.start_memory(1))
         maps = {16: predictions.image_features}
         return predictions, self.ftkd(predictions, maps, answer, self.targets, draws())

@@ -96,10 +96,7 @@ def test_shapes_and_boxes_in_range() -> None:
     assert predictions.codes.shape == (2, 1, 16, 10)
     assert predictions.image_features.shape == (1, 6, 32, 2, 6)
     assert [tuple(level.shape[-2:]) for level in pyramid] == [(4, 12), (2, 6), (1, 3)]
-    low, high = (
-        torch.tensor(model.config.decoder.range_low_m),
-        torch.tensor(model.config.decoder.range_high_m),
-    )
+    low, high = torch.tensor(model.config.decoder.point_range_m).view(2, 3)
     centers = predictions.codes[..., :3]
     assert ((centers >= low) & (centers <= high)).all()
     assert decode(predictions, 5).boxes.shape == (1, 5, 9)
@@ -265,9 +262,7 @@ def test_image_queries_start_as_the_boxes_of_the_dense_head() -> None:
     assert model.auxiliary is not None
     fine = pyramid[0][:, 0]
     proposed = propose(model.auxiliary(fine, now), fine, now, 8, 24).anchors
-    low, high = (
-        torch.tensor(bound) for bound in (model.config.decoder.range_low_m, model.config.decoder.range_high_m)
-    )
+    low, high = torch.tensor(model.config.decoder.point_range_m).view(2, 3)
     proposed.codes[..., :3] = torch.minimum(torch.maximum(proposed.codes[..., :3], low), high)
     assert torch.allclose(predictions.codes[-1, :, 16:], proposed.codes, atol=1e-3)
     assert torch.allclose(predictions.logits[-1, :, 16:], proposed.logits, atol=1e-4)
@@ -343,10 +338,10 @@ def test_settings_that_cannot_work_are_refused() -> None:
         sparse_bev_preset("sparse")
     with pytest.raises(UserError, match="square number"):
         override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.num_queries=190"])
-    with pytest.raises(UserError, match="read stride 8; expected it among the 2"):
+    with pytest.raises(UserError, match="auxiliary_stride 8: expected one of the 2 pyramid levels"):
         override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.levels=2"])
     with pytest.raises(UserError, match="published SparseBEV has none"):
         override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.as_published=true"])
-    with pytest.raises(UserError, match="needs a past frame"):
+    with pytest.raises(UserError, match="num_past 0: expected at least 1 with future frames"):
         SparseBEVConfig(preset="x", num_past=0, num_future=1)
     assert {SPARSE_BEV_PRESETS[name]().preset for name in SPARSE_BEV_PRESETS} == set(SPARSE_BEV_PRESETS)

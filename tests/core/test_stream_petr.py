@@ -267,7 +267,7 @@ def test_the_memory_is_detached_and_of_fixed_shape() -> None:
 
 def test_r50_follows_the_published_shape() -> None:
     with torch.device("meta"):
-        model = StreamPETR(preset("r50_704x256"))
+        model = StreamPETR(preset("r50_704x256_428q"))
     backbone = sum(p.numel() for p in model.backbone.parameters())
     assert backbone == 23_508_032  # torchvision's resnet50 without its classifier
     names = set(model.backbone.state_dict())
@@ -372,7 +372,7 @@ def test_what_is_remembered_is_each_streams_own() -> None:
     kept = remember_spaced(before, after, frame, 0.4)
     assert kept.embedding.flatten(1)[:, 0].tolist() == [1, 0, 1, 1]
     assert kept.time[:, 0].tolist() == [11, 10, 11, 11]
-    with pytest.raises(UserError, match="memory_interval_s -1"):
+    with pytest.raises(UserError, match="memory_interval_s is -1"):
         small_config("decoder.memory_interval_s=-1")
 
 

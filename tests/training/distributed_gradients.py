@@ -31,7 +31,7 @@ def gradients(fabric: Fabric, method: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     student = build_stream_petr(small_config("loss.denoising_groups=0"))
     config = (
-        FTKDConfig(pv_mask_ratio=0.0, bev_mask="none") if method == "ftkd" else BaselineConfig(name=method)
+        FTKDConfig(pv_mask_ratio=0.0, bev_mask_ratio=0.0) if method == "ftkd" else BaselineConfig(name=method)
     )
     mine = range(fabric.global_rank, 2, fabric.world_size)
     lesson = StreamLesson(student, len(mine), make_distiller(small_sparse(past=1, future=1), student, config))

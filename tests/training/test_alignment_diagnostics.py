@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ftkd_core.distillation.cache import TeacherCache, fill_cache
 from ftkd_core.distillation.ftkd import FTKD
-from ftkd_core.distillation.teacher_output import TeacherAnswer
+from ftkd_core.distillation.teacher_output import TeacherOutput
 from ftkd_core.errors import UserError
 from ftkd_core.models.stream_petr import Predictions
 from ftkd_core.types import Targets
@@ -77,7 +77,7 @@ def test_a_student_that_is_its_teacher_is_paired_with_itself() -> None:
     width = teacher().config.decoder.channels
     features = torch.randn(*predictions.features.shape[:2], width)
     maps: dict[int, Tensor] = {16: torch.randn(1, 6, width, *predictions.image_features.shape[-2:])}
-    answer = TeacherAnswer(predictions.logits, predictions.codes, features, maps, {16: torch.ones(1)})
+    answer = TeacherOutput(predictions.logits, predictions.codes, features, maps, {16: torch.ones(1)})
     method.teacher = None
     found = Following(method)
     for seed in range(2):
@@ -144,7 +144,7 @@ def test_a_run_from_before_a_setting_is_told_which(tmp_path: Path) -> None:
     make_trainer(tmp_path, stream_lesson(), 1).save()
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     settings = json.loads(state["settings"])
-    del settings["method"]["bev_norm"]
+    del settings["method"]["bev_mask_ratio"]
     torch.save(state | {"settings": json.dumps(settings)}, tmp_path / "state.pt")
-    with pytest.raises(UserError, match=r"\(method.bev_norm unset, here 'first'\)"):
+    with pytest.raises(UserError, match=r"\(method.bev_mask_ratio unset, here 0.5\)"):
         read_run(tmp_path, teacher())

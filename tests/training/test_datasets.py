@@ -52,5 +52,5 @@ def test_windows_of_epochs_are_of_single_frames_and_streams_of_windows_of_theirs
 
 def test_another_order_is_refused() -> None:
     arguments = make_parser().parse_args(["--out", "x", "--set", "data.order=shuffled"])
-    with pytest.raises(UserError, match="data.order is 'shuffled'; expected random or epochs"):
+    with pytest.raises(UserError, match="data.order is 'shuffled'; expected 'random' or 'epochs'"):
         resolve(arguments)

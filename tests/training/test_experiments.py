@@ -126,16 +126,16 @@ def test_settings_of_ftkd_are_of_the_plan_and_of_its_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Experiment, "render", lambda self, plan: None)
-    asked = ["--steps", "3", "--teacher", "a", "--past-teacher", "b", "--set-method", "bev_mask=both"]
+    asked = ["--steps", "3", "--teacher", "a", "--past-teacher", "b", "--set-method", "bev_mask_ratio=0.25"]
     parse = make_parser().parse_args
     experiment = Experiment(parse(arguments(tmp_path, *asked)))
     plan = experiment.make_plan()
-    assert plan.set_method == ("bev_mask=both",)
+    assert plan.set_method == ("bev_mask_ratio=0.25",)
     assert experiment.make_plan() == plan  # read back
     with pytest.raises(UserError, match="has set_method"):
         Experiment(parse(arguments(tmp_path, *asked[:-2]))).make_plan()
-    with pytest.raises(UserError, match="expected one of channel"):
-        Experiment(parse(arguments(tmp_path, *asked[:-1], "bev_mask=half")))
+    with pytest.raises(UserError, match="bev_mask_ratio is 'half'; expected a valid number"):
+        Experiment(parse(arguments(tmp_path, *asked[:-1], "bev_mask_ratio=half")))
 
     commands: dict[str, list[str]] = {}
     monkeypatch.setattr(Experiment, "balance", lambda self, plan, row, teacher: {"weight": 2.0})
@@ -144,7 +144,7 @@ def test_settings_of_ftkd_are_of_the_plan_and_of_its_rows(
     )
     for row in ("none", "mgd", "ftkd_no_pv", "ftkd_past_teacher"):
         experiment.train_student(plan, row, 0, {OFFLINE: Path("a"), PAST: Path("b")})
-    told = {name for name, command in commands.items() if "--set-method=bev_mask=both" in command}
+    told = {name for name, command in commands.items() if "--set-method=bev_mask_ratio=0.25" in command}
     assert told == {"ftkd_no_pv-0", "ftkd_past_teacher-0"}
 
 
@@ -152,14 +152,14 @@ def test_another_target_of_the_image_features_has_a_cache_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Experiment, "render", lambda self, plan: None)
-    asked = ["--steps", "3", "--teacher", "a", "--past-teacher", "b", "--set-method", "pv_target=sum"]
+    asked = ["--steps", "3", "--teacher", "a", "--past-teacher", "b", "--set-method", "pv_target=current"]
     experiment = Experiment(make_parser().parse_args(arguments(tmp_path, *asked)))
     plan = experiment.make_plan()
     rows = ("ftkd", "ftkd_past_teacher", "logits", "stxd")
     folders = [experiment.cache(plan, row)[1].name for row in rows]
     assert folders == [
-        "answers_teacher_future_sum", "answers_past_teacher_future_sum", "answers_teacher_future_sum",
-        "answers_teacher_relations",
+        "answers_teacher_future_current", "answers_past_teacher_future_current",
+        "answers_teacher_future_current", "answers_teacher_relations",
     ]  # fmt: skip
     for row in rows:  # what a cache holds is what its row reads
         kind = experiment.cache(plan, row)[0]

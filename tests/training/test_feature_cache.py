@@ -204,7 +204,7 @@ def test_a_run_reads_them_and_writes_a_whole_model(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(train, "open_clips", lambda config, fabric: (clips, 2))
     config = TrainConfig(
         model=small_config(), steps=2, streams=2, save_every=2, augment=TURNED,
-        data=DataConfig(keep_features=True, cache=str(tmp_path / "clips"), workers=0),
+        data=DataConfig(cache_features=True, cache=str(tmp_path / "clips"), workers=0),
         optim=OptimConfig(backbone_ratio=0.0),
     )  # fmt: skip
     fabric = train.Fabric(accelerator="cpu", devices=1)

@@ -78,7 +78,7 @@ def test_an_imported_model_is_trained_on_as_what_it_is(tmp_path: Path) -> None:
 
 
 def test_a_window_model_goes_on_as_what_it_is_and_settings_come_after(tmp_path: Path) -> None:
-    model = small_sparse("decoder.range_low_m=[-40.0, -40.0, -5.0]")
+    model = small_sparse("decoder.point_range_m=[-40.0, -40.0, -5.0, 51.2, 51.2, 3.0]")
     save_weights(tmp_path / "file.safetensors", model.state_dict(), model.config)
     init = ["--preset", "init", "--init", str(tmp_path / "file.safetensors")]
     config = train.resolve(train.make_parser().parse_args(["--out", "x", *init, "--set", f"model.{CAMERAS}"]))

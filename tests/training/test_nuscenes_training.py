@@ -267,9 +267,9 @@ def test_kept_features_and_a_teacher_that_runs_are_refused(
     dataroot: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = command_for(dataroot, tmp_path, tmp_path / "run", "tiny")
-    frozen = ["--set", "data.keep_features=true", "--set", "optim.backbone_ratio=0"]
+    frozen = ["--set", "data.cache_features=true", "--set", "optim.backbone_ratio=0"]
     assert distill.main([*command, "--teacher", str(teacher), *frozen]) == 2
-    assert "data.keep_features with a teacher that runs" in capsys.readouterr().err
+    assert "data.cache_features with a teacher that runs" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     cached = ["--cache", str(tmp_path / "answers"), "--fill-cache"]
     assert distill.main([*command, "--teacher", str(teacher), *frozen, *cached]) == 0

@@ -164,12 +164,12 @@ def test_a_state_of_before_these_settings_goes_on(tmp_path: Path) -> None:
     [
         (
             "backbone_norms=eval",
-            "optim.backbone_norms 'eval': expected one of learn, keep_statistics, frozen",
+            "backbone_norms is 'eval'; expected 'learn', 'keep_statistics' or 'frozen'",
         ),
-        ("frozen_stages=5", r"optim.frozen_stages 5: expected 0 \(none\) to 4"),
-        ("slow_ratio=0", r"optim.slow_ratio 0.0: expected more than 0, at most 1"),
-        ("warmup_start=2", r"optim.warmup_start 2.0: expected 0 to 1"),
-        ("slow=sampling_offset", "configuration slow is 'sampling_offset'; expected a list"),
+        ("frozen_stages=5", "frozen_stages is 5; expected a value less than or equal to 4"),
+        ("slow_ratio=0", "slow_ratio is 0; expected a value greater than 0"),
+        ("warmup_start=2", "warmup_start is 2; expected a value less than or equal to 1"),
+        ("slow=sampling_offset", "slow is 'sampling_offset'; expected a list"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting: str, message: str) -> None:

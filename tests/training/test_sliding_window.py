@@ -142,7 +142,7 @@ def test_a_run_of_windows_is_trained_and_resumed(tmp_path: Path, capsys: pytest.
     assert "data.graded 4: expected 1 .. data.window 3" in capsys.readouterr().err
     assert run(3, "optim.backbone_ratio=0") == 2
     assert "trained other parameters (optim.backbone_ratio 0 or not)" in capsys.readouterr().err
-    with pytest.raises(UserError, match="data.graded 0: expected 1"):
+    with pytest.raises(UserError, match="graded is 0; expected a value greater than 0"):
         train.stream_lesson(
             TrainConfig(model=small_config(), data=DataConfig(window=2, graded=0)),
             build_stream_petr(small_config()), None,

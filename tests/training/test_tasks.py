@@ -322,7 +322,7 @@ def test_a_killed_distillation_goes_on_bit_for_bit(tmp_path: Path, method: str) 
         assert any(name.startswith("distiller.method") for name in whole.lesson.state_dict())
     assert not any("frozen" in name or "teacher" in name for name in whole.lesson.state_dict())
     with pytest.raises(UserError, match="another configuration .*method"):
-        make_trainer(tmp_path / "killed", stream_lesson(bev_mask="query"), 4).resume(
+        make_trainer(tmp_path / "killed", stream_lesson(bev_mask_ratio=0.25), 4).resume(
             tmp_path / "killed" / "state.pt"
         )
 
@@ -371,8 +371,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     missing = ["--out", str(tmp_path), "--teacher", str(tmp_path / "none.safetensors")]
     assert main(missing) == 2
     assert "none.safetensors' not found" in capsys.readouterr().err
-    assert main([*missing, "--set-method", "bev_masking=query"]) == 2
-    assert "unknown configuration key bev_masking; did you mean bev_mask?" in capsys.readouterr().err
+    assert main([*missing, "--set-method", "bev_mask_share=0.5"]) == 2
+    assert "unknown configuration key bev_mask_share; did you mean bev_mask_ratio?" in capsys.readouterr().err
 
 
 def test_how_saved_settings_differ_is_said() -> None:

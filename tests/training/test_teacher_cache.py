@@ -14,12 +14,12 @@ from ftkd_core.data.windows import make_window
 from ftkd_core.distillation.cache import (
     Manifest,
     TeacherCache,
-    collate_answers,
+    collate_outputs,
     describe,
     fill_cache,
     refuse_augmentation,
 )
-from ftkd_core.distillation.teacher_output import TeacherAnswer
+from ftkd_core.distillation.teacher_output import TeacherOutput
 from ftkd_core.errors import UserError
 from tests.core.helpers import NO_AUGMENTATION, make_clip
 from tests.training.test_tasks import make_trainer, pairs, stream_lesson
@@ -52,9 +52,9 @@ def fill(folder: Path, description: Manifest = DESCRIPTION, count: int = 2, meth
 
 def test_a_whole_clip_is_answered_as_window_by_window() -> None:
     teaching = distiller("stxd")
-    whole = collate_answers(list(teaching.answer_clip(CLIPS[0])))
+    whole = collate_outputs(list(teaching.answer_clip(CLIPS[0])))
     windows = [make_window(CLIPS[0], i, Augmentation(), 1, 1) for i in range(len(CLIPS[0].times))]
-    single = collate_answers([teaching.answer(window) for window in windows])
+    single = collate_outputs([teaching.answer(window) for window in windows])
     assert torch.allclose(whole.logits, single.logits, atol=1e-4)
     assert torch.allclose(whole.codes, single.codes, atol=1e-4)
     assert torch.allclose(whole.targets[16], single.targets[16], atol=1e-5)
@@ -159,7 +159,7 @@ def test_a_turned_world_is_refused() -> None:
 
 
 def test_answers_beyond_half_precision_are_refused(tmp_path: Path) -> None:
-    def loud(clip: Clip) -> Iterator[TeacherAnswer]:
+    def loud(clip: Clip) -> Iterator[TeacherOutput]:
         for answer in distiller().answer_clip(clip):
             yield answer._replace(features=answer.features * 1e6)
 

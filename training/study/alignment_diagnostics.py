@@ -33,9 +33,9 @@ from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.distillation.cache import TeacherCache
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.ftkd import FTKD
-from ftkd_core.distillation.logits import centres_apart
+from ftkd_core.distillation.logits import pair_distances
 from ftkd_core.distillation.reconstruction import future_aware_target
-from ftkd_core.distillation.teacher_output import TeacherAnswer
+from ftkd_core.distillation.teacher_output import TeacherOutput
 from ftkd_core.errors import UserError
 from ftkd_core.losses.target_filter import answerable
 from ftkd_core.models.sparse_bev import SparseBEV
@@ -131,13 +131,13 @@ class Following:
         self.maps = {stride: Variance() for stride in method.strides}
         self.objects = 0
 
-    def add(self, predictions: Predictions, answer: TeacherAnswer, targets: Targets, seed: int) -> None:
+    def add(self, predictions: Predictions, answer: TeacherOutput, targets: Targets, seed: int) -> None:
         """What a student said of a frame of one stream, what its teacher did, and the truth; the seed draws
         what is hidden from the generators."""
         alignment = self.method.alignments(predictions, answer, targets)[-1]
         self.objects += int(targets.mask.sum())
         partner, generator = alignment.teacher[0].clamp(min=0), torch.Generator().manual_seed(seed)
-        apart = centres_apart(predictions.codes[-1], answer.codes[-1], alignment)[0]
+        apart = pair_distances(predictions.codes[-1], answer.codes[-1], alignment)[0]
         belief = answer.logits[-1, 0].sigmoid().amax(-1)[partner]
         branch = self.method.query_branch
         rebuilt = None if branch is None else branch.rebuild(predictions.features, generator)

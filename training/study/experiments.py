@@ -208,7 +208,7 @@ class Experiment:
         command += ["--set", "augment.flip=0", "--set", "augment.rotation=0"]
         command += ["--set", f"optim.backbone_ratio={plan.backbone_ratio}"]
         if plan.keep_features:
-            command += ["--set", "data.keep_features=true", "--set", "augment.colour=0"]
+            command += ["--set", "data.cache_features=true", "--set", "augment.colour=0"]
         return self.run(plan, f"{row_name}-{seed}", command, plan.steps * row.longer, seed)
 
     def cache(self, plan: Plan, row_name: str) -> tuple[str, Path]:
