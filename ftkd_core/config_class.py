@@ -172,7 +172,7 @@ def _type_text(hint: Any) -> str:
 
 
 def _sentence(kind: type[Any], error: ValidationError) -> str:
-    """Return the first of a ValidationError's errors as one sentence: path, value and what was expected."""
+    """Return the first error of a ValidationError as one sentence: path, value and expectation."""
     errors = error.errors(include_url=False)
     first = errors[0]
     location, path = first["loc"], _dotted(first["loc"])

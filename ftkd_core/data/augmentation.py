@@ -42,9 +42,12 @@ class AugmentConfig:
 
 
 class Augmentation(NamedTuple):
-    """mirror: images and world left-right; angle (radians): the ego frame turned about z; gain and offset
-    (3,) a colour; zoom and left: the images drawn larger, and which part of them is kept; scale: the world so
-    many times as large."""
+    """Augmentation of one segment.
+
+    mirror flips images and world left-right; angle (radians) turns the ego frame about z; gain, per RGB
+    channel, and offset change the colours; zoom scales the images, and left, 0 to 1, places the crop; scale
+    enlarges the world.
+    """
 
     mirror: bool = False
     angle: float = 0.0
@@ -56,7 +59,7 @@ class Augmentation(NamedTuple):
 
 
 def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Augmentation:
-    """One augmentation; the same draws are made whatever the config, so that streams stay aligned across
+    """Draw one augmentation. Every config makes the same number of draws, so that random streams agree across
     configs."""
     mirror, angle = random.random() < config.flip, random.uniform(-1, 1) * config.rotation
     gains = (1 + random.uniform(-1, 1) * config.colour) * (1 + random.uniform(-0.5, 0.5, 3) * config.colour)

@@ -37,8 +37,8 @@ class FTKDConfig:
     because a generator per query learns nothing from a query that is masked as a whole]. 0 masks nothing:
     the row "nothing hidden" of the ablation table."""
     pv_target: Literal["mean_residual", "current"] = "mean_residual"
-    """Target of the image features. `mean_residual`: the teacher's feature plus the mean over future frames
-    of what it attends to there [note: their sum alone; ours: the mean, whose size does not grow with the
+    """Target of the image features. `mean_residual`: the teacher's feature plus its attention to future
+    frames, averaged over them [note: their sum alone; ours: the mean, whose size does not grow with the
     window, and the residual, a target for places where the future shows nothing]. `current`: the teacher's
     feature, without the future [ours]."""
     pv_strides: Annotated[tuple[Literal[4, 8, 16, 32], ...], Field(min_length=1)] = (16, 32)

@@ -22,8 +22,8 @@ def future_aware_target(
 ) -> tuple[Tensor, Tensor]:
     """Return the target of the PV branch and its weight (`FTKDConfig.pv_target`).
 
-    `mean_residual`: the teacher's feature plus what it attends to in its future frames, averaged over these;
-    `current`: the teacher's feature. Attention has no parameters, softmax(Q K^T / sqrt(C)) V, between the
+    `mean_residual`: the teacher's feature plus its attention to future frames, averaged over them; `current`:
+    the teacher's feature. Attention has no parameters, softmax(Q K^T / sqrt(C)) V, between the
     frames of one camera [ours: a learned one that is trained by this loss alone can collapse to a constant].
 
     Args: current (B, N, C, H, W) and future (B, J, N, C, H, W) teacher features; real (B, J) bool, False for
@@ -84,8 +84,8 @@ class QueryReconstruction(nn.Module):
 
     Student query features (B, Qs, Cs) lose a share of their channels (`FTKDConfig.bev_mask_ratio`); a layer
     norm and an FFN reconstruct the features (B, Qt, Ct) of their paired teacher queries [note: an FFN with
-    layer norm; ours: the norm first, because a norm at the end fixes the size of what it returns, however
-    uncertain that is]. teacher_of_student (B, Qs) int64 is the index of the paired teacher query, -1 without.
+    layer norm; ours: the norm first, because a norm at the end fixes the size of the output even if the
+    input does not determine it]. teacher_of_student (B, Qs) int64 is the index of the paired teacher query, -1 without.
     The loss is the mean squared error over all pairs.
     """
 
