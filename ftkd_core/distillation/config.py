@@ -34,8 +34,8 @@ class FTKDConfig:
     """Share of the cells of a student's feature map that are masked [note]."""
     bev_mask_ratio: MaskRatio = 0.5
     """Share of the channels of a student's query features that are masked [note: the ratio; ours: channels,
-    because a generator per query learns nothing from a query that is masked as a whole]. 0 masks nothing:
-    the row "nothing hidden" of the ablation table."""
+    because a generator per query learns nothing from a query that is masked as a whole]. 0 masks nothing
+    (`bev_mask=none` in ftkd_settings.json)."""
     pv_target: Literal["mean_residual", "current"] = "mean_residual"
     """Target of the image features. `mean_residual`: the teacher's feature plus its attention to future
     frames, averaged over them [note: their sum alone; ours: the mean, whose size does not grow with the
@@ -54,7 +54,7 @@ class FTKDConfig:
     teacher's predictions, all pairs of equal weight [DETRDistill, Chang et al. 2023]."""
     logit_layers: Literal["last", "all"] = "last"
     """Decoder layers whose logits are distilled: the last, or each with the teacher's, counted from the last
-    if their numbers differ [ours; `all` is a row of the ablation table]."""
+    if their numbers differ [ours; `all` was measured in ftkd_settings.json]."""
     background_reach_m: NotNegative = 4.0
     """Largest distance in metres between the boxes of a background pair, for logits and BEV-FFR; 0 keeps all
     pairs [note: no limit; ours: half of all pairs are more than 6 m apart]."""

@@ -85,8 +85,8 @@ class QueryReconstruction(nn.Module):
     Student query features (B, Qs, Cs) lose a share of their channels (`FTKDConfig.bev_mask_ratio`); a layer
     norm and an FFN reconstruct the features (B, Qt, Ct) of their paired teacher queries [note: an FFN with
     layer norm; ours: the norm first, because a norm at the end fixes the size of the output even if the
-    input does not determine it]. teacher_of_student (B, Qs) int64 is the index of the paired teacher query, -1 without.
-    The loss is the mean squared error over all pairs.
+    input does not determine it]. teacher_of_student (B, Qs) int64 is the index of the paired teacher query,
+    -1 for none. The loss is the mean squared error over all pairs.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, mask_ratio: float = 0.5) -> None:
