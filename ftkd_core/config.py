@@ -248,7 +248,7 @@ class ModelConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     channels: Annotated[tuple[str, ...], Field(min_length=1)] = CAMERA_CHANNELS
     """Names of the cameras, in the order of the input."""
-    class_names: Annotated[tuple[str, ...], Field(min_length=1)] = CLASS_NAMES
+    class_names: tuple[str, ...] = CLASS_NAMES
     """Classes in the order of the outputs."""
     model_from_ego: Matrix | None = None
     """Rigid transform from ego to the frame in which an imported model computes; null is the identity. Inputs

@@ -188,12 +188,11 @@ def _sentence(kind: type[Any], error: ValidationError) -> str:
             return f"{_dotted(location[:-1])} is {_short(first['input'])}; expected {count} values"
         case "missing" | "missing_argument" | "missing_keyword_only_argument":
             return f"configuration key {path} is missing; give it a value"
-        case "too_long":
-            return f"{path} is {_short(first['input'])}; expected at most {first['ctx']['max_length']} values"
-        case "too_short":
-            return (
-                f"{path} is {_short(first['input'])}; expected at least {first['ctx']['min_length']} values"
-            )
+        case "too_long" | "too_short" as kind_of_error:
+            bound, limit = ("most", "max_length") if kind_of_error == "too_long" else ("least", "min_length")
+            count = first["ctx"][limit]
+            values = "value" if count == 1 else "values"
+            return f"{path} is {_short(first['input'])}; expected at {bound} {count} {values}"
     return f"{path} is {_short(first['input'])}; expected {_expected(first['msg'])}"
 
 

@@ -105,8 +105,8 @@ class TeacherCache:
             if not _is_whole(folder, manifest, index):
                 path, size = folder / self.shards[str(index)]["file"], self.shards[str(index)]["bytes"]
                 raise UserError(
-                    f"teacher cache shard {str(path)!r} has {_size(path)} bytes; expected {size}; write it "
-                    "again with --fill-cache"
+                    f"teacher cache shard {str(path)!r} has {_size(path)} bytes; expected {size}: missing "
+                    "or cut off; write it again with --fill-cache"
                 )
         self._checked: set[int] = set()
 
@@ -188,7 +188,7 @@ def _to_tensors(output: TeacherOutput) -> dict[str, Tensor]:
         if not torch.isfinite(half).all():
             largest = float(tensors[name].detach().abs().max())
             raise UserError(
-                f"the teacher's {name} reach {largest:g}, beyond the largest float16 of the cache (65504); "
+                f"the teacher's {name} reach {largest:g}, beyond what the cache's float16 holds (65504); "
                 "leave --cache out, or train a teacher whose outputs are finite and smaller"
             )
     return halves
@@ -250,6 +250,6 @@ def _check_same(folder: Path, manifest: Manifest, description: Manifest) -> None
             continue
         if found != wanted:
             raise UserError(
-                f"teacher cache {str(folder)!r} has {name} {found!r}; this run needs {wanted!r}; give "
-                "another folder"
+                f"teacher cache {str(folder)!r} was written for {name} {found!r}, but this run has {wanted!r}; "
+                "give another folder"
             )

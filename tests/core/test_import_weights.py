@@ -256,7 +256,7 @@ def test_settings_that_give_weights_another_meaning_are_listed(tmp_path: Path) -
     refused(
         "class_names=[truck, car]",
         "decoder.point_range_m=[-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]",
-        message=r"class_names \('car', .* \.\.\. \(not \('truck', 'car'\)\), decoder.point_range_m None",
+        message=r"class_names \('car', .* \.\.\. \(not \('truck', 'car'\)\), decoder.point_range_m \(-61",
     )
     changes = ["image.width=384", "decoder.memory_interval_s=0", "decoder.link_memory=false"]
     other = override(tiny, [*changes, "loss.denoising_groups=2"])

@@ -101,9 +101,9 @@ def test_a_killed_filling_goes_on_with_what_is_missing(tmp_path: Path) -> None:
 def test_a_cache_of_something_else_is_refused(tmp_path: Path, name: str, value: object) -> None:
     folder = fill(tmp_path / "cache", count=1)
     other = {**DESCRIPTION, name: value}
-    with pytest.raises(UserError, match=f"is of {name} .* this run has"):
+    with pytest.raises(UserError, match=f"for {name} .* this run has"):
         TeacherCache(folder, other, 1)
-    with pytest.raises(UserError, match=f"is of {name} "):
+    with pytest.raises(UserError, match=f"for {name} "):
         fill(folder, other)
 
 
@@ -111,9 +111,9 @@ def test_a_cache_may_hold_more_than_is_needed(tmp_path: Path) -> None:
     folder = fill(tmp_path / "cache", RELATIONS, count=1, method="stxd")
     TeacherCache(folder, {**RELATIONS, "with_previous": False}, 1)
     TeacherCache(folder, {**DESCRIPTION, "strides": []}, 1)  # no maps, whatever they would show
-    with pytest.raises(UserError, match="is of map_target 'current'"):
+    with pytest.raises(UserError, match="for map_target 'current'"):
         TeacherCache(folder, DESCRIPTION, 1)
-    with pytest.raises(UserError, match="is of with_previous False"):
+    with pytest.raises(UserError, match="for with_previous False"):
         TeacherCache(fill(tmp_path / "other", count=1), {**DESCRIPTION, "with_previous": True}, 1)
 
 
