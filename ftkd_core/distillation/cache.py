@@ -250,6 +250,6 @@ def _check_same(folder: Path, manifest: Manifest, description: Manifest) -> None
             continue
         if found != wanted:
             raise UserError(
-                f"teacher cache {str(folder)!r} was written for {name} {found!r}, but this run has {wanted!r}; "
-                "give another folder"
+                f"teacher cache {str(folder)!r} was written for {name} {found!r}, but this run has "
+                f"{wanted!r}; give another folder"
             )

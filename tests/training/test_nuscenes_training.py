@@ -214,7 +214,7 @@ def test_the_command_trains_on_a_data_set(
     assert main([*command, "--set", "data.split=many"]) == 2
     assert "split 'many' is neither" in capsys.readouterr().err
     assert main([*command, "--set", "augment.zoom_most=0.8"]) == 2
-    assert "expected 0.5 to 2.0, the least first" in capsys.readouterr().err
+    assert "zoom_least 0.9: expected at most zoom_most 0.8" in capsys.readouterr().err
 
 
 def command_for(root: Path, cache: Path, out: Path, preset: str) -> list[str]:

@@ -169,12 +169,10 @@ def with_far_objects(clip: Clip, keep: Callable[[np.ndarray], np.ndarray]) -> Cl
 def lesson_of(kind: str, reach: float) -> StreamLesson | WindowLesson:
     torch.manual_seed(0)
     settings = ["loss.denoising_groups=0"]
+    settings += [f"decoder.point_range_m={[-reach, -reach, -5.0, reach, reach, 3.0]}"]
     if kind == "window":
-        bounds = {"low": [-reach, -reach, -5.0], "high": [reach, reach, 3.0]}
-        settings += [f"decoder.range_{name}_m={bound}" for name, bound in bounds.items()]
         return WindowLesson(small_sparse(*settings, image_queries=24))
-    range_m = [-reach, -reach, -5.0, reach, reach, 3.0]
-    settings += [*FOCAL, f"decoder.point_range_m={range_m}", "decoder.locality=false"]
+    settings += [*FOCAL, "decoder.locality=false"]
     return StreamLesson(small_model(*settings, image_queries=0), 1)
 
 
