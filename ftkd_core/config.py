@@ -8,7 +8,7 @@ FTKD (arXiv 2512.08247), [public code] of StreamPETR or SparseBEV, [ours].
 
 import math
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import numpy as np
 from pydantic import Field
@@ -31,8 +31,8 @@ from ftkd_core.config_class import (
 from ftkd_core.geometry import is_rigid
 
 __all__ = [
-    "BackboneConfig", "Box", "ConfigT", "DecoderConfig", "DetectorConfig", "ImageConfig", "LossConfig",
-    "Matrix", "ModelConfig", "Setting", "SparseBEVConfig", "SparseDecoderConfig", "TransformerConfig",
+    "TOKEN_STRIDE", "BackboneConfig", "Box", "ConfigT", "DecoderConfig", "DetectorConfig", "ImageConfig",
+    "LossConfig", "Matrix", "ModelConfig", "Setting", "SparseBEVConfig", "SparseDecoderConfig", "TransformerConfig",
     "config_class", "describe", "from_dict", "override", "to_dict",
 ]  # fmt: skip
 
@@ -40,6 +40,8 @@ Matrix = tuple[tuple[float, ...], ...]
 """A 4x4 transform as rows."""
 Box = tuple[float, float, float, float, float, float]
 """A box in space: low x, y, z and high x, y, z, metres."""
+TOKEN_STRIDE: Final = 16
+"""Stride in pixels of the feature level whose cells are StreamPETR's tokens [public code]."""
 ImageSide = Annotated[int, Field(gt=0, multiple_of=16)]
 
 
@@ -66,19 +68,13 @@ class BackboneConfig:
     """Layers of the ResNet: 18, 34, 50 or 101."""
     base_channels: PositiveCount = 64
     """Channels of the first stage; 64 is the published network."""
-    token_stride: Literal[8, 16] = 16
-    """Stride in pixels of the feature level whose cells are StreamPETR's tokens."""
     auxiliary_stride: Literal[8, 16] = 16
-    """Stride in pixels of the feature level that the 2-D head reads, at most `token_stride`."""
+    """Stride in pixels of the feature level that the 2-D head reads."""
     neck_channels: PositiveCount = 256
     """Channels C of the neck's feature levels."""
 
     def __post_init__(self) -> None:
         require(self.depth in (18, 34, 50, 101), f"depth {self.depth}: expected 18, 34, 50 or 101")
-        require(
-            self.auxiliary_stride <= self.token_stride,
-            f"auxiliary_stride {self.auxiliary_stride}: expected at most token_stride {self.token_stride}",
-        )
 
 
 @config_class

@@ -27,9 +27,7 @@ def tiny() -> DetectorConfig:
     return DetectorConfig(
         preset="tiny",
         image=ImageConfig(width=352, height=128),
-        backbone=BackboneConfig(
-            depth=18, base_channels=32, token_stride=16, auxiliary_stride=8, neck_channels=96
-        ),
+        backbone=BackboneConfig(depth=18, base_channels=32, auxiliary_stride=8, neck_channels=96),
         decoder=DecoderConfig(
             channels=128,
             num_layers=3,

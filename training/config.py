@@ -3,7 +3,7 @@
 
 import math
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,8 @@ from ftkd_core.config import DetectorConfig, SparseBEVConfig
 from ftkd_core.config_class import Count, NotNegative, Positive, PositiveCount, Probability, config_class
 from ftkd_core.data.augmentation import AugmentConfig
 
-Share = Annotated[float, Field(gt=0, le=1)]
+SLOW_RATIO: Final = 0.1
+"""Learning rate of the parameters in `OptimConfig.slow`, as a share of their rate [public code]."""
 
 
 @config_class
@@ -19,9 +20,8 @@ class DataConfig:
     """Scenes to train on: of the synthetic world, or with `root` of a nuScenes data set."""
 
     scenes: PositiveCount = 200
-    """Synthetic scenes, rendered once into `cache`."""
-    first_seed: Count = 0
-    """Seed of the first synthetic scene; the others follow. Held-out scenes start at 900000."""
+    """Synthetic scenes, of seeds 0, 1 and so on, rendered once into `cache`. Held-out scenes have seeds from
+    900000."""
     duration_s: Positive = 20.0
     """Seconds per synthetic scene."""
     intervals_s: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5,)
@@ -84,9 +84,7 @@ class OptimConfig:
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
     """If more than 0, the stem and that many of the backbone's four stages are frozen."""
     slow: tuple[str, ...] = ()
-    """Parameters with one of these parts in their dotted name learn at `slow_ratio` of their rate."""
-    slow_ratio: Share = 0.1
-    """Learning rate of the parameters in `slow`, as a share of their rate."""
+    """Parameters with one of these parts in their dotted name learn at `SLOW_RATIO` of their rate."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
     """Decay of the averaged weights; 0 averages nothing."""
 

@@ -38,7 +38,7 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
         fabric.barrier()
         return real, len(real)
     rendered = SyntheticClips(
-        data.first_seed, config.model.image, Path(data.cache), data.duration_s, data.version, data.intervals_s
+        0, config.model.image, Path(data.cache), data.duration_s, data.version, data.intervals_s
     )
     chosen = choose_cameras(rendered, config.model.channels)
     if fabric.is_global_zero:

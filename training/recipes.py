@@ -50,7 +50,6 @@ class Recipe:
             f"optim.backbone_norms={self.backbone_norms}",
             f"optim.frozen_stages={self.frozen_stages}",
             f"optim.slow=[{', '.join(self.slow)}]",
-            "optim.slow_ratio=0.1",
             "optim.weight_decay=0.01",
             "optim.decay_all=true",
             "optim.warmup_steps=500",

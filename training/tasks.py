@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ftkd_core.config import to_dict
+from ftkd_core.config import TOKEN_STRIDE, to_dict
 from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset
 from ftkd_core.data.grid_mask import blank_some
 from ftkd_core.data.windows import WindowBatch
@@ -155,7 +155,7 @@ class StreamLesson(nn.Module):
         memory = self.detector.start_memory(self.streams)
         if self.distiller is None or not self.distiller.method.needs_previous:
             return tuple(memory)
-        config, stride = self.detector.config, self.detector.config.backbone.token_stride
+        config, stride = self.detector.config, TOKEN_STRIDE
         size = (config.image.height // stride, config.image.width // stride)
         shape = (self.streams, len(config.channels), config.backbone.neck_channels, *size)
         return (*memory, memory.embedding.new_zeros(shape))
@@ -175,7 +175,7 @@ class StreamLesson(nn.Module):
         terms: dict[str, Tensor] = self.criterion(predictions, targets, seen.rig, denoising)
         if self.distiller is not None:
             assert teaching is not None
-            stride = config.backbone.token_stride
+            stride = TOKEN_STRIDE
             maps, previous = {stride: predictions.image_features}, None
             if state[kept:]:
                 known = (~seen.is_first).to(predictions.image_features.dtype)
@@ -261,7 +261,7 @@ def _map_channels(
         if ftkd is not None and ftkd.pv_frames == "all":
             raise UserError("pv_frames all: a streaming student has one frame a step; expected current")
         backbone = student.config.backbone
-        maps = {backbone.token_stride: backbone.neck_channels}
+        maps = {TOKEN_STRIDE: backbone.neck_channels}
         wanted = tuple(maps) if ftkd is None else ftkd.pv_strides
     else:
         maps = dict.fromkeys(

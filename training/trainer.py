@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ftkd_core.errors import UserError
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.weights import save_weights
-from training.config import OptimConfig
+from training.config import SLOW_RATIO, OptimConfig
 from training.tasks import State, StreamLesson, WindowLesson, difference, is_taught
 
 _LEARNT_PLACES = ("reference_points", "query_boxes")
@@ -304,7 +304,7 @@ def _parameter_groups(lesson: nn.Module, optim: OptimConfig) -> list[dict[str, A
         {
             "params": parameters,
             "weight_decay": optim.weight_decay if decayed else 0.0,
-            "ratio": (optim.backbone_ratio if backbone else 1.0) * (optim.slow_ratio if slow else 1.0),
+            "ratio": (optim.backbone_ratio if backbone else 1.0) * (SLOW_RATIO if slow else 1.0),
             "norms": optim.backbone_norms,  # of no use here, but kept in checkpoints, which must agree on it
         }
         for (backbone, slow, decayed), parameters in groups.items()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ftkd_core.boxes import CODE_DIM, decode_boxes
-from ftkd_core.config import DecoderConfig, DetectorConfig
+from ftkd_core.config import TOKEN_STRIDE, DecoderConfig, DetectorConfig
 from ftkd_core.models.anchors import (
     LEAST_AGE_S,
     Anchors,
@@ -136,7 +136,7 @@ class StreamPETR(nn.Module):
         decoder, channels = config.decoder, config.decoder.channels
         self.config = config
         self.backbone = ResNet(config.backbone.depth, config.backbone.base_channels)
-        strides = {config.backbone.auxiliary_stride, config.backbone.token_stride}
+        strides = {config.backbone.auxiliary_stride, TOKEN_STRIDE}
         levels = [(4, 8, 16).index(stride) for stride in sorted(strides)]
         self.neck = TopDownPyramid(self.backbone.out_channels, config.backbone.neck_channels, levels)
         self.input_projection = (
@@ -261,7 +261,7 @@ class StreamPETR(nn.Module):
 
     def geometry(self, rig: CameraRig) -> TokenGeometry:
         """Token geometry of a rig; constant while the rig is, so a runtime may keep it, `encoded` too."""
-        stride, image = self.config.backbone.token_stride, self.config.image
+        stride, image = TOKEN_STRIDE, self.config.image
         size = (image.height // stride, image.width // stride)
         decoder = self.config.decoder
         return token_geometry(

@@ -81,7 +81,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("student", "model.image=small", "model.image is 'small'; expected a mapping"),
     ("student", "model.backbone.depth=19", "model.backbone: depth 19: expected 18, 34, 50 or 101"),
     ("student", "model.backbone.auxiliary_stride=4", "auxiliary_stride is 4; expected 8 or 16"),
-    ("student", "model.backbone.token_stride=12", "token_stride is 12; expected 8 or 16"),
+    ("student", "model.backbone.token_stride=8", "unknown configuration key model.backbone.token_stride"),
     ("student", "model.decoder.num_queries=-5", "num_queries is -5; expected a value greater than 0"),
     ("student", "model.decoder.num_layers=0", "num_layers is 0; expected a value greater than 0"),
     ("student", "model.decoder.num_layers=true", "num_layers is True; expected a valid integer"),
@@ -145,7 +145,7 @@ def test_a_wrong_value_is_refused_with_its_path_in_one_sentence(
         override(BASES[base], [assignment])
     assert message in str(refused.value)
     parent = assignment.partition("=")[0].rpartition(".")[0]
-    assert str(refused.value).startswith(parent)
+    assert parent in str(refused.value)
     assert "\n" not in str(refused.value)
 
 

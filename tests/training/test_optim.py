@@ -167,7 +167,6 @@ def test_a_state_of_before_these_settings_goes_on(tmp_path: Path) -> None:
             "backbone_norms is 'eval'; expected 'learn', 'keep_statistics' or 'frozen'",
         ),
         ("frozen_stages=5", "frozen_stages is 5; expected a value less than or equal to 4"),
-        ("slow_ratio=0", "slow_ratio is 0; expected a value greater than 0"),
         ("warmup_start=2", "warmup_start is 2; expected a value less than or equal to 1"),
         ("slow=sampling_offset", "slow is 'sampling_offset'; expected a list"),
     ],
