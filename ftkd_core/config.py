@@ -32,8 +32,8 @@ from ftkd_core.geometry import is_rigid
 
 __all__ = [
     "TOKEN_STRIDE", "BackboneConfig", "Box", "ConfigT", "DecoderConfig", "DetectorConfig", "ImageConfig",
-    "LossConfig", "Matrix", "ModelConfig", "Setting", "SparseBEVConfig", "SparseDecoderConfig", "TransformerConfig",
-    "config_class", "describe", "from_dict", "override", "to_dict",
+    "LossConfig", "Matrix", "ModelConfig", "Setting", "SparseBEVConfig", "SparseDecoderConfig",
+    "TransformerConfig", "config_class", "describe", "from_dict", "override", "to_dict",
 ]  # fmt: skip
 
 Matrix = tuple[tuple[float, ...], ...]
