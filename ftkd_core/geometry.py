@@ -9,7 +9,7 @@ are numpy, for the edges of the system.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -67,6 +67,30 @@ def transform_points(dst_from_src: ArrayT, points_src: ArrayT) -> ArrayT:
 def yaw_of(dst_from_src: Tensor) -> Tensor:
     """Heading (...) in radians of the src x axis in the dst x-y plane."""
     return torch.atan2(dst_from_src[..., 1, 0], dst_from_src[..., 0, 0])
+
+
+def line_of_sight(points_ego: Tensor) -> Tensor:
+    """Return unit vectors (..., 2) in the ground plane from the origin to points (..., 3); x at 0."""
+    towards = points_ego[..., :2]
+    distance = towards.norm(dim=-1, keepdim=True)
+    forward = torch.eye(2, device=towards.device)[0]  # torch.tensor([1, 0]) would be a copy from the host
+    return torch.where(distance > 1e-3, towards / distance.clamp(min=1e-3), forward)
+
+
+def rotate_2d(vectors: Tensor, axis: Tensor) -> Tensor:
+    """Rotate vectors (..., 2) by the angle of the unit vectors `axis` (..., 2)."""
+    (x, y), (cos, sin) = vectors.unbind(-1), axis.unbind(-1)
+    return torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
+
+
+def rotate_2d_back(vectors: Tensor, axis: Tensor) -> Tensor:
+    """Invert `rotate_2d`."""
+    return rotate_2d(vectors, torch.stack([axis[..., 0], -axis[..., 1]], dim=-1))
+
+
+def optional_matrix(rows: Sequence[Sequence[float]] | None) -> Tensor | None:
+    """Return rows of a matrix as a float64 tensor; None stays None."""
+    return None if rows is None else torch.tensor(rows, dtype=torch.float64)
 
 
 def quaternion_to_rotation(quaternion: ArrayLike) -> Array:

@@ -88,6 +88,24 @@ def pad_targets(targets: Targets, slots: int) -> Targets:
     return Targets(**padded)
 
 
+class DenoisingQueries(NamedTuple):
+    """Noisy copies of the ground truth, from which a decoder in training must recover the boxes (DN-DETR).
+
+    R = groups * G. points_ego (B, R, 3) noisy centres in metres; target (B, R) index of the ground truth;
+    positive (B, R) bool, True if the noise is small enough for the box to be recovered; real (B, R) bool,
+    False for padding; codes (B, R, 10) of the true boxes, velocity 0 if unknown, and labels (B, R) int64,
+    half of them random: SparseBEV's denoising queries start from both, StreamPETR's from the centres alone.
+    """
+
+    points_ego: Tensor
+    target: Tensor
+    positive: Tensor
+    real: Tensor
+    groups: int
+    codes: Tensor
+    labels: Tensor
+
+
 class Detections(NamedTuple):
     """Decoded answer of the network, best first: boxes (B, Q, 9) in ego, scores (B, Q) in 0..1, labels (B,
     Q) int64."""

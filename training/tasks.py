@@ -26,8 +26,9 @@ from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.target_filter import answerable
 from ftkd_core.models.denoising import make_denoising
 from ftkd_core.models.memory import Memory
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.models.sparse_bev import SparseBEV
-from ftkd_core.models.stream_petr import Predictions, StreamPETR
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig, FrameWindow, Targets
 from training.feature_cache import network_input

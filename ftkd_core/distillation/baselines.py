@@ -22,7 +22,7 @@ from ftkd_core.distillation.reconstruction import PerspectiveReconstruction
 from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherAnswer
 from ftkd_core.errors import UserError
 from ftkd_core.losses.normalizer import shared_count
-from ftkd_core.models.stream_petr import Predictions
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.types import Targets
 
 _NAMES: Final = ("mgd", "cwd", "stxd")

@@ -13,7 +13,7 @@ from torch import Tensor
 from ftkd_core.losses.focal import heat_loss, quality_focal_loss
 from ftkd_core.losses.matching import focal_cost
 from ftkd_core.losses.normalizer import shared_count
-from ftkd_core.models.focal_head import FocalMaps
+from ftkd_core.models.predictions import FocalMaps
 from ftkd_core.types import Targets
 
 _CLASS, _BOX, _IOU, _CENTER = 2.0, 5.0, 2.0, 10.0  # of costs and of terms

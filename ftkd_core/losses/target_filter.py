@@ -8,8 +8,7 @@ B batch, G object slots.
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import DetectorConfig, SparseBEVConfig
 from ftkd_core.errors import UserError
-from ftkd_core.geometry import full_precision, transform_points
-from ftkd_core.models.model_frame import frame_matrix
+from ftkd_core.geometry import full_precision, optional_matrix, transform_points
 from ftkd_core.types import Targets
 
 
@@ -30,7 +29,7 @@ def in_range(targets: Targets, config: DetectorConfig | SparseBEVConfig) -> Targ
     """The same without the objects whose centre lies outside of the range that a model answers centres in,
     in x or y of the frame it thinks in: no query could reach them."""
     centers = targets.boxes[..., :3].float()
-    matrix = frame_matrix(config.model_from_ego)
+    matrix = optional_matrix(config.model_from_ego)
     if matrix is not None:
         centers = transform_points(matrix.to(centers), centers)
     low, high = (centers.new_tensor(bound) for bound in _ground_range(config))

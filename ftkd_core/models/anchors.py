@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ftkd_core.boxes import CODE_DIM
+from ftkd_core.geometry import line_of_sight, rotate_2d, rotate_2d_back
 
 VELOCITY_UNIT: Final = 3.0
 """Velocities are answered and embedded in units of this many m/s."""
@@ -41,33 +42,13 @@ def join(*parts: Anchors) -> Anchors:
     return Anchors(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
 
 
-def view_axis(points_ego: Tensor) -> Tensor:
-    """Unit vectors (..., 2) in the ground plane from the vehicle to points (..., 3); x for the origin
-    itself."""
-    towards = points_ego[..., :2]
-    distance = towards.norm(dim=-1, keepdim=True)
-    forward = torch.eye(2, device=towards.device)[0]  # made on the device: a list would be copied there
-    return torch.where(distance > 1e-3, towards / distance.clamp(min=1e-3), forward)
-
-
-def turn(vectors: Tensor, axis: Tensor) -> Tensor:
-    """Vectors (..., 2) turned by the angle of the unit vectors `axis` (..., 2)."""
-    (x, y), (cos, sin) = vectors.unbind(-1), axis.unbind(-1)
-    return torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
-
-
-def turn_back(vectors: Tensor, axis: Tensor) -> Tensor:
-    """The inverse of `turn`."""
-    return turn(vectors, torch.stack([axis[..., 0], -axis[..., 1]], dim=-1))
-
-
 def anchor_features(anchors: Anchors) -> Tensor:
     """What a query is told of its anchor, (B, Q, 7 + K): log sizes, heading and velocity in the view frame,
     class scores."""
     codes = anchors.codes
-    axis = view_axis(codes[..., :3])
-    heading = turn_back(codes[..., 6:8].flip(-1), axis)
-    velocity = turn_back(codes[..., 8:10], axis) / VELOCITY_UNIT
+    axis = line_of_sight(codes[..., :3])
+    heading = rotate_2d_back(codes[..., 6:8].flip(-1), axis)
+    velocity = rotate_2d_back(codes[..., 8:10], axis) / VELOCITY_UNIT
     return torch.cat([codes[..., 3:6], heading, velocity, anchors.logits.sigmoid()], dim=-1)
 
 
@@ -80,14 +61,14 @@ def change_anchors(codes: Tensor, change: Tensor, gain: Tensor, age: Tensor) -> 
     `gain` (B, Q, 2), along and across the line of sight, of that move over its age (B, Q) in seconds, as an
     alpha-beta filter does; a query of age 0 has none.
     """
-    axis = view_axis(codes[..., :3])
+    axis = line_of_sight(codes[..., :3])
     reach = 1 + 0.05 * codes[..., :2].norm(dim=-1, keepdim=True)
     move = change[..., :2] * reach
-    center = codes[..., :2] + turn(move, axis)
-    heading = codes[..., 6:8].flip(-1) + turn(change[..., 6:8].flip(-1), axis)
+    center = codes[..., :2] + rotate_2d(move, axis)
+    heading = codes[..., 6:8].flip(-1) + rotate_2d(change[..., 6:8].flip(-1), axis)
     remembered = (age > LEAST_AGE_S)[..., None]
     missed = torch.where(remembered, move.detach() / age.clamp(min=LEAST_AGE_S)[..., None], 0.0)
-    velocity = codes[..., 8:10] + turn(change[..., 8:10] * VELOCITY_UNIT + gain * missed, axis)
+    velocity = codes[..., 8:10] + rotate_2d(change[..., 8:10] * VELOCITY_UNIT + gain * missed, axis)
     middle = codes[..., 2:6] + change[..., 2:6]
     return torch.cat([center, middle, heading.flip(-1), velocity], dim=-1)
 

@@ -5,33 +5,15 @@ section 4).
 Symbols: B batch, G ground-truth slots, R denoising queries = groups * G, Q matching queries, M memory keys.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ftkd_core.boxes import encode_boxes
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import LossConfig
-from ftkd_core.types import Targets
+from ftkd_core.types import DenoisingQueries, Targets
 
 _LABEL_NOISE = 0.5  # share of labels drawn anew (SparseBEV code)
-
-
-class DenoisingQueries(NamedTuple):
-    """points_ego (B, R, 3) noised centres, metres; target (B, R) index of the ground truth; positive (B, R)
-    bool, True where the noise is small enough that the box shall be recovered; real (B, R) bool, False for
-    padding; groups; codes (B, R, 10) of the true boxes, velocity 0 where unknown, and labels (B, R) int64,
-    half of them drawn anew: what SparseBEV's queries start from (StreamPETR's are points without a class).
-    """
-
-    points_ego: Tensor
-    target: Tensor
-    positive: Tensor
-    real: Tensor
-    groups: int
-    codes: Tensor
-    labels: Tensor
 
 
 def make_denoising(

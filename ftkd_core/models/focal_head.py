@@ -6,26 +6,17 @@ decoder can also start queries at, is in auxiliary2d.py. Symbols: B batch, N cam
 H/W feature size.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from ftkd_core.geometry import full_precision
 from ftkd_core.models.position import inverse_sigmoid
+from ftkd_core.models.predictions import FocalMaps
 
 _GROUPS: Final = 32  # of the group norms
 _PRIOR_LOGIT: Final = -4.59512  # a score of 0.01
-
-
-class FocalMaps(NamedTuple):
-    """logits (B, N, H, W, K); centerness (B, N, H, W) logits; boxes (B, N, H, W, 4) `[x1, y1, x2, y2]` and
-    centers (B, N, H, W, 2), the projected 3-D centres, in fractions 0..1 of the image."""
-
-    logits: Tensor
-    centerness: Tensor
-    boxes: Tensor
-    centers: Tensor
 
 
 class FocalHead(nn.Module):

@@ -7,19 +7,11 @@ a model that thinks in ego; every function then returns its argument. Symbols: B
 queries.
 """
 
-import torch
 from torch import Tensor
 
 from ftkd_core.boxes import transform_codes
-from ftkd_core.config import Matrix
 from ftkd_core.geometry import full_precision, invert_rigid, transform_points
-from ftkd_core.models.denoising import DenoisingQueries
-from ftkd_core.types import CameraRig, Frame
-
-
-def frame_matrix(model_from_ego: Matrix | None) -> Tensor | None:
-    """The configuration's rows as a tensor."""
-    return None if model_from_ego is None else torch.tensor(model_from_ego, dtype=torch.float64)
+from ftkd_core.types import CameraRig, DenoisingQueries, Frame
 
 
 @full_precision

@@ -17,15 +17,16 @@ from torch import Tensor, nn
 
 from ftkd_core.boxes import CODE_DIM, decode_boxes
 from ftkd_core.config import SparseBEVConfig, SparseDecoderConfig
-from ftkd_core.geometry import full_precision, invert_rigid
+from ftkd_core.geometry import full_precision, invert_rigid, optional_matrix
 from ftkd_core.models.anchors import Anchors, anchor_features, change_anchors
 from ftkd_core.models.attention import HybridAttention
-from ftkd_core.models.auxiliary2d import AuxiliaryHead, AuxiliaryMaps, ImageProposals, propose
-from ftkd_core.models.denoising import DenoisingQueries, attention_mask
+from ftkd_core.models.denoising import attention_mask
+from ftkd_core.models.dense_head import DenseHead, ImageProposals, propose
 from ftkd_core.models.fpn import TopDownPyramid
 from ftkd_core.models.linking import FrameProposals, MotionPrior, link_proposals, motion_prior, proposals_now
-from ftkd_core.models.model_frame import codes_in_ego, denoising_in_model, frame_matrix, rig_in_model
+from ftkd_core.models.model_frame import codes_in_ego, denoising_in_model, rig_in_model
 from ftkd_core.models.position import inverse_sigmoid
+from ftkd_core.models.predictions import DenseMaps, Predictions
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.models.sampling import (
     box_points,
@@ -34,8 +35,7 @@ from ftkd_core.models.sampling import (
     sample_pyramid,
     scramble_groups,
 )
-from ftkd_core.models.stream_petr import Predictions
-from ftkd_core.types import CameraRig, Frame, FrameWindow
+from ftkd_core.types import CameraRig, DenoisingQueries, Frame, FrameWindow
 
 _PRIOR_LOGIT = -4.6  # focal loss prior of 0.01
 _SAME_MOMENT_S = 1e-5
@@ -202,7 +202,7 @@ class SparseBEV(nn.Module):
         stages = len(self.backbone.out_channels)
         levels = range(max(stages - decoder.levels, 0), stages)
         self.neck = TopDownPyramid(self.backbone.out_channels, decoder.channels, tuple(levels))
-        self.register_buffer("model_from_ego", frame_matrix(config.model_from_ego), persistent=False)
+        self.register_buffer("model_from_ego", optional_matrix(config.model_from_ego), persistent=False)
         self.register_buffer("motion_prior", motion_prior(config.class_names), persistent=False)
         self.decoder_layer = SparseDecoderLayer(decoder, config.num_frames, len(config.class_names))
         self.query_boxes = nn.Parameter(_pillar_grid(decoder.num_queries))
@@ -212,7 +212,7 @@ class SparseBEV(nn.Module):
         self.auxiliary = None
         if decoder.num_image_queries:
             classes = len(config.class_names)
-            self.auxiliary = AuxiliaryHead(decoder.channels, classes, config.backbone.auxiliary_stride)
+            self.auxiliary = DenseHead(decoder.channels, classes, config.backbone.auxiliary_stride)
             self.proposal_content = nn.Linear(decoder.channels, decoder.channels)
             self.anchor_content = nn.Linear(7 + classes, decoder.channels)
 
@@ -260,7 +260,7 @@ class SparseBEV(nn.Module):
             all_logits[:, :, :noised] if noised else None, all_codes[:, :, :noised] if noised else None,
         )  # fmt: skip
 
-    def propose(self, window: WindowFeatures) -> tuple[AuxiliaryMaps | None, ImageProposals | None]:
+    def propose(self, window: WindowFeatures) -> tuple[DenseMaps | None, ImageProposals | None]:
         """What the dense head says of the current frame, and the boxes that image queries start as."""
         if self.auxiliary is None:
             return None, None

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ftkd_core.boxes import CODE_DIM, decode_boxes
+from ftkd_core.boxes import CODE_DIM
 from ftkd_core.config import DecoderConfig, DetectorConfig
+from ftkd_core.geometry import optional_matrix
 from ftkd_core.models.anchors import (
     LEAST_AGE_S,
     Anchors,
@@ -24,9 +25,9 @@ from ftkd_core.models.anchors import (
     points_as_anchors,
 )
 from ftkd_core.models.attention import HybridAttention, TokenAttention
-from ftkd_core.models.auxiliary2d import AuxiliaryHead, AuxiliaryMaps, ImageProposals, propose
-from ftkd_core.models.denoising import DenoisingQueries, attention_mask
-from ftkd_core.models.focal_head import FocalHead, FocalMaps
+from ftkd_core.models.denoising import attention_mask
+from ftkd_core.models.dense_head import DenseHead, ImageProposals, propose
+from ftkd_core.models.focal_head import FocalHead
 from ftkd_core.models.fpn import TopDownPyramid
 from ftkd_core.models.linking import FrameProposals, MotionPrior, link_proposals, motion_prior, proposals_now
 from ftkd_core.models.memory import LocalMemory, Memory, empty_memory, memorise, recall, remember_spaced
@@ -34,7 +35,6 @@ from ftkd_core.models.model_frame import (
     codes_in_ego,
     denoising_in_model,
     frame_in_model,
-    frame_matrix,
     rig_in_model,
 )
 from ftkd_core.models.position import (
@@ -47,27 +47,14 @@ from ftkd_core.models.position import (
     sinusoidal_position,
     token_geometry,
 )
+from ftkd_core.models.predictions import DenseMaps, FocalMaps, Predictions
 from ftkd_core.models.resnet import ResNet
-from ftkd_core.types import CameraRig, Detections, Frame
+from ftkd_core.types import CameraRig, DenoisingQueries, Frame
 
 _PRIOR_LOGIT = -4.6  # focal loss prior of 0.01: what the classifier says before it has learnt
 _NOTHING_LOGIT = -100.0  # of a slot that holds no box: it supports nothing
 _MOST_EVIDENCE = 7.0  # a remembered box starts at a score of at most 0.92, so that it can still be dropped
 _MOTION_DIM = 180  # 15 numbers (vx, vy, age, 12 of the pose) at 6 frequencies, sine and cosine
-
-
-class Predictions(NamedTuple):
-    """logits (Y, B, Q, K) and codes (Y, B, Q, 10) in ego metres of every decoder layer, last layer last;
-    features (B, Q, C) of the last layer; image_features (B, N, C, H, W) at the token stride; the 2-D head's
-    maps where it ran; for training the denoising part of logits and codes, (Y, B, R, .), else None."""
-
-    logits: Tensor
-    codes: Tensor
-    features: Tensor
-    image_features: Tensor
-    auxiliary: AuxiliaryMaps | FocalMaps | None = None
-    denoising_logits: Tensor | None = None
-    denoising_codes: Tensor | None = None
 
 
 class DecoderLayer(nn.Module):
@@ -150,7 +137,7 @@ class StreamPETR(nn.Module):
         center, half = _point_range(decoder)
         self.register_buffer("points_center", center, persistent=False)
         self.register_buffer("points_half", half, persistent=False)
-        self.register_buffer("model_from_ego", frame_matrix(config.model_from_ego), persistent=False)
+        self.register_buffer("model_from_ego", optional_matrix(config.model_from_ego), persistent=False)
         self.register_buffer("motion_prior", motion_prior(config.class_names), persistent=False)
         self.query_embedding = nn.Sequential(
             nn.Linear(channels // 2 * 3, channels), nn.ReLU(), nn.Linear(channels, channels)
@@ -165,12 +152,12 @@ class StreamPETR(nn.Module):
         final = self.classifier[-1]
         assert isinstance(final, nn.Linear)
         nn.init.constant_(final.bias, _PRIOR_LOGIT)
-        self.auxiliary: AuxiliaryHead | FocalHead | None = None
+        self.auxiliary: DenseHead | FocalHead | None = None
         width, classes = config.backbone.neck_channels, len(config.class_names)
         if config.auxiliary_head and config.auxiliary_kind == "focal":
             self.auxiliary = FocalHead(width, classes)
         elif config.auxiliary_head:
-            self.auxiliary = AuxiliaryHead(width, classes, config.backbone.auxiliary_stride)
+            self.auxiliary = DenseHead(width, classes, config.backbone.auxiliary_stride)
         if decoder.num_image_queries:
             self.proposal_content = nn.Linear(config.backbone.neck_channels, channels)
         if decoder.anchored:
@@ -204,13 +191,13 @@ class StreamPETR(nn.Module):
         features, fine = self.extract(frame.images)
         geometry = self.geometry(frame.rig) if geometry is None else geometry
         count = self.config.decoder.num_image_queries
-        auxiliary: AuxiliaryMaps | FocalMaps | None = None
-        if isinstance(self.auxiliary, AuxiliaryHead) and (self.training or count):
+        auxiliary: DenseMaps | FocalMaps | None = None
+        if isinstance(self.auxiliary, DenseHead) and (self.training or count):
             auxiliary = self.auxiliary(fine, frame.rig)
         elif isinstance(self.auxiliary, FocalHead) and self.training:
             auxiliary = self.auxiliary(fine)
         proposals = None
-        if count and isinstance(auxiliary, AuxiliaryMaps):
+        if count and isinstance(auxiliary, DenseMaps):
             proposals = propose(auxiliary, fine, frame.rig, self.config.backbone.auxiliary_stride, count)
         frame = frame_in_model(frame, self.model_from_ego)
         denoising = denoising_in_model(denoising, self.model_from_ego)
@@ -398,15 +385,6 @@ class StreamPETR(nn.Module):
                 codes.append(torch.cat([centers, change[..., 3:]], dim=-1))
             logits.append(scores)
         return torch.stack(logits), torch.stack(codes), features
-
-
-def decode(predictions: Predictions, max_detections: int = 300) -> Detections:
-    """The best boxes of the last layer, over queries and classes, best first (upstream's NMS-free coder)."""
-    scores = predictions.logits[-1].float().sigmoid()  # (B, Q, K)
-    classes = scores.shape[-1]
-    top, index = scores.flatten(1).topk(min(max_detections, scores[0].numel()), dim=1)
-    query = (index // classes)[..., None].expand(-1, -1, CODE_DIM)
-    return Detections(decode_boxes(predictions.codes[-1].float().gather(1, query)), top, index % classes)
 
 
 def build_stream_petr(config: DetectorConfig) -> StreamPETR:

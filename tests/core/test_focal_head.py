@@ -21,7 +21,8 @@ from ftkd_core.losses.focal_head import (
     middle_form,
 )
 from ftkd_core.losses.matching import focal_cost
-from ftkd_core.models.focal_head import FocalHead, FocalMaps
+from ftkd_core.models.focal_head import FocalHead
+from ftkd_core.models.predictions import FocalMaps
 from ftkd_core.presets import preset
 from ftkd_core.runtime.inference_model import inference_model
 from ftkd_core.runtime.preprocess import normalise

@@ -13,9 +13,9 @@ from ftkd_core.boxes import decode_boxes, encode_boxes, transform_boxes, transfo
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import DetectorConfig, SparseBEVConfig, from_dict, to_dict
 from ftkd_core.errors import UserError
-from ftkd_core.geometry import make_transform, quaternion_to_rotation, yaw_transform
+from ftkd_core.geometry import make_transform, optional_matrix, quaternion_to_rotation, yaw_transform
 from ftkd_core.models.memory import memorise, recall
-from ftkd_core.models.model_frame import codes_in_ego, frame_matrix
+from ftkd_core.models.model_frame import codes_in_ego
 from ftkd_core.models.position import inverse_sigmoid, token_geometry
 from ftkd_core.models.sampling import box_points, project_to_views, scramble_groups
 from ftkd_core.models.stream_petr import build_stream_petr
@@ -106,7 +106,7 @@ def test_codes_come_back_to_ego() -> None:
     expected = transform_boxes(turn, boxes)
     torch.testing.assert_close(decode_boxes(there), expected)
     rows = tuple(tuple(row) for row in turn.tolist())
-    back = codes_in_ego(there, frame_matrix(rows))
+    back = codes_in_ego(there, optional_matrix(rows))
     torch.testing.assert_close(back, encode_boxes(boxes).float(), atol=1e-5, rtol=1e-5)
 
 

@@ -12,10 +12,10 @@ from ftkd_core.data.clips import make_sample
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid, yaw_transform
 from ftkd_core.losses.detection import DetectionCriterion
-from ftkd_core.models.auxiliary2d import propose
 from ftkd_core.models.denoising import make_denoising
+from ftkd_core.models.dense_head import propose
+from ftkd_core.models.predictions import Predictions, decode
 from ftkd_core.models.sparse_bev import FeatureRing, SparseBEV, WindowFeatures, build_sparse_bev
-from ftkd_core.models.stream_petr import Predictions, decode
 from ftkd_core.presets import SPARSE_BEV_PRESETS, sparse_bev_preset
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig, Frame, FrameWindow

@@ -13,7 +13,8 @@ from ftkd_core.models.anchors import Anchors
 from ftkd_core.models.denoising import make_denoising
 from ftkd_core.models.memory import recall, remember_spaced
 from ftkd_core.models.position import frequency_encoding
-from ftkd_core.models.stream_petr import Predictions, StreamPETR, decode
+from ftkd_core.models.predictions import Predictions, decode
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import preset
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import Frame

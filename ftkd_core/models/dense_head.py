@@ -14,35 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftkd_core.geometry import full_precision, transform_points
-from ftkd_core.models.anchors import Anchors, turn, view_axis
+from ftkd_core.geometry import full_precision, line_of_sight, rotate_2d, transform_points
+from ftkd_core.models.anchors import Anchors
+from ftkd_core.models.predictions import REFERENCE_FOCAL_PX, DenseMaps
 from ftkd_core.types import CameraRig
-
-REFERENCE_FOCAL_PX: Final = 300.0
-"""Depth is predicted as if seen by this focal length, so that one number fits cameras of any field of
-view."""
 
 _GEOMETRY: Final = (4, 2, 1, 3, 2, 2)  # channels of edges, offset, log_depth, log_size, heading, axis
 
 
-class AuxiliaryMaps(NamedTuple):
-    """heat (B, N, K, H, W) logits; edges (B, N, 4, H, W) distances left, top, right, bottom in cells; offset
-    (B, N, 2, H, W) projected 3-D centre minus cell centre in cells; log_depth (B, N, 1, H, W) of metres times
-    REFERENCE_FOCAL_PX / focal length; log_size (B, N, 3, H, W) width, length, height; heading (B, N, 2, H, W)
-    cosine and sine of the yaw relative to the cell's line of sight in the ground plane; axis (B, N, 2, H, W)
-    cosine and sine of twice that angle, which can be seen long before front and rear can be told apart."""
-
-    heat: Tensor
-    edges: Tensor
-    offset: Tensor
-    log_depth: Tensor
-    log_size: Tensor
-    heading: Tensor
-    axis: Tensor
-
-
-class AuxiliaryHead(nn.Module):
-    """Feature maps (B, N, C, H, W) and the rig they were seen by -> AuxiliaryMaps.
+class DenseHead(nn.Module):
+    """Feature maps (B, N, C, H, W) and the rig they were seen by -> DenseMaps.
 
     Each cell is told its line of sight and where that meets the ground (ours): on even ground an object
     stands where its foot is seen.
@@ -59,21 +40,21 @@ class AuxiliaryHead(nn.Module):
             self.output.bias.zero_()  # type: ignore[union-attr]
             self.output.bias[6] = 3.0  # type: ignore[index]  # log of 20 m
 
-    def forward(self, features: Tensor, rig: CameraRig) -> AuxiliaryMaps:
+    def forward(self, features: Tensor, rig: CameraRig) -> DenseMaps:
         shape = features.shape[:2]
         sight = sight_features(rig, features.shape[-2:], self.stride).flatten(0, 1).to(features.dtype)
         features = features.flatten(0, 1)
         heat = self.heat(self.classes(features))
         maps = self.output(self.geometry(torch.cat([features, sight], dim=1)))
         parts = maps.unflatten(0, shape).split(_GEOMETRY, dim=2)
-        return AuxiliaryMaps(heat.unflatten(0, shape), *parts)
+        return DenseMaps(heat.unflatten(0, shape), *parts)
 
 
 @full_precision
 def sight_features(rig: CameraRig, size: tuple[int, int] | torch.Size, stride: int) -> Tensor:
     """What the geometry of a rig says of each cell, (B, N, 3, H, W): slopes x/z and y/z of its ray, and the
     logarithm of the depth where the ray meets the ground (the ego frame's z = 0), 1 to 200 m, as
-    `AuxiliaryMaps.log_depth`; 200 m for rays that never do."""
+    `DenseMaps.log_depth`; 200 m for rays that never do."""
     height, width = size
     k, pose = rig.intrinsics.float(), rig.ego_from_camera.float()
     u = (torch.arange(width, device=k.device) + 0.5) * stride
@@ -104,7 +85,7 @@ class ImageProposals(NamedTuple):
 
 
 @full_precision
-def propose(maps: AuxiliaryMaps, features: Tensor, rig: CameraRig, stride: int, count: int) -> ImageProposals:
+def propose(maps: DenseMaps, features: Tensor, rig: CameraRig, stride: int, count: int) -> ImageProposals:
     """The `count` strongest local peaks over all cameras, lifted to 3-D. Fixed shapes; nothing leaves the
     device.
 
@@ -132,9 +113,9 @@ def propose(maps: AuxiliaryMaps, features: Tensor, rig: CameraRig, stride: int, 
     y = (v - intrinsics[..., 1, 2]) / intrinsics[..., 1, 1] * depth
     points = torch.stack([x, y, depth], dim=-1)[:, :, None]  # (B, I, 1, 3) in camera
     ego = transform_points(_per_camera(rig.ego_from_camera.float(), camera), points)[:, :, 0]
-    sight = view_axis(ego - _per_camera(rig.ego_from_camera.float(), camera)[..., :3, 3])
+    sight = line_of_sight(ego - _per_camera(rig.ego_from_camera.float(), camera)[..., :3, 3])
     relative = heading_along(at(maps.axis.detach().float()), at(maps.heading.detach().float()))
-    heading = turn(relative, sight)
+    heading = rotate_2d(relative, sight)
     codes = torch.cat(
         [ego, at(maps.log_size.detach().float()), heading.flip(-1), torch.zeros_like(heading)], dim=-1
     )
