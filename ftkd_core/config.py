@@ -80,27 +80,19 @@ class BackboneConfig:
 class DecoderConfig:
     """Queries, memory and the transformer decoder.
 
-    num_queries learnable queries plus num_propagated taken from the memory of memory_length slots;
-    num_depths points along each ray for the position embedding; position_hidden the width of its MLP;
-    position_range_m the half extents x, y, z in metres of the space that is normalised to 0..1. locality:
-    adds to each cross-attention logit a learnt, per-head multiple of cos(angle between the token's ray and
-    the direction to the query's reference point), so that a query looks where it is from the first step on
-    (ours, after spatially modulated co-attention, Gao et al. 2021; StreamPETR has none).
-    content_from_position: a new query's content starts as its position embedding, not as 0 (ours).
-    num_image_queries: that many more queries start at the peaks of the 2-D head, lifted to 3-D by its
-    depth, with the content of that cell (after Far3D, Jiang et al. 2024; StreamPETR has none); with them
-    the 2-D head runs at inference too. anchored: queries are boxes with a class, not points: they start from
-    the 2-D head's size, heading and class or from the memory's moved box, every answer changes that box in
-    the query's own line of sight, and self-attention fades with distance (ours, after Sparse4D and
-    SparseBEV; see models/anchors.py). as_published: computes what StreamPETR's published weights were trained
-    with, where ours differs: no projection before the tokens' own MLP, the spatial alignment told of points
-    in 0..1 (ours: their inverse sigmoid) at other depths, remembered velocities told along the axes of the
-    moment they were answered at (ours: the current ones). link_memory: queries from the image start with the
-    velocity that links them to remembered boxes (ours; models/linking.py). memory_interval_s: a frame that
-    comes sooner after the newest remembered one is answered but not remembered, so that a memory trained on
-    key frames holds what it knows, whatever the cameras' rate (ours; 0 remembers every frame). point_range_m:
-    low x, y, z and high x, y, z in metres of the space of reference points and centres; None for
-    +-position_range_m.
+    num_queries learnable queries plus num_propagated taken from the memory of memory_length slots; num_depths
+    points along each ray for the position embedding; position_hidden the width of its MLP; position_range_m
+    the half extents x, y, z in metres of the space that is normalised to 0..1. num_image_queries: that many
+    more queries start at the peaks of the 2-D head, lifted to 3-D by its depth, with the content of that cell
+    (after Far3D, Jiang et al. 2024; StreamPETR has none); with them the 2-D head runs at inference too. These
+    queries are boxes (models/anchored_stream_petr.py). as_published: computes what StreamPETR's published
+    weights were trained with, where ours differs: no projection before the tokens' own MLP, the spatial
+    alignment told of points in 0..1 (ours: their inverse sigmoid) at other depths, remembered velocities told
+    along the axes of the moment they were answered at (ours: the current ones). memory_interval_s: a frame
+    that comes sooner after the newest remembered one is answered but not remembered, so that a memory trained
+    on key frames holds what it knows, whatever the cameras' rate (ours; 0 remembers every frame).
+    point_range_m: low x, y, z and high x, y, z in metres of the space of reference points and centres; None
+    for +-position_range_m.
     """
 
     channels: int = 256
@@ -115,10 +107,6 @@ class DecoderConfig:
     num_depths: int = 64
     position_hidden: int = 1024
     position_range_m: tuple[float, float, float] = (61.2, 61.2, 10.0)
-    locality: bool = False
-    content_from_position: bool = False
-    anchored: bool = False
-    link_memory: bool = field(default=False, metadata=UNSAID)
     memory_interval_s: float = field(default=0.0, metadata=UNSAID)
     as_published: bool = field(default=False, metadata=UNSAID)
     point_range_m: tuple[float, ...] | None = field(default=None, metadata=UNSAID)
@@ -134,8 +122,8 @@ class DecoderConfig:
             f"point range {reach}: expected low x, y, z and high x, y, z",
         )
         _require(
-            not self.link_memory or (self.anchored and self.num_image_queries > 0),
-            "link_memory: expected anchored queries and num_image_queries, which are what is linked",
+            not (self.as_published and self.num_image_queries),
+            f"as_published with {self.num_image_queries} image queries: the published StreamPETR has none",
         )
         _require(
             0 <= self.memory_interval_s < 60,
@@ -227,8 +215,8 @@ class LossConfig:
 class DetectorConfig:
     """Everything that makes a detector; `preset` is its name.
 
-    auxiliary_head: whether it has a 2-D head for training. auxiliary_kind: which, `dense`, ours, that image
-    queries start at, or `focal`, StreamPETR's own. model_from_ego: the frame
+    auxiliary_kind: the 2-D head for training: none, `dense` (ours, at which image queries start) or `focal`
+    (StreamPETR's own). model_from_ego: the frame
     the network thinks in, where that is not ego, as a rigid transform; what goes in and comes out is in ego
     nevertheless. class_names: the classes of the outputs, in their order.
     """
@@ -240,7 +228,6 @@ class DetectorConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     channels: tuple[str, ...] = CAMERA_CHANNELS
     class_names: tuple[str, ...] = CLASS_NAMES
-    auxiliary_head: bool = field(default=True, metadata=UNSAID)
     auxiliary_kind: str = field(default="dense", metadata=UNSAID)
     model_from_ego: Matrix | None = field(default=None, metadata=UNSAID)
 
@@ -251,16 +238,16 @@ class DetectorConfig:
         )
         decoder = self.decoder
         _require(
-            self.auxiliary_kind in ("dense", "focal"),
-            f"auxiliary_kind {self.auxiliary_kind!r}: expected dense or focal",
+            self.auxiliary_kind in ("none", "dense", "focal"),
+            f"auxiliary_kind {self.auxiliary_kind!r}: expected none, dense or focal",
         )
         _require(
-            (self.auxiliary_head and self.auxiliary_kind == "dense") or not decoder.num_image_queries,
+            self.auxiliary_kind == "dense" or not decoder.num_image_queries,
             f"{decoder.num_image_queries} image queries start at a dense 2-D head: expected one",
         )
         _check_proposals(decoder.num_image_queries, self.channels, self.image, self.backbone)
         _require(
-            self.auxiliary_kind == "dense" or self.backbone.neck_channels % 32 == 0,
+            self.auxiliary_kind != "focal" or self.backbone.neck_channels % 32 == 0,
             f"auxiliary_kind focal, {self.backbone.neck_channels} neck channels: expected a multiple of 32",
         )
         _require(
@@ -269,8 +256,8 @@ class DetectorConfig:
         )
         _check_matrix(self.model_from_ego)
         _require(
-            self.model_from_ego is None or not (decoder.anchored or decoder.num_image_queries),
-            "model_from_ego: anchored models and image queries think in ego",
+            self.model_from_ego is None or not decoder.num_image_queries,
+            "model_from_ego: image queries need a model in the ego frame",
         )
 
 

@@ -42,10 +42,6 @@ def tiny() -> DetectorConfig:
             memory_length=256,
             num_depths=32,
             position_hidden=256,
-            locality=True,
-            content_from_position=True,
-            anchored=True,
-            link_memory=True,
             memory_interval_s=0.4,
         ),
         loss=LossConfig(denoising_groups=1),
@@ -78,8 +74,7 @@ def r18_352x128() -> DetectorConfig:
         image=ImageConfig(width=352, height=128),
         backbone=BackboneConfig(depth=18, auxiliary_stride=8),
         decoder=DecoderConfig(
-            ffn_channels=1024, num_queries=172, num_image_queries=128, locality=True,
-            content_from_position=True, anchored=True, link_memory=True, memory_interval_s=0.4,
+            ffn_channels=1024, num_queries=172, num_image_queries=128, memory_interval_s=0.4,
         ),
         loss=LossConfig(denoising_groups=1),
     )  # fmt: skip

@@ -25,7 +25,8 @@ CORE_LAYERS = (
     "errors", "classes", "geometry", "types", "boxes", "config", "presets", "runtime.preprocess", "data",
     "models", "losses", "distillation", "weights", "runtime", "evaluation",
 )  # fmt: skip
-"""Modules and packages of ftkd_core, lowest first; datasets use the pure functions of `runtime.preprocess`."""
+"""Modules and packages of ftkd_core, lowest first; datasets use the pure functions of `runtime.preprocess`.
+"""
 DEVKIT_READERS = ("ftkd_core/data/nuscenes.py", "ftkd_core/data/synthetic/export.py", "ftkd_core/evaluation/")
 
 

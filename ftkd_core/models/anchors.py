@@ -18,7 +18,7 @@ from ftkd_core.geometry import line_of_sight, rotate_2d, rotate_2d_back
 
 VELOCITY_UNIT: Final = 3.0
 """Velocities are answered and embedded in units of this many m/s."""
-LEAST_AGE_S: Final = 0.02
+MIN_AGE_S: Final = 0.02
 """A query that is younger was not remembered."""
 _DRIVING_M_S: Final = 1.0
 
@@ -37,7 +37,7 @@ def points_as_anchors(points_ego: Tensor, num_classes: int) -> Anchors:
     return Anchors(codes, points_ego.new_zeros(*points_ego.shape[:2], num_classes))
 
 
-def join(*parts: Anchors) -> Anchors:
+def concatenate(*parts: Anchors) -> Anchors:
     """Anchors one after the other along Q."""
     return Anchors(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
 
@@ -52,7 +52,7 @@ def anchor_features(anchors: Anchors) -> Tensor:
     return torch.cat([codes[..., 3:6], heading, velocity, anchors.logits.sigmoid()], dim=-1)
 
 
-def change_anchors(codes: Tensor, change: Tensor, gain: Tensor, age: Tensor) -> Tensor:
+def refine_anchors(codes: Tensor, change: Tensor, gain: Tensor, age: Tensor) -> Tensor:
     """Codes (B, Q, 10) after the decoder's answer `change` (B, Q, 10).
 
     The answer is laid out as the code, in the view frame: the centre's move in units that grow with distance
@@ -66,8 +66,8 @@ def change_anchors(codes: Tensor, change: Tensor, gain: Tensor, age: Tensor) -> 
     move = change[..., :2] * reach
     center = codes[..., :2] + rotate_2d(move, axis)
     heading = codes[..., 6:8].flip(-1) + rotate_2d(change[..., 6:8].flip(-1), axis)
-    remembered = (age > LEAST_AGE_S)[..., None]
-    missed = torch.where(remembered, move.detach() / age.clamp(min=LEAST_AGE_S)[..., None], 0.0)
+    remembered = (age > MIN_AGE_S)[..., None]
+    missed = torch.where(remembered, move.detach() / age.clamp(min=MIN_AGE_S)[..., None], 0.0)
     velocity = codes[..., 8:10] + rotate_2d(change[..., 8:10] * VELOCITY_UNIT + gain * missed, axis)
     middle = codes[..., 2:6] + change[..., 2:6]
     return torch.cat([center, middle, heading.flip(-1), velocity], dim=-1)

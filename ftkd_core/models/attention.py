@@ -22,7 +22,7 @@ class HybridAttention(nn.Module):
     factor per head that the query chooses (SparseBEV's scale-adaptive self-attention). Returns (B, Q, C).
     """
 
-    def __init__(self, channels: int, num_heads: int, fading: bool = False) -> None:
+    def __init__(self, channels: int, num_heads: int, distance_aware: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(channels, channels)
@@ -30,7 +30,7 @@ class HybridAttention(nn.Module):
         self.value = nn.Linear(channels, channels)
         self.output = nn.Linear(channels, channels)
         _xavier(self)
-        if fading:
+        if distance_aware:
             self.fade = nn.Linear(channels, num_heads)
             nn.init.zeros_(self.fade.weight)
             nn.init.uniform_(self.fade.bias, 0.0, 2.0)
@@ -67,7 +67,7 @@ class TokenAttention(nn.Module):
 
     _MASK_PENALTY = 1e4
 
-    def __init__(self, channels: int, num_heads: int, locality: bool) -> None:
+    def __init__(self, channels: int, num_heads: int, distance_aware: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(channels, channels)
@@ -75,7 +75,7 @@ class TokenAttention(nn.Module):
         self.value = nn.Linear(channels, channels)
         self.output = nn.Linear(channels, channels)
         _xavier(self)
-        if locality:
+        if distance_aware:
             # Angular widths from 2 to 16 degrees over the heads: kappa = 1 / sigma^2.
             sigma = torch.deg2rad(2.0 * 8.0 ** torch.linspace(0.0, 1.0, num_heads))
             self.log_kappa = nn.Parameter(-2.0 * sigma.log())

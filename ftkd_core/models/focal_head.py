@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ftkd_core.geometry import full_precision
 from ftkd_core.models.position import inverse_sigmoid
 from ftkd_core.models.predictions import FocalMaps
+from ftkd_core.types import CameraRig
 
 _GROUPS: Final = 32  # of the group norms
 _PRIOR_LOGIT: Final = -4.59512  # a score of 0.01
@@ -30,7 +31,7 @@ class FocalHead(nn.Module):
         for layer in (self.cls, self.centerness):
             nn.init.constant_(layer.bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
 
-    def forward(self, features: Tensor) -> FocalMaps:
+    def forward(self, features: Tensor, _rig: CameraRig | None = None) -> FocalMaps:
         shape = features.shape[:2]
         flat = features.flatten(0, 1)
         seen, shaped = self.shared_cls(flat), self.shared_reg(flat)

@@ -53,7 +53,7 @@ class FrameProposals(NamedTuple):
     time: Tensor
 
 
-def proposals_now(anchors: Anchors, origin: Tensor) -> FrameProposals:
+def current_proposals(anchors: Anchors, origin: Tensor) -> FrameProposals:
     """Anchors (B, I) of the current frame, seen from origin (B, 2), as the one frame they are."""
     time = torch.zeros_like(origin[:, :1])
     return FrameProposals(anchors.codes[:, None], anchors.logits[:, None], origin[:, None], time)

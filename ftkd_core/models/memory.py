@@ -30,7 +30,7 @@ class Memory(NamedTuple):
     global_from_ego: Tensor
 
 
-class LocalMemory(NamedTuple):
+class AlignedMemory(NamedTuple):
     """The memory as the current frame sees it: embedding (B, M, C); centers_ego (B, M, 3) metres;
     velocity_ego (B, M, 2); shape_ego (B, M, 5); logits (B, M, K); age (B, M) seconds; ego_from_past (B, M,
     4, 4) the past vehicle frame in the current one. All float32."""
@@ -61,9 +61,9 @@ def empty_memory(
 
 
 @full_precision
-def recall(
-    memory: Memory, frame: Frame, pseudo_centers: Tensor, *, velocity_as_answered: bool = False
-) -> LocalMemory:
+def align_memory(
+    memory: Memory, frame: Frame, pseudo_centers: Tensor, *, rotate_velocity: bool = True
+) -> AlignedMemory:
     """The memory moved into the current ego frame; where a stream starts, the trained first state instead.
 
     pseudo_centers (P, 3) metres in ego fill the first P slots of that state; its other slots are zeros at
@@ -72,11 +72,11 @@ def recall(
     """
     ego_from_global = invert_rigid(frame.global_from_ego.double())
     centers = transform_points(ego_from_global, memory.centers_global.double()).float()
-    if velocity_as_answered:
-        velocity = _as_answered(memory.velocity_global, memory.global_from_ego)
-    else:
+    if rotate_velocity:
         velocity = memory.velocity_global @ ego_from_global[:, :2, :2].mT.float()
-    shape = _turn_shape(memory.shape_global, ego_from_global)
+    else:
+        velocity = _velocity_in_past_axes(memory.velocity_global, memory.global_from_ego)
+    shape = _rotate_shape(memory.shape_global, ego_from_global)
     age = (frame.time[:, None] - memory.time).float()
     ego_from_past = (ego_from_global[:, None] @ memory.global_from_ego.double()).float()
 
@@ -85,7 +85,7 @@ def recall(
     start_centers = torch.cat([pseudo_centers, pseudo_centers.new_zeros(centers.shape[1] - count, 3)])
     start_pose = torch.zeros_like(ego_from_past[0])
     start_pose[:count] = torch.eye(4, device=centers.device)
-    return LocalMemory(
+    return AlignedMemory(
         embedding=torch.where(first[:, None, None], torch.zeros_like(memory.embedding), memory.embedding),
         centers_ego=torch.where(first[:, None, None], start_centers, centers),
         velocity_ego=torch.where(first[:, None, None], torch.zeros_like(velocity), velocity),
@@ -97,14 +97,15 @@ def recall(
 
 
 @full_precision
-def memorise(
+def update_memory(
     memory: Memory,
-    local: LocalMemory,
+    local: AlignedMemory,
     frame: Frame,
     features: Tensor,
     codes: Tensor,
     logits: Tensor,
     num_kept: int,
+    interval_s: float = 0.0,
 ) -> Memory:
     """The memory after this frame: the num_kept best queries in front, the oldest slots dropped; detached.
 
@@ -129,7 +130,7 @@ def memorise(
     time = torch.where(first[:, None], frame.time[:, None], memory.time)
     new_pose = pose[:, None].expand(-1, num_kept, -1, -1)
     new_time = frame.time[:, None].expand(-1, num_kept)
-    return Memory(
+    updated = Memory(
         embedding=_push(local.embedding, kept_features.to(local.embedding.dtype)),
         centers_global=_push(centers, transform_points(pose, kept_codes[..., :3].double())),
         velocity_global=_push(
@@ -138,15 +139,16 @@ def memorise(
         ),
         shape_global=_push(
             torch.where(first[:, None, None], local.shape_ego, memory.shape_global),
-            _turn_shape(kept_codes[..., 3:8], pose),
+            _rotate_shape(kept_codes[..., 3:8], pose),
         ),
         logits=_push(local.logits, kept_logits),
         time=_push(time, new_time),
         global_from_ego=_push(past_poses, new_pose),
     )
+    return keep_interval(memory, updated, frame, interval_s) if interval_s else updated
 
 
-def remember_spaced(before: Memory, after: Memory, frame: Frame, interval_s: float) -> Memory:
+def keep_interval(before: Memory, after: Memory, frame: Frame, interval_s: float) -> Memory:
     """`after`, or `before` where this frame came less than interval_s after the newest one in it: an answer
     that is not remembered. A stream that starts, or that time turned back in, is remembered at once."""
     gap = frame.time - before.time[:, 0]
@@ -159,7 +161,7 @@ def remember_spaced(before: Memory, after: Memory, frame: Frame, interval_s: flo
     )
 
 
-def _as_answered(velocity_global: Tensor, global_from_past: Tensor) -> Tensor:
+def _velocity_in_past_axes(velocity_global: Tensor, global_from_past: Tensor) -> Tensor:
     """Velocities (B, M, 2) as they were before `memorise` turned them: the exact inverse, also on a slope; 0
     where there is no pose."""
     (a, b), (c, d) = (row.unbind(-1) for row in global_from_past[..., :2, :2].double().unbind(-2))
@@ -170,7 +172,7 @@ def _as_answered(velocity_global: Tensor, global_from_past: Tensor) -> Tensor:
     return torch.where(known, turned / torch.where(known, scale[..., None], 1.0), 0.0).float()
 
 
-def _turn_shape(shape_src: Tensor, dst_from_src: Tensor) -> Tensor:
+def _rotate_shape(shape_src: Tensor, dst_from_src: Tensor) -> Tensor:
     """Sizes and heading (B, M, 5) of frame src with the heading in frame dst; dst_from_src (B, 4, 4)."""
     heading = shape_src[..., 3:5].flip(-1) @ dst_from_src[:, :2, :2].mT.float()  # (cos, sin)
     return torch.cat([shape_src[..., :3], heading.flip(-1)], dim=-1)

@@ -115,7 +115,7 @@ def token_geometry(
     num_depths: int,
     range_m: Tensor,
     *,
-    cone_as_published: bool = False,
+    published_cone: bool = False,
 ) -> TokenGeometry:
     """Geometry of the tokens of N feature maps of (H, W) cells of `stride` pixels; range_m (3,) half
     extents in metres.
@@ -147,7 +147,7 @@ def token_geometry(
     rays = directions.flatten(2, 3) @ rig.ego_from_camera[..., :3, :3].float().mT
     rays = nn.functional.normalize(rays, dim=-1).flatten(1, 2)
     focal = focal / 1000.0
-    if cone_as_published:
+    if published_cone:
         middle, told = num_depths - _PUBLISHED_CONE, normalised
         focal_tokens = focal.repeat(1, height * width, 1)
     else:

@@ -18,12 +18,19 @@ from torch import Tensor, nn
 from ftkd_core.boxes import CODE_DIM, decode_boxes
 from ftkd_core.config import SparseBEVConfig, SparseDecoderConfig
 from ftkd_core.geometry import full_precision, invert_rigid, optional_matrix
-from ftkd_core.models.anchors import Anchors, anchor_features, change_anchors
+from ftkd_core.models.anchors import Anchors, anchor_features, refine_anchors
 from ftkd_core.models.attention import HybridAttention
 from ftkd_core.models.denoising import attention_mask
 from ftkd_core.models.dense_head import DenseHead, ImageProposals, propose
 from ftkd_core.models.fpn import TopDownPyramid
-from ftkd_core.models.linking import FrameProposals, MotionPrior, link_proposals, motion_prior, proposals_now
+from ftkd_core.models.heads import PRIOR_LOGIT, box_head, class_head, start_near_zero
+from ftkd_core.models.linking import (
+    FrameProposals,
+    MotionPrior,
+    current_proposals,
+    link_proposals,
+    motion_prior,
+)
 from ftkd_core.models.model_frame import codes_in_ego, denoising_in_model, rig_in_model
 from ftkd_core.models.position import inverse_sigmoid
 from ftkd_core.models.predictions import DenseMaps, Predictions
@@ -37,7 +44,6 @@ from ftkd_core.models.sampling import (
 )
 from ftkd_core.types import CameraRig, DenoisingQueries, Frame, FrameWindow
 
-_PRIOR_LOGIT = -4.6  # focal loss prior of 0.01
 _SAME_MOMENT_S = 1e-5
 
 
@@ -90,7 +96,7 @@ class SparseDecoderLayer(nn.Module):
             nn.Linear(3, channels), nn.LayerNorm(channels), nn.ReLU(),
             nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(),
         )  # fmt: skip
-        self.self_attention = HybridAttention(channels, config.num_heads, fading=True)
+        self.self_attention = HybridAttention(channels, config.num_heads, distance_aware=True)
         points = config.groups * config.points
         self.sampling_offset = nn.Linear(channels, points * 3)
         self.scale_weights = nn.Linear(channels, points * config.levels)
@@ -101,24 +107,14 @@ class SparseDecoderLayer(nn.Module):
         )  # fmt: skip
         self.norm_self, self.norm_mix, self.norm_ffn = (nn.LayerNorm(channels) for _ in range(3))
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Sequential(
-            nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(),
-            nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(),
-            nn.Linear(channels, num_classes),
-        )  # fmt: skip
-        self.regressor = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(),
-            nn.Linear(channels, CODE_DIM),
-        )  # fmt: skip
+        self.classifier, self.regressor = class_head(channels, num_classes), box_head(channels)
         low, high = (torch.tensor(bound) for bound in (config.range_low_m, config.range_high_m))
         self.register_buffer("range_low", low, persistent=False)
         self.register_buffer("range_size", high - low, persistent=False)
         nn.init.zeros_(self.sampling_offset.weight)
         nn.init.uniform_(self.sampling_offset.bias, -0.5, 0.5)
-        nn.init.constant_(self.classifier[-1].bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
-        if config.num_image_queries:  # every box starts as it is
-            nn.init.normal_(self.regressor[-1].weight, std=0.01)  # type: ignore[arg-type]
-            nn.init.zeros_(self.regressor[-1].bias)  # type: ignore[arg-type]
+        if config.num_image_queries:
+            start_near_zero(self.regressor)
 
     def forward(
         self, boxes: Tensor, features: Tensor, window: WindowFeatures, image_size: tuple[int, int],
@@ -172,7 +168,7 @@ class SparseDecoderLayer(nn.Module):
         the move since frame 1, which must be past (or the current one repeated: then per second). With image
         queries all of the box moves from what it was, in its own line of sight (models/anchors.py)."""
         if self.config.num_image_queries:
-            moved = change_anchors(
+            moved = refine_anchors(
                 self.metric(boxes),
                 change,
                 torch.zeros_like(change[..., :2]),
@@ -242,7 +238,7 @@ class SparseBEV(nn.Module):
         boxes, features, mask = self.start(window.time.shape[0], denoising, proposals)
         evidence = None
         if proposals is not None:
-            seen = proposals.anchors.logits - _PRIOR_LOGIT
+            seen = proposals.anchors.logits - PRIOR_LOGIT
             evidence = F.pad(seen, (0, 0, boxes.shape[1] - seen.shape[1], 0))
         logits, codes = [], []
         for _ in range(self.config.decoder.num_layers):
@@ -274,7 +270,7 @@ class SparseBEV(nn.Module):
         others = self._look(fine[:, 1:], CameraRig(*(value[:, 1:] for value in window.rig)))
         origin = window.rig.ego_from_camera[..., :2, 3].mean(2)
         linked = link_proposals(
-            proposals_now(proposals.anchors, origin[:, 0]),
+            current_proposals(proposals.anchors, origin[:, 0]),
             FrameProposals(others.codes, others.logits, origin[:, 1:], window.time[:, 1:]),
             MotionPrior(*self.motion_prior),
         )

@@ -31,8 +31,8 @@ _KINDS: Final[dict[str, type[DetectorConfig] | type[SparseBEVConfig] | type[Back
 _MEANING: Final = (
     "class_names", "model_from_ego", "num_past", "num_future", "image.mean", "image.std",
     "backbone.auxiliary_stride", "decoder.as_published", "decoder.num_heads", "decoder.position_range_m",
-    "decoder.point_range_m", "decoder.range_low_m", "decoder.range_high_m", "decoder.locality",
-    "decoder.content_from_position", "decoder.anchored", "decoder.groups", "decoder.points",
+    "decoder.point_range_m", "decoder.range_low_m", "decoder.range_high_m", "decoder.groups",
+    "decoder.points",
 )  # fmt: skip
 """Settings of either kind of detector that say what its weights mean, whatever their shapes. Linking is none:
 it only starts velocities elsewhere, and was turned on for weights made without (docs/results_before.md)."""

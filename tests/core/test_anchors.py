@@ -16,12 +16,12 @@ from ftkd_core.losses.headings import target_heading
 from ftkd_core.models.anchors import (
     Anchors,
     anchor_features,
-    change_anchors,
     face_forward,
     points_as_anchors,
+    refine_anchors,
 )
 from ftkd_core.models.dense_head import heading_along, sight_features
-from ftkd_core.models.memory import recall
+from ftkd_core.models.memory import align_memory
 from ftkd_core.models.predictions import REFERENCE_FOCAL_PX
 from tests.core.helpers import drive, small_config, small_model
 
@@ -56,8 +56,8 @@ def test_the_answer_means_the_same_in_every_direction(angle: float) -> None:
     answer = torch.randn(1, 7, 10, generator=generator)
     logits = torch.randn(1, 7, 10, generator=generator)
     filtered = (torch.rand(1, 7, 2, generator=generator), torch.tensor([[0.0, 0.0, 0.5, 0.5, 0.1, 1.0, 2.0]]))
-    straight = change_anchors(codes, answer, *filtered)
-    after = change_anchors(turned(codes, angle), answer, *filtered)
+    straight = refine_anchors(codes, answer, *filtered)
+    after = refine_anchors(turned(codes, angle), answer, *filtered)
     assert torch.allclose(after, turned(straight, angle), atol=1e-2)
     features = anchor_features(Anchors(codes, logits))
     assert torch.allclose(anchor_features(Anchors(turned(codes, angle), logits)), features, atol=1e-4)
@@ -66,8 +66,8 @@ def test_the_answer_means_the_same_in_every_direction(angle: float) -> None:
 def test_no_change_is_the_anchor_and_the_first_axis_points_away() -> None:
     anchors = points_as_anchors(torch.tensor([[[10.0, 10.0, 0.5], [0.0, 0.0, 0.0]]]), 10)
     filtered = (torch.full((1, 2, 2), 0.5), torch.zeros(1, 2))
-    assert torch.equal(change_anchors(anchors.codes, torch.zeros(1, 2, 10), *filtered), anchors.codes)
-    farther = change_anchors(anchors.codes, torch.eye(10)[:1].expand(1, 2, 10), *filtered)[0]
+    assert torch.equal(refine_anchors(anchors.codes, torch.zeros(1, 2, 10), *filtered), anchors.codes)
+    farther = refine_anchors(anchors.codes, torch.eye(10)[:1].expand(1, 2, 10), *filtered)[0]
     assert torch.count_nonzero(farther[:, 8:]) == 0  # a new query's move is no speed
     step = (1 + 0.05 * math.sqrt(200)) / math.sqrt(2)
     assert torch.allclose(farther[0, :2], torch.tensor([10 + step, 10 + step]))
@@ -82,7 +82,7 @@ def test_a_remembered_box_that_had_to_move_was_faster_than_thought() -> None:
     answer = torch.zeros(1, 1, 10)
     answer[..., 1] = -0.5  # across the line of sight: that is +x, times a reach of 2 m
     gain = torch.tensor([[[0.1, 0.5]]])
-    moved = change_anchors(codes, answer, gain, torch.full((1, 1), 0.5))
+    moved = refine_anchors(codes, answer, gain, torch.full((1, 1), 0.5))
     assert torch.allclose(moved[0, 0, :2], torch.tensor([1.0, 20.0]), atol=1e-5)
     assert torch.allclose(moved[0, 0, 8:], torch.tensor([4.0 + 0.5 * 1.0 / 0.5, 0.0]), atol=1e-5)
 
@@ -146,7 +146,7 @@ def test_remembered_boxes_come_back_moved_and_turned() -> None:
     second = second._replace(global_from_ego=torch.from_numpy(yaw_transform(0.5, (2.0, 1.0, 0.0)))[None])
     with torch.no_grad():
         predictions, memory = model(first, model.start_memory(1))
-    local = recall(memory, second, model.points_in_metres(model.pseudo_points))
+    local = align_memory(memory, second, model.points_in_metres(model.pseudo_points))
     anchors = model.past_anchors(local)
     best = predictions.logits[-1][0].amax(-1).topk(6).indices
     before = predictions.codes[-1][0, best].double()

@@ -198,7 +198,7 @@ def test_the_head_learns_in_a_student_and_is_gone_at_inference() -> None:
 
 
 def test_what_does_not_go_together_is_refused() -> None:
-    with pytest.raises(UserError, match="auxiliary_kind 'sharp': expected dense or focal"):
+    with pytest.raises(UserError, match="auxiliary_kind 'sharp': expected none, dense or focal"):
         small_config("auxiliary_kind=sharp", image_queries=0)
     with pytest.raises(UserError, match="8 image queries start at a dense 2-D head"):
         small_config(*FOCAL)

@@ -38,9 +38,10 @@ from ftkd_core.distillation.reconstruction import future_aware_target
 from ftkd_core.distillation.teacher_output import TeacherAnswer
 from ftkd_core.errors import UserError
 from ftkd_core.losses.target_filter import answerable
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.predictions import Predictions
 from ftkd_core.models.sparse_bev import SparseBEV
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.types import Targets
 from ftkd_core.weights import weights_hash
 from training.distill import load_teacher

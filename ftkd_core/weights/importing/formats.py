@@ -11,9 +11,9 @@ from torch import nn
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import BackboneConfig, DetectorConfig, SparseBEVConfig
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.models.sparse_bev import build_sparse_bev
-from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.weights.importing.checkpoint import PublicCheckpoint
 from ftkd_core.weights.importing.conventions import NEW_BOXES, OLD_BOXES, PUBLIC_CLASSES
 from ftkd_core.weights.importing.key_map import KeyMap
