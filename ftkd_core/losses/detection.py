@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detection losses: what every decoder layer, the denoising queries and the 2-D head answer for.
+"""Detection losses of decoder layers, denoising queries and 2-D heads.
 
-Criteria return a dict of *weighted* terms; their sum is the loss. Source: StreamPETR (method.md section 4)
-for the 3-D part; the dense 2-D part is ours (auxiliary2d.py), that of StreamPETR's own head is in
-focal_head.py. Symbols: B batch, N cameras, Q queries, G slots, K classes, Y layers.
+Criteria return a dict of *weighted* terms whose sum is the loss. Source of the 3-D part: exiawsh/StreamPETR.
+Symbols: B batch, N cameras, Q queries, G slots, K classes, Y layers.
 """
 
 import torch
@@ -23,7 +22,7 @@ from ftkd_core.types import CameraRig, DenoisingQueries, Targets, pad_targets
 
 
 class DetectionCriterion(nn.Module):
-    """`terms = criterion(predictions, targets, rig, denoising)`: a dict of weighted scalars."""
+    """Compute `terms = criterion(predictions, targets, rig, denoising)`, a dict of weighted scalars."""
 
     code_weights: Tensor
 
@@ -79,8 +78,10 @@ class DetectionCriterion(nn.Module):
         real: Tensor | None,
         weight: float,
     ) -> dict[str, Tensor]:
-        """Classification and box terms of one layer: logits (B, Q, K), codes (B, Q, 10), assigned (B, Q),
-        real (B, Q)."""
+        """Return classification and box terms of one layer.
+
+        logits (B, Q, K), codes (B, Q, 10), assigned (B, Q) as of `match`, real (B, Q) bool or None.
+        """
         positive = assigned >= 0
         count = shared_count(positive.sum())
         index = assigned.clamp(min=0)
@@ -89,11 +90,11 @@ class DetectionCriterion(nn.Module):
         classification = sigmoid_focal_loss(logits, one_hot)
         if real is not None:
             classification = classification * real[..., None]
-        goal = encode_boxes(targets.boxes.float().gather(1, index[..., None].expand(-1, -1, 9)))
-        heading = target_heading(goal[..., 6:8], codes.detach()[..., 6:8], labels, self.config.class_names)
-        goal = torch.cat([goal[..., :6], heading, goal[..., 8:]], dim=-1)
-        known = torch.isfinite(goal) & positive[..., None]  # velocity may be unknown, cones have no heading
-        difference = (codes - torch.where(known, goal, codes.detach())).abs() * self.code_weights
+        target = encode_boxes(targets.boxes.float().gather(1, index[..., None].expand(-1, -1, 9)))
+        heading = target_heading(target[..., 6:8], codes.detach()[..., 6:8], labels, self.config.class_names)
+        target = torch.cat([target[..., :6], heading, target[..., 8:]], dim=-1)
+        known = torch.isfinite(target) & positive[..., None]  # nan: unknown velocity, no heading
+        difference = (codes - torch.where(known, target, codes.detach())).abs() * self.code_weights
         loss = self.config.loss
         return {
             f"{name}/class": weight * loss.classification * classification.sum() / count,

@@ -3,7 +3,7 @@
 
 Differences from StreamPETR: queries are anchors (boxes with class scores, after Sparse4D and SparseBEV) that
 each layer refines; some start at the peaks of a dense 2-D head (after Far3D, Jiang et al. 2024), with
-velocities found by linking them to the memory; attention favours what is near a query (after SMCA, Gao et al.
+velocities found by linking them to the memory; attention favours keys near the query (after SMCA, Gao et al.
 2021). docs/explanation/models.md gives the reasons.
 
 Symbols as in stream_petr.py; Q queries (learned, image, propagated), I image queries.

@@ -81,7 +81,7 @@ def decoder_inputs(
 class DecoderLayer(nn.Module):
     """Self-attention over queries and memory, cross-attention to image tokens, feed-forward network.
 
-    distance_aware: both attentions favour what is near the query (ours; see `HybridAttention` and
+    distance_aware: both attentions favour keys near the query (ours; see `HybridAttention` and
     `TokenAttention`).
     """
 

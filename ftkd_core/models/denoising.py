@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Denoising queries: noised ground truth that a training decoder must put right (DN-DETR; StreamPETR code,
-section 4).
+"""Denoising queries for training (DN-DETR, Li et al. 2022; the noise is that of StreamPETR's code).
 
-Symbols: B batch, G ground-truth slots, R denoising queries = groups * G, Q matching queries, M memory keys.
+Symbols: B batch, G ground-truth slots, R denoising queries = groups * G, Q other queries, M memory slots.
 """
 
 import torch
@@ -13,16 +12,16 @@ from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import LossConfig
 from ftkd_core.types import DenoisingQueries, Targets
 
-_LABEL_NOISE = 0.5  # share of labels drawn anew (SparseBEV code)
+_LABEL_NOISE = 0.5  # fraction of labels replaced by random ones (SparseBEV code)
 
 
 def make_denoising(
     targets: Targets, loss: LossConfig, range_m: Tensor, generator: torch.Generator
 ) -> DenoisingQueries | None:
-    """Noised copies of the ground truth, or None where there is none (or groups is 0).
+    """Return noisy copies of the ground truth; None without ground truth or without groups.
 
-    Each centre moves by up to half its size times the noise scale, in each axis; a move longer than
-    `denoising_split` (in those units) makes a negative, to be classified as background.
+    Each centre moves along each axis by up to half the box size times `denoising_noise`. A displacement
+    longer than `denoising_split` (in these units) makes a negative, which must be classified as background.
     """
     batch, slots = targets.labels.shape
     groups = loss.denoising_groups
@@ -44,8 +43,10 @@ def make_denoising(
 
 
 def attention_mask(denoising: DenoisingQueries, num_queries: int, num_memory: int) -> Tensor:
-    """Who may look at whom, (R + Q, R + Q + M) bool: a group sees itself and everything learnt; nothing
-    learnt sees a group."""
+    """Return the self-attention mask (R + Q, R + Q + M), True if allowed.
+
+    A denoising group attends to itself, to other queries and to memory; no other query attends to a group.
+    """
     count = denoising.points_ego.shape[1]
     group = torch.arange(count, device=denoising.points_ego.device) // (count // denoising.groups)
     allowed = torch.ones(

@@ -20,7 +20,7 @@ from ftkd_core.models.anchors import (
     points_as_anchors,
     refine_anchors,
 )
-from ftkd_core.models.dense_head import heading_along, sight_features
+from ftkd_core.models.dense_head import resolve_heading, ray_features
 from ftkd_core.models.memory import align_memory
 from ftkd_core.models.predictions import REFERENCE_FOCAL_PX
 from tests.core.helpers import drive, small_config, small_model
@@ -98,15 +98,15 @@ def test_the_axis_gives_the_angle_and_the_heading_its_side(yaw: float, error: fl
     axis = torch.tensor([math.cos(2 * yaw), math.sin(2 * yaw)])
     rough = torch.tensor([math.cos(yaw + error), math.sin(yaw + error)])
     expected = torch.tensor([math.cos(yaw), math.sin(yaw)])
-    assert torch.allclose(heading_along(axis, rough), expected, atol=1e-3)
-    assert torch.allclose(heading_along(axis, -rough), -expected, atol=1e-3)
+    assert torch.allclose(resolve_heading(axis, rough), expected, atol=1e-3)
+    assert torch.allclose(resolve_heading(axis, -rough), -expected, atol=1e-3)
 
 
 def test_the_ground_is_where_the_rays_say() -> None:
     """A point on the ground that is seen in a cell's middle has the depth that the cell is told."""
     frame = drive(small_config(), 1)[0]
     stride = 8
-    told = sight_features(frame.rig, (4, 12), stride)[0]
+    told = ray_features(frame.rig, (4, 12), stride)[0]
     k, pose = frame.rig.intrinsics[0, 2], frame.rig.ego_from_camera[0, 2]
     for row, column in ((3, 0), (2, 5), (3, 11)):
         pixel = torch.tensor([(column + 0.5) * stride, (row + 0.5) * stride, 1.0])

@@ -18,7 +18,7 @@ from ftkd_core.losses.focal_head import (
     focal_head_losses,
     heat_targets,
     match_cells,
-    middle_form,
+    center_form,
 )
 from ftkd_core.losses.matching import focal_cost
 from ftkd_core.models.focal_head import FocalHead
@@ -100,7 +100,7 @@ def test_cells_meet_objects_at_the_least_cost() -> None:
 
     def cost(cell: int, slot: int) -> float:
         total = 2.0 * focal_cost(logits[0, cell : cell + 1], labels[0, slot : slot + 1])[0, 0]
-        total = total + 5.0 * (middle_form(boxes[0, cell]) - middle_form(goal[0, slot])).abs().sum()
+        total = total + 5.0 * (center_form(boxes[0, cell]) - center_form(goal[0, slot])).abs().sum()
         total = total - 2.0 * box_overlaps(boxes[0, cell], goal[0, slot])[1]
         return float(total + 10.0 * (centers[0, cell] - goal_centers[0, slot]).abs().sum())
 

@@ -275,7 +275,7 @@ def test_a_teacher_learns_from_windows(tmp_path: Path) -> None:
     trainer.save()
     again = load_teacher(tmp_path / "weights.safetensors")
     assert again.config.num_future == 1
-    with pytest.raises(UserError, match="hold a SparseBEVConfig's model; expected a DetectorConfig's"):
+    with pytest.raises(UserError, match="are of kind SparseBEVConfig; expected DetectorConfig"):
         read_weights(tmp_path / "weights.safetensors")
 
 
