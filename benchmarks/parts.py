@@ -40,7 +40,8 @@ from ftkd_core.evaluation.detector_benchmark import (
     preset_model,
 )
 from ftkd_core.evaluation.latency import time_alternating
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.compiling import compile_alone
 from ftkd_core.runtime.detector import Detector, resolve_device
 from ftkd_core.runtime.devices import device_name, working_on

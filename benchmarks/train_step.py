@@ -34,8 +34,8 @@ from ftkd_core.distillation.cache import TeacherCache, fill_cache
 from ftkd_core.distillation.methods import METHODS, method_config
 from ftkd_core.errors import UserError
 from ftkd_core.evaluation.latency import summarize_ms
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.sparse_bev import build_sparse_bev
-from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.runtime.detector import resolve_device
 from ftkd_core.runtime.devices import device_name

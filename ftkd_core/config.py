@@ -95,9 +95,12 @@ class TransformerConfig:
     """Learned queries."""
     num_image_queries: Count = 0
     """Additional queries that start as boxes at the peaks of the dense 2-D head [ours, after Far3D, Jiang et
-    al. 2024]. With them the 2-D head also runs at inference."""
+    al. 2024]. With them the 2-D head also runs at inference, and all queries of a StreamPETR are boxes
+    (models/anchored_stream_petr.py)."""
     point_range_m: Box
     """Space of reference points and box centres, in the model's frame."""
+    as_published: bool = False
+    """Computes what the published weights were trained with, where ours differs."""
 
     def __post_init__(self) -> None:
         require(
@@ -108,6 +111,10 @@ class TransformerConfig:
         require(
             all(a < b for a, b in zip(low, high, strict=True)),
             f"point_range_m {list(self.point_range_m)}: expected low x, y, z and high x, y, z",
+        )
+        require(
+            not (self.as_published and self.num_image_queries),
+            f"as_published with {self.num_image_queries} image queries: the published models have none",
         )
 
 
@@ -131,16 +138,6 @@ class DecoderConfig(TransformerConfig):
     """Space of reference points and box centres, in the model's frame."""
     position_range_m: tuple[Positive, Positive, Positive] = (61.2, 61.2, 10.0)
     """Half extents x, y, z in metres of the space that the position embedding normalises to 0..1."""
-    locality: bool = False
-    """Adds to each cross-attention logit a learned multiple, per head, of the cosine between the token's ray
-    and the direction to the query's reference point [ours, after SMCA, Gao et al. 2021]."""
-    content_from_position: bool = False
-    """The content of a new query starts as its position embedding instead of 0 [ours]."""
-    anchored: bool = False
-    """Queries are boxes with a class instead of points, each layer refines the box, and self-attention fades
-    with distance [ours, after Sparse4D and SparseBEV; models/anchors.py]."""
-    link_memory: bool = False
-    """Image queries take their initial velocity from matched boxes in memory [ours; models/linking.py]."""
     memory_interval_s: Annotated[float, Field(ge=0, lt=60)] = 0.0
     """A frame that is captured sooner after the newest memory frame is detected but not stored, so that the
     memory keeps the spacing of the training at any camera rate; 0 stores every frame [ours]."""
@@ -155,10 +152,6 @@ class DecoderConfig(TransformerConfig):
         require(
             self.num_propagated <= self.memory_length,
             f"num_propagated {self.num_propagated}: expected at most memory_length {self.memory_length}",
-        )
-        require(
-            not self.link_memory or (self.anchored and self.num_image_queries > 0),
-            "link_memory: expected anchored queries and num_image_queries, whose velocity it initialises",
         )
         require(
             not self.as_published or self.num_depths > 30,
@@ -202,10 +195,6 @@ class SparseDecoderConfig(TransformerConfig):
         require(
             math.isqrt(self.num_queries) ** 2 == self.num_queries,
             f"num_queries {self.num_queries}: expected a square number (a square grid)",
-        )
-        require(
-            not (self.as_published and self.num_image_queries),
-            f"as_published with {self.num_image_queries} image queries: the published SparseBEV has none",
         )
         require(
             self.num_image_queries > 0 or not self.link_proposals,
@@ -287,8 +276,8 @@ class DetectorConfig(ModelConfig):
             f"backbone.neck_channels {width}: expected decoder.channels {decoder.channels} with as_published",
         )
         require(
-            self.model_from_ego is None or not (decoder.anchored or decoder.num_image_queries),
-            "model_from_ego: expected null, because anchored and image queries are in the ego frame",
+            self.model_from_ego is None or not decoder.num_image_queries,
+            "model_from_ego: expected null, because image queries are in the ego frame",
         )
 
 

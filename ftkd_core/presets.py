@@ -21,8 +21,8 @@ from ftkd_core.errors import UserError
 def tiny() -> DetectorConfig:
     """Half-width ResNet-18 at 352x128: fast on a CPU, trained from scratch on the synthetic world [ours].
 
-    Image queries, locality and content_from_position speed up training from scratch. The 2-D head reads
-    stride 8 because a cone at 25 m is 4 pixels wide.
+    Image queries speed up training from scratch. The 2-D head reads stride 8 because a cone at 25 m is 4
+    pixels wide.
     """
     return DetectorConfig(
         preset="tiny",
@@ -40,10 +40,6 @@ def tiny() -> DetectorConfig:
             memory_length=256,
             num_depths=32,
             position_hidden=256,
-            locality=True,
-            content_from_position=True,
-            anchored=True,
-            link_memory=True,
             memory_interval_s=0.4,
         ),
         loss=LossConfig(denoising_groups=1),
@@ -71,8 +67,7 @@ def r18_352x128() -> DetectorConfig:
         image=ImageConfig(width=352, height=128),
         backbone=BackboneConfig(depth=18, auxiliary_stride=8),
         decoder=DecoderConfig(
-            ffn_channels=1024, num_queries=172, num_image_queries=128, locality=True,
-            content_from_position=True, anchored=True, link_memory=True, memory_interval_s=0.4,
+            ffn_channels=1024, num_queries=172, num_image_queries=128, memory_interval_s=0.4,
         ),
         loss=LossConfig(denoising_groups=1),
     )  # fmt: skip

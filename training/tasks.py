@@ -23,11 +23,12 @@ from ftkd_core.distillation.methods import MethodConfig, build_method
 from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherOutput, make_teacher_output
 from ftkd_core.errors import UserError
 from ftkd_core.losses.detection import DetectionCriterion
-from ftkd_core.losses.target_filter import answerable
+from ftkd_core.losses.target_filter import filter_targets
 from ftkd_core.models.denoising import make_denoising
 from ftkd_core.models.memory import Memory
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.models.sparse_bev import SparseBEV
-from ftkd_core.models.stream_petr import Predictions, StreamPETR
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig, FrameWindow, Targets
 from training.feature_cache import network_input
@@ -166,7 +167,7 @@ class StreamLesson(nn.Module):
         seen, teaching = split_item(batch)
         config = self.detector.config
         _check_cameras(seen.rig, config.channels)
-        targets = answerable(seen.targets, config)
+        targets = filter_targets(seen.targets, config)
         images = network_input(seen.images, config.image)
         frame = seen.frame(blank_some(images, self.grid_mask, generator))
         denoising = make_denoising(targets, config.loss, self.detector.range_m, generator)
@@ -217,7 +218,7 @@ class WindowLesson(nn.Module):
     ) -> tuple[dict[str, Tensor], State]:
         config = self.detector.config
         _check_cameras(batch.rig, config.channels)
-        targets = answerable(batch.targets, config)
+        targets = filter_targets(batch.targets, config)
         mine = config.num_frames
         images = network_input(batch.images[:, :mine], config.image)
         rig = CameraRig(*(value[:, :mine] for value in batch.rig))

@@ -12,8 +12,8 @@ from torch import Tensor
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import Clip, make_sample
 from ftkd_core.data.windows import WindowBatch, collate_windows, make_window, window_order
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
-from ftkd_core.models.stream_petr import Predictions
 from training.feature_cache import network_input
 
 

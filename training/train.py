@@ -31,8 +31,9 @@ from ftkd_core.data.windows import PairedDataset, WindowDataset
 from ftkd_core.distillation.cache import TeacherCache, fill_cache, refuse_augmentation
 from ftkd_core.distillation.methods import METHODS, MethodConfig
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS, preset, sparse_bev_preset
 from ftkd_core.weights import read_config, start_from
 from training.config import RunConfig, TrainConfig, WindowTrainConfig

@@ -22,7 +22,7 @@ from ftkd_core.config_class import NotNegative, config_class
 from ftkd_core.distillation.reconstruction import PerspectiveReconstruction
 from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherOutput
 from ftkd_core.losses.normalizer import shared_count
-from ftkd_core.models.stream_petr import Predictions
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.types import Targets
 
 MGD_MASK_RATIO: Final = 0.65

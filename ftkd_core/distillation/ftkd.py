@@ -18,7 +18,7 @@ from ftkd_core.distillation.reconstruction import PerspectiveReconstruction, Que
 from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherOutput
 from ftkd_core.losses.matching import match
 from ftkd_core.losses.target_filter import in_range
-from ftkd_core.models.stream_petr import Predictions
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.types import Targets
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ftkd_core.distillation.reconstruction import future_aware_target
-from ftkd_core.models.stream_petr import Predictions
+from ftkd_core.models.predictions import Predictions
 
 
 class PreviousMaps(NamedTuple):

@@ -10,7 +10,8 @@ from ftkd_core.config import DetectorConfig, override
 from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.clips import Clip, ClipObjects
 from ftkd_core.geometry import yaw_transform
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import preset
 from ftkd_core.types import CameraRig, Frame
 
@@ -46,11 +47,8 @@ def rig_settings(cameras: int, width: int, height: int) -> list[str]:
 def small_config(*extra: str, image_queries: int = 8) -> DetectorConfig:
     """The tiny preset shrunk until a step takes milliseconds; everything of it is still there. Without image
     queries, queries are points, as StreamPETR's."""
-    queries = [
-        f"decoder.num_image_queries={image_queries}",
-        *(f"decoder.{name}={image_queries > 0}" for name in ("anchored", "link_memory")),
-    ]
-    return override(preset("tiny"), [*SMALL, *queries, *extra])
+    queries = f"decoder.num_image_queries={image_queries}"
+    return override(preset("tiny"), [*SMALL, queries, *extra])
 
 
 def small_model(*extra: str, image_queries: int = 8, seed: int = 0) -> StreamPETR:

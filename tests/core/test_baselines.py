@@ -19,7 +19,7 @@ from ftkd_core.distillation.logits import align
 from ftkd_core.distillation.methods import METHODS, method_config
 from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherOutput
 from ftkd_core.errors import UserError
-from ftkd_core.models.stream_petr import Predictions
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.types import Targets
 
 

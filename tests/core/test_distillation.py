@@ -29,7 +29,7 @@ from ftkd_core.distillation.reconstruction import (
 )
 from ftkd_core.distillation.teacher_output import TeacherOutput, make_teacher_output
 from ftkd_core.losses.focal import quality_focal_loss
-from ftkd_core.models.stream_petr import Predictions
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import Frame, Targets
 from tests.core.helpers import make_clip, small_model

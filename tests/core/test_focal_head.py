@@ -15,13 +15,14 @@ from ftkd_core.errors import UserError
 from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.focal_head import (
     box_overlaps,
+    center_form,
     focal_head_losses,
     heat_targets,
     match_cells,
-    middle_form,
 )
 from ftkd_core.losses.matching import focal_cost
-from ftkd_core.models.focal_head import FocalHead, FocalMaps
+from ftkd_core.models.focal_head import FocalHead
+from ftkd_core.models.predictions import FocalMaps
 from ftkd_core.presets import preset
 from ftkd_core.runtime.inference_model import inference_model
 from ftkd_core.runtime.preprocess import normalise
@@ -99,7 +100,7 @@ def test_cells_meet_objects_at_the_least_cost() -> None:
 
     def cost(cell: int, slot: int) -> float:
         total = 2.0 * focal_cost(logits[0, cell : cell + 1], labels[0, slot : slot + 1])[0, 0]
-        total = total + 5.0 * (middle_form(boxes[0, cell]) - middle_form(goal[0, slot])).abs().sum()
+        total = total + 5.0 * (center_form(boxes[0, cell]) - center_form(goal[0, slot])).abs().sum()
         total = total - 2.0 * box_overlaps(boxes[0, cell], goal[0, slot])[1]
         return float(total + 10.0 * (centers[0, cell] - goal_centers[0, slot]).abs().sum())
 

@@ -13,12 +13,12 @@ from ftkd_core.boxes import decode_boxes, encode_boxes, transform_boxes, transfo
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import DetectorConfig, SparseBEVConfig, from_dict, to_dict
 from ftkd_core.errors import UserError
-from ftkd_core.geometry import make_transform, quaternion_to_rotation, yaw_transform
-from ftkd_core.models.memory import memorise, recall
-from ftkd_core.models.model_frame import codes_in_ego, frame_matrix
+from ftkd_core.geometry import make_transform, optional_matrix, quaternion_to_rotation, yaw_transform
+from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.memory import align_memory, update_memory
+from ftkd_core.models.model_frame import codes_in_ego
 from ftkd_core.models.position import inverse_sigmoid, token_geometry
 from ftkd_core.models.sampling import box_points, project_to_views, scramble_groups
-from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.runtime.detector import Detector
 from ftkd_core.types import CameraRig, CameraRound, CameraView
 from ftkd_core.weights.importing.conventions import (
@@ -105,7 +105,7 @@ def test_codes_come_back_to_ego() -> None:
     expected = transform_boxes(turn, boxes)
     torch.testing.assert_close(decode_boxes(there), expected)
     rows = tuple(tuple(row) for row in turn.tolist())
-    back = codes_in_ego(there, frame_matrix(rows))
+    back = codes_in_ego(there, optional_matrix(rows))
     torch.testing.assert_close(back, encode_boxes(boxes).float(), atol=1e-5, rtol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_a_model_with_another_frame_answers_in_ego() -> None:
     same boxes and remember the same."""
     turn = yaw_transform(-math.pi / 2, (0.9, 0.2, 0.0))
     rows = tuple(tuple(float(v) for v in row) for row in turn)
-    config = small_config("decoder.locality=false", "decoder.content_from_position=false", image_queries=0)
+    config = small_config(image_queries=0)
     torch.manual_seed(0)
     plain = build_stream_petr(config).eval()
     moved = build_stream_petr(replace(config, model_from_ego=rows)).eval()
@@ -147,7 +147,7 @@ def test_configurations_of_imported_models_survive_json() -> None:
 
 
 def test_points_have_the_range_that_is_configured() -> None:
-    decoder = ["decoder.point_range_m=[-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]", "decoder.locality=false"]
+    decoder = ["decoder.point_range_m=[-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]"]
     model = build_stream_petr(small_config(*decoder, image_queries=0))
     corners = model.points_in_metres(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]))
     torch.testing.assert_close(corners, torch.tensor([[-51.2, -51.2, -5.0], [51.2, 51.2, 3.0]]))
@@ -195,7 +195,7 @@ def test_published_cones_are_told_the_points_themselves_and_every_camera_in_turn
     rig = frame.rig._replace(intrinsics=intrinsics)
     reach = torch.tensor([61.2, 61.2, 10.0])
     ours, theirs = (
-        token_geometry(rig, (2, 6), 16, 64, reach, cone_as_published=published) for published in (False, True)
+        token_geometry(rig, (2, 6), 16, 64, reach, published_cone=published) for published in (False, True)
     )
     torch.testing.assert_close(inverse_sigmoid(theirs.cone[..., 2:5]), ours.cone[..., 2:5])
     torch.testing.assert_close(inverse_sigmoid(theirs.cone[..., 5:]), ours.frustum[..., 3 * 34 : 3 * 35])
@@ -205,7 +205,7 @@ def test_published_cones_are_told_the_points_themselves_and_every_camera_in_turn
 
 
 def test_published_velocities_keep_the_axes_they_were_answered_in() -> None:
-    model = small_model("decoder.locality=false", image_queries=0)
+    model = small_model(image_queries=0)
     decoder = model.config.decoder
     memory, pseudo = model.start_memory(), model.points_in_metres(model.pseudo_points)
     answered = torch.zeros(1, 20, 10)
@@ -213,12 +213,12 @@ def test_published_velocities_keep_the_axes_they_were_answered_in() -> None:
     tilted = make_transform(quaternion_to_rotation((0.9, 0.03, -0.05, 0.4)), (500.0, 300.0, 2.0))
     for step, pose in enumerate((tilted, yaw_transform(1.2, (503.0, 301.0, 2.0)))):
         frame = make_frame(model.config, step, first=step == 0, pose=pose)
-        local = recall(memory, frame, pseudo, velocity_as_answered=True)
+        local = align_memory(memory, frame, pseudo, rotate_velocity=False)
         if step == 0:
             assert not local.velocity_ego.any()
             features, logits = torch.zeros(1, 20, decoder.channels), torch.arange(20.0).view(1, 20, 1)
             kept = decoder.num_propagated
-            memory = memorise(memory, local, frame, features, answered, logits.expand(-1, -1, 10), kept)
+            memory = update_memory(memory, local, frame, features, answered, logits.expand(-1, -1, 10), kept)
     kept = decoder.num_propagated
     expected = answered[0, -kept:, 8:].flip(0)
     torch.testing.assert_close(local.velocity_ego[0, :kept], expected, atol=1e-5, rtol=1e-5)

@@ -14,7 +14,7 @@ from ftkd_core.models.anchors import Anchors
 from ftkd_core.models.linking import (
     FrameProposals,
     MotionPrior,
-    _Seen,
+    _Observations,
     _support,
     link_proposals,
     motion_prior,
@@ -169,7 +169,7 @@ def test_the_world_may_be_turned_and_windows_batched() -> None:
 def test_support_is_that_of_all_pairs(seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     points = 25 * torch.randn(2, 12, 2, generator=random)
-    seen = _Seen(
+    seen = _Observations(
         points, 0.4 + 0.08 * points.norm(dim=-1), torch.rand(2, 12, generator=random),
         torch.randint(3, (2, 12), generator=random),
     )  # fmt: skip

@@ -8,11 +8,12 @@ import torch
 from ftkd_core.boxes import encode_boxes
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import StreamBatch, collate, make_sample
-from ftkd_core.losses.detection import DetectionCriterion, auxiliary_losses
+from ftkd_core.losses.dense_head import dense_head_losses
+from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.focal import sigmoid_focal_loss
 from ftkd_core.losses.matching import match
-from ftkd_core.models.auxiliary2d import REFERENCE_FOCAL_PX, AuxiliaryMaps, propose
-from ftkd_core.models.stream_petr import Predictions
+from ftkd_core.models.dense_head import propose
+from ftkd_core.models.predictions import REFERENCE_FOCAL_PX, DenseMaps, Predictions
 from tests.core.helpers import make_clip, small_config
 
 
@@ -74,7 +75,7 @@ def test_an_empty_frame_has_finite_losses_and_teaches_silence() -> None:
     logits = torch.zeros(1, 1, 4, 10, requires_grad=True)
     codes = torch.zeros(1, 1, 4, 10, requires_grad=True)
     heat = torch.zeros(1, 6, 10, 4, 12, requires_grad=True)
-    maps = AuxiliaryMaps(heat, *(torch.zeros(1, 6, channels, 4, 12) for channels in (4, 2, 1, 3, 2, 2)))
+    maps = DenseMaps(heat, *(torch.zeros(1, 6, channels, 4, 12) for channels in (4, 2, 1, 3, 2, 2)))
     predictions = Predictions(logits, codes, logits[0], logits[0], maps)
     terms = DetectionCriterion(small_config())(predictions, sample.targets, sample.rig)
     total = torch.stack(list(terms.values())).sum()
@@ -107,7 +108,7 @@ def test_proposals_stand_where_the_true_maps_say() -> None:
     sample = make_sample(make_clip(objects=6, seed=3), 0, Augmentation(), True)
     stride, height, width = 8, 4, 12
     targets = sample.targets
-    maps = AuxiliaryMaps(
+    maps = DenseMaps(
         torch.full((1, 6, 10, height, width), -20.0),
         *(torch.zeros(1, 6, channels, height, width) for channels in (4, 2, 1, 3, 2, 2)),
     )
@@ -143,11 +144,11 @@ def test_proposals_stand_where_the_true_maps_say() -> None:
     labels = targets.labels[0, seen][distance.argmin(1)]
     assert torch.equal(proposals.anchors.logits[0].argmax(-1), labels)
     only = targets._replace(mask_2d=targets.mask_2d & torch.isin(torch.arange(6), torch.tensor(seen)))
-    terms = auxiliary_losses(maps, only, sample.rig, stride)
+    terms = dense_head_losses(maps, only, sample.rig, stride)
     names = ("heat", "edges", "offset", "depth", "size", "heading", "axis")
     assert set(terms) == {f"auxiliary/{name}" for name in names}
     assert float(terms["auxiliary/heat"]) < 1e-3
     assert all(np.isfinite(float(value)) for value in terms.values())
     right = float(terms["auxiliary/depth"])  # the cells around the centres were left wrong
     maps.log_depth.copy_(maps.log_depth + 0.1 * (maps.heat.amax(2, keepdim=True) > 0))
-    assert float(auxiliary_losses(maps, only, sample.rig, stride)["auxiliary/depth"]) > right + 0.05
+    assert float(dense_head_losses(maps, only, sample.rig, stride)["auxiliary/depth"]) > right + 0.05

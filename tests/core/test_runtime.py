@@ -19,9 +19,9 @@ from ftkd_core.data.synthetic.rig import nuscenes_rig
 from ftkd_core.errors import UserError
 from ftkd_core.evaluation.detector_benchmark import compare_detectors, driving_rounds
 from ftkd_core.geometry import yaw_transform
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.resnet import ResNet
-from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.presets import preset
 from ftkd_core.runtime.compiling import compile_alone
 from ftkd_core.runtime.detector import Detector, resolve_device

@@ -14,7 +14,7 @@ from ftkd_core.models.sampling import (
     move_points,
     project_to_views,
     sample_pyramid,
-    sample_pyramid_plainly,
+    sample_pyramid_reference,
 )
 from ftkd_core.types import CameraRig
 from tests.core.helpers import camera_ring
@@ -85,7 +85,7 @@ def test_fast_and_plain_sampling_agree(cameras: int) -> None:
     weights = torch.rand(batch, 5, groups, count, 2, generator=generator)
     fast = sample_pyramid(pyramid, found, weights)
     assert fast.shape == (batch, 5, groups, frames * count, 4)
-    assert torch.allclose(fast, sample_pyramid_plainly(pyramid, found, weights), atol=1e-5)
+    assert torch.allclose(fast, sample_pyramid_reference(pyramid, found, weights), atol=1e-5)
     assert torch.allclose(fast, sample_pyramid(pyramid, found, weights, keep_unseen=True), atol=1e-5)
     unseen = ~found.seen.unflatten(3, (groups, count)).permute(0, 2, 3, 1, 4).flatten(3)
     assert torch.count_nonzero(fast[unseen]) == 0

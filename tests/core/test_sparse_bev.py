@@ -12,10 +12,10 @@ from ftkd_core.data.clips import make_sample
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid, yaw_transform
 from ftkd_core.losses.detection import DetectionCriterion
-from ftkd_core.models.auxiliary2d import propose
 from ftkd_core.models.denoising import make_denoising
+from ftkd_core.models.dense_head import propose
+from ftkd_core.models.predictions import Predictions, decode
 from ftkd_core.models.sparse_bev import FeatureRing, SparseBEV, WindowFeatures, build_sparse_bev
-from ftkd_core.models.stream_petr import Predictions, decode
 from ftkd_core.presets import SPARSE_BEV_PRESETS, sparse_bev_preset
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig, Frame, FrameWindow
@@ -340,7 +340,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
         override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.num_queries=190"])
     with pytest.raises(UserError, match="auxiliary_stride 8: expected one of the 2 pyramid levels"):
         override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.levels=2"])
-    with pytest.raises(UserError, match="published SparseBEV has none"):
+    with pytest.raises(UserError, match="published models have none"):
         override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.as_published=true"])
     with pytest.raises(UserError, match="num_past 0: expected at least 1 with future frames"):
         SparseBEVConfig(preset="x", num_past=0, num_future=1)

@@ -10,10 +10,12 @@ from ftkd_core.data.clips import make_sample
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.models.anchors import Anchors
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.denoising import make_denoising
-from ftkd_core.models.memory import recall, remember_spaced
+from ftkd_core.models.memory import align_memory, keep_interval
 from ftkd_core.models.position import frequency_encoding
-from ftkd_core.models.stream_petr import Predictions, StreamPETR, decode
+from ftkd_core.models.predictions import Predictions, decode
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import preset
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import Frame
@@ -93,7 +95,7 @@ def test_a_stream_starts_with_the_pseudo_points_and_nothing_else() -> None:
     assert all(value.any() for value in memory)  # of another stream
     frame = make_frame(model.config, 0, time=7.0, pose=yaw_transform(0.4, (9.0, -3.0, 0.0)))
     points = model.points_in_metres(model.pseudo_points)
-    local = recall(memory, frame, points)
+    local = align_memory(memory, frame, points)
     assert torch.equal(local.centers_ego[0, :6], points)
     assert torch.equal(local.ego_from_past[0, :6], torch.eye(4).expand(6, 4, 4))
     assert not local.centers_ego[0, 6:].any() and not local.ego_from_past[0, 6:].any()
@@ -103,7 +105,7 @@ def test_a_stream_starts_with_the_pseudo_points_and_nothing_else() -> None:
 
 def test_the_motion_aware_norm_starts_as_layer_norm() -> None:
     torch.manual_seed(0)
-    model = StreamPETR(small_config())
+    model = build_stream_petr(small_config())
     features, motion = torch.randn(1, 5, 32), torch.randn(1, 5, 15)
     for norm in (model.motion_feature, model.motion_position):
         normed = torch.nn.functional.layer_norm(features, (32,))
@@ -118,12 +120,13 @@ def test_the_motion_aware_norm_learns_velocity_age_and_pose(what: str, places: r
     model = small_model()
     points, content, motion = torch.randn(1, 5, 3), torch.randn(1, 5, 32), torch.randn(1, 5, 15)
     features = torch.randn(1, 5, 32)
-    content_before = model.embed(points, motion, content)[1]
+    position = model.encode_points(points)
+    content_before = model.add_motion(position, content, motion)[1]
     position_before = model.motion_position(features, frequency_encoding(motion))
     for place in places:
         changed = motion.clone()
         changed[..., place] += 0.2
-        content_after = model.embed(points, changed, content)[1]
+        content_after = model.add_motion(position, content, changed)[1]
         position_after = model.motion_position(features, frequency_encoding(changed))
         for before, after in ((content_before, content_after), (position_before, position_after)):
             assert ((after - before).abs().amax(-1) > 1e-4).all(), (what, place)
@@ -315,14 +318,14 @@ def test_what_is_seen_starts_with_the_speed_that_links_it_to_what_is_remembered(
         memory.time[0, slots] = time
         memory.global_from_ego[0, slots] = torch.from_numpy(poses[frame_number])
     frame = frame._replace(global_from_ego=torch.from_numpy(yaw_transform(0.0, (6.0, 0.0, 0.0)))[None])
-    local = recall(memory, frame, model.points_in_metres(model.pseudo_points))
+    local = align_memory(memory, frame, model.points_in_metres(model.pseudo_points))
     seen = Anchors(torch.zeros(1, 2, 10), torch.full((1, 2, 10), -9.0))
     seen.codes[0, 0, 0], seen.codes[0, 1, 0] = 29.0, -20.0  # 35 m in the world; the other is new
     seen.logits[0, :, 0] = 2.0
     linked = model.link(seen, local)
     assert linked.codes[0, 0, 8:].tolist() == pytest.approx([10.0, 0.0], abs=1.5)  # held back a little
     assert torch.allclose(linked.codes[0, 1], seen.codes[0, 1], atol=1e-6)
-    start = recall(memory, frame._replace(is_first=torch.tensor([True])), model.pseudo_points * 0)
+    start = align_memory(memory, frame._replace(is_first=torch.tensor([True])), model.pseudo_points * 0)
     assert torch.allclose(
         model.link(seen, start).codes, seen.codes, atol=1e-6
     )  # a stream that starts remembers nothing
@@ -369,13 +372,13 @@ def test_what_is_remembered_is_each_streams_own() -> None:
         time=torch.tensor([10.5, 10.1, 10.1, 9.0]).double(),
         is_first=torch.tensor([False, False, True, False]),
     )
-    kept = remember_spaced(before, after, frame, 0.4)
+    kept = keep_interval(before, after, frame, 0.4)
     assert kept.embedding.flatten(1)[:, 0].tolist() == [1, 0, 1, 1]
     assert kept.time[:, 0].tolist() == [11, 10, 11, 11]
     with pytest.raises(UserError, match="memory_interval_s is -1"):
         small_config("decoder.memory_interval_s=-1")
 
 
-def test_linking_needs_queries_that_are_boxes_from_the_image() -> None:
-    with pytest.raises(UserError, match="link_memory"):
-        small_config("decoder.link_memory=true", image_queries=0)
+def test_the_published_model_has_no_image_queries() -> None:
+    with pytest.raises(UserError, match="as_published with 8 image queries"):
+        small_config("decoder.as_published=true", "decoder.num_depths=32")

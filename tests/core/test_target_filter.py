@@ -11,7 +11,7 @@ from ftkd_core.config import DetectorConfig, SparseBEVConfig
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import make_sample
 from ftkd_core.errors import UserError
-from ftkd_core.losses.target_filter import answerable, in_range
+from ftkd_core.losses.target_filter import filter_targets, in_range
 from ftkd_core.models.denoising import make_denoising
 from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.types import Targets
@@ -48,7 +48,9 @@ def test_what_a_model_of_51_metres_cannot_reach_is_not_asked_for(config: Config)
     found = in_range(targets, config)
     assert found.mask[0].tolist() == expected
     assert found.mask_2d[0].tolist() == [expected, expected]
-    noise = make_denoising(answerable(targets, config), config.loss, torch.ones(3) * 61.2, torch.Generator())
+    noise = make_denoising(
+        filter_targets(targets, config), config.loss, torch.ones(3) * 61.2, torch.Generator()
+    )
     assert noise is not None
     groups = config.loss.denoising_groups
     assert noise.real[0].tolist() == expected * groups
@@ -71,7 +73,7 @@ def test_a_model_of_61_metres_is_asked_for_all_that_data_sets_give(config: Confi
     targets = make_sample(clip, 0, Augmentation(), True).targets
     assert float(targets.boxes[..., :2].abs().max()) > 61.19999
     assert int((targets.boxes[..., :2].abs().amax(-1) > 51.2).sum()) > 4
-    assert all(map(torch.equal, answerable(targets, config), targets))
+    assert all(map(torch.equal, filter_targets(targets, config), targets))
 
 
 @pytest.mark.parametrize(
@@ -90,10 +92,10 @@ def test_labels_are_places_in_the_models_own_order() -> None:
     config = replace(preset("tiny"), class_names=order)
     targets = objects_at(*[(float(place), 0.0) for place in range(10)])
     targets = targets._replace(labels=torch.arange(10)[None])
-    found = answerable(targets, config)
+    found = filter_targets(targets, config)
     assert [order[label] for label in found.labels[0].tolist()] == list(CLASS_NAMES)
     noise = make_denoising(found, config.loss, torch.ones(3) * 61.2, torch.Generator().manual_seed(0))
     assert noise is not None
     assert int((noise.labels == found.labels).sum()) >= 4  # of which half are kept
     with pytest.raises(UserError, match="class_names .*'tree'.*: training expects"):
-        answerable(targets, replace(config, class_names=("tree", *CLASS_NAMES[1:])))
+        filter_targets(targets, replace(config, class_names=("tree", *CLASS_NAMES[1:])))

@@ -17,7 +17,7 @@ from ftkd_core.data.windows import PairedDataset, collate_windows, make_window
 from ftkd_core.distillation.baselines import BaselineConfig
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.methods import METHODS
-from ftkd_core.models.stream_petr import build_stream_petr
+from ftkd_core.models.build import build_stream_petr
 from tests.core.helpers import make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
 from training.tasks import StreamLesson, make_distiller

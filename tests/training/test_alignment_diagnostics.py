@@ -12,7 +12,7 @@ from ftkd_core.distillation.cache import TeacherCache, fill_cache
 from ftkd_core.distillation.ftkd import FTKD
 from ftkd_core.distillation.teacher_output import TeacherOutput
 from ftkd_core.errors import UserError
-from ftkd_core.models.stream_petr import Predictions
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.types import Targets
 from ftkd_core.weights import save_weights
 from tests.core.helpers import make_clip

@@ -21,7 +21,7 @@ from ftkd_core.data.synthetic_clips import render_clip
 from ftkd_core.distillation.cache import TeacherCache
 from ftkd_core.distillation.methods import method_config
 from ftkd_core.errors import UserError
-from ftkd_core.models.stream_petr import build_stream_petr
+from ftkd_core.models.build import build_stream_petr
 from tests.core.helpers import make_clip, small_config
 from tests.core.test_sparse_bev import small_sparse
 from tests.training.test_tasks import pairs, stream_lesson, teacher
@@ -210,7 +210,7 @@ def test_every_part_is_brought_to_its_share(method: str) -> None:
 
 
 def test_detections_are_kept_and_read_as_they_were(tmp_path: Path) -> None:
-    from ftkd_core.models.stream_petr import build_stream_petr
+    from ftkd_core.models.build import build_stream_petr
 
     clips = [make_clip(seed=seed) for seed in range(2)]
     torch.manual_seed(0)

@@ -16,9 +16,10 @@ from ftkd_core.data.augmentation import Augmentation, AugmentConfig
 from ftkd_core.data.clips import StreamDataset, make_sample
 from ftkd_core.data.windows import WindowDataset
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.models.sparse_bev import SparseBEV
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from tests.core.helpers import make_clip, small_config, small_model
 from tests.core.test_sparse_bev import small_sparse
 from training import train

@@ -12,8 +12,8 @@ from lightning_fabric import Fabric
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import BackboneConfig, DetectorConfig, SparseBEVConfig
 from ftkd_core.data.clips import Clip
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.resnet import ResNet
-from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.weights import read_config, read_weights, save_weights
 from ftkd_core.weights.importing.conventions import model_from_ego
 from ftkd_core.weights.importing.stream_petr import POINT_RANGE_M
@@ -56,8 +56,8 @@ def run(out: Path, *more: str) -> int:
 def imported_config() -> DetectorConfig:
     """A small model with everything that imported ones have and presets have not."""
     config = small_config(
-        *FOCAL, "decoder.as_published=true", "decoder.num_depths=32", "decoder.locality=false",
-        "decoder.content_from_position=false", f"decoder.point_range_m={list(POINT_RANGE_M)}", CAMERAS,
+        *FOCAL, "decoder.as_published=true", "decoder.num_depths=32",
+        f"decoder.point_range_m={list(POINT_RANGE_M)}", CAMERAS,
         image_queries=0,
     )  # fmt: skip
     order = (*CLASS_NAMES[1:], CLASS_NAMES[0])

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, fx
 
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.memory import Memory
-from ftkd_core.models.stream_petr import build_stream_petr, decode
+from ftkd_core.models.predictions import decode
 from ftkd_core.types import CameraRig, Frame
 from ftkd_core.weights import load_into, read_weights
 from tests.core.helpers import make_frame

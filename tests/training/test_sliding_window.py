@@ -11,8 +11,8 @@ from ftkd_core.data.clips import StreamBatch, StreamDataset
 from ftkd_core.data.windows import PairedDataset
 from ftkd_core.distillation.methods import method_config
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.memory import Memory
-from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.weights import read_weights
 from tests.core.helpers import make_clip, small_config

@@ -14,9 +14,10 @@ from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import Clip, StreamBatch, collate, make_sample
 from ftkd_core.data.windows import WindowBatch, collate_windows, make_window
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.weights.importing.stream_petr import POINT_RANGE_M
 from tests.core.helpers import RIGS, make_clip, rig_settings, small_config, small_model
 from tests.core.test_focal_head import FOCAL
@@ -172,8 +173,7 @@ def lesson_of(kind: str, reach: float) -> StreamLesson | WindowLesson:
     settings += [f"decoder.point_range_m={[-reach, -reach, -5.0, reach, reach, 3.0]}"]
     if kind == "window":
         return WindowLesson(small_sparse(*settings, image_queries=24))
-    settings += [*FOCAL, "decoder.locality=false"]
-    return StreamLesson(small_model(*settings, image_queries=0), 1)
+    return StreamLesson(small_model(*settings, *FOCAL, image_queries=0), 1)
 
 
 @pytest.mark.parametrize("kind", ["stream", "window"])

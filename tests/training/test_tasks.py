@@ -20,8 +20,9 @@ from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.methods import METHODS, method_config
 from ftkd_core.distillation.reconstruction import future_aware_target
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.weights import (
@@ -274,7 +275,7 @@ def test_a_teacher_learns_from_windows(tmp_path: Path) -> None:
     trainer.save()
     again = load_teacher(tmp_path / "weights.safetensors")
     assert again.config.num_future == 1
-    with pytest.raises(UserError, match="hold a SparseBEVConfig's model; expected a DetectorConfig's"):
+    with pytest.raises(UserError, match="are of kind SparseBEVConfig; expected DetectorConfig"):
         read_weights(tmp_path / "weights.safetensors")
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.clips import StreamBatch, StreamDataset
 from ftkd_core.errors import UserError
-from ftkd_core.models.stream_petr import build_stream_petr
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.runtime.detector import Detector
 from tests.core.helpers import NO_AUGMENTATION, make_clip, small_config
 from tests.core.test_focal_head import FOCAL
@@ -24,9 +24,7 @@ from training.tasks import StreamLesson
 from training.train import TrainConfig, main, make_parser, resolve
 from training.trainer import OptimConfig, Trainer
 
-POINTS_AND_FOCAL_HEAD = (
-    "decoder.num_image_queries=0", "decoder.anchored=False", "decoder.link_memory=False", *FOCAL,
-)  # fmt: skip
+POINTS_AND_FOCAL_HEAD = ("decoder.num_image_queries=0", *FOCAL)
 OPTIM = OptimConfig(lr=1e-3, warmup_steps=2, ema=0.9)
 
 

@@ -37,9 +37,11 @@ from ftkd_core.distillation.logits import pair_distances
 from ftkd_core.distillation.reconstruction import future_aware_target
 from ftkd_core.distillation.teacher_output import TeacherOutput
 from ftkd_core.errors import UserError
-from ftkd_core.losses.target_filter import answerable
+from ftkd_core.losses.target_filter import filter_targets
+from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.models.sparse_bev import SparseBEV
-from ftkd_core.models.stream_petr import Predictions, StreamPETR, build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.types import Targets
 from ftkd_core.weights import weights_hash
 from training.distill import load_teacher
@@ -218,7 +220,7 @@ def follow(run: Run, clips: Callable[[int], Clip], cache: TeacherCache, scenes: 
             batch = make_sample(clip, index, Augmentation(), index == 0)
             frame = batch.frame(network_input(batch.images, student.config.image))
             predictions, memory = student(frame, memory)
-            targets = answerable(batch.targets, student.config)
+            targets = filter_targets(batch.targets, student.config)
             found.add(predictions, cache(scene, index), targets, 1000 * scene + index)
     return found.summary()
 

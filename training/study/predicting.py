@@ -17,8 +17,9 @@ from tqdm import tqdm
 from ftkd_core.classes import our_labels
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import Clip, make_sample
+from ftkd_core.models.predictions import decode
 from ftkd_core.models.sparse_bev import SparseBEV
-from ftkd_core.models.stream_petr import StreamPETR, decode
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.types import Detections
 from training.feature_cache import network_input
 from training.teacher_inference import view_clip

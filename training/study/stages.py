@@ -26,8 +26,9 @@ from ftkd_core.distillation.cache import TeacherCache, fill_cache
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.methods import MethodConfig, method_config
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.sparse_bev import SparseBEV
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import preset
 from ftkd_core.weights import (
     load_into,

@@ -24,8 +24,9 @@ from ftkd_core.data.clips import Clip, StreamDataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import WindowDataset
 from ftkd_core.distillation.cache import fill_cache
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import PRESETS, preset, sparse_bev_preset
 from ftkd_core.runtime.devices import device_name
 from training.distill import load_teacher
