@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read models, presets and step counts from weights files of either kind of detector."""
+
+from pathlib import Path
+
+from safetensors import safe_open
+
+from ftkd_core.config import BackboneConfig
+from ftkd_core.errors import UserError
+from ftkd_core.models.sparse_bev import SparseBEV
+from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.weights import load_into, read_config, read_weights, read_window_weights
+from training.distill import load_teacher
+
+
+def load_model(weights: Path) -> StreamPETR | SparseBEV:
+    """Return the model of a weights file, student or teacher."""
+    if _is_sparse_bev(weights):
+        return load_teacher(weights)
+    state, config, _ = read_weights(weights)
+    model = build_stream_petr(config)
+    load_into(model, state, str(weights))
+    return model
+
+
+def trained_steps(weights: Path) -> int:
+    """Return the number of training steps of a weights file; 0 if it does not exist."""
+    if not weights.is_file():
+        return 0
+    notes = (read_window_weights if _is_sparse_bev(weights) else read_weights)(weights)[2]
+    return int(notes.get("steps", 0))
+
+
+def model_preset(weights: Path) -> str:
+    """Return the preset in the configuration of a weights file."""
+    found = read_config(weights)
+    if isinstance(found, BackboneConfig):
+        raise UserError(f"{str(weights)!r} holds only a backbone; expected a student or a teacher")
+    return found.preset
+
+
+def _is_sparse_bev(weights: Path) -> bool:
+    with safe_open(weights, framework="pt") as file:
+        return bool((file.metadata() or {}).get("kind") == "SparseBEVConfig")
