@@ -215,8 +215,8 @@ class Trainer:
         )
 
     def _gather_states(self) -> list[list[Tensor]]:
-        """Return the task states of all processes by rank. One file holds them, so all are of one step even
-        if a run is killed."""
+        """Return the task states of all processes by rank. One file holds them, so all belong to the same
+        step even if a run is killed."""
         processes = self.fabric.world_size
         if processes == 1:
             return [list(self.state)]

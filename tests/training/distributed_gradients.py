@@ -91,7 +91,9 @@ def killed(fabric: Fabric, folder: Path) -> dict[str, torch.Tensor]:
     whole.run(data, workers=0, save_every=5)
     interrupted = make_trainer(fabric, "stxd", folder / "killed", 5)
     interrupted.start_training()
-    for step in range(4):  # ends after step 4; the last checkpoint is of step 3, in the middle of segments
+    for step in range(
+        4
+    ):  # interrupted after step 4; the last checkpoint was written at step 3, within a segment
         interrupted.train_step(data[step])
         interrupted.step += 1
         if interrupted.step == 3:

@@ -247,7 +247,7 @@ def test_killed_distillation_resumes_bit_for_bit(tmp_path: Path, method: str) ->
     whole = make_trainer(tmp_path / "whole", streaming_task(method), 4)
     whole.run(data, workers=0, save_every=2)
     killed = make_trainer(tmp_path / "killed", streaming_task(method), 4)
-    for step in range(3):  # ends after step 3; the last checkpoint is of step 2
+    for step in range(3):  # interrupted after step 3; the last checkpoint was written at step 2
         killed.train_step(data[step])
         killed.step += 1
         if killed.step == 2:

@@ -31,7 +31,7 @@ def test_killed_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     whole = stream_trainer(tmp_path / "whole", 6)
     whole.run(data, workers=0, save_every=3)
     killed = stream_trainer(tmp_path / "killed", 6)
-    for step in range(4):  # ends after step 4; the last checkpoint is of step 3
+    for step in range(4):  # interrupted after step 4; the last checkpoint was written at step 3
         killed.train_step(data[step])
         killed.step += 1
         if killed.step == 3:

@@ -7,13 +7,14 @@
 
 Trains an offline teacher, which sees future frames, and a past-only teacher; caches their outputs; scales
 every part of every method to the same share of the detection loss; trains each row of the table with each
-seed, all for the same number of steps; detects on held-out scenes; scores with the nuScenes devkit. Runs of
-the same seed are paired: they share initial weights and data order. Students see the scenes unmirrored and
-unrotated, because the cached outputs are of those.
+seed, all for --steps steps (`none_long`: twice as many); detects on held-out scenes; scores with the nuScenes
+devkit. Runs of the same seed are paired: they share initial weights and data order. Students see the scenes
+unmirrored and unrotated, because the cached outputs belong to those scenes.
 
 The experiment can be stopped at any time: the same command resumes it. With --minutes, the call stops itself:
-training processes are ended after their last checkpoint, and no other part is started. `--phase train` works
-without the devkit; `--phase score` can score on another machine.
+training processes are killed at that time and resume from their last checkpoint (at most 100 steps earlier),
+and no other part is started. `--phase train` works without the devkit; `--phase score` can score on another
+machine.
 Exit codes: 0 done, 2 bad input, 3 stopped by --minutes.
 """
 

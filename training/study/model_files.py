@@ -3,9 +3,7 @@
 
 from pathlib import Path
 
-from safetensors import safe_open
-
-from ftkd_core.config import BackboneConfig
+from ftkd_core.config import BackboneConfig, SparseBEVConfig
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
@@ -15,7 +13,7 @@ from training.distill import load_teacher
 
 def load_model(weights: Path) -> StreamPETR | SparseBEV:
     """Return the model of a weights file, student or teacher."""
-    if _is_sparse_bev(weights):
+    if isinstance(read_config(weights), SparseBEVConfig):
         return load_teacher(weights)
     state, config, _ = read_weights(weights)
     model = build_stream_petr(config)
@@ -24,10 +22,12 @@ def load_model(weights: Path) -> StreamPETR | SparseBEV:
 
 
 def trained_steps(weights: Path) -> int:
-    """Return the number of training steps of a weights file; 0 if it does not exist."""
+    """Return the number of training steps of a weights file; 0 if it does not exist. Raise UserError if it is
+    damaged."""
     if not weights.is_file():
         return 0
-    notes = (read_window_weights if _is_sparse_bev(weights) else read_weights)(weights)[2]
+    window_model = isinstance(read_config(weights), SparseBEVConfig)
+    notes = (read_window_weights if window_model else read_weights)(weights)[2]
     return int(notes.get("steps", 0))
 
 
@@ -37,8 +37,3 @@ def model_preset(weights: Path) -> str:
     if isinstance(found, BackboneConfig):
         raise UserError(f"{str(weights)!r} holds only a backbone; expected a student or a teacher")
     return found.preset
-
-
-def _is_sparse_bev(weights: Path) -> bool:
-    with safe_open(weights, framework="pt") as file:
-        return bool((file.metadata() or {}).get("kind") == "SparseBEVConfig")

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ftkd_core.data.nuscenes import NuScenes, open_dataset, sample_pose
@@ -27,6 +29,7 @@ from training.study.work import spawn_pool
 
 VERSION: Final = "v1.0-synth"
 SPLIT: Final = "held_out"
+_ARRAYS: Final = ("boxes", "scores", "labels", "counts", "global_from_ego")
 _POSE_TOLERANCE_M: Final = 1e-3
 
 
@@ -60,10 +63,9 @@ def _devkit_results(
 
 
 def _read_predictions(predictions: Path, dataset: NuScenes, tokens: Sequence[str]) -> dict[str, PosedObjects]:
-    """Return the detections of a file by sample token. Raise UserError if frames do not match the data
-    set."""
-    with np.load(predictions, allow_pickle=False) as file:
-        values = {name: file[name] for name in file.files}
+    """Return the detections of a file by sample token. Raise UserError if the file is damaged or its frames do
+    not match the data set."""
+    values = _load_arrays(predictions)
     if len(values["counts"]) != len(tokens):
         raise UserError(
             f"{str(predictions)!r} holds {len(values['counts'])} frames, the data set {len(tokens)}; "
@@ -85,6 +87,18 @@ def _read_predictions(predictions: Path, dataset: NuScenes, tokens: Sequence[str
         )
         found[token] = PosedObjects(objects, pose)
     return found
+
+
+def _load_arrays(predictions: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(predictions, allow_pickle=False) as file:
+            values = {name: file[name] for name in _ARRAYS}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, EOFError, BadZipFile) as error:
+        raise UserError(
+            f"detections {str(predictions)!r} cannot be read ({error}); delete the file and its .json to "
+            "detect again"
+        ) from None
+    return values
 
 
 def write_held_out(folder: Path, count: int) -> None:

@@ -5,7 +5,7 @@
 
 Scores the detections of an experiment (`training.study.experiments`) twice on its held-out data set: as they
 are, and with every velocity set to 0. A model whose errors equal those of zero velocity has learned no
-velocities, whatever its mAVE.
+velocities even if its mAVE is low.
 """
 
 import argparse

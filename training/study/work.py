@@ -50,7 +50,7 @@ class Machine:
 
 
 class Work:
-    """The work of one experiment on one machine. It has no memory of which parts are done."""
+    """The work of one experiment on one machine. It does not track completed parts; `runner.Runner` does."""
 
     def __init__(self, plan: Plan, machine: Machine) -> None:
         self.plan, self.machine = plan, machine

@@ -37,7 +37,7 @@ def entry(method: str, seed: int, score: float, **more: object) -> dict[str, obj
 
 @dataclass
 class Clock:
-    """A clock that advances only when told to."""
+    """A clock that advances only when `now` is set."""
 
     now: float = 0.0
 

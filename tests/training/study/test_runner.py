@@ -107,6 +107,18 @@ def test_damaged_or_foreign_balance_is_refused(tmp_path: Path, content: str) -> 
     assert work.trained == ["teacher"], "no student is trained with an unknown balance"
 
 
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    work = SimulatedWork(PLAN)
+    runner = make_runner(tmp_path, work)
+    runner.run()
+    for name in ("none-1", "teacher-0"):
+        content = runner.weights(name).read_bytes()
+        runner.weights(name).write_bytes(content[:20])
+        with pytest.raises(UserError, match="weights.safetensors"):
+            make_runner(tmp_path, work).run()
+        runner.weights(name).write_bytes(content)
+
+
 def test_error_of_a_run_comes_before_the_end_of_time(tmp_path: Path) -> None:
     class Failing(SimulatedWork):
         def train(self, name: str, command: Sequence[str], log: Path, timeout: float | None) -> None:

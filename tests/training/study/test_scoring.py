@@ -79,6 +79,18 @@ def test_ground_truth_as_detections_scores_perfectly(
     np.savez(tmp_path / "few.npz", **{**values, "counts": values["counts"][:-1]})
     with pytest.raises(UserError, match="holds 3 frames, the data set 4"):
         scoring.score(tmp_path / "few.npz", dataset)
+    content = (tmp_path / "truth.npz").read_bytes()
+    for name, damaged in {
+        "cut.npz": content[: len(content) // 2],
+        "empty.npz": b"",
+        "text.npz": b"{}",
+    }.items():
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(UserError, match=f"{name}' cannot be read .*delete the file and its .json"):
+            scoring.score(tmp_path / name, dataset)
+    np.save(tmp_path / "array.npy", values["boxes"])
+    with pytest.raises(UserError, match=r"array.npy' cannot be read"):
+        scoring.score(tmp_path / "array.npy", dataset)
 
 
 def test_velocity_errors_of_a_missing_file_are_refused(
