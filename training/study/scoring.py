@@ -63,8 +63,8 @@ def _devkit_results(
 
 
 def _read_predictions(predictions: Path, dataset: NuScenes, tokens: Sequence[str]) -> dict[str, PosedObjects]:
-    """Return the detections of a file by sample token. Raise UserError if the file is damaged or its frames do
-    not match the data set."""
+    """Return the detections of a file by sample token. Raise UserError if the file is damaged or its frames
+    do not match the data set."""
     values = _load_arrays(predictions)
     if len(values["counts"]) != len(tokens):
         raise UserError(
