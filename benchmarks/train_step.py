@@ -7,8 +7,8 @@ All variants train in one process on the same scenes, interleaved A-B-C-A-B-C, f
 updated weights. Reading a batch is timed apart (`load_ms`), for worker processes do it beside the step. On a
 GPU everything is done in float32 (convolutions in TF32, as PyTorch has it) and in bfloat16. Weights are
 random with a seed: the figures are times, not scores. `processor_ms` is the processor time of all threads,
-for a CPU that others use too. `--keep-features` adds the student with a frozen backbone, on images (`frozen`)
-and on features kept of it (`kept`).
+for a CPU that others use too. `--cache-features` adds the student with a frozen backbone, on images
+(`frozen`) and on cached features (`kept`).
 """
 
 import argparse
@@ -39,9 +39,12 @@ from ftkd_core.models.sparse_bev import build_sparse_bev
 from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.runtime.detector import resolve_device
 from ftkd_core.runtime.devices import device_name
-from training.feature_cache import keep_features
-from training.tasks import CachedDataset, Distiller, StreamLesson, make_distiller
-from training.trainer import OptimConfig, Trainer
+from training.config import OptimConfig
+from training.datasets import CachedDataset
+from training.distiller import Distiller, make_distiller
+from training.feature_cache import cache_features
+from training.tasks import StreamingTask
+from training.trainer import Trainer
 
 _SCENES, _DURATION_S, _WARM_UP = 2, 10.0, 3
 _PLAIN = AugmentConfig(flip=0.0, rotation=0.0)  # what cached answers are about
@@ -97,7 +100,7 @@ def run(
         for kind, half in kinds.items():
             for variant, data, distiller in _variants(name, teacher_name, method, device, clips, streams):
                 torch.manual_seed(0)
-                lesson = StreamLesson(build_stream_petr(preset(name)), streams, distiller)
+                lesson = StreamingTask(build_stream_petr(preset(name)), streams, distiller)
                 trainer = Trainer(
                     fabric, lesson, OptimConfig(), Path(folder), steps=1000, seed=0, autocast=half
                 )
@@ -133,7 +136,7 @@ def _variants(
     teacher.to(device)
     manifest = distillers[0].describe("random", clips.name)
     folder = clips.cache / "answers"
-    fill_cache(folder, manifest, distillers[0].answer_clip, clips, _SCENES)
+    fill_cache(folder, manifest, distillers[0].run_teacher_on_clip, clips, _SCENES)
     data = StreamDataset(clips, _SCENES, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
     windows = PairedDataset(data, teacher.config.num_past, teacher.config.num_future)
     cached = CachedDataset(data, TeacherCache(folder, manifest, _SCENES))
@@ -147,10 +150,10 @@ def _frozen(
     torch.manual_seed(0)
     model = build_stream_petr(preset(name))
     folder = clips.cache.parent
-    shown = clips if variant == "frozen" else keep_features(model, clips, folder, _SCENES, fabric.device)
+    shown = clips if variant == "frozen" else cache_features(model, clips, folder, _SCENES, fabric.device)
     data = StreamDataset(shown, _SCENES, num_streams=streams, segment=10, augment=_PLAIN, seed=0)
     trainer = Trainer(
-        fabric, StreamLesson(model, streams), _FROZEN, folder, steps=1000, seed=0, autocast=half
+        fabric, StreamingTask(model, streams), _FROZEN, folder, steps=1000, seed=0, autocast=half
     )
     trainer.start_training()
     return Course(trainer, data)
@@ -189,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     add("--streams", type=int, default=2, help="batch size (default 2)")
     add("--repeats", type=int, default=20, help="timed steps of each variant (default 20)")
-    add("--keep-features", action="store_true", help="also a frozen backbone, on images and on kept features")
+    add("--cache-features", action="store_true", help="also a frozen backbone: on images, on cached features")
     add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice)")
     add("--note", help="said in the JSON, such as who else used the machine")
     add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
@@ -201,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             torch.set_num_threads(options.threads)
         result = run(
             options.preset, options.teacher_preset, options.method, resolve_device(options.device),
-            streams=options.streams, repeats=options.repeats, keep=options.keep_features,
+            streams=options.streams, repeats=options.repeats, keep=options.cache_features,
         )  # fmt: skip
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)
