@@ -11,6 +11,7 @@ from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.clips import Clip, ClipObjects
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import preset
 from ftkd_core.types import CameraRig, Frame
@@ -60,6 +61,16 @@ def small_model(*extra: str, image_queries: int = 8, seed: int = 0) -> StreamPET
             if name.endswith(("gamma.weight", "beta.weight")):
                 parameter.normal_(0, 0.1)
     return model.eval()
+
+
+@torch.no_grad()
+def stream(model: StreamPETR, frames: list[Frame]) -> list[Predictions]:
+    """Return the predictions of a new stream for these frames."""
+    memory, results = model.start_memory(1), []
+    for frame in frames:
+        predictions, memory = model(frame, memory)
+        results.append(predictions)
+    return results
 
 
 def camera_ring(count: int = 6) -> torch.Tensor:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streaming detectors: causality, reset, streaming, equivariance, masks, training, and the memory."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,28 +9,43 @@ from ftkd_core.data.clips import make_sample
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.models.anchored_stream_petr import AnchoredStreamPETR
-from ftkd_core.models.anchors import Anchors
 from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.corrected_stream_petr import CorrectedStreamPETR
 from ftkd_core.models.denoising import make_denoising
-from ftkd_core.models.memory import align_memory, keep_interval
+from ftkd_core.models.dense_head import DenseHead
+from ftkd_core.models.focal_head import FocalHead
 from ftkd_core.models.position import frequency_encoding
 from ftkd_core.models.predictions import Predictions, decode
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import preset
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import Frame
-from tests.core.helpers import RIGS, drive, make_clip, make_frame, rig_settings, small_config, small_model
+from tests.core.helpers import (
+    RIGS,
+    drive,
+    make_clip,
+    make_frame,
+    rig_settings,
+    small_config,
+    small_model,
+    stream,
+)  # fmt: skip
 
-BOTH = pytest.mark.parametrize("image_queries", [0, 8])
+PUBLISHED = ("decoder.as_published=true", "decoder.num_depths=32", "backbone.neck_channels=32")
+COMPOSITIONS: dict[str, tuple[type[StreamPETR], tuple[str, ...], int]] = {
+    "published": (StreamPETR, PUBLISHED, 0),
+    "corrected": (CorrectedStreamPETR, (), 0),
+    "anchored": (AnchoredStreamPETR, (), 8),
+}
+"""Class, settings and number of image queries of each composition."""
+ALL = pytest.mark.parametrize("composition", list(COMPOSITIONS))
 
 
-@torch.no_grad()
-def stream(model: StreamPETR, frames: list[Frame]) -> list[Predictions]:
-    memory, results = model.start_memory(1), []
-    for frame in frames:
-        predictions, memory = model(frame, memory)
-        results.append(predictions)
-    return results
+def model_of(composition: str, *extra: str) -> StreamPETR:
+    kind, settings, image_queries = COMPOSITIONS[composition]
+    model = small_model(*settings, *extra, image_queries=image_queries)
+    assert type(model) is kind
+    return model
 
 
 def assert_same(a: Predictions, b: Predictions, tolerance: float = 1e-4) -> None:
@@ -39,11 +53,11 @@ def assert_same(a: Predictions, b: Predictions, tolerance: float = 1e-4) -> None
     assert torch.allclose(a.codes, b.codes, atol=tolerance * 60)
 
 
-@BOTH
-def test_shapes(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_shapes(composition: str) -> None:
+    model = model_of(composition)
     predictions = stream(model, drive(model.config, 1))[0]
-    queries = 12 + image_queries + 6
+    queries = 12 + model.config.decoder.num_image_queries + 6
     assert predictions.logits.shape == (2, 1, queries, 10)
     assert predictions.codes.shape == (2, 1, queries, 10)
     assert predictions.features.shape == (1, queries, 32)
@@ -53,14 +67,13 @@ def test_shapes(image_queries: int) -> None:
 
 
 @RIGS
-@BOTH
-def test_any_number_of_cameras_is_supported(
-    image_queries: int, cameras: int, width: int, height: int
-) -> None:
-    model = small_model(*rig_settings(cameras, width, height), image_queries=image_queries)
+@ALL
+def test_any_number_of_cameras_is_supported(composition: str, cameras: int, width: int, height: int) -> None:
+    model = model_of(composition, *rig_settings(cameras, width, height))
     frames = drive(model.config, 3, cameras=cameras)
     results = stream(model, frames)
-    assert results[-1].image_features.shape == (1, cameras, 16, height // 16, width // 16)
+    channels = model.config.backbone.neck_channels
+    assert results[-1].image_features.shape == (1, cameras, channels, height // 16, width // 16)
     assert all(
         torch.isfinite(result.logits).all() and torch.isfinite(result.codes).all() for result in results
     )
@@ -85,23 +98,6 @@ def test_predictions_depend_on_past_frames_only() -> None:
     changed = [*frames[:3], frames[3]._replace(images=frames[3].images * -1)]
     for index in range(3):
         assert torch.equal(stream(model, changed)[index].logits, results[index].logits)
-
-
-def test_a_stream_starts_with_the_pseudo_points_only() -> None:
-    model = small_model()
-    memory = model.start_memory(1)
-    with torch.no_grad():
-        for frame in drive(model.config, 3, seed=50):
-            _, memory = model(frame, memory)
-    assert all(value.any() for value in memory)  # memory of another stream
-    frame = make_frame(model.config, 0, time=7.0, pose=yaw_transform(0.4, (9.0, -3.0, 0.0)))
-    points = model.points_in_metres(model.pseudo_points)
-    past = align_memory(memory, frame, points)
-    assert torch.equal(past.centers_ego[0, :6], points)
-    assert torch.equal(past.ego_from_past[0, :6], torch.eye(4).expand(6, 4, 4))
-    assert not past.centers_ego[0, 6:].any() and not past.ego_from_past[0, 6:].any()
-    others = (past.embedding, past.velocity_ego, past.shape_ego, past.logits, past.age)
-    assert not any(value.any() for value in others)
 
 
 def test_the_motion_aware_norm_is_initially_a_layer_norm() -> None:
@@ -146,9 +142,9 @@ def test_a_reset_equals_a_fresh_start() -> None:
             assert_same(predictions, expected, 1e-6)
 
 
-@BOTH
-def test_predictions_do_not_depend_on_the_global_frame(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_predictions_do_not_depend_on_the_global_frame(composition: str) -> None:
+    model = model_of(composition)
     frames = drive(model.config, 4)
     shift = torch.from_numpy(yaw_transform(2.1, (1500.0, -800.0, 3.0)))
     moved = [frame._replace(global_from_ego=shift @ frame.global_from_ego) for frame in frames]
@@ -156,18 +152,18 @@ def test_predictions_do_not_depend_on_the_global_frame(image_queries: int) -> No
         assert_same(a, b)
 
 
-@BOTH
-def test_predictions_do_not_depend_on_the_start_time(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_predictions_do_not_depend_on_the_start_time(composition: str) -> None:
+    model = model_of(composition)
     frames = drive(model.config, 3)
     later = [frame._replace(time=frame.time + 1e6) for frame in frames]
     for a, b in zip(stream(model, frames), stream(model, later), strict=True):
         assert_same(a, b)
 
 
-@BOTH
-def test_camera_order_does_not_matter(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@pytest.mark.parametrize("composition", ["corrected", "anchored"])
+def test_camera_order_does_not_matter(composition: str) -> None:
+    model = model_of(composition)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     frames = drive(model.config, 3)
     shuffled = []
@@ -179,9 +175,9 @@ def test_camera_order_does_not_matter(image_queries: int) -> None:
         assert_same(a, b)
 
 
-@BOTH
-def test_a_masked_camera_carries_no_weight(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_a_masked_camera_carries_no_weight(composition: str) -> None:
+    model = model_of(composition)
     frame = make_frame(model.config, 1)
     mask = torch.tensor([[True, True, False, True, True, True]])
     frame = frame._replace(rig=frame.rig._replace(mask=mask))
@@ -193,9 +189,9 @@ def test_a_masked_camera_carries_no_weight(image_queries: int) -> None:
     assert not torch.allclose(a.logits, whole.logits, atol=1e-3)
 
 
-@BOTH
-def test_predictions_do_not_depend_on_batching(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_predictions_do_not_depend_on_batching(composition: str) -> None:
+    model = model_of(composition)
     first, second = drive(model.config, 3), drive(model.config, 3, seed=20)
     both = [
         Frame(
@@ -214,9 +210,9 @@ def test_predictions_do_not_depend_on_batching(image_queries: int) -> None:
             assert torch.allclose(predictions.logits[:, 1:], alone.logits, atol=1e-4)
 
 
-@BOTH
-def test_denoising_queries_do_not_affect_other_queries(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_denoising_queries_do_not_affect_other_queries(composition: str) -> None:
+    model = model_of(composition)
     batch = make_sample(make_clip(), 0, Augmentation(), True)
     frame = batch.frame(normalise(batch.images, model.config.image))
     noise = make_denoising(batch.targets, model.config.loss, model.range_m, torch.Generator().manual_seed(0))
@@ -259,17 +255,6 @@ def test_every_parameter_gets_a_gradient() -> None:
     assert without_gradient == []
 
 
-def test_the_memory_is_detached_and_has_a_fixed_shape() -> None:
-    model = small_model().train()
-    memory = model.start_memory(1)
-    shapes = [value.shape for value in memory]
-    for frame in drive(model.config, 3):
-        _, memory = model(frame, memory)
-        assert [value.shape for value in memory] == shapes
-        assert not any(value.requires_grad for value in memory)
-    assert np.allclose(memory.time[0, ::6].numpy(), [1.0, 0.5, 0.0])
-
-
 def test_the_r50_preset_has_the_published_sizes() -> None:
     with torch.device("meta"):
         model = build_stream_petr(preset("r50_704x256_428q"))
@@ -280,14 +265,33 @@ def test_the_r50_preset_has_the_published_sizes() -> None:
     assert model.config.decoder.num_queries + model.config.decoder.num_propagated == 428
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tiny", AnchoredStreamPETR), ("r18_352x128", AnchoredStreamPETR),
+        ("r50_704x256_428q", CorrectedStreamPETR), ("r50_704x256_900q", CorrectedStreamPETR),
+    ],
+)  # fmt: skip
+def test_presets_select_their_composition(name: str, kind: type[StreamPETR]) -> None:
+    with torch.device("meta"):
+        assert type(build_stream_petr(preset(name))) is kind
+
+
+@pytest.mark.parametrize("kind", ["none", "dense", "focal"])
+def test_auxiliary_kind_selects_the_training_head(kind: str) -> None:
+    model = model_of("published", f"auxiliary_kind={kind}")
+    heads = {"none": type(None), "dense": DenseHead, "focal": FocalHead}
+    assert type(model.auxiliary) is heads[kind]
+
+
 def test_small_config_overrides_the_preset() -> None:
     assert small_config().decoder.memory_length == 18
 
 
-@BOTH
-def test_geometry_is_exact_under_autocast(image_queries: int) -> None:
+@ALL
+def test_geometry_is_exact_under_autocast(composition: str) -> None:
     """Far from the global origin, boxes and memory keep their positions."""
-    model = small_model(image_queries=image_queries)
+    model = model_of(composition)
     shift = torch.from_numpy(yaw_transform(0.7, (1500.0, -1200.0, 0.0)))
     frames = [f._replace(global_from_ego=shift @ f.global_from_ego) for f in drive(model.config, 3)]
     exact = stream(model, frames)
@@ -302,83 +306,6 @@ def test_geometry_is_exact_under_autocast(image_queries: int) -> None:
     expected = predictions.codes[-1][0, :, :3].double() @ there[:3, :3].mT + there[:3, 3]
     nearest = torch.cdist(memory.centers_global[0, :6], expected).amin(1)
     assert float(nearest.max()) < 1e-3
-
-
-def test_image_anchors_start_with_the_velocity_that_links_them_to_the_memory() -> None:
-    """A car at 10 m/s over ground in the memory of a vehicle at 4 m/s."""
-    model = small_model("decoder.memory_length=19")  # three frames of six slots, and one extra slot
-    frame = drive(model.config, 1)[0]._replace(
-        is_first=torch.tensor([False]), time=torch.tensor([1.5], dtype=torch.float64)
-    )
-    poses = [yaw_transform(0.0, (4.0 * time, 0.0, 0.0)) for time in (1.0, 0.5, 0.0, -0.5)]
-    memory = model.start_memory(1)
-    for frame_number, time in enumerate((1.0, 0.5, 0.0)):
-        slots = slice(6 * frame_number, 6 * frame_number + 6)
-        memory.centers_global[0, slots] = torch.tensor([40.0, -30.0, 0.0]).double()  # slots without evidence
-        memory.centers_global[0, slots.start] = torch.tensor([20.0 + 10 * time, 0.0, 0.0]).double()
-        memory.logits[0, slots.start, 0] = 8.0
-        memory.time[0, slots] = time
-        memory.global_from_ego[0, slots] = torch.from_numpy(poses[frame_number])
-    frame = frame._replace(global_from_ego=torch.from_numpy(yaw_transform(0.0, (6.0, 0.0, 0.0)))[None])
-    past = align_memory(memory, frame, model.points_in_metres(model.pseudo_points))
-    seen = Anchors(torch.zeros(1, 2, 10), torch.full((1, 2, 10), -9.0))
-    seen.codes[0, 0, 0], seen.codes[0, 1, 0] = 29.0, -20.0  # x = 35 m in global; the second has no match
-    seen.logits[0, :, 0] = 2.0
-    assert isinstance(model, AnchoredStreamPETR)
-    linked = model.link(seen, past)
-    assert linked.codes[0, 0, 8:].tolist() == pytest.approx([10.0, 0.0], abs=1.5)  # reduced by the prior
-    assert torch.allclose(linked.codes[0, 1], seen.codes[0, 1], atol=1e-6)
-    start = align_memory(memory, frame._replace(is_first=torch.tensor([True])), model.pseudo_points * 0)
-    # The memory of a new stream contains no boxes.
-    assert torch.allclose(model.link(seen, start).codes, seen.codes, atol=1e-6)
-
-
-def at_times(model: StreamPETR, times: list[float], *, first: bool = True) -> list[Frame]:
-    """Return frames at these times of a vehicle at 2 m/s."""
-    frames = []
-    for index, time in enumerate(times):
-        frame = drive(model.config, 1)[0]
-        generator = torch.Generator().manual_seed(int(1000 * time))
-        frames.append(
-            frame._replace(
-                images=torch.randn(frame.images.shape, generator=generator),
-                global_from_ego=torch.from_numpy(yaw_transform(0.0, (2.0 * time, 0.0, 0.0)))[None],
-                time=torch.tensor([time], dtype=torch.float64),
-                is_first=torch.tensor([first and index == 0]),
-            )
-        )
-    return frames
-
-
-def test_frames_within_the_memory_interval_leave_the_memory_unchanged() -> None:
-    """Predictions for key frames in a 12 Hz stream equal those in a stream of key frames."""
-    model = small_model("decoder.memory_interval_s=0.45")
-    key_times = [0.0, 0.5, 1.0, 1.5]
-    times = sorted({*key_times, *(round(t / 12, 3) for t in range(18))})
-    key = dict(zip(key_times, stream(model, at_times(model, key_times)), strict=True))
-    whole = dict(zip(times, stream(model, at_times(model, times)), strict=True))
-    for time in key_times:
-        assert torch.equal(whole[time].codes, key[time].codes)
-    every = small_model("decoder.memory_interval_s=0")
-    other = dict(zip(times, stream(every, at_times(every, times)), strict=True))
-    assert not torch.allclose(other[1.5].codes, key[1.5].codes, atol=1e-3)
-    alone = stream(model, at_times(model, [times[1]]))[0]  # frames in between use the memory too
-    assert not torch.allclose(whole[times[1]].logits, alone.logits, atol=1e-3)
-
-
-def test_the_memory_interval_is_checked_per_stream_of_a_batch() -> None:
-    """Due, not due, start of a stream, and time that jumps back."""
-    before = small_model().start_memory(4)._replace(time=torch.full((4, 18), 10.0).double())
-    after = before._replace(embedding=before.embedding + 1, time=before.time + 1)
-    frame = drive(small_config(), 1)[0]._replace(
-        time=torch.tensor([10.5, 10.1, 10.1, 9.0]).double(),
-        is_first=torch.tensor([False, False, True, False]),
-    )
-    kept = keep_interval(before, after, frame, 0.4)
-    assert kept.embedding.flatten(1)[:, 0].tolist() == [1, 0, 1, 1]
-    assert kept.time[:, 0].tolist() == [11, 10, 11, 11]
-    with pytest.raises(UserError, match="memory_interval_s -1"):
-        small_config("decoder.memory_interval_s=-1")
 
 
 def test_the_published_model_has_no_image_queries() -> None:
