@@ -21,8 +21,8 @@ from ftkd_core.errors import UserError
 def tiny() -> DetectorConfig:
     """Half-width ResNet-18 at 352x128: fast on a CPU, trained from scratch on the synthetic world.
 
-    Ours, meant to speed up training from scratch: queries that start at 2-D peaks, locality,
-    content_from_position. The 2-D head reads stride 8, since a cone 25 m away is 4 pixels wide.
+    Ours, meant to speed up training from scratch: anchored queries, some
+    of which start at 2-D peaks. The 2-D head reads stride 8, since a cone 25 m away is 4 pixels wide.
     """
     return DetectorConfig(
         preset="tiny",
