@@ -42,9 +42,7 @@ from ftkd_core.models.stream_petr import motion_of, no_motion
 from ftkd_core.types import DenoisingQueries, Frame
 
 _EMPTY_SLOT_LOGIT: Final = -100.0  # a slot without a box supports no velocity
-_MAX_EVIDENCE: Final = (
-    7.0  # limits a memory box to an initial score of 0.92, so that it can still be rejected
-)
+_MAX_EVIDENCE: Final = 7.0  # a box from memory starts at a score of at most 0.92, so it can still be rejected
 
 
 class AnchoredStreamPETR(CorrectedStreamPETR):

@@ -72,9 +72,8 @@ def project_to_views(
     shape = points_ego.shape[2:4]
     seen = torch.unflatten(inside.any(dim=2), 2, shape)
     kept = seen | rig.mask[:, :, :1, None] if keep_unseen else seen
-    uv = torch.where(
-        kept[..., None], torch.unflatten(chosen, 2, shape), -2.0
-    )  # outside the image: reads zeros
+    # Unseen points are outside the image and read zeros.
+    uv = torch.where(kept[..., None], torch.unflatten(chosen, 2, shape), -2.0)
     return ViewPoints(uv, torch.unflatten(view, 2, shape), seen)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets as a model can answer them: what it cannot reach is not asked for, and classes are its own."""
+"""Filtering of targets: range and class order of the model."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ Config = DetectorConfig | SparseBEVConfig
 
 
 def objects_at(*places: tuple[float, float]) -> Targets:
-    """Targets of one frame with a car at each place, seen by both of two cameras."""
+    """Return targets of one frame with a car at each position, visible in two cameras."""
     count, real = len(places), torch.ones(1, len(places), dtype=torch.bool)
     boxes = torch.tensor([[x, y, 1.0, 4.0, 2.0, 1.5, 0.0, 0.0, 0.0] for x, y in places])[None]
     return Targets(
@@ -41,7 +41,7 @@ def objects_at(*places: tuple[float, float]) -> Targets:
         small_config(f"decoder.point_range_m={list(POINT_RANGE_M)}", image_queries=0),
     ],
 )
-def test_what_a_model_of_51_metres_cannot_reach_is_not_asked_for(config: Config) -> None:
+def test_objects_beyond_the_range_of_a_model_are_removed(config: Config) -> None:
     places = [(51.1, 0.0), (51.3, 0.0), (-51.3, 3.0), (0.0, -51.3), (-51.1, 51.1), (60.0, 60.0)]
     expected = [True, False, False, False, True, False]
     targets = objects_at(*places)
@@ -65,7 +65,7 @@ def test_what_a_model_of_51_metres_cannot_reach_is_not_asked_for(config: Config)
         *map(sparse_bev_preset, ("sparse_bev_tiny", "sparse_bev_tiny_offline", "sparse_bev_r18_352x128")),
     ],
 )
-def test_a_model_of_61_metres_is_asked_for_all_that_data_sets_give(config: Config) -> None:
+def test_models_with_a_range_of_61_metres_keep_all_objects_of_datasets(config: Config) -> None:
     clip = make_clip(objects=40)
     boxes = clip.objects[0].boxes
     boxes[:, :2] *= 3.0
@@ -79,15 +79,15 @@ def test_a_model_of_61_metres_is_asked_for_all_that_data_sets_give(config: Confi
 @pytest.mark.parametrize(
     "config", [stream_petr_config("r50_704x256_428q", CLASS_NAMES), sparse_bev_config(CLASS_NAMES)]
 )
-def test_the_range_is_that_of_the_frame_the_model_thinks_in(config: Config) -> None:
-    """The lidar of the public models stands 0.94 m before ego's origin."""
+def test_the_range_refers_to_the_frame_of_the_model(config: Config) -> None:
+    """The lidar of the public models is 0.94 m ahead of ego's origin."""
     targets = objects_at((51.9, 0.0), (52.5, 0.0), (-50.1, 0.0), (-50.9, 0.0), (0.0, 50.9), (0.0, -52.0))
     with torch.autocast("cpu", torch.bfloat16):
         found = in_range(targets, config)
     assert found.mask[0].tolist() == [True, False, True, False, True, False]
 
 
-def test_labels_are_places_in_the_models_own_order() -> None:
+def test_labels_become_indices_into_the_class_names_of_the_model() -> None:
     order = (*CLASS_NAMES[3:], *CLASS_NAMES[:3])
     config = replace(preset("tiny"), class_names=order)
     targets = objects_at(*[(float(place), 0.0) for place in range(10)])
@@ -96,6 +96,6 @@ def test_labels_are_places_in_the_models_own_order() -> None:
     assert [order[label] for label in found.labels[0].tolist()] == list(CLASS_NAMES)
     noise = make_denoising(found, config.loss, torch.ones(3) * 61.2, torch.Generator().manual_seed(0))
     assert noise is not None
-    assert int((noise.labels == found.labels).sum()) >= 4  # of which half are kept
+    assert int((noise.labels == found.labels).sum()) >= 4  # half are kept
     with pytest.raises(UserError, match="class_names .*'tree'.*: training expects"):
         filter_targets(targets, replace(config, class_names=("tree", *CLASS_NAMES[1:])))
