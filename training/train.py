@@ -124,15 +124,20 @@ def make_parser(
         metavar="PARTS",
         help="load only these parts of --init, of any kind of model: e.g. backbone,neck,auxiliary",
     )
-    add("--accelerator", default="auto", help="auto, cpu or cuda")
-    add("--devices", default="1", help="processes on this machine, if not started by torchrun")
-    add("--precision", default="auto", help="auto (bf16 on a GPU, else 32 bit), 32-true or bf16-mixed")
-    add("--threads", type=int, default=0, help="CPU threads of this process (0: PyTorch's choice)")
     add(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
         help="override any setting",
     )  # fmt: skip
+    _add_machine_options(parser)
     return parser
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--accelerator", default="auto", help="auto, cpu or cuda")
+    add("--devices", default="1", help="processes on this machine, if not started by torchrun")
+    add("--precision", default="auto", help="auto (bf16 on a GPU, else 32 bit), 32-true or bf16-mixed")
+    add("--threads", type=int, default=0, help="CPU threads of this process (0: PyTorch's choice)")
 
 
 def resolve_config(options: TrainOptions) -> TrainConfig | WindowTrainConfig:

@@ -91,9 +91,7 @@ def killed(fabric: Fabric, folder: Path) -> dict[str, torch.Tensor]:
     whole.run(data, workers=0, save_every=5)
     interrupted = make_trainer(fabric, "stxd", folder / "killed", 5)
     interrupted.start_training()
-    for step in range(
-        4
-    ):  # interrupted after step 4; the last checkpoint was written at step 3, within a segment
+    for step in range(4):  # interrupted after step 4; the last checkpoint, of step 3, is within a segment
         interrupted.train_step(data[step])
         interrupted.step += 1
         if interrupted.step == 3:

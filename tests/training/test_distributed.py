@@ -58,9 +58,8 @@ def test_killed_run_of_two_processes_resumes_bit_for_bit(tmp_path: Path) -> None
         assert torch.equal(found[f"whole/{name}"], found[f"resumed/{name}"]), name
     checkpoint = tmp_path / "killed" / "state.pt"
     first, second = torch.load(checkpoint, weights_only=True)["states"]
-    assert len(first) == len(second) and not torch.equal(
-        first[0], second[0]
-    )  # each process has its own memory
+    assert len(first) == len(second)
+    assert not torch.equal(first[0], second[0]), "each process has its own memory"
     single = make_trainer(Fabric(accelerator="cpu", devices=1), "stxd", tmp_path, 5)
     with pytest.raises(UserError, match="was written by 2 processes, this run has 1"):
         single.resume(checkpoint)

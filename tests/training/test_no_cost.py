@@ -37,8 +37,8 @@ def graph_of(weights: Path) -> tuple[list[Node], int, Tensor]:
 
     def step(images: Tensor, intrinsics: Tensor, poses: Tensor, memory: Memory) -> Tensor:
         rig = CameraRig(intrinsics, poses, frame.rig.mask)
-        shown = Frame(images, rig, frame.global_from_ego, frame.time, frame.is_first)
-        return decode(model(shown, memory)[0]).boxes
+        inputs = Frame(images, rig, frame.global_from_ego, frame.time, frame.is_first)
+        return decode(model(inputs, memory)[0]).boxes
 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=capture)

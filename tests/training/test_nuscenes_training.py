@@ -72,19 +72,19 @@ def test_index_agrees_with_the_devkit(dataroot: Path, tmp_path: Path) -> None:
             assert torch.allclose(sample.rig.intrinsics, deployed.rig.intrinsics, atol=1e-3)
             assert torch.allclose(sample.rig.ego_from_camera, deployed.rig.ego_from_camera, atol=1e-5)
             mean, std = torch.tensor(IMAGE.mean), torch.tensor(IMAGE.std)
-            shown = ((sample.images.float() - mean) / std).movedim(-1, -3)
-            assert torch.allclose(shown, deployed.images, atol=1e-4)
+            normalised = ((sample.images.float() - mean) / std).movedim(-1, -3)
+            assert torch.allclose(normalised, deployed.images, atol=1e-4)
 
 
 def test_indexed_clips_equal_the_rendered_clips_of_the_same_seed(dataroot: Path, tmp_path: Path) -> None:
     """Boxes, poses and times agree."""
-    real, made = clips_of(dataroot, tmp_path)(0), render_clip(SEEDS[0], IMAGE, 2.0)
-    np.testing.assert_allclose(real.times, made.times - made.times[0], atol=1e-5)
-    np.testing.assert_allclose(real.global_from_ego, made.global_from_ego, atol=1e-3)
-    np.testing.assert_allclose(real.ego_from_camera, made.ego_from_camera, atol=1e-3)
-    np.testing.assert_allclose(real.intrinsics, made.intrinsics, atol=0.5)
+    real, original = clips_of(dataroot, tmp_path)(0), render_clip(SEEDS[0], IMAGE, 2.0)
+    np.testing.assert_allclose(real.times, original.times - original.times[0], atol=1e-5)
+    np.testing.assert_allclose(real.global_from_ego, original.global_from_ego, atol=1e-3)
+    np.testing.assert_allclose(real.ego_from_camera, original.ego_from_camera, atol=1e-3)
+    np.testing.assert_allclose(real.intrinsics, original.intrinsics, atol=0.5)
     indexed = real.objects[1].boxes[real.objects[1].num_points > 0]
-    rendered = made.objects[1].boxes[made.objects[1].num_points > 0]
+    rendered = original.objects[1].boxes[original.objects[1].num_points > 0]
     distance = np.linalg.norm(indexed[:, None, :3] - rendered[None, :, :3], axis=-1)
     assert len(indexed) > 5 and np.median(distance.min(axis=1)) < 1e-2
 
@@ -174,12 +174,12 @@ def test_zoomed_images_agree_with_their_intrinsics(zoom: float, left: float) -> 
     camera = np.array([[300 * scale, 0, 320 * scale], [0, 300 * scale, 180 * scale - 70], [0, 0, 1.0]])
     ray = np.array([(spot[0] - 320) / 300, (spot[1] - 180) / 300, 1.0])
     u, v, _ = zoomed_intrinsics(camera, config, zoom, left) @ ray
-    shown = zoom_and_crop(image, config, zoom, left)
-    assert shown.shape == (128, 352, 3)
-    rows, columns = np.nonzero(shown[..., 0] > 128)
+    zoomed = zoom_and_crop(image, config, zoom, left)
+    assert zoomed.shape == (128, 352, 3)
+    rows, columns = np.nonzero(zoomed[..., 0] > 128)
     assert abs(columns.mean() + 0.5 - u) < 0.7 and abs(rows.mean() + 0.5 - v) < 0.7
     if zoom == 1.0:
-        np.testing.assert_array_equal(shown, resize_and_crop(image, config))
+        np.testing.assert_array_equal(zoomed, resize_and_crop(image, config))
 
 
 def test_zoom_of_image_files_agrees_with_that_of_resized_images(dataroot: Path, tmp_path: Path) -> None:

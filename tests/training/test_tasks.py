@@ -236,9 +236,9 @@ def test_student_is_the_same_network_with_and_without_a_teacher(tmp_path: Path) 
         load_into(task.detector, files[True], "test")
         models.append(task.detector.eval())
     frame = paired_data()[0][0]
-    shown = frame.frame(frame.images.float().movedim(-1, -3) / 255)
+    inputs = frame.frame(frame.images.float().movedim(-1, -3) / 255)
     with torch.no_grad():
-        a, b = (model(shown, model.start_memory(2))[0] for model in models)
+        a, b = (model(inputs, model.start_memory(2))[0] for model in models)
     assert torch.equal(a.logits, b.logits) and torch.equal(a.codes, b.codes)
 
 

@@ -101,11 +101,11 @@ def test_non_finite_values_stop_the_run_and_keep_the_checkpoint(
     first.run(stream_data(), workers=0, save_every=1)
     first.step = 2
     first.save()
-    kept = contents(tmp_path)
+    saved = contents(tmp_path)
     damage(first)
     with pytest.raises(FloatingPointError, match=rf"^step 2: {message}.*; the last checkpoint is kept$"):
         first.run(stream_data(), workers=0, save_every=1)
-    assert contents(tmp_path) == kept
+    assert contents(tmp_path) == saved
     resumed = trainer()
     resumed.resume(tmp_path / "state.pt")
     resumed.run(stream_data(), workers=0, save_every=1)
@@ -127,14 +127,14 @@ def test_non_finite_loss_term_is_named(tmp_path: Path) -> None:
 def test_non_finite_weights_are_not_saved(tmp_path: Path, ema: float) -> None:
     trainer = stream_trainer(tmp_path, 3, optim=dataclasses.replace(STREAM_OPTIM, ema=ema))
     trainer.save()
-    kept = contents(tmp_path)
+    saved = contents(tmp_path)
     for model in filter(None, (trainer.raw, trainer.average)):
         with torch.no_grad():
             model.get_parameter("classifier.6.bias")[0] = torch.nan
     trainer.step = 2
     with pytest.raises(FloatingPointError, match="step 2: tensor classifier.6.bias holds nan or inf"):
         trainer.save()
-    assert contents(tmp_path) == kept
+    assert contents(tmp_path) == saved
 
 
 @pytest.mark.parametrize("save_every", [1, 100])
@@ -142,12 +142,12 @@ def test_diverging_run_ends_with_one_sentence_and_resumes_from_the_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], save_every: int
 ) -> None:
     assert train_small(tmp_path / "run", 1) == 0
-    kept = contents(tmp_path / "run")
+    saved = contents(tmp_path / "run")
     assert train_small(tmp_path / "run", 9, "optim.lr=1e30", f"save_every={save_every}") == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("training: step ") and last.endswith("; the last checkpoint is kept")
     assert ("half precision" in last) == (save_every == 1)
-    assert contents(tmp_path / "run") == kept
+    assert contents(tmp_path / "run") == saved
     assert train_small(tmp_path / "run", 2) == 0
     assert "resumed at step 1 of 2" in capsys.readouterr().out
 
@@ -168,11 +168,11 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     first = stream_trainer(tmp_path, 4)
     first.train_step(stream_data()[0])
     first.save()
-    kept = torch.load(tmp_path / "state.pt", weights_only=True)
-    torch.save({**kept, "states": kept["states"] * 2}, tmp_path / "two.pt")
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save({**saved, "states": saved["states"] * 2}, tmp_path / "two.pt")
     with pytest.raises(UserError, match="two.pt' was written by 2 processes, this run has 1; start as many"):
         stream_trainer(tmp_path, 4).resume(tmp_path / "two.pt")
-    torch.save({"model": kept["task"]}, tmp_path / "other.pt")
+    torch.save({"model": saved["task"]}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="other.pt' is not a checkpoint of this version"):
         stream_trainer(tmp_path, 4).resume(tmp_path / "other.pt")
     content = (tmp_path / "state.pt").read_bytes()

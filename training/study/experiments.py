@@ -144,6 +144,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
         check_steps(plan, teachers_of(rows))
         return plan
     check_steps(requested, teachers_of(rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, requested.as_json())
     return requested
 

@@ -11,7 +11,6 @@ from ftkd_core.errors import UserError
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON. The file is replaced as a whole, so a killed process never truncates it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)

@@ -60,9 +60,9 @@ def test_matrix_file_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file.json"
+    path = tmp_path / "file.json"
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
-    assert list(path.parent.iterdir()) == [path]
+    assert list(tmp_path.iterdir()) == [path]
