@@ -21,8 +21,8 @@ from ftkd_core.errors import UserError
 def tiny() -> DetectorConfig:
     """Half-width ResNet-18 at 352x128: fast on a CPU, trained from scratch on the synthetic world [ours].
 
-    Anchored queries, some of which start at 2-D peaks, speed up training from scratch. The 2-D head reads
-    stride 8 because a cone at 25 m is 4 pixels wide.
+    Anchored queries and starts at 2-D peaks speed up training from scratch. The 2-D head reads stride 8
+    because a cone at 25 m is 4 pixels wide.
     """
     return DetectorConfig(
         preset="tiny",
