@@ -27,7 +27,8 @@ from ftkd_core.evaluation.detector_benchmark import driving_rounds, load_preset_
 from ftkd_core.presets import PRESETS, preset, sparse_bev_preset
 from ftkd_core.runtime.detector import Detector, resolve_device
 from ftkd_core.runtime.devices import device_name
-from training.trainer import OptimConfig, Trainer
+from training.config import OptimConfig
+from training.trainer import Trainer
 
 _WARM_UP, _ROUNDS = 5, 4
 

@@ -42,7 +42,8 @@ from ftkd_core.evaluation.detector_benchmark import (
     peak_memory_mb,
 )
 from ftkd_core.evaluation.latency import time_alternating
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.compiling import compile_separately
 from ftkd_core.runtime.detector import Detector, resolve_device
 from ftkd_core.runtime.devices import device_context, device_name

@@ -36,15 +36,18 @@ from ftkd_core.data.windows import PairedDataset
 from ftkd_core.distillation.cache import TeacherCache, fill_cache
 from ftkd_core.distillation.methods import METHODS, method_config
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.sparse_bev import build_sparse_bev
-from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.percentiles import summarize
 from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.runtime.detector import resolve_device
 from ftkd_core.runtime.devices import device_name
-from training.feature_cache import keep_features
-from training.tasks import CachedDataset, Distiller, StreamLesson, make_distiller
-from training.trainer import OptimConfig, Trainer
+from training.config import OptimConfig
+from training.datasets import CachedDataset
+from training.distiller import Distiller, make_distiller
+from training.feature_cache import cache_features
+from training.tasks import StreamingTask
+from training.trainer import Trainer
 
 _SCENES, _DURATION_S, _WARM_UP = 2, 10.0, 3
 _NO_AUGMENTATION = AugmentConfig(flip=0.0, rotation=0.0)  # cached teacher outputs need unaugmented geometry
@@ -100,7 +103,7 @@ def run(
         for kind, half in kinds.items():
             for variant, data, distiller in _variants(name, teacher_name, method, device, clips, streams):
                 torch.manual_seed(0)
-                lesson = StreamLesson(build_stream_petr(preset(name)), streams, distiller)
+                lesson = StreamingTask(build_stream_petr(preset(name)), streams, distiller)
                 trainer = Trainer(
                     fabric, lesson, OptimConfig(), Path(folder), steps=1000, seed=0, autocast=half
                 )
@@ -136,7 +139,7 @@ def _variants(
     teacher.to(device)
     manifest = distillers[0].describe("random", clips.name)
     folder = clips.cache / "answers"
-    fill_cache(folder, manifest, distillers[0].answer_clip, clips, _SCENES)
+    fill_cache(folder, manifest, distillers[0].run_teacher_on_clip, clips, _SCENES)
     data = StreamDataset(clips, _SCENES, num_streams=streams, segment=10, augment=_NO_AUGMENTATION, seed=0)
     windows = PairedDataset(data, teacher.config.num_past, teacher.config.num_future)
     cached = CachedDataset(data, TeacherCache(folder, manifest, _SCENES))
@@ -150,10 +153,10 @@ def _frozen(
     torch.manual_seed(0)
     model = build_stream_petr(preset(name))
     folder = clips.cache.parent
-    shown = clips if variant == "frozen" else keep_features(model, clips, folder, _SCENES, fabric.device)
+    shown = clips if variant == "frozen" else cache_features(model, clips, folder, _SCENES, fabric.device)
     data = StreamDataset(shown, _SCENES, num_streams=streams, segment=10, augment=_NO_AUGMENTATION, seed=0)
     trainer = Trainer(
-        fabric, StreamLesson(model, streams), _FROZEN, folder, steps=1000, seed=0, autocast=half
+        fabric, StreamingTask(model, streams), _FROZEN, folder, steps=1000, seed=0, autocast=half
     )
     trainer.start_training()
     return TimedTraining(trainer, data)
@@ -208,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             torch.set_num_threads(options.threads)
         result = run(
             options.preset, options.teacher_preset, options.method, resolve_device(options.device),
-            streams=options.streams, repeats=options.repeats, keep=options.keep_features,
+            streams=options.streams, repeats=options.repeats, keep=options.cache_features,
         )  # fmt: skip
     except UserError as error:
         print(f"benchmark: {error}", file=sys.stderr)

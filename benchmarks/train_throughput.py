@@ -35,14 +35,15 @@ from ftkd_core.data.clips import StreamDataset
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import WindowDataset
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.sparse_bev import build_sparse_bev
-from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.percentiles import summarize
 from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS, preset, sparse_bev_preset
 from ftkd_core.runtime.detector import resolve_device
 from ftkd_core.runtime.devices import device_name
-from training.tasks import StreamLesson, WindowLesson
-from training.trainer import OptimConfig, Trainer
+from training.config import OptimConfig
+from training.tasks import StreamingTask, WindowTask
+from training.trainer import Trainer
 
 _SCENES, _DURATION_S, _BATCHES, _WARM_UP = 2, 10.0, 3, 3
 PRECISIONS: Final = {"fp32": None, "bf16": torch.bfloat16}
@@ -105,7 +106,7 @@ def measure(case: Case, precision: str, seconds: float, device_text: str, folder
     }
 
 
-def make_task(case: Case, folder: Path) -> tuple[StreamLesson | WindowLesson, Dataset[Any]]:
+def make_task(case: Case, folder: Path) -> tuple[StreamingTask | WindowTask, Dataset[Any]]:
     """What trains the case's model, and the data it trains on."""
     if case.preset in PRESETS:
         config = preset(case.preset)
@@ -113,13 +114,13 @@ def make_task(case: Case, folder: Path) -> tuple[StreamLesson | WindowLesson, Da
         data = StreamDataset(
             clips, _SCENES, num_streams=case.batch, segment=10, augment=AugmentConfig(), seed=0
         )
-        return StreamLesson(build_stream_petr(config), case.batch), data
+        return StreamingTask(build_stream_petr(config), case.batch), data
     window = sparse_bev_preset(case.preset)
     windows = WindowDataset(
         SyntheticClips(0, window.image, folder, _DURATION_S), _SCENES, batch=case.batch,
         num_past=window.num_past, num_future=window.num_future, augment=AugmentConfig(), seed=0,
     )  # fmt: skip
-    return WindowLesson(build_sparse_bev(window)), windows
+    return WindowTask(build_sparse_bev(window)), windows
 
 
 def measure_several(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""3D boxes: the house form, the regression code of StreamPETR, and moves between frames.
+"""3-D boxes: their two representations, conversion, and transformation between frames.
 
-House form, (..., 9): `[x, y, z, length, width, height, yaw, vx, vy]`; centre in metres (z is the middle of
-the box), length along the heading, yaw in radians about z (0 = along x), velocity over ground in m/s along
-the axes of the frame the box is expressed in. Code form, (..., 10): `[cx, cy, cz, log w, log l, log h, sin
+Boxes, (..., 9): `[x, y, z, length, width, height, yaw, vx, vy]`; centre in metres (z is the middle of the
+box), length along the heading, yaw in radians about z (0 = along x), velocity over ground in m/s along the
+axes of the frame of the box. Codes, (..., 10), which networks predict: `[cx, cy, cz, log w, log l, log h, sin
 yaw, cos yaw, vx, vy]`.
 """
 
@@ -23,14 +23,15 @@ BOX_EDGES: Final = (
     *((4, 5), (5, 6), (6, 7), (7, 4)),
     *((0, 4), (1, 5), (2, 6), (3, 7)),
 )
-"""Pairs of corners, numbered as in `box_corners`, that an edge joins: front face, rear face, between."""
-# Networks can answer any logarithm; sizes outside 1 cm .. 150 m are never right and would overflow float16.
+"""Pairs of corners, numbered as in `box_corners`, that are connected: front face, rear face, between the
+faces."""
+# Networks can predict any logarithm; sizes outside 1 cm .. 150 m are never right and would overflow float16.
 _LOG_SIZE_RANGE: Final = (-4.6, 5.0)
 
 
 def encode_boxes(boxes: Tensor) -> Tensor:
-    """Code form (..., 10) of boxes (..., 9). Sizes must be positive. Source: StreamPETR's 10-d code,
-    centres in metres."""
+    """Return codes (..., 10) of boxes (..., 9) with positive sizes. Source: StreamPETR's box code, centres in
+    metres."""
     x, y, z, length, width, height, yaw, vx, vy = boxes.unbind(-1)
     return torch.stack(
         [x, y, z, width.log(), length.log(), height.log(), yaw.sin(), yaw.cos(), vx, vy], dim=-1
@@ -38,16 +39,16 @@ def encode_boxes(boxes: Tensor) -> Tensor:
 
 
 def decode_boxes(codes: Tensor) -> Tensor:
-    """Boxes (..., 9) of codes (..., 10); the inverse of `encode_boxes`."""
+    """Return boxes (..., 9) of codes (..., 10); the inverse of `encode_boxes`."""
     x, y, z, log_w, log_l, log_h, sin, cos, vx, vy = codes.unbind(-1)
     width, length, height = (v.clamp(*_LOG_SIZE_RANGE).exp() for v in (log_w, log_l, log_h))
     return torch.stack([x, y, z, length, width, height, torch.atan2(sin, cos), vx, vy], dim=-1)
 
 
 def transform_boxes(dst_from_src: Tensor, boxes_src: Tensor) -> Tensor:
-    """Boxes (..., M, 9) of frame src expressed in frame dst; `dst_from_src` (..., 4, 4) turns mainly about z.
+    """Return boxes (..., M, 9) of frame src in frame dst; `dst_from_src` (..., 4, 4) rotates mainly about z.
 
-    Headings are turned by the yaw of the transform, as nuScenes boxes are kept upright.
+    The yaw of the transform is added to headings, so boxes stay upright as in nuScenes.
     """
     rotation = dst_from_src[..., :3, :3]
     centers = boxes_src[..., :3] @ rotation.mT + dst_from_src[..., None, :3, 3]
@@ -57,10 +58,10 @@ def transform_boxes(dst_from_src: Tensor, boxes_src: Tensor) -> Tensor:
 
 
 def transform_codes(dst_from_src: Tensor, codes_src: Tensor) -> Tensor:
-    """Codes (..., 10) of frame src expressed in frame dst; dst_from_src (4, 4); in the codes' precision.
+    """Return codes (..., 10) of frame src in frame dst, in the precision of the codes; dst_from_src (4, 4).
 
-    Headings and velocities are turned as vectors in the ground plane, as the nuScenes devkit turns boxes; for
-    a turn about z this is what `transform_boxes` does.
+    Headings and velocities are rotated as vectors in the ground plane, as by the nuScenes devkit; for
+    rotations about z the result equals that of `transform_boxes`.
     """
     matrix = dst_from_src.to(codes_src)
     centers = codes_src[..., :3] @ matrix[:3, :3].mT + matrix[:3, 3]
@@ -70,13 +71,13 @@ def transform_codes(dst_from_src: Tensor, codes_src: Tensor) -> Tensor:
 
 
 def wrap_angle(angle: Tensor) -> Tensor:
-    """The same angle in [-pi, pi)."""
+    """Return the angle in [-pi, pi)."""
     return torch.remainder(angle + torch.pi, 2 * torch.pi) - torch.pi
 
 
 def box_corners(boxes: NDArray[Any]) -> NDArray[np.float64]:
-    """Corners (M, 8, 3) of boxes (M, 9): the four of the front face first (right-top, left-top,
-    left-bottom, right-bottom seen along the heading), then the same four of the rear face."""
+    """Return corners (M, 8, 3) of boxes (M, 9): the front face (right-top, left-top, left-bottom,
+    right-bottom seen along the heading), then the rear face in the same order."""
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, BOX_DIM)
     signs = np.array(
         [[1, -1, 1], [1, 1, 1], [1, 1, -1], [1, -1, -1], [-1, -1, 1], [-1, 1, 1], [-1, 1, -1], [-1, -1, -1]]

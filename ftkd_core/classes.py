@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ten nuScenes detection classes: order, attributes, and the evaluation ranges of the official
-metrics."""
+"""The ten nuScenes detection classes: order, attributes, and the ranges of the official metrics."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -19,10 +18,10 @@ CLASS_NAMES: Final[tuple[str, ...]] = (
     "pedestrian",
     "traffic_cone",
 )
-"""Class order of our checkpoints (the order StreamPETR and SparseBEV train with)."""
+"""Class order of datasets and of our checkpoints (that of StreamPETR and SparseBEV)."""
 
 SYMMETRIC: Final = ("barrier",)
-"""Classes that look the same from behind: the devkit scores their heading up to half a turn."""
+"""Classes that look the same from behind; the devkit scores their heading modulo half a turn."""
 
 HEADINGLESS: Final = ("traffic_cone",)
 """Classes whose heading the devkit does not score."""
@@ -42,7 +41,7 @@ CLASS_RANGES: Final[dict[str, float]] = {
     "traffic_cone": 30.0,
     "barrier": 30.0,
 }
-"""Metres from the ego vehicle within which `detection_cvpr_2019` scores a class."""
+"""Maximum distance in metres from the ego vehicle at which `detection_cvpr_2019` scores a class."""
 
 CAMERA_CHANNELS: Final[tuple[str, ...]] = (
     "CAM_FRONT",
@@ -52,23 +51,23 @@ CAMERA_CHANNELS: Final[tuple[str, ...]] = (
     "CAM_BACK_LEFT",
     "CAM_BACK_RIGHT",
 )
-"""Camera order inside the model. The result does not depend on it; a fixed order keeps arrays comparable."""
+"""Default camera order of models and arrays."""
 
 _MOVING_SPEED_M_S: Final = 0.2
 
 
 def our_labels(class_names: Sequence[str]) -> list[int]:
-    """Place in CLASS_NAMES of each of a model's classes. Errors: UserError for a class that is not there."""
-    strange = [name for name in class_names if name not in CLASS_NAMES]
-    if strange:
-        raise UserError(f"model has class {strange[0]!r}; expected among {', '.join(CLASS_NAMES)}")
+    """Return the index in CLASS_NAMES of each class of a model. Raises UserError for an unknown class."""
+    unknown = [name for name in class_names if name not in CLASS_NAMES]
+    if unknown:
+        raise UserError(f"model has class {unknown[0]!r}; expected among {', '.join(CLASS_NAMES)}")
     return [CLASS_NAMES.index(name) for name in class_names]
 
 
 def attribute_for(class_name: str, speed_m_s: float) -> str:
-    """nuScenes attribute of a detection by the rule of the public baselines: from class and speed.
+    """Return the nuScenes attribute of a detection from class and speed, by the rule of public baselines.
 
-    Returns "" for classes that have no attribute (barrier, traffic_cone).
+    It is "" for classes without attributes (barrier, traffic_cone).
     """
     moving = speed_m_s > _MOVING_SPEED_M_S
     if class_name in ("car", "truck", "construction_vehicle", "trailer"):

@@ -1,317 +1,314 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration as frozen dataclasses, checked when they are made.
+"""Configuration of the detectors: image, backbone, decoder, losses.
 
-A preset (`presets.py`) is a function that returns a complete `DetectorConfig`; the resolved configuration
-travels in every checkpoint as JSON, so that a checkpoint says what it is.
+A preset (presets.py) is a function that returns a complete `DetectorConfig` or `SparseBEVConfig`. Every
+checkpoint and weights file stores the complete config as JSON. Sources in the docstrings: [paper sec. n] of
+FTKD (arXiv 2512.08247), [public code] of StreamPETR or SparseBEV, [ours].
 """
 
-import dataclasses
-import difflib
 import math
-import types
-import typing
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from dataclasses import field
+from typing import Annotated, Final, Literal
+
+import numpy as np
+from pydantic import Field
 
 from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
-from ftkd_core.errors import UserError
+from ftkd_core.config_class import (
+    ConfigT,
+    Count,
+    NotNegative,
+    Positive,
+    PositiveCount,
+    Setting,
+    config_class,
+    describe,
+    from_dict,
+    override,
+    require,
+    to_dict,
+)
+from ftkd_core.geometry import is_rigid
 
-ConfigT = TypeVar("ConfigT")
+__all__ = [
+    "TOKEN_STRIDE", "BackboneConfig", "Box", "ConfigT", "DecoderConfig", "DetectorConfig", "ImageConfig",
+    "LossConfig", "Matrix", "ModelConfig", "Setting", "SparseBEVConfig", "SparseDecoderConfig",
+    "TransformerConfig", "config_class", "describe", "from_dict", "override", "to_dict",
+]  # fmt: skip
+
 Matrix = tuple[tuple[float, ...], ...]
 """A 4x4 transform as rows."""
-
-UNSAID: Final = {"unsaid": True}
-"""Metadata of a setting that `to_dict` leaves out while it has its default, so that what was saved before the
-setting came still compares equal."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
+Box = tuple[float, float, float, float, float, float]
+"""A box in space: low x, y, z and high x, y, z, metres."""
+TOKEN_STRIDE: Final = 16
+"""Stride in pixels of the feature level whose cells are StreamPETR's tokens [public code]."""
+ImageSide = Annotated[int, Field(gt=0, multiple_of=16)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class ImageConfig:
-    """Network input: the camera image is scaled to `width`, then rows are cut from the top until `height`
-    remain.
+    """Network input. The camera image is scaled to `width`; rows are cut from the top until `height`
+    remain."""
 
-    mean and std are per RGB channel in 0..255 (ImageNet's, as StreamPETR's).
-    """
-
-    width: int = 704
-    height: int = 256
+    width: ImageSide = 704
+    """Pixels."""
+    height: ImageSide = 256
+    """Pixels."""
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-
-    def __post_init__(self) -> None:
-        _require(
-            self.width % 16 == 0 and self.height % 16 == 0 and self.width > 0 and self.height > 0,
-            f"image size {self.width}x{self.height}: expected positive multiples of 16",
-        )
+    """Subtracted per RGB channel, 0..255: ImageNet's [public code]."""
+    std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
+    """Divisor per RGB channel, 0..255: ImageNet's [public code]."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class BackboneConfig:
-    """ResNet `depth` with `base_channels` in its first stage (64 is the published network) and the neck's
-    output.
-
-    token_stride: stride in pixels of the one feature level whose cells are the decoder's tokens;
-    auxiliary_stride: of the level the 2-D head reads, the same or finer; neck_channels: the width C of
-    both.
-    """
+    """ResNet and the neck behind it."""
 
     depth: int = 50
-    base_channels: int = 64
-    token_stride: int = 16
-    auxiliary_stride: int = 16
-    neck_channels: int = 256
+    """Layers of the ResNet: 18, 34, 50 or 101."""
+    base_channels: PositiveCount = 64
+    """Channels of the first stage; 64 is the published network."""
+    auxiliary_stride: Literal[8, 16] = 16
+    """Stride in pixels of the feature level that the 2-D head reads."""
+    neck_channels: PositiveCount = 256
+    """Channels C of the neck's feature levels."""
 
     def __post_init__(self) -> None:
-        _require(self.depth in (18, 34, 50, 101), f"backbone depth {self.depth}: expected 18, 34, 50 or 101")
-        _require(self.token_stride in (8, 16), f"token stride {self.token_stride}: expected 8 or 16")
-        _require(
-            self.auxiliary_stride in (8, 16) and self.auxiliary_stride <= self.token_stride,
-            f"auxiliary stride {self.auxiliary_stride}: expected 8 or 16, up to {self.token_stride}",
-        )
+        require(self.depth in (18, 34, 50, 101), f"depth {self.depth}: expected 18, 34, 50 or 101")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
-    """Queries, memory and the transformer decoder.
+@config_class
+class TransformerConfig:
+    """Settings that both decoders have."""
 
-    num_queries learnable queries plus num_propagated taken from the memory of memory_length slots;
-    num_depths points along each ray for the position embedding; position_hidden the width of its MLP;
-    position_range_m the half extents x, y, z in metres of the space that is normalised to 0..1. locality:
-    adds to each cross-attention logit a learnt, per-head multiple of cos(angle between the token's ray and
-    the direction to the query's reference point), so that a query looks where it is from the first step on
-    (ours, after spatially modulated co-attention, Gao et al. 2021; StreamPETR has none).
-    content_from_position: a new query's content starts as its position embedding, not as 0 (ours).
-    num_image_queries: that many more queries start at the peaks of the 2-D head, lifted to 3-D by its
-    depth, with the content of that cell (after Far3D, Jiang et al. 2024; StreamPETR has none); with them
-    the 2-D head runs at inference too. anchored: queries are boxes with a class, not points: they start from
-    the 2-D head's size, heading and class or from the memory's moved box, every answer changes that box in
-    the query's own line of sight, and self-attention fades with distance (ours, after Sparse4D and
-    SparseBEV; see models/anchors.py). as_published: computes what StreamPETR's published weights were trained
-    with, where ours differs: no projection before the tokens' own MLP, the spatial alignment told of points
-    in 0..1 (ours: their inverse sigmoid) at other depths, remembered velocities told along the axes of the
-    moment they were answered at (ours: the current ones). link_memory: queries from the image start with the
-    velocity that links them to remembered boxes (ours; models/linking.py). memory_interval_s: a frame that
-    comes sooner after the newest remembered one is answered but not remembered, so that a memory trained on
-    key frames holds what it knows, whatever the cameras' rate (ours; 0 remembers every frame). point_range_m:
-    low x, y, z and high x, y, z in metres of the space of reference points and centres; None for
-    +-position_range_m.
-    """
-
-    channels: int = 256
-    num_layers: int = 6
-    num_heads: int = 8
-    ffn_channels: int = 2048
-    dropout: float = 0.1
-    num_queries: int = 300
-    num_image_queries: int = 0
-    num_propagated: int = 128
-    memory_length: int = 512
-    num_depths: int = 64
-    position_hidden: int = 1024
-    position_range_m: tuple[float, float, float] = (61.2, 61.2, 10.0)
-    locality: bool = False
-    content_from_position: bool = False
-    anchored: bool = False
-    link_memory: bool = field(default=False, metadata=UNSAID)
-    memory_interval_s: float = field(default=0.0, metadata=UNSAID)
-    as_published: bool = field(default=False, metadata=UNSAID)
-    point_range_m: tuple[float, ...] | None = field(default=None, metadata=UNSAID)
+    channels: PositiveCount = 256
+    """Width C of the query features, a multiple of `num_heads`."""
+    num_layers: PositiveCount = 6
+    """Decoder layers. SparseBEV applies one layer that many times."""
+    num_heads: PositiveCount = 8
+    """Heads of each attention."""
+    ffn_channels: PositiveCount
+    """Hidden width of the feed-forward networks."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Dropout rate in training [public code]."""
+    num_queries: PositiveCount
+    """Learned queries."""
+    num_image_queries: Count = 0
+    """Additional queries that start as boxes at the peaks of the dense 2-D head [ours, after Far3D, Jiang et
+    al. 2024]. With them the 2-D head also runs at inference, and all queries of a StreamPETR are boxes
+    (models/anchored_stream_petr.py)."""
+    point_range_m: Box
+    """Space of reference points and box centres, in the model's frame."""
+    as_published: bool = False
+    """Computes what the published weights were trained with, where ours differs."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.channels % self.num_heads == 0,
-            f"decoder channels {self.channels}: expected a multiple of num_heads {self.num_heads}",
+            f"channels {self.channels}: expected a multiple of num_heads {self.num_heads}",
         )
-        reach = self.point_range_m
-        _require(
-            reach is None or (len(reach) == 6 and all(reach[i] < reach[i + 3] for i in range(3))),
-            f"point range {reach}: expected low x, y, z and high x, y, z",
+        low, high = self.point_range_m[:3], self.point_range_m[3:]
+        require(
+            all(a < b for a, b in zip(low, high, strict=True)),
+            f"point_range_m {list(self.point_range_m)}: expected low x, y, z and high x, y, z",
         )
-        _require(
-            not self.link_memory or (self.anchored and self.num_image_queries > 0),
-            "link_memory: expected anchored queries and num_image_queries, which are what is linked",
-        )
-        _require(
-            0 <= self.memory_interval_s < 60,
-            f"memory_interval_s {self.memory_interval_s}: expected 0 to 60 seconds",
-        )
-        _require(
-            not self.as_published or self.num_depths > 30,
-            f"{self.num_depths} depths: the published alignment reads the 30th last",
-        )
-        _require(self.channels % 2 == 0, f"decoder channels {self.channels}: expected an even number")
-        _require(
-            0 < self.num_propagated <= self.memory_length,
-            f"num_propagated {self.num_propagated}: expected 1 .. memory_length {self.memory_length}",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SparseDecoderConfig:
-    """SparseBEV's decoder (method.md section 5): num_layers steps of one layer; each query reads `points`
-    points in each of `groups` channel groups, frame by frame, from `levels` pyramid levels (the coarsest of
-    strides 4 to 32; a fifth is every second cell of stride 32). range_low_m and range_high_m bound the box
-    centres, in the model's frame. as_published: computes what the published weights were trained with,
-    where ours differs: a point that no camera sees reads the edge of the first camera's maps, if it lies
-    within one cell of it (ours: nothing); levels are weighed by the weights of other groups
-    (`sampling.scramble_groups`); distances are exact. num_image_queries: that many more queries start at the
-    peaks of the dense 2-D head of the current frame, as boxes, and every step changes the box it was given
-    instead of answering it anew (ours, as `DecoderConfig.num_image_queries` and `anchored`). link_proposals:
-    the dense head looks at all frames of the window, and what it sees there tells image queries their
-    velocity (ours; models/linking.py)."""
-
-    channels: int = 256
-    num_layers: int = 6
-    num_heads: int = 8
-    ffn_channels: int = 512
-    dropout: float = 0.1
-    num_queries: int = 900
-    groups: int = 4
-    points: int = 4
-    levels: int = 4
-    out_points: int = 128
-    range_low_m: tuple[float, float, float] = (-51.2, -51.2, -5.0)
-    range_high_m: tuple[float, float, float] = (51.2, 51.2, 3.0)
-    num_image_queries: int = field(default=0, metadata=UNSAID)
-    link_proposals: bool = field(default=False, metadata=UNSAID)
-    as_published: bool = field(default=False, metadata=UNSAID)
-
-    def __post_init__(self) -> None:
-        _require(
-            self.channels % self.num_heads == 0 and self.channels % self.groups == 0,
-            f"decoder channels {self.channels}: expected a multiple of num_heads {self.num_heads} and groups "
-            f"{self.groups}",
-        )
-        _require(2 <= self.levels <= 5, f"{self.levels} pyramid levels: expected 2 to 5")
-        _require(
-            math.isqrt(self.num_queries) ** 2 == self.num_queries > 0,
-            f"num_queries {self.num_queries}: expected a square number, they start on a square grid",
-        )
-        _require(
+        require(
             not (self.as_published and self.num_image_queries),
-            f"as_published with {self.num_image_queries} image queries: the published SparseBEV has none",
+            f"as_published with {self.num_image_queries} image queries: the published models have none",
         )
-        _require(
+
+
+@config_class
+class DecoderConfig(TransformerConfig):
+    """StreamPETR's queries, memory and transformer decoder."""
+
+    ffn_channels: PositiveCount = 2048
+    """Hidden width of the feed-forward networks."""
+    num_queries: PositiveCount = 300
+    """Learned queries."""
+    num_propagated: PositiveCount = 128
+    """Queries that are propagated from the memory to the next frame, at most `memory_length`."""
+    memory_length: PositiveCount = 512
+    """Slots of the memory."""
+    num_depths: PositiveCount = 64
+    """Points along the ray of each token for its position embedding."""
+    position_hidden: PositiveCount = 1024
+    """Hidden width of the MLP of the position embedding."""
+    point_range_m: Box = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+    """Space of reference points and box centres, in the model's frame."""
+    position_range_m: tuple[Positive, Positive, Positive] = (61.2, 61.2, 10.0)
+    """Half extents x, y, z in metres of the space that the position embedding normalises to 0..1."""
+    memory_interval_s: Annotated[float, Field(ge=0, lt=60)] = 0.0
+    """A frame that is captured sooner after the newest memory frame is detected but not stored, so that the
+    memory keeps the spacing of the training at any camera rate; 0 stores every frame [ours]."""
+    as_published: bool = False
+    """Computes what StreamPETR's published weights were trained with: no projection before the MLP of the
+    tokens, spatial alignment from points in 0..1 (ours: their inverse sigmoid) at other depths, and memory
+    velocities in the ego frame of the frame that predicted them (ours: the current one)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.channels % 2 == 0, f"channels {self.channels}: expected an even number")
+        require(
+            self.num_propagated <= self.memory_length,
+            f"num_propagated {self.num_propagated}: expected at most memory_length {self.memory_length}",
+        )
+        require(
+            not self.as_published or self.num_depths > 30,
+            f"num_depths {self.num_depths}: expected more than 30 with as_published, because the published "
+            "alignment reads the 30th last",
+        )
+
+
+@config_class
+class SparseDecoderConfig(TransformerConfig):
+    """SparseBEV's decoder: each query samples image features at points around its box, per frame."""
+
+    ffn_channels: PositiveCount = 512
+    """Hidden width of the feed-forward networks."""
+    num_queries: PositiveCount = 900
+    """Learned queries, a square number: they start on a square grid."""
+    groups: PositiveCount = 4
+    """Channel groups; each samples its own points."""
+    points: PositiveCount = 4
+    """Sampling points per query, group and frame."""
+    levels: Annotated[int, Field(ge=2, le=5)] = 4
+    """Pyramid levels, the coarsest of strides 4 to 32; a fifth takes every second cell of stride 32."""
+    out_points: PositiveCount = 128
+    """Points after adaptive mixing."""
+    point_range_m: Box = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+    """Space of reference points and box centres, in the model's frame."""
+    link_proposals: bool = False
+    """Image queries take their initial velocity from the 2-D head's proposals in the other frames of the
+    window [ours; models/linking.py]."""
+    as_published: bool = False
+    """Computes what SparseBEV's published weights were trained with: a point that no camera sees but that is
+    within one cell of the first camera's maps reads their edge (ours: 0), levels are weighted by the weights
+    of other groups (`sampling.scramble_groups`), and distances are exact."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.channels % self.groups == 0,
+            f"channels {self.channels}: expected a multiple of groups {self.groups}",
+        )
+        require(
+            math.isqrt(self.num_queries) ** 2 == self.num_queries,
+            f"num_queries {self.num_queries}: expected a square number (a square grid)",
+        )
+        require(
             self.num_image_queries > 0 or not self.link_proposals,
-            "link_proposals: expected num_image_queries, which are what is linked",
+            "link_proposals: expected num_image_queries, whose velocity it initialises",
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class LossConfig:
-    """Weights of the detection losses (StreamPETR's), of denoising and of the training-only 2-D head.
+    """Weights of the losses. Defaults are StreamPETR's [public code]."""
 
-    code_weights follow the 10-d code; velocity takes no part in the matching.
-    """
+    classification: NotNegative = 2.0
+    """Focal loss, in matching and training."""
+    box_l1: NotNegative = 0.25
+    """L1 loss of the box code, in matching and training."""
+    code_weights: Annotated[tuple[NotNegative, ...], Field(min_length=10, max_length=10)] = (
+        2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0,
+    )  # fmt: skip
+    """Weight per element of the 10-d box code. Velocity takes no part in the matching."""
+    denoising: NotNegative = 1.0
+    """Losses of the denoising queries."""
+    denoising_groups: Count = 10
+    """Noisy copies of the ground truth per frame; 0 trains without denoising."""
+    auxiliary: NotNegative = 1.0
+    """Losses of the 2-D head."""
 
-    classification: float = 2.0
-    box_l1: float = 0.25
-    code_weights: tuple[float, ...] = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
-    denoising: float = 1.0
-    denoising_groups: int = 10
-    denoising_noise: float = 1.0
-    denoising_split: float = 0.75
-    auxiliary: float = 1.0
 
-    def __post_init__(self) -> None:
-        _require(len(self.code_weights) == 10, f"{len(self.code_weights)} code weights: expected 10")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DetectorConfig:
-    """Everything that makes a detector; `preset` is its name.
-
-    auxiliary_head: whether it has a 2-D head for training. auxiliary_kind: which, `dense`, ours, that image
-    queries start at, or `focal`, StreamPETR's own. model_from_ego: the frame
-    the network thinks in, where that is not ego, as a rigid transform; what goes in and comes out is in ego
-    nevertheless. class_names: the classes of the outputs, in their order.
-    """
+@config_class
+class ModelConfig:
+    """Settings that both detectors have."""
 
     preset: str
+    """Name of the preset."""
     image: ImageConfig = field(default_factory=ImageConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    channels: Annotated[tuple[str, ...], Field(min_length=1)] = CAMERA_CHANNELS
+    """Names of the cameras, in the order of the input."""
+    class_names: tuple[str, ...] = CLASS_NAMES
+    """Classes in the order of the outputs."""
+    model_from_ego: Matrix | None = None
+    """Rigid transform from ego to the frame in which an imported model computes; null is the identity. Inputs
+    and outputs are in ego."""
+
+    def __post_init__(self) -> None:
+        for names in (self.channels, self.class_names):
+            require(len(set(names)) == len(names), f"names {', '.join(names)}: expected distinct names")
+        rows = self.model_from_ego
+        require(
+            rows is None or (list(map(len, rows)) == [4] * 4 and is_rigid(np.array(rows))),
+            f"model_from_ego {rows}: expected the four rows of a rigid transform",
+        )
+
+
+@config_class
+class DetectorConfig(ModelConfig):
+    """Complete configuration of a streaming detector (StreamPETR)."""
+
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    channels: tuple[str, ...] = CAMERA_CHANNELS
-    class_names: tuple[str, ...] = CLASS_NAMES
-    auxiliary_head: bool = field(default=True, metadata=UNSAID)
-    auxiliary_kind: str = field(default="dense", metadata=UNSAID)
-    model_from_ego: Matrix | None = field(default=None, metadata=UNSAID)
+    auxiliary_kind: Literal["none", "dense", "focal"] = "dense"
+    """2-D head that is trained with the detector: `dense`, whose peaks image queries start at [ours], or
+    `focal`, StreamPETR's [public code]."""
 
     def __post_init__(self) -> None:
-        _require(
-            len(set(self.channels)) == len(self.channels) > 0,
-            f"cameras {self.channels}: expected distinct names",
+        super().__post_init__()
+        decoder, width = self.decoder, self.backbone.neck_channels
+        require(
+            self.auxiliary_kind == "dense" or not decoder.num_image_queries,
+            f"auxiliary_kind {self.auxiliary_kind}: expected dense, because {decoder.num_image_queries} "
+            "image queries start at the peaks of the dense 2-D head",
         )
-        decoder = self.decoder
-        _require(
-            self.auxiliary_kind in ("dense", "focal"),
-            f"auxiliary_kind {self.auxiliary_kind!r}: expected dense or focal",
+        require(
+            self.auxiliary_kind != "focal" or width % 32 == 0,
+            f"backbone.neck_channels {width}: expected a multiple of 32 with auxiliary_kind focal",
         )
-        _require(
-            (self.auxiliary_head and self.auxiliary_kind == "dense") or not decoder.num_image_queries,
-            f"{decoder.num_image_queries} image queries start at a dense 2-D head: expected one",
+        _check_image_queries(self, decoder.num_image_queries)
+        require(
+            not decoder.as_published or decoder.channels == width,
+            f"backbone.neck_channels {width}: expected decoder.channels {decoder.channels} with as_published",
         )
-        _check_proposals(decoder.num_image_queries, self.channels, self.image, self.backbone)
-        _require(
-            self.auxiliary_kind == "dense" or self.backbone.neck_channels % 32 == 0,
-            f"auxiliary_kind focal, {self.backbone.neck_channels} neck channels: expected a multiple of 32",
-        )
-        _require(
-            not decoder.as_published or decoder.channels == self.backbone.neck_channels,
-            f"as_published with {self.backbone.neck_channels} neck channels: expected {decoder.channels}",
-        )
-        _check_matrix(self.model_from_ego)
-        _require(
-            self.model_from_ego is None or not (decoder.anchored or decoder.num_image_queries),
-            "model_from_ego: anchored models and image queries think in ego",
+        require(
+            self.model_from_ego is None or not decoder.num_image_queries,
+            "model_from_ego: expected null, because image queries are in the ego frame",
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SparseBEVConfig:
-    """Everything that makes a SparseBEV: the teacher where num_future is not 0, else student B.
+@config_class
+class SparseBEVConfig(ModelConfig):
+    """Complete configuration of a SparseBEV: a teacher with future frames, a student B without."""
 
-    model_from_ego and class_names as in `DetectorConfig`.
-    """
-
-    preset: str
-    image: ImageConfig = field(default_factory=ImageConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     decoder: SparseDecoderConfig = field(default_factory=SparseDecoderConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    num_past: int = 7
-    num_future: int = 0
-    channels: tuple[str, ...] = CAMERA_CHANNELS
-    class_names: tuple[str, ...] = CLASS_NAMES
-    model_from_ego: Matrix | None = field(default=None, metadata=UNSAID)
+    num_past: Count = 7
+    """Past frames of the window."""
+    num_future: Count = 0
+    """Future frames of the window; more than 0 makes an offline teacher."""
 
     def __post_init__(self) -> None:
-        _check_matrix(self.model_from_ego)
-        _require(
-            self.num_past >= 0 and self.num_future >= 0,
-            f"{self.num_past} past and {self.num_future} future frames: expected 0 or more",
-        )
-        _require(
+        super().__post_init__()
+        count = self.decoder.num_image_queries
+        require(
             self.num_past > 0 or self.num_future == 0,
-            "a window with a future needs a past frame: velocities are answered as the move since it",
+            "num_past 0: expected at least 1 with future frames, because velocity is predicted as the "
+            "movement since the past frame",
         )
-        _require(
-            self.model_from_ego is None or not self.decoder.num_image_queries,
-            "model_from_ego: image queries think in ego",
+        require(
+            self.model_from_ego is None or not count,
+            "model_from_ego: expected null, because image queries are in the ego frame",
         )
-        _require(
-            not self.decoder.num_image_queries or self.auxiliary_level >= 0,
-            f"image queries read stride {self.backbone.auxiliary_stride}; expected it among the "
-            f"{self.decoder.levels} pyramid levels",
+        require(
+            not count or self.auxiliary_level >= 0,
+            f"backbone.auxiliary_stride {self.backbone.auxiliary_stride}: expected one of the "
+            f"{self.decoder.levels} pyramid levels, because image queries start there",
         )
-        _check_proposals(self.decoder.num_image_queries, self.channels, self.image, self.backbone)
+        _check_image_queries(self, count)
 
     @property
     def num_frames(self) -> int:
@@ -320,103 +317,16 @@ class SparseBEVConfig:
 
     @property
     def auxiliary_level(self) -> int:
-        """Which pyramid level the 2-D head reads; negative if none has its stride."""
+        """Index of the pyramid level that the 2-D head reads; negative if no level has its stride."""
         return min(self.decoder.levels, 4) - {8: 3, 16: 2}[self.backbone.auxiliary_stride]
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain nested dict of a configuration, ready for JSON; without what is `UNSAID` and at its default."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if _is_said(config, f)}
-    return {k: to_dict(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
-
-
-def _is_said(config: Any, field_: "dataclasses.Field[Any]") -> bool:
-    return not field_.metadata.get("unsaid") or getattr(config, field_.name) != field_.default
-
-
-def _check_proposals(
-    count: int, channels: tuple[str, ...], image: ImageConfig, backbone: BackboneConfig
-) -> None:
-    """UserError for more image queries than there are cells for them to start at."""
-    stride = backbone.auxiliary_stride
-    cells = len(channels) * (image.height // stride) * (image.width // stride)
-    _require(
-        0 <= count <= cells,
-        f"num_image_queries {count}: expected 0 to {cells}, the cells of {len(channels)} "
+def _check_image_queries(config: ModelConfig, count: int) -> None:
+    """Raise a UserError if there are more image queries than cells of the 2-D head."""
+    stride, image, cameras = config.backbone.auxiliary_stride, config.image, len(config.channels)
+    cells = cameras * (image.height // stride) * (image.width // stride)
+    require(
+        count <= cells,
+        f"decoder.num_image_queries {count}: expected 0 to {cells}, the cells of {cameras} "
         f"{image.width}x{image.height} images at stride {stride}",
     )
-
-
-def _check_matrix(matrix: Matrix | None) -> None:
-    if matrix is None:
-        return
-    import numpy as np
-
-    from ftkd_core.geometry import is_rigid
-
-    _require(
-        len(matrix) == 4 and all(len(row) == 4 for row in matrix) and is_rigid(np.array(matrix)),
-        f"model_from_ego {matrix}: expected the four rows of a rigid transform",
-    )
-
-
-def from_dict(kind: type[ConfigT], values: dict[str, Any], path: str = "") -> ConfigT:
-    """Configuration of type `kind` from a nested dict; an unknown key is a UserError that names its path
-    and the nearest."""
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    arguments: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1)
-            hint = (
-                f"; did you mean {path}{nearest[0]}?"
-                if nearest
-                else f"; expected one of {', '.join(sorted(known))}"
-            )
-            raise UserError(f"unknown configuration key {path}{key}{hint}")
-        arguments[key] = _convert(hints[key], value, f"{path}{key}")
-    return kind(**arguments)
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise UserError(f"configuration {path} is {value!r}; expected a mapping")
-        return from_dict(hint, value, f"{path}.")  # type: ignore[arg-type]
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise UserError(f"configuration {path} is {value!r}; expected a list")
-        return tuple(tuple(item) if isinstance(item, list) else item for item in value)
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 5e-4 as text
-        except ValueError:
-            raise UserError(f"configuration {path} is {value!r}; expected float") from None
-    if hint in (int, float, str, bool) and type(value) is not hint:
-        raise UserError(f"configuration {path} is {value!r}; expected {hint.__name__}")
-    return value
-
-
-def override(config: ConfigT, assignments: Sequence[str]) -> ConfigT:
-    """A copy of the configuration with `a.b=value` assignments applied; values are read as YAML."""
-    import yaml
-
-    values = to_dict(config)
-    for assignment in assignments:
-        path, separator, text = assignment.partition("=")
-        _require(bool(separator), f"override {assignment!r}: expected path=value")
-        *parents, last = path.split(".")
-        target = values
-        for name in parents:
-            if not isinstance(target.get(name), dict):
-                raise UserError(
-                    f"unknown configuration key {path}; expected one of {', '.join(sorted(target))}"
-                )
-            target = target[name]
-        target[last] = yaml.safe_load(text)
-    return from_dict(type(config), values)

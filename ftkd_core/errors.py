@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Errors that a user can mend."""
+"""Errors caused by user input."""
 
 
 class UserError(ValueError):
-    """Bad user input: one sentence that names the value, what was expected and what to do.
+    """Invalid user input; the message is one sentence: the value, the expected values, and the remedy.
 
-    Command-line tools print the sentence and exit with code 2; nodes log it and stay up.
+    Command-line tools print the message and exit with code 2; nodes log it and keep running.
     """

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rigid transforms: one place per convention.
+"""Rigid transforms and rotations.
 
 A transform is a (..., 4, 4) array named `dst_from_src`; transforms are composed so that the inner names
-cancel (`global_from_camera = global_from_ego @ ego_from_camera`). Quaternions are (w, x, y, z), as nuScenes
-and pyquaternion write them. Ego is base_link (x forward, y left, z up, REP-103); camera is optical (z
-forward, x right, y down). The first two functions work on torch tensors and numpy arrays alike; the rest
-are numpy, for the edges of the system.
+cancel (`global_from_camera = global_from_ego @ ego_from_camera`). Quaternions are (w, x, y, z), as in
+nuScenes and pyquaternion. Ego is base_link (x forward, y left, z up, REP-103); camera is optical (z forward,
+x right, y down). `invert_rigid` and `transform_points` accept torch tensors and numpy arrays.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -25,9 +24,9 @@ ArrayT = TypeVar("ArrayT", NDArray[Any], Tensor)
 
 
 def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Decorator: the function computes in the precision of its arguments, also under autocast.
+    """Decorate a function to compute in the precision of its arguments, also under autocast.
 
-    Poses, projections and places in the world need it: a global x of 1,000 m in bfloat16 is good to 4 m.
+    Poses, projections and global positions need it: in bfloat16, x = 1,000 m has an error of up to 4 m.
     """
 
     @functools.wraps(function)
@@ -39,7 +38,7 @@ def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameter
 
 
 def _device_type(values: tuple[Any, ...]) -> str:
-    """Kind of device of the first tensor among values, looking into tuples; cpu where there is none."""
+    """Return the device type of the first tensor in values, also inside tuples; cpu without a tensor."""
     for value in values:
         if isinstance(value, Tensor):
             return value.device.type
@@ -49,8 +48,7 @@ def _device_type(values: tuple[Any, ...]) -> str:
 
 
 def invert_rigid(dst_from_src: ArrayT) -> ArrayT:
-    """Inverse (..., 4, 4) of a rigid transform by transposition; exact and cheap, unlike a general
-    inverse."""
+    """Return the inverse (..., 4, 4) of rigid transforms by transposition, which is exact."""
     rotation = dst_from_src[..., :3, :3].swapaxes(-1, -2)
     inverse: ArrayT = dst_from_src.clone() if isinstance(dst_from_src, Tensor) else dst_from_src.copy()
     inverse[..., :3, :3] = rotation
@@ -59,15 +57,39 @@ def invert_rigid(dst_from_src: ArrayT) -> ArrayT:
 
 
 def transform_points(dst_from_src: ArrayT, points_src: ArrayT) -> ArrayT:
-    """Points (..., P, 3) of frame src expressed in frame dst; `dst_from_src` is (..., 4, 4)."""
+    """Return points (..., P, 3) of frame src in frame dst; `dst_from_src` is (..., 4, 4)."""
     rotation = dst_from_src[..., :3, :3].swapaxes(-1, -2)
     moved: ArrayT = points_src @ rotation + dst_from_src[..., None, :3, 3]
     return moved
 
 
 def yaw_of(dst_from_src: Tensor) -> Tensor:
-    """Heading (...) in radians of the src x axis in the dst x-y plane."""
+    """Return the heading (...) in radians of the src x axis in the dst x-y plane."""
     return torch.atan2(dst_from_src[..., 1, 0], dst_from_src[..., 0, 0])
+
+
+def line_of_sight(points_ego: Tensor) -> Tensor:
+    """Return unit vectors (..., 2) in the ground plane from the origin to points (..., 3); x at 0."""
+    towards = points_ego[..., :2]
+    distance = towards.norm(dim=-1, keepdim=True)
+    forward = torch.eye(2, device=towards.device)[0]  # torch.tensor([1, 0]) would be a copy from the host
+    return torch.where(distance > 1e-3, towards / distance.clamp(min=1e-3), forward)
+
+
+def rotate_2d(vectors: Tensor, axis: Tensor) -> Tensor:
+    """Rotate vectors (..., 2) by the angle of the unit vectors `axis` (..., 2)."""
+    (x, y), (cos, sin) = vectors.unbind(-1), axis.unbind(-1)
+    return torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
+
+
+def rotate_2d_back(vectors: Tensor, axis: Tensor) -> Tensor:
+    """Invert `rotate_2d`."""
+    return rotate_2d(vectors, torch.stack([axis[..., 0], -axis[..., 1]], dim=-1))
+
+
+def optional_matrix(rows: Sequence[Sequence[float]] | None) -> Tensor | None:
+    """Return rows of a matrix as a float64 tensor; None stays None."""
+    return None if rows is None else torch.tensor(rows, dtype=torch.float64)
 
 
 def quaternion_to_rotation(quaternion: ArrayLike) -> Array:
@@ -95,8 +117,8 @@ def rotation_to_quaternion(rotation: ArrayLike) -> Array:
 
 
 def make_transform(rotation: ArrayLike | None = None, translation: ArrayLike | None = None) -> Array:
-    """Float64 (4, 4) transform from a rotation (3, 3) or quaternion (4,) and a translation (3,); either may
-    be None."""
+    """Return a float64 (4, 4) transform of a rotation (3, 3) or quaternion (4,) and a translation (3,); None
+    is identity."""
     matrix = np.eye(4)
     if rotation is not None:
         r = np.asarray(rotation, dtype=np.float64)
@@ -107,7 +129,8 @@ def make_transform(rotation: ArrayLike | None = None, translation: ArrayLike | N
 
 
 def yaw_transform(yaw: float, translation: ArrayLike = (0.0, 0.0, 0.0)) -> Array:
-    """Float64 (4, 4) transform that turns by `yaw` radians about z and moves by `translation` metres."""
+    """Return the float64 (4, 4) transform that rotates by `yaw` radians about z and translates by
+    `translation` metres."""
     c, s = np.cos(yaw), np.sin(yaw)
     return make_transform(np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]), translation)
 
@@ -121,7 +144,7 @@ def rotate_about_z(vectors: Array, yaw: Array) -> Array:
 
 
 def is_rigid(matrix: Array, tolerance: float = 1e-3) -> bool:
-    """Whether a (4, 4) matrix is finite, a proper rotation and a translation."""
+    """Return whether a (4, 4) matrix is finite and consists of a proper rotation and a translation."""
     if matrix.shape != (4, 4) or not np.all(np.isfinite(matrix)):
         return False
     rotation = matrix[:3, :3]

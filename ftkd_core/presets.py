@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Complete configurations by name. Each function's docstring says what it is for and where its numbers come
-from."""
+"""Complete configurations by name. The docstring of each function gives its purpose and the source of its
+numbers."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,17 +19,15 @@ from ftkd_core.errors import UserError
 
 
 def tiny() -> DetectorConfig:
-    """Half-width ResNet-18 at 352x128: fast on a CPU, trained from scratch on the synthetic world.
+    """Half-width ResNet-18 at 352x128: fast on a CPU, trained from scratch on the synthetic world [ours].
 
-    Ours, meant to speed up training from scratch: queries that start at 2-D peaks, locality,
-    content_from_position. The 2-D head reads stride 8, since a cone 25 m away is 4 pixels wide.
+    Anchored queries and starts at 2-D peaks speed up training from scratch. The 2-D head reads stride 8
+    because a cone at 25 m is 4 pixels wide.
     """
     return DetectorConfig(
         preset="tiny",
         image=ImageConfig(width=352, height=128),
-        backbone=BackboneConfig(
-            depth=18, base_channels=32, token_stride=16, auxiliary_stride=8, neck_channels=96
-        ),
+        backbone=BackboneConfig(depth=18, base_channels=32, auxiliary_stride=8, neck_channels=96),
         decoder=DecoderConfig(
             channels=128,
             num_layers=3,
@@ -42,44 +40,34 @@ def tiny() -> DetectorConfig:
             memory_length=256,
             num_depths=32,
             position_hidden=256,
-            locality=True,
-            content_from_position=True,
-            anchored=True,
-            link_memory=True,
             memory_interval_s=0.4,
         ),
         loss=LossConfig(denoising_groups=1),
     )
 
 
-def r50_704x256() -> DetectorConfig:
-    """StreamPETR R50, 704x256, 300 + 128 queries, memory 512, its 2-D head (exiawsh/StreamPETR,
-    stream_petr_r50_flash_704_bs2_seq_428q)."""
-    return DetectorConfig(preset="r50_704x256", auxiliary_kind="focal")
-
-
 def r50_704x256_428q() -> DetectorConfig:
-    """The same network under the name that says its queries."""
+    """StreamPETR R50, 704x256, 300 + 128 queries, memory 512, focal 2-D head (exiawsh/StreamPETR,
+    stream_petr_r50_flash_704_bs2_seq_428q)."""
     return DetectorConfig(preset="r50_704x256_428q", auxiliary_kind="focal")
 
 
 def r50_704x256_900q() -> DetectorConfig:
-    """StreamPETR R50, 704x256, 644 + 256 queries, memory 1024, its 2-D head (exiawsh/StreamPETR,
+    """StreamPETR R50, 704x256, 644 + 256 queries, memory 1024, focal 2-D head (exiawsh/StreamPETR,
     stream_petr_r50_704_bs2_seq_90e)."""
     decoder = DecoderConfig(num_queries=644, num_propagated=256, memory_length=1024)
     return DetectorConfig(preset="r50_704x256_900q", decoder=decoder, auxiliary_kind="focal")
 
 
 def r18_352x128() -> DetectorConfig:
-    """A whole ResNet-18 at 352x128, a decoder as wide as StreamPETR's, and the settings that help `tiny` to
-    learn from scratch: for experiments that must fit a budget (ours; not trained yet)."""
+    """ResNet-18 at 352x128 with a decoder as wide as StreamPETR's and the additions of `tiny`: for
+    experiments on a small budget [ours; not trained yet]."""
     return DetectorConfig(
         preset="r18_352x128",
         image=ImageConfig(width=352, height=128),
         backbone=BackboneConfig(depth=18, auxiliary_stride=8),
         decoder=DecoderConfig(
-            ffn_channels=1024, num_queries=172, num_image_queries=128, locality=True,
-            content_from_position=True, anchored=True, link_memory=True, memory_interval_s=0.4,
+            ffn_channels=1024, num_queries=172, num_image_queries=128, memory_interval_s=0.4,
         ),
         loss=LossConfig(denoising_groups=1),
     )  # fmt: skip
@@ -91,16 +79,16 @@ def sparse_bev_r50_704x256() -> SparseBEVConfig:
 
 
 def sparse_bev_r101_704x256_offline() -> SparseBEVConfig:
-    """The paper's teacher: SparseBEV R101, 900 queries, 7 past + current + 7 future frames; the image size is
-    the student's (ours: the paper's note does not give the teacher's)."""
+    """The paper's teacher: SparseBEV R101, 900 queries, 7 past + current + 7 future frames. The
+    image size is the student's [ours: the note does not give the teacher's]."""
     return SparseBEVConfig(
         preset="sparse_bev_r101_704x256_offline", backbone=BackboneConfig(depth=101), num_future=7
     )
 
 
 def sparse_bev_tiny() -> SparseBEVConfig:
-    """Half-width ResNet-18 at 352x128, 4 frames: student B for the synthetic world on a CPU (ours). Backbone,
-    neck and 2-D head are those of `tiny`, so that either can start from the other's."""
+    """Half-width ResNet-18 at 352x128, 4 frames: student B for the synthetic world on a CPU [ours]. Backbone,
+    neck and 2-D head have the shapes of `tiny`, so that either model can start from the other's."""
     return SparseBEVConfig(
         preset="sparse_bev_tiny",
         image=ImageConfig(width=352, height=128),
@@ -108,7 +96,7 @@ def sparse_bev_tiny() -> SparseBEVConfig:
         decoder=SparseDecoderConfig(
             channels=96, num_layers=3, num_heads=4, dropout=0.0, num_queries=100, num_image_queries=96,
             levels=3, link_proposals=True, out_points=32,
-            range_low_m=(-61.2, -61.2, -5.0), range_high_m=(61.2, 61.2, 3.0),
+            point_range_m=(-61.2, -61.2, -5.0, 61.2, 61.2, 3.0),
         ),
         loss=LossConfig(denoising_groups=1),
         num_past=3,
@@ -116,20 +104,20 @@ def sparse_bev_tiny() -> SparseBEVConfig:
 
 
 def sparse_bev_tiny_offline() -> SparseBEVConfig:
-    """The teacher of that size: 3 past + current + 3 future frames."""
+    """Teacher of the size of the preset above: 3 past, the current and 3 future frames."""
     return replace(sparse_bev_tiny(), preset="sparse_bev_tiny_offline", num_future=3)
 
 
 def sparse_bev_r18_352x128() -> SparseBEVConfig:
-    """SparseBEV on a whole ResNet-18 at 352x128, 4 frames: for experiments that must fit a budget (ours).
-    Backbone, neck and 2-D head are those of `r18_352x128`."""
+    """SparseBEV with ResNet-18 at 352x128, 4 frames: for experiments on a small budget [ours]. Backbone, neck
+    and 2-D head have the shapes of `r18_352x128`."""
     return SparseBEVConfig(
         preset="sparse_bev_r18_352x128",
         image=ImageConfig(width=352, height=128),
         backbone=BackboneConfig(depth=18, auxiliary_stride=8),
         decoder=SparseDecoderConfig(
             num_queries=256, num_image_queries=144, levels=3, link_proposals=True, out_points=64,
-            range_low_m=(-61.2, -61.2, -5.0), range_high_m=(61.2, 61.2, 3.0),
+            point_range_m=(-61.2, -61.2, -5.0, 61.2, 61.2, 3.0),
         ),
         loss=LossConfig(denoising_groups=1),
         num_past=3,
@@ -137,13 +125,12 @@ def sparse_bev_r18_352x128() -> SparseBEVConfig:
 
 
 def sparse_bev_r18_352x128_offline() -> SparseBEVConfig:
-    """The teacher of that size: 3 past + current + 3 future frames."""
+    """Teacher of the size of the preset above: 3 past, the current and 3 future frames."""
     return replace(sparse_bev_r18_352x128(), preset="sparse_bev_r18_352x128_offline", num_future=3)
 
 
 PRESETS: Final[dict[str, Callable[[], DetectorConfig]]] = {
-    builder.__name__: builder
-    for builder in (tiny, r18_352x128, r50_704x256, r50_704x256_428q, r50_704x256_900q)
+    builder.__name__: builder for builder in (tiny, r18_352x128, r50_704x256_428q, r50_704x256_900q)
 }
 SPARSE_BEV_PRESETS: Final[dict[str, Callable[[], SparseBEVConfig]]] = {
     builder.__name__: builder
@@ -155,14 +142,14 @@ SPARSE_BEV_PRESETS: Final[dict[str, Callable[[], SparseBEVConfig]]] = {
 
 
 def preset(name: str) -> DetectorConfig:
-    """The configuration of that name; UserError names what exists."""
+    """Return the StreamPETR configuration of a name. Errors: UserError that lists the known names."""
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; expected one of {', '.join(sorted(PRESETS))}")
     return PRESETS[name]()
 
 
 def sparse_bev_preset(name: str) -> SparseBEVConfig:
-    """The SparseBEV configuration of that name; UserError names what exists."""
+    """Return the SparseBEV configuration of a name. Errors: UserError that lists the known names."""
     if name not in SPARSE_BEV_PRESETS:
         raise UserError(
             f"unknown SparseBEV preset {name!r}; expected one of {', '.join(sorted(SPARSE_BEV_PRESETS))}"

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What flows through the system.
+"""Data types that are passed between modules.
 
-NamedTuples of tensors (inside the network: safe for `torch.compile` and CUDA graphs) and frozen dataclasses
-of numpy arrays (at the edges: images as they arrive, detections as they leave).
-
-Symbols: B batch, T frames, N cameras, H/W image size, Q queries, G ground-truth slots, M boxes.
+NamedTuples of tensors inside the network (compatible with `torch.compile` and CUDA graphs), frozen
+dataclasses of numpy arrays outside. Symbols: B batch, T frames, N cameras, H/W image size, Q queries, R
+denoising queries, G ground-truth slots, M boxes.
 """
 
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from torch import Tensor
 
 
 class CameraRig(NamedTuple):
-    """Geometry of N cameras in pixels of the network input, ego motion between exposures already accounted
-    for.
+    """Geometry of N cameras, compensated for ego motion between exposures.
 
-    intrinsics (B, N, 3, 3); ego_from_camera (B, N, 4, 4), ego being the vehicle at the *reference* stamp
-    and camera the optical frame at its own exposure; mask (B, N) bool, False where a camera is missing.
+    intrinsics (B, N, 3, 3) in pixels of the network input; ego_from_camera (B, N, 4, 4) from the optical
+    frame of the camera at its own exposure to the ego frame at the *reference* stamp; mask (B, N) bool, False
+    for missing cameras.
     """
 
     intrinsics: Tensor
@@ -30,11 +29,11 @@ class CameraRig(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One round of cameras as the network sees it.
+    """Network input of one round of cameras.
 
     images (B, N, 3, H, W) normalised; rig; global_from_ego (B, 4, 4) float64 at the reference stamp; time
-    (B,) float64 seconds relative to the stream; is_first (B,) bool, True where a stream starts and its
-    memory must be reset.
+    (B,) float64 seconds relative to the stream; is_first (B,) bool, True if a stream starts and its memory
+    must be reset.
     """
 
     images: Tensor
@@ -45,11 +44,11 @@ class Frame(NamedTuple):
 
 
 class FrameWindow(NamedTuple):
-    """T frames around the current one, in the order current, past 1, 2, ... (newest first), future 1, 2, ...
+    """T frames in the order current, past 1, 2, ... (newest first), future 1, 2, ...
 
-    images (B, T, N, 3, H, W) normalised; rig as `CameraRig` with shapes (B, T, N, ...), ego being the vehicle
-    at the *current* reference stamp for all frames; time (B, T) float32 seconds relative to the current
-    frame, negative in the past. Where a scene ends, its last frame is repeated, time included.
+    images (B, T, N, 3, H, W) normalised; rig with shapes (B, T, N, ...), in the ego frame at the *current*
+    reference stamp for all frames; time (B, T) float32 seconds relative to the current frame, negative in the
+    past. At the ends of a scene, its first or last frame is repeated with its time.
     """
 
     images: Tensor
@@ -60,11 +59,11 @@ class FrameWindow(NamedTuple):
 class Targets(NamedTuple):
     """Ground truth of one frame, padded to G slots.
 
-    boxes (B, G, 9) house form in ego at the reference stamp (velocity may be nan where unknown); labels (B,
-    G) int64, places in CLASS_NAMES until `losses.answerable` makes them a model's; mask (B, G) bool, True for
-    real objects. The 2-D part, for the training-only auxiliary head, is per camera: boxes_2d (B, N, G, 4)
-    `[x1, y1, x2, y2]` network pixels clipped to the image, centers_2d (B, N, G, 2) projected 3-D centre,
-    depths (B, N, G) metres along the optical axis, mask_2d (B, N, G) bool, True where object g is seen.
+    boxes (B, G, 9) as in boxes.py, in ego at the reference stamp, velocity nan if unknown; labels (B, G)
+    int64, indices into CLASS_NAMES (after `target_filter.filter_targets`, into the class names of a model);
+    mask (B, G) bool, True for real objects. For the 2-D head, per camera: boxes_2d (B, N, G, 4) `[x1, y1, x2,
+    y2]` in network pixels, clipped to the image; centers_2d (B, N, G, 2) projected 3-D centres; depths (B, N,
+    G) metres along the optical axis; mask_2d (B, N, G) bool, True if the camera sees the object.
     """
 
     boxes: Tensor
@@ -77,8 +76,8 @@ class Targets(NamedTuple):
 
 
 def pad_targets(targets: Targets, slots: int) -> Targets:
-    """The same targets with G = slots; padding is masked, its boxes have unit sizes so that their
-    logarithms stay finite."""
+    """Return the targets with G = slots. Padding is masked; its boxes have unit sizes, so that their
+    logarithms are finite."""
     padded = {}
     for name, value in zip(Targets._fields, targets, strict=True):
         axis = 1 if name in ("boxes", "labels", "mask") else 2
@@ -88,9 +87,27 @@ def pad_targets(targets: Targets, slots: int) -> Targets:
     return Targets(**padded)
 
 
+class DenoisingQueries(NamedTuple):
+    """Noisy copies of the ground truth, from which a decoder in training must recover the boxes (DN-DETR).
+
+    R = groups * G. points_ego (B, R, 3) noisy centres in metres; target (B, R) index of the ground truth;
+    positive (B, R) bool, True if the noise is small enough for the box to be recovered; real (B, R) bool,
+    False for padding; codes (B, R, 10) of the true boxes, velocity 0 if unknown, and labels (B, R) int64,
+    half of them random: SparseBEV's denoising queries start from both, StreamPETR's from the centres alone.
+    """
+
+    points_ego: Tensor
+    target: Tensor
+    positive: Tensor
+    real: Tensor
+    groups: int
+    codes: Tensor
+    labels: Tensor
+
+
 class Detections(NamedTuple):
-    """Decoded answer of the network, best first: boxes (B, Q, 9) in ego, scores (B, Q) in 0..1, labels (B,
-    Q) int64."""
+    """Decoded output of a network, best first: boxes (B, Q, 9) in ego, scores (B, Q) in 0..1, labels (B, Q)
+    int64."""
 
     boxes: Tensor
     scores: Tensor
@@ -99,10 +116,10 @@ class Detections(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class CameraView:
-    """One camera image with its geometry, as it arrived.
+    """One camera image with its geometry.
 
-    image (H, W, 3) uint8 RGB; intrinsics (3, 3) pixels of that image; ego_from_camera (4, 4), the extrinsic
-    calibration; global_from_ego (4, 4), the vehicle at the moment of exposure; stamp_ns, that moment.
+    image (H, W, 3) uint8 RGB; intrinsics (3, 3) in pixels of that image; ego_from_camera (4, 4), the
+    extrinsic calibration; global_from_ego (4, 4) at the time of exposure; stamp_ns, the time of exposure.
     """
 
     image: NDArray[np.uint8]
@@ -114,11 +131,10 @@ class CameraView:
 
 @dataclass(frozen=True, kw_only=True)
 class CameraRound:
-    """One round of N cameras in the order of `classes.CAMERA_CHANNELS` (or of the node's parameter); None
-    where missing.
+    """One round of N cameras, None for missing ones.
 
-    reference_stamp_ns and global_from_ego (4, 4) say for which moment, and where, the detections shall be
-    given.
+    The order is that of `classes.CAMERA_CHANNELS`, or of the node parameter. Detections refer to
+    reference_stamp_ns and to the pose global_from_ego (4, 4) at that time.
     """
 
     views: tuple[CameraView | None, ...]
@@ -128,10 +144,10 @@ class CameraRound:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectList:
-    """Boxes at one moment: what a detector gives and what ground truth is.
+    """Boxes at one time: detections or ground truth.
 
-    boxes (M, 9) float64 house form in ego (base_link) at stamp_ns; scores (M,) (1 for ground truth); labels
-    (M,) int64 index into CLASS_NAMES; ids, one string an object ("" where unknown).
+    boxes (M, 9) float64 as in boxes.py, in ego (base_link) at stamp_ns; scores (M,) (1 for ground truth);
+    labels (M,) int64, indices into CLASS_NAMES; ids, one string per object, "" if unknown.
     """
 
     boxes: NDArray[np.float64]
@@ -151,7 +167,7 @@ class ObjectList:
             raise ValueError(f"{len(self.ids)} ids for {count} boxes; expected one each, or none")
 
     def select(self, keep: NDArray[Any]) -> "ObjectList":
-        """The objects chosen by a boolean mask or index array."""
+        """Return the objects selected by a boolean mask or index array."""
         indices = np.arange(len(self.boxes))[keep]
         ids = tuple(self.ids[i] for i in indices) if self.ids else ()
         return ObjectList(

@@ -24,8 +24,8 @@ from ftkd_ros.bag.convert import convert_scene
 from ftkd_ros.bag.detect import DETECTIONS_TOPIC, SUMMARY_NAME, VELOCITIES_TOPIC
 from ftkd_ros.bag.evaluate import evaluate_recording, summary_lines
 from ftkd_ros.bag.io import BagReader
-from ftkd_ros.bag.report import report_results
 from ftkd_ros.bag.replay_rounds import Drive
+from ftkd_ros.bag.report import report_results
 from ftkd_ros.processes import ProcessGroup
 
 MARKER_NAME: Final = ".ftkd_demo"

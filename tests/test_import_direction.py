@@ -21,6 +21,12 @@ ROS_PACKAGES = {
     "tf2_ros",
 }
 ROS_ENDINGS = ("_msgs", "_interfaces", "_srvs")
+CORE_LAYERS = (
+    "errors", "classes", "geometry", "types", "boxes", "config_class", "config", "presets",
+    "runtime.preprocess", "data", "models", "losses", "distillation", "weights", "runtime", "evaluation",
+)  # fmt: skip
+"""Modules and packages of ftkd_core, lowest first; datasets use the pure functions of `runtime.preprocess`.
+"""
 TRAINING_COMMANDS = ROOT / "ftkd_ros" / "commands" / "training.py"  # `ftkd train` and its siblings
 DEVKIT_READERS = ("ftkd_core/data/nuscenes/", "ftkd_core/data/synthetic/export.py", "ftkd_core/evaluation/")
 
@@ -86,6 +92,40 @@ def test_runtime_imports_neither_the_synthetic_world_nor_the_evaluation() -> Non
         names = imported_names(path.read_text(encoding="utf-8"), path.relative_to(ROOT).parts[:-1])
         upwards = {name for name in names if name.startswith(("ftkd_core.data", "ftkd_core.evaluation"))}
         assert not upwards, f"{path.relative_to(ROOT)} imports {sorted(upwards)}"
+
+
+def core_layer(module: str) -> int | None:
+    """Position in CORE_LAYERS of a full module name; None if it belongs to no layer."""
+    layers = [
+        index for index, name in enumerate(CORE_LAYERS) if f"{module}.".startswith(f"ftkd_core.{name}.")
+    ]
+    return max(layers, key=lambda index: len(CORE_LAYERS[index]), default=None)
+
+
+def upward_imports(path: Path) -> set[str]:
+    """Modules of a higher layer than its own that a file of ftkd_core imports."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    own = core_layer(".".join(parts))
+    names = imported_names(path.read_text(encoding="utf-8"), parts[:-1])
+    layers = {name: core_layer(name) for name in names}
+    return {name for name, layer in layers.items() if own is not None and layer is not None and layer > own}
+
+
+def test_core_modules_import_only_from_their_own_layer_or_below() -> None:
+    for path in sources("ftkd_core"):
+        assert not (wrong := upward_imports(path)), (
+            f"{path.relative_to(ROOT)} imports upwards: {sorted(wrong)}"
+        )
+
+
+def test_losses_use_only_the_outputs_of_models() -> None:
+    allowed = "ftkd_core.models.predictions"
+    for path in sources("ftkd_core/losses"):
+        names = {
+            n for n in imported_names(path.read_text(encoding="utf-8")) if n.startswith("ftkd_core.models")
+        }
+        wrong = {name for name in names if not name.startswith(allowed)}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}; expected only {allowed}"
 
 
 def test_training_and_ftkd_ros_do_not_import_each_other() -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training entry points."""
+"""Training pipeline: train, distil and validate detectors. `training.study` holds the experiments."""

@@ -1,72 +1,128 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run of training is set to, beside its model's configuration."""
+"""Configuration of a training run: data, augmentation, optimizer and model."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import field
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
 
 from ftkd_core.config import DetectorConfig, SparseBEVConfig
+from ftkd_core.config_class import Count, NotNegative, Positive, PositiveCount, Probability, config_class
 from ftkd_core.data.augmentation import AugmentConfig
-from ftkd_core.errors import UserError
-from training.trainer import OptimConfig
+
+SLOW_RATIO: Final = 0.1
+"""Learning rate of the parameters in `OptimConfig.slow`, as a share of their rate [public code]."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class DataConfig:
-    """Training scenes are seeds first_seed .. first_seed + scenes - 1 of the synthetic world, rendered once
-    into `cache`; held-out scenes of the project start at seed 900000. Their frames are `intervals_s` apart,
-    each scene at the next of them (a student for 2 to 12 Hz is shown 0.5 to 0.083). With `root`, a nuScenes
-    data set, they are the scenes of `split` of its `nuscenes` version instead, indexed once into `cache`.
-    Segments of `segment` frames are trained on as one stream; with `window`, every step sees windows of that
-    many frames instead and learns from their last `graded` (sliding.py). keep_features reads a frozen
-    backbone's features from `cache` instead of running it (kept_features.py). `order` is `random`, a scene
-    and where to begin in it drawn anew each time, or `epochs`, every frame once an epoch (order.py).
-    half_decode reads the images of `root` faster, hardly otherwise (nuscenes_clips.py: ImageFiles).
-    Errors: UserError for another order."""
+    """Scenes to train on: of the synthetic world, or with `root` of a nuScenes data set."""
 
-    scenes: int = 200
-    first_seed: int = 0
-    duration_s: float = 20.0
-    intervals_s: tuple[float, ...] = (0.5,)
-    segment: int = 10
-    window: int = 0
-    graded: int = 1
+    scenes: PositiveCount = 200
+    """Synthetic scenes, of seeds 0, 1 and so on, rendered once into `cache`. Held-out scenes have seeds from
+    900000."""
+    duration_s: Positive = 20.0
+    """Seconds per synthetic scene."""
+    intervals_s: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5,)
+    """Seconds between frames; scenes take these values in turn. 0.5 to 0.083 trains for 2 to 12 Hz."""
+    segment: PositiveCount = 10
+    """Consecutive frames that a stream takes from a scene."""
+    window: Count = 0
+    """Frames per window of a streaming student that is trained on windows instead of streams; 0 uses streams
+    (sliding_window.py)."""
+    graded: PositiveCount = 1
+    """Last frames of such a window that have a loss, at most `window`."""
     cache: str = "build/clips"
+    """Folder of rendered clips, cached features and the index of a data set."""
     version: str = ""
-    workers: int = 1
+    """Version of the synthetic world whose clips in `cache` are used; empty is the current one."""
+    workers: Count = 1
+    """Processes that load data; 0 loads in the training process."""
     root: str = ""
+    """Folder of a nuScenes data set; empty uses the synthetic world."""
     nuscenes: str = "v1.0-trainval"
+    """Version of the data set."""
     split: str = "train"
-    order: str = "random"
+    """Split of the data set."""
+    order: Literal["random", "epochs"] = "random"
+    """`random` draws a scene and a first frame each time; `epochs` takes every frame once per epoch
+    (ftkd_core/data/order.py)."""
     half_decode: bool = False
-    keep_features: bool = False
+    """Decode images of `root` at half size if the network needs no more (nuscenes_clips.py): faster, with
+    almost the same pixels."""
+    cache_features: bool = False
+    """Read the features of a frozen backbone from `cache` instead of computing them (feature_cache.py)."""
 
-    def __post_init__(self) -> None:
-        if self.order not in ("random", "epochs"):
-            raise UserError(f"data.order is {self.order!r}; expected random or epochs")
+
+@config_class
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay.
+
+    SparseBEV and StreamPETR keep parts of a pretrained backbone fixed: `backbone_norms`, `frozen_stages`.
+    """
+
+    lr: NotNegative = 4e-4
+    """Learning rate after warm-up."""
+    weight_decay: NotNegative = 0.01
+    """Weight decay."""
+    decay_all: bool = False
+    """Whether norms, biases and learned points are decayed too [public code]."""
+    warmup_steps: Count = 200
+    """Steps of the warm-up."""
+    warmup_start: Probability = 0.0
+    """Learning rate at the first step, as a share of `lr`."""
+    final_ratio: Probability = 0.01
+    """Learning rate at the last step, as a share of `lr`."""
+    clip_norm: Positive = 35.0
+    """Largest norm of the gradient [public code]."""
+    backbone_ratio: NotNegative = 1.0
+    """Learning rate of the backbone, as a share of the others'; 0 freezes it, its statistics included."""
+    backbone_norms: Literal["learn", "keep_statistics", "frozen"] = "learn"
+    """Batch norms of the backbone: `learn` from scratch, `keep_statistics` as at inference while gain and
+    offset learn [public code: SparseBEV], or `frozen` [public code: StreamPETR]."""
+    frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
+    """If more than 0, the stem and that many of the backbone's four stages are frozen."""
+    slow: tuple[str, ...] = ()
+    """Parameters with one of these parts in their dotted name learn at `SLOW_RATIO` of their rate."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    """Decay of the averaged weights; 0 averages nothing."""
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate at a step of a run of `steps`."""
+        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        progress = min(1.0, max(0.0, (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)))
+        cosine = self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr * (self.warmup_start + (1 - self.warmup_start) * warm) * cosine
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class RunConfig:
-    """What surrounds a model in one run; `streams` is the batch size of each process, `init_parts` names the
-    parts of the model, comma-separated, that --init is to give (none: all of it)."""
+    """Settings of a run besides its model."""
 
-    steps: int = 20000
-    streams: int = 4
-    seed: int = 0
-    save_every: int = 500
+    steps: PositiveCount = 20000
+    """Optimizer steps of the whole run."""
+    streams: PositiveCount = 4
+    """Batch size of each process: scenes, or windows, that are trained on in parallel."""
+    seed: Count = 0
+    """Seed of weights, order of the data, augmentation and masks."""
+    save_every: PositiveCount = 500
+    """Steps between checkpoints."""
     init_parts: str = ""
+    """Parts of the model that `--init` provides, comma-separated; empty takes all."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class TrainConfig(RunConfig):
-    """A run of the streaming student."""
+    """A run of the streaming detector."""
 
     model: DetectorConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class WindowTrainConfig(RunConfig):
     """A run of a SparseBEV."""
 

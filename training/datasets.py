@@ -1,29 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run is served, as its settings ask for it: clips, and frames or windows of them, step by step."""
+"""Build the clip source and the data set of a training run from its configuration."""
 
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
 from ftkd_core.config import SparseBEVConfig
-from ftkd_core.data.clips import ClipSource, StreamDataset, select_cameras
+from ftkd_core.data.clips import ClipSource, StreamBatch, StreamDataset, select_cameras
 from ftkd_core.data.order import EpochOrder
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset, WindowDataset
+from ftkd_core.distillation.cache import TeacherCache, collate_outputs
+from ftkd_core.distillation.teacher_output import TeacherOutput
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
 from training.config import RunConfig, TrainConfig, WindowTrainConfig
-from training.feature_cache import keep_features, refuse_images
+from training.feature_cache import cache_features, refuse_image_augmentation
+
+
+class CachedDataset(Dataset[tuple[StreamBatch, TeacherOutput]]):
+    """Item `step` is a stream batch with the cached teacher outputs of its frames."""
+
+    def __init__(self, streams: StreamDataset, cache: TeacherCache) -> None:
+        self.streams, self.cache = streams, cache
+
+    def __getitem__(self, step: int) -> tuple[StreamBatch, TeacherOutput]:
+        chosen = [self.streams.select_frame(stream, step) for stream in self.streams.streams]
+        return self.streams[step], collate_outputs([self.cache(c.clip_index, c.frame) for c in chosen])
+
+
+StreamingDataset: TypeAlias = StreamDataset | PairedDataset | CachedDataset
+"""Data sets of a streaming student: without a teacher, with the teacher's windows, with cached outputs."""
 
 
 def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple[ClipSource, int]:
-    """The clips to train on, rendered or indexed where they are not yet, and their number."""
+    """Return the training clips and their number. The first process renders or indexes missing scenes."""
     data = config.data
     if data.root:
-        from ftkd_core.data.nuscenes_clips import NuScenesClips  # the devkit: only a data.root needs it
+        from ftkd_core.data.nuscenes_clips import NuScenesClips  # only data.root needs the devkit
 
         if data.intervals_s != (0.5,):
             raise UserError(
@@ -38,7 +55,7 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
         fabric.barrier()
         return real, len(real)
     rendered = SyntheticClips(
-        data.first_seed, config.model.image, Path(data.cache), data.duration_s, data.version, data.intervals_s
+        0, config.model.image, Path(data.cache), data.duration_s, data.version, data.intervals_s
     )
     chosen = select_cameras(rendered, config.model.channels)
     if fabric.is_global_zero:
@@ -47,43 +64,26 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
     return chosen, data.scenes
 
 
-def kept_clips(
+def with_cached_features(
     config: RunConfig, model: StreamPETR | SparseBEV, clips: ClipSource, scenes: int, fabric: Fabric
 ) -> ClipSource:
-    """The clips as `data.keep_features` asks for them: with images, or with features that the model then
-    takes. Errors: UserError where images or backbone would change."""
-    if not config.data.keep_features:
+    """Return the clips with cached features if `data.cache_features` is set, else unchanged.
+
+    Raises UserError if training would change images or backbone.
+    """
+    if not config.data.cache_features:
         return clips
-    refuse_images(config.augment, config.optim.backbone_ratio)
-    mine = scenes if fabric.is_global_zero else 0  # the first process extracts for all
-    kept = keep_features(model, clips, Path(config.data.cache), mine, fabric.device)
+    refuse_image_augmentation(config.augment, config.optim.backbone_ratio)
+    extracted_here = scenes if fabric.is_global_zero else 0  # the first process extracts for all
+    cached = cache_features(model, clips, Path(config.data.cache), extracted_here, fabric.device)
     fabric.barrier()
-    return kept
+    return cached
 
 
-def make_dataset(
-    config: TrainConfig | WindowTrainConfig,
-    clips: ClipSource,
-    scenes: int,
-    fabric: Fabric,
-    teacher: SparseBEVConfig | None,
-) -> Dataset[Any]:
-    """What the run's lesson is served: frames of streams or windows, and the teacher's windows with them."""
-    if isinstance(config, WindowTrainConfig):
-        return WindowDataset(
-            clips,
-            scenes,
-            batch=config.streams,
-            num_past=config.model.num_past,
-            num_future=config.model.num_future if teacher is None else teacher.num_future,
-            augment=config.augment,
-            seed=config.seed,
-            rank=fabric.global_rank,
-            ranks=fabric.world_size,
-            order=_order(config, clips, scenes, 1),
-        )
+def make_streams(config: TrainConfig, clips: ClipSource, scenes: int, fabric: Fabric) -> StreamDataset:
+    """Return the frames of streams that a streaming student sees."""
     segment = config.data.window or config.data.segment
-    streams = StreamDataset(
+    return StreamDataset(
         clips,
         scenes,
         num_streams=config.streams,
@@ -93,13 +93,34 @@ def make_dataset(
         first_stream=config.streams * fabric.global_rank,
         all_streams=config.streams * fabric.world_size,
         staggered=not config.data.window,
-        order=_order(config, clips, scenes, segment),
+        order=_epoch_order(config, clips, scenes, segment),
     )
-    return streams if teacher is None else PairedDataset(streams, teacher.num_past, teacher.num_future)
 
 
-def _order(config: RunConfig, clips: ClipSource, scenes: int, segment: int) -> EpochOrder | None:
-    """The order of epochs where `data.order` asks for one."""
+def make_windows(
+    config: WindowTrainConfig,
+    clips: ClipSource,
+    scenes: int,
+    fabric: Fabric,
+    teacher: SparseBEVConfig | None,
+) -> WindowDataset:
+    """Return the data set of a SparseBEV: windows with the future frames of the teacher, if there is one."""
+    return WindowDataset(
+        clips,
+        scenes,
+        batch=config.streams,
+        num_past=config.model.num_past,
+        num_future=config.model.num_future if teacher is None else teacher.num_future,
+        augment=config.augment,
+        seed=config.seed,
+        rank=fabric.global_rank,
+        ranks=fabric.world_size,
+        order=_epoch_order(config, clips, scenes, 1),
+    )
+
+
+def _epoch_order(config: RunConfig, clips: ClipSource, scenes: int, segment: int) -> EpochOrder | None:
+    """Return the epoch order if `data.order` is `epochs`."""
     if config.data.order == "random":
         return None
     return EpochOrder([len(clips(index).times) for index in range(scenes)], segment, config.seed)

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of a frozen backbone, extracted once and read from disk: training of what follows it costs what it
-costs by itself.
+"""Feature cache: extract the features of a frozen backbone once and train on them from disk.
 
-Each camera's maps at strides 8, 16 and 32 lie in one array of the size of the middle one, (C8 * 4 + C16 +
-C32 / 4, H/16, W/16) in half precision: finer cells beside each other in more channels, coarser ones spread.
-They are of the images as they are: augmentation may turn the world and take cameras away, no more. Symbols: T
-frames, N cameras, H/W image size in pixels.
+The maps of each camera at strides 8, 16 and 32 are packed into one float16 array of the stride-16 size,
+(C8 * 4 + C16 + C32 / 4, H/16, W/16). The cached images are not augmented: only the world may be rotated and
+cameras may be dropped. Symbols: B batch, T frames, N cameras, C channels, H/W image size in pixels.
 """
 
 import hashlib
@@ -35,51 +33,53 @@ from ftkd_core.runtime.preprocess import normalise
 
 
 def pack_maps(maps: tuple[Tensor, ...]) -> Tensor:
-    """Maps (B, C, H/s, W/s) of strides 4, 8, 16 and 32 as one; that of stride 4 is left out."""
+    """Pack maps (B, C, H/s, W/s) of strides 8, 16 and 32 into one map of stride 16; stride 4 is dropped."""
     return torch.cat([F.pixel_unshuffle(maps[1], 2), maps[2], F.pixel_shuffle(maps[3], 2)], dim=1)
 
 
 def unpack_maps(packed: Tensor, widths: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The inverse of `pack_maps`, widths being the channels of all four; the first map has no channels."""
+    """Invert `pack_maps`; widths are the channels of all four maps. The stride-4 map gets no channels."""
     fine, middle, coarse = torch.split(packed, [4 * widths[1], widths[2], widths[3] // 4], dim=1)
     eight = F.pixel_shuffle(fine, 2)
     return eight[:, :0], eight, middle, F.pixel_unshuffle(coarse, 2)
 
 
-class KeptResNet(ResNet):
-    """A backbone whose input is its packed output; it holds the weights it was extracted with, so that a
-    model's file is whole."""
+class CachedResNet(ResNet):
+    """Backbone that takes its own packed output as input. It keeps its weights, so that a saved model is
+    complete."""
 
     def forward(self, packed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return unpack_maps(packed, self.out_channels)
 
 
 def network_input(images: Tensor, config: ImageConfig) -> Tensor:
-    """What a model is given of a batch: normalised images, or packed features as they are."""
+    """Return the model input of a batch: normalised images (uint8 input) or packed features (float input)."""
     return images.float() if images.is_floating_point() else normalise(images, config)
 
 
 def backbone_hash(backbone: ResNet) -> str:
-    """Twelve digits that tell backbones of other weights apart."""
+    """Return 12 hexadecimal digits of a hash of the backbone's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(backbone.state_dict().items()):
-        value = value.detach().cpu() + 0  # averaging makes 0 of -0
+        value = value.detach().cpu() + 0  # averaging weights turns -0 into 0: hash both alike
         digest.update(name.encode() + value.numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
-class KeptFeatures:
-    """Clips whose images are the packed features (T, N, C, H/16, W/16) of one backbone; a folder of `cache` a
-    backbone and source of clips, a file a clip."""
+class FeatureCache:
+    """Clip source with the packed features (T, N, C, H/16, W/16) of one backbone in the place of images.
+
+    One folder in `cache` per backbone and clip source, one file per clip.
+    """
 
     def __init__(self, clips: ClipSource, backbone: ResNet, image: ImageConfig, cache: Path) -> None:
         self.clips, self.image, self.hash = clips, image, backbone_hash(backbone)
         self.name = f"features {self.hash} of {clips.name}"
-        seen = hashlib.sha256(f"{clips.name}, {image}".encode()).hexdigest()[:8]  # images, and how scaled
-        self.folder = cache / f"features-{self.hash}-{seen}"
+        source = hashlib.sha256(f"{clips.name}, {image}".encode()).hexdigest()[:8]  # image size and scaling
+        self.folder = cache / f"features-{self.hash}-{source}"
 
     def file(self, index: int) -> Path:
-        """Where the features of a clip are kept."""
+        """Return the path of a clip's features."""
         return self.folder / f"{index:06d}.npy"
 
     def __call__(self, index: int) -> Clip:
@@ -87,7 +87,7 @@ class KeptFeatures:
         return replace(self.clips(index), features=features, blank=blank)
 
     def extract(self, backbone: ResNet, index: int, device: torch.device) -> None:
-        """Write the features of a clip."""
+        """Write the features of one clip."""
         clip = self.clips(index)
         frames = [
             self._features(backbone, np.array(clip.images[frame]), device) for frame in range(len(clip.times))
@@ -100,7 +100,7 @@ class KeptFeatures:
         return pack_maps(maps).half().cpu().numpy()
 
     def fill(self, backbone: ResNet, count: int, device: torch.device) -> None:
-        """Extract what is missing of the first `count` clips: on the device, or on all cores."""
+        """Extract the missing features of the first `count` clips: on the device, or on all CPU cores."""
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [index for index in range(count) if not self.file(index).is_file()]
         frozen = backbone.eval().requires_grad_(False).to(device)
@@ -112,7 +112,7 @@ class KeptFeatures:
             for index in bar(missing):
                 self.extract(frozen, index, device)
             return
-        context = multiprocessing.get_context("spawn")  # a forked process inherits the locks of threads
+        context = multiprocessing.get_context("spawn")  # a forked process would inherit locked mutexes
         with ProcessPoolExecutor(
             os.cpu_count(), context, initializer=torch.set_num_threads, initargs=(1,)
         ) as pool:
@@ -121,51 +121,54 @@ class KeptFeatures:
 
 
 def _write(path: Path, features: Any) -> None:
-    """The file appears only when complete."""
+    """Write a file atomically."""
     unfinished = path.with_suffix(f".{os.getpid()}.partial.npy")
     np.save(unfinished, features)
     unfinished.replace(path)
 
 
 def _read(path: Path) -> Any:
-    """Memory-mapped; UserError for a damaged file."""
+    """Memory-map a file. Raise UserError if it is damaged."""
     try:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"kept features {str(path)!r} cannot be read ({error}); delete the file and start again"
+            f"cached features {str(path)!r} cannot be read ({error}); delete the file and start again"
         ) from None
 
 
-def keep_features(
+def cache_features(
     model: StreamPETR | SparseBEV, clips: ClipSource, cache: Path, count: int, device: torch.device
-) -> KeptFeatures:
-    """The first `count` clips with what the model's backbone says of them, extracted where it is missing; the
-    model takes that in place of images from now on. Errors: UserError as `keep_backbone`."""
-    kept = KeptFeatures(clips, model.backbone, model.config.image, cache)
+) -> FeatureCache:
+    """Return the first `count` clips with cached features, and switch the model to cached features.
+
+    Missing features are extracted first. Raises UserError as `use_cached_features`.
+    """
+    cached = FeatureCache(clips, model.backbone, model.config.image, cache)
     backbone = model.backbone
-    keep_backbone(model)
-    kept.fill(backbone, count, device)
-    return kept
+    use_cached_features(model)
+    cached.fill(backbone, count, device)
+    return cached
 
 
-def keep_backbone(model: StreamPETR | SparseBEV) -> None:
-    """Let a model take packed features from now on. UserError where its neck reads stride 4."""
+def use_cached_features(model: StreamPETR | SparseBEV) -> None:
+    """Replace the model's backbone by a `CachedResNet`. Raise UserError if its neck reads stride 4 or 32 does
+    not divide its image size."""
     if model.neck.finest < 1:
         raise UserError(
-            "data.keep_features keeps strides 8 to 32, but this model's neck reads stride 4; leave it out"
+            "data.cache_features stores strides 8 to 32, but this model's neck reads stride 4; leave it out"
         )
     width, height = model.config.image.width, model.config.image.height
     if width % 32 or height % 32:
-        raise UserError(f"data.keep_features with images of {width}x{height}: expected multiples of 32")
-    backbone = model.config.backbone
-    kept = KeptResNet(backbone.depth, backbone.base_channels)
-    kept.load_state_dict(model.backbone.state_dict())
-    model.backbone = kept
+        raise UserError(f"data.cache_features with images of {width}x{height}: expected multiples of 32")
+    config = model.config.backbone
+    cached = CachedResNet(config.depth, config.base_channels)
+    cached.load_state_dict(model.backbone.state_dict())
+    model.backbone = cached
 
 
-def refuse_images(augment: AugmentConfig, backbone_ratio: float) -> None:
-    """UserError where training would change the images, or the backbone, that features were kept of."""
+def refuse_image_augmentation(augment: AugmentConfig, backbone_ratio: float) -> None:
+    """Raise UserError if training would change the images or the backbone of the cached features."""
     changes = {
         "augment.flip": augment.flip, "augment.colour": augment.colour,
         "augment.grid_mask": augment.grid_mask,
@@ -175,6 +178,6 @@ def refuse_images(augment: AugmentConfig, backbone_ratio: float) -> None:
     wrong = [name for name, value in changes.items() if value]
     if wrong:
         raise UserError(
-            "data.keep_features keeps what a frozen backbone says of the images as they are; "
-            f"{', '.join(wrong)} would change that: set each to 0 (zoom to 1), or leave keep_features out"
+            "data.cache_features needs a frozen backbone and unchanged images; "
+            f"{', '.join(wrong)} would change them: set each to 0 (zoom to 1), or leave cache_features out"
         )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published trainings on nuScenes as settings of `training.train` and `training.distill`.
+"""Published nuScenes trainings as settings of `training.train` and `training.distill`.
 
-What the paper's public note says (batch 8, AdamW, cosine decay, epochs) is [note]; what StreamPETR's and
-SparseBEV's public configurations say is [code]; the rest is [ours]. All of them start from a backbone trained
-on nuImages, given with --init.
+Sources: [note] the paper's public reading note (batch 8, AdamW, cosine decay, epochs); [code] StreamPETR's
+and SparseBEV's public configurations; [ours] the rest. All start from a backbone trained on nuImages, given
+by --init.
 """
 
 from dataclasses import dataclass
@@ -12,14 +12,13 @@ from typing import Final
 from ftkd_core.errors import UserError
 
 TRAIN_KEY_FRAMES: Final = 28_130
-"""Key frames of nuScenes' split `train`."""
+"""Number of key frames in nuScenes' split `train`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A preset, epochs over the split `train` at a global batch, and the learning rate; how the backbone
-    learns (its share of the rate, `OptimConfig`'s backbone_norms and frozen_stages), what learns at a tenth,
-    and `AugmentConfig`'s colour."""
+    """A published training: preset, epochs over the split `train`, global batch size and learning rate; the
+    backbone's settings and `slow` of `OptimConfig`; `colour` of `AugmentConfig`."""
 
     preset: str
     epochs: int
@@ -33,11 +32,11 @@ class Recipe:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole training."""
+        """Number of optimiser steps of the whole training."""
         return self.epochs * TRAIN_KEY_FRAMES // self.batch
 
     def settings(self, processes: int) -> list[str]:
-        """Assignments for the configuration of each of that many processes."""
+        """Return configuration overrides for each process of a run of `processes`."""
         if processes < 1 or self.batch % processes:
             raise UserError(
                 f"{processes} processes cannot share a batch of {self.batch}; expected a divisor of it"
@@ -50,7 +49,6 @@ class Recipe:
             f"optim.backbone_norms={self.backbone_norms}",
             f"optim.frozen_stages={self.frozen_stages}",
             f"optim.slow=[{', '.join(self.slow)}]",
-            "optim.slow_ratio=0.1",
             "optim.weight_decay=0.01",
             "optim.decay_all=true",
             "optim.warmup_steps=500",
@@ -72,8 +70,9 @@ class Recipe:
 
 
 def _sparse_bev(preset: str, backbone_ratio: float) -> Recipe:
-    """SparseBEV's configurations [code]: statistics, stem and first stage stay as they are, sampling offsets
-    learn at a tenth; images are lighter or darker by up to 32 of 255 and differ in contrast by up to half."""
+    """Return a recipe with SparseBEV's settings [code]: frozen norm statistics, stem and first stage;
+    sampling offsets at a tenth of the rate; brightness changes up to 32 of 255 and contrast changes up to
+    half."""
     return Recipe(
         preset=preset, epochs=24, backbone_ratio=backbone_ratio, backbone_norms="keep_statistics",
         frozen_stages=1, slow=("sampling_offset",), colour=0.5,
@@ -81,28 +80,29 @@ def _sparse_bev(preset: str, backbone_ratio: float) -> Recipe:
 
 
 RECIPES: Final = {
-    # 60 epochs, batch 8 [note]; 2e-4 for a batch of 8, a tenth for a backbone of nuImages, whose norms are
-    # frozen [code].
+    # 60 epochs, batch 8 [note]; 2e-4 at batch 8, a tenth for the nuImages backbone, whose norms are frozen
+    # [code].
     "stream_petr_r50": Recipe(preset="r50_704x256_900q", epochs=60, backbone_norms="frozen"),
-    # 24 epochs, batch 8 [note]; 2e-4 for a batch of 8, the backbone's tenth [code].
+    # 24 epochs, batch 8 [note]; 2e-4 at batch 8, a tenth for the backbone [code].
     "sparse_bev_r50": _sparse_bev("sparse_bev_r50_704x256", 0.1),
-    # The teacher: its epochs are not in the note; the student's [ours]. A fifth for R101 [code].
+    # The teacher. The note gives no epochs: the student's are used [ours]. A fifth of the rate for R101
+    # [code].
     "sparse_bev_r101_offline": _sparse_bev("sparse_bev_r101_704x256_offline", 0.2),
 }
-"""What is known to be unlike the public code:
+"""Known differences from the public code:
 
-Both: a mirrored image is of a mirrored world (there the world stays and the camera is mirrored); bfloat16
-(float16 with scaled losses).
+Both: a mirrored image shows a mirrored world (public code: only the camera is mirrored); bfloat16 (public
+code: float16 with loss scaling).
 
-StreamPETR: a segment is 20 frames in a row, so of a scene of 41 the first or the last is left out, and of
-one of 39 the middle one comes twice an epoch (there one half is shorter or longer); all its frames are
-augmented alike (there each for itself); objects up to 61.2 m are taught (51.2 m). 900 queries are
-published with 90 epochs from an ImageNet backbone that learns at a quarter; the tenth, and nuImages, are
-those of 428 queries.
+StreamPETR: a segment has 20 consecutive frames. A scene of 41 frames therefore loses its first or last frame,
+and a scene of 39 shows its middle frame twice per epoch (public code: one half is shorter or longer). All
+frames of a segment share one augmentation (public code: one per frame). Objects up to 61.2 m are supervised
+(public code: 51.2 m). Published training with 900 queries uses 90 epochs and an ImageNet backbone at a
+quarter of the rate; the tenth and nuImages belong to 428 queries.
 
-SparseBEV: past frames are key frames, half a second apart (there sweeps, the same number of them apart, drawn
-between 4 and 8 at 12 Hz); one change of colour for all images of a window, always made, brightness, contrast
-and each channel's strength (there each image for itself, each change every second time, and instead of the
-channels' strength hue, saturation and the order of channels). R101 is published at 1408x512 with five levels
-and no future; 704x256, four levels and the future are the paper's or [ours].
+SparseBEV: past frames are key frames 0.5 s apart (public code: sweeps, a random 4 to 8 of them apart at
+12 Hz). All images of a window share one colour change of brightness, contrast and channel gains, which is
+always applied (public code: one per image, each part applied with probability one half; hue, saturation and
+channel order instead of gains). R101 is published at 1408x512 with five levels and no future frames;
+704x256, four levels and the future frames are the paper's or [ours].
 """

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sliding-window training of the streaming student: every step sees whole windows from their first frame on.
+"""Sliding-window training of the streaming student: every step processes whole windows from their first
+frame.
 
-Streaming training serves one frame a step and carries the memory over; it is the faster of the two, and
-neighbouring steps see neighbouring frames. Here every step starts anew, runs the frames before the last
-`graded` for the memory alone, and learns from the last. Source: StreamPETR's two modes
-(exiawsh/StreamPETR, `stream_petr_*_90e` against `*_seq_*`); the mean over graded frames is ours (upstream:
-their sum).
+Streaming training (`tasks.StreamingTask`) serves one frame per step and carries the memory over; it is
+faster, and consecutive steps see consecutive frames. Here every step starts with an empty memory, runs the
+frames before the last `graded` only to fill the memory, and computes losses on the last `graded`. Source:
+StreamPETR's two modes (exiawsh/StreamPETR, `stream_petr_*_90e` and `*_seq_*`); the mean over graded frames is
+ours (upstream: their sum).
 """
 
 from collections.abc import Sequence
@@ -16,30 +17,31 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ftkd_core.data.clips import StreamBatch, StreamDataset
-from ftkd_core.data.windows import PairedDataset
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.stream_petr import StreamPETR
+from training.datasets import StreamingDataset
+from training.distiller import Distiller
 from training.feature_cache import network_input
-from training.tasks import CachedDataset, Distiller, State, StreamLesson
+from training.tasks import State, StreamingTask
 
 
-class SlidingDataset(Dataset[list[Any]]):
-    """Item `step` is the list of `length` frames that make the step's windows, oldest first; the last
-    `graded` come with what a teacher says of them, if items hold that. items serves segments of that length
-    whose streams all start together."""
+class SlidingWindowDataset(Dataset[list[Any]]):
+    """Item `step` is the list of `length` frames of the step's windows, oldest first.
 
-    def __init__(
-        self, items: StreamDataset | PairedDataset | CachedDataset, length: int, graded: int = 1
-    ) -> None:
+    The last `graded` are full items of `items`, with the teacher's part if it has one; the others are frames
+    only. `items` must serve segments of `length` frames whose streams all start together.
+    """
+
+    def __init__(self, items: StreamingDataset, length: int, graded: int = 1) -> None:
         self.items, self.length, self.graded = items, length, graded
 
     def __getitem__(self, step: int) -> list[Any]:
         frames = self.items if isinstance(self.items, StreamDataset) else self.items.streams
-        first, taught = step * self.length, self.length - self.graded
-        return [(self.items if k >= taught else frames)[first + k] for k in range(self.length)]
+        first, ungraded = step * self.length, self.length - self.graded
+        return [(self.items if k >= ungraded else frames)[first + k] for k in range(self.length)]
 
 
-class SlidingLesson(StreamLesson):
+class SlidingWindowTask(StreamingTask):
     """StreamPETR on a window of frames of each of B scenes; nothing is carried from step to step."""
 
     def __init__(
@@ -52,26 +54,26 @@ class SlidingLesson(StreamLesson):
     def forward(
         self, batch: Sequence[Any], state: State, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], State]:
-        before, graded = batch[: -self.graded], batch[-self.graded :]
-        now = self._remember(before, self.start_state())
+        ungraded, graded = batch[: -self.graded], batch[-self.graded :]
+        current = self._fill_memory(ungraded, self.start_state())
         sums: dict[str, Tensor] = {}
         for item in graded:
-            terms, now = super().forward(item, now, generator)
+            terms, current = super().forward(item, current, generator)
             for name, value in terms.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(graded)
         return sums, state
 
     @torch.no_grad()
-    def _remember(self, items: Sequence[StreamBatch], state: State) -> State:
-        """The state after frames that teach nothing: batch norms, dropout and images as at inference
+    def _fill_memory(self, items: Sequence[StreamBatch], state: State) -> State:
+        """Return the state after the ungraded frames: batch norms, dropout and images as at inference
         (upstream)."""
         modes = {module: module.training for module in self.detector.modules()}
         self.detector.eval()
-        kept = len(Memory._fields)
-        for seen in items:
-            frame = seen.frame(network_input(seen.images, self.detector.config.image))
-            predictions, memory = self.detector(frame, Memory(*state[:kept]))
-            state = (*memory, *(predictions.image_features.float() for _ in state[kept:]))
-        for module, mode in modes.items():  # a backbone that learns nothing was in eval mode before
+        num_fields = len(Memory._fields)
+        for batch in items:
+            frame = batch.frame(network_input(batch.images, self.detector.config.image))
+            predictions, memory = self.detector(frame, Memory(*state[:num_fields]))
+            state = (*memory, *(predictions.image_features.float() for _ in state[num_fields:]))
+        for module, mode in modes.items():  # a frozen backbone stays in eval mode
             module.training = mode
         return state

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A SparseBEV over a whole clip: neighbouring windows share their frames, so each frame's features are
-extracted once. With 7 frames a window that is a seventh of the backbone's work."""
+"""Run a SparseBEV over all frames of a clip. Each frame's features are extracted once and shared by all
+windows that contain it: with seven frames per window, a seventh of the backbone's work."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
@@ -12,14 +12,14 @@ from torch import Tensor
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import Clip, make_sample
 from ftkd_core.data.windows import WindowBatch, collate_windows, make_window, window_order
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
-from ftkd_core.models.stream_petr import Predictions
 from training.feature_cache import network_input
 
 
-class WindowView(NamedTuple):
-    """Windows around some frames of a clip, on the model's device, and what the model says of them; pyramid
-    as `SparseBEV.forward` returns it, (B, T, N, C, H, W) a level."""
+class WindowOutput(NamedTuple):
+    """A batch of windows, on the model's device, and the model's output for it; pyramid as
+    `SparseBEV.forward` returns it, one tensor (B, T, N, C, H, W) per level."""
 
     windows: WindowBatch
     predictions: Predictions
@@ -27,24 +27,27 @@ class WindowView(NamedTuple):
 
 
 PYRAMID_STRIDES: Final = (32, 16, 8, 4)
-"""Of the levels of a SparseBEV that are maps of their own, from the coarsest, which all have."""
+"""Strides of the pyramid levels, coarsest first; a SparseBEV with fewer levels has the first of them."""
 
 
 def by_stride(pyramid: Sequence[Tensor]) -> dict[int, Tensor]:
-    """The maps of a pyramid, finest first and stride 32 last, by stride."""
+    """Map stride to level for a pyramid whose finest level comes first and whose last level has stride 32."""
     return dict(zip(PYRAMID_STRIDES, reversed(pyramid[:4]), strict=False))
 
 
 @torch.no_grad()
-def view_clip(model: SparseBEV, clip: Clip, batch: int = 4) -> Iterator[WindowView]:
-    """All frames of a clip in order, `batch` windows at a time, as the clip shows them; the same as the model
-    on each window alone (a test says so). The model stays in its mode; teachers are in eval mode."""
+def infer_clip(model: SparseBEV, clip: Clip, batch: int = 4) -> Iterator[WindowOutput]:
+    """Yield the model's output for all frames of a clip in order, `batch` windows at a time, without
+    augmentation.
+
+    The output equals that of the model on each window alone. The model's training mode is not changed.
+    """
     config = model.config
     device = model.query_boxes.device
     length = len(clip.times)
     frames = [make_sample(clip, index, Augmentation(), True).images for index in range(length)]
     levels = [model.extract(network_input(images.to(device), config.image)) for images in frames]
-    pyramid = tuple(torch.cat(level) for level in zip(*levels, strict=True))  # (F, N, C, H, W) each
+    pyramid = tuple(torch.cat(level) for level in zip(*levels, strict=True))  # (T, N, C, H, W) per level
     for first in range(0, length, batch):
         chosen = range(first, min(first + batch, length))
         windows = move_data_to_device(
@@ -55,6 +58,6 @@ def view_clip(model: SparseBEV, clip: Clip, batch: int = 4) -> Iterator[WindowVi
         )
         order = [window_order(i, length, config.num_past, config.num_future)[0] for i in chosen]
         index = torch.tensor(order, device=device)
-        seen = tuple(level[index] for level in pyramid)  # (B, T, N, C, H, W)
-        predictions = model.decode_window(WindowFeatures(seen, windows.rig, windows.time))
-        yield WindowView(windows, predictions, seen)
+        features = tuple(level[index] for level in pyramid)  # (B, T, N, C, H, W) per level
+        predictions = model.decode_window(WindowFeatures(features, windows.rig, windows.time))
+        yield WindowOutput(windows, predictions, features)

@@ -1,189 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a detector: the streaming student, or a SparseBEV (teacher or student B), on the synthetic world or
-on nuScenes.
+"""Train a detector: the streaming student, or a SparseBEV (teacher or window student), on the synthetic world
+or on nuScenes.
 
     python -m training.train --preset tiny --out runs/tiny --steps 20000
     python -m training.train --preset sparse_bev_tiny_offline --out runs/teacher --steps 20000
     torchrun --nproc-per-node 8 -m training.train --recipe stream_petr_r50 --out runs/student \
         --set data.root=/data/nuscenes
 
-Stop it at any time; the same command goes on from the last checkpoint. Any setting of the preset or of the
-run can be overridden: `--set optim.lr=2e-4 --set model.decoder.num_layers=4`.
+A run can be stopped at any time; the same command resumes it from the last checkpoint. Any setting of the
+preset or of the run can be overridden: `--set optim.lr=2e-4 --set model.decoder.num_layers=4`.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from torch.utils.data import Dataset
 
 from ftkd_core.config import BackboneConfig, DetectorConfig, SparseBEVConfig, override, to_dict
 from ftkd_core.data.clips import ClipSource
-from ftkd_core.data.windows import PairedDataset, WindowDataset
+from ftkd_core.data.windows import PairedDataset
 from ftkd_core.distillation.cache import TeacherCache, fill_cache, refuse_augmentation
 from ftkd_core.distillation.methods import METHODS, MethodConfig
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS, preset, sparse_bev_preset
 from ftkd_core.weights import read_config, start_from
+from training import checkpoint
 from training.config import RunConfig, TrainConfig, WindowTrainConfig
-from training.datasets import kept_clips, make_dataset, open_clips
+from training.datasets import (
+    CachedDataset,
+    StreamingDataset,
+    make_streams,
+    make_windows,
+    open_clips,
+    with_cached_features,
+)
+from training.devices import autocast_dtype, count_processes, make_fabric
+from training.distiller import Distiller, make_distiller
 from training.recipes import RECIPES
-from training.sliding_window import SlidingDataset, SlidingLesson
-from training.tasks import CachedDataset, Distiller, StreamLesson, WindowLesson, make_distiller
-from training.trainer import Trainer
+from training.sliding_window import SlidingWindowDataset, SlidingWindowTask
+from training.tasks import StreamingTask, WindowTask
+from training.trainer import WEIGHTS_NAME, Trainer
 
-_FROM_FILE: Final = "init"  # instead of a preset's name
-_PATIENCE: Final = timedelta(hours=12)
-"""How long processes wait for each other. The first alone indexes a data set, runs a teacher over it or
-extracts features, which may take hours; torch would end the others after 10 or 30 minutes. A process that
-dies is noticed by what started it, not by this."""
+_PRESET_FROM_FILE: Final = "init"
 
 
-def make_parser(
-    prog: str = "python -m training.train", description: str | None = __doc__
-) -> argparse.ArgumentParser:
-    """Command line of `python -m training.train`, to which `training.distill` adds the teacher."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = ", ".join(sorted([*PRESETS, *SPARSE_BEV_PRESETS]))
-    parser.add_argument(
-        "--preset",
-        help=f"model configuration: {names}; or {_FROM_FILE}, that of the --init file (default: the "
-        "recipe's, or tiny)",
-    )
-    parser.add_argument(
-        "--recipe",
-        choices=sorted(RECIPES),
-        help="settings of a published training on nuScenes; what the command line says comes after",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        help="folder for checkpoints and TensorBoard; resumed if it holds a run",
-    )
-    parser.add_argument("--steps", type=int, help="optimiser steps of the whole run (default 20000)")
-    parser.add_argument("--streams", type=int, help="scenes trained on side by side, per process (default 4)")
-    parser.add_argument("--seed", type=int, help="seed of weights, order and augmentation (default 0)")
-    parser.add_argument("--init", type=Path, help="start from this .safetensors file: a model or a backbone")
-    parser.add_argument(
-        "--init-parts",
-        metavar="PARTS",
-        help="take only these from it, of whatever kind its model is: e.g. backbone,neck,auxiliary",
-    )
-    parser.add_argument("--accelerator", default="auto", help="auto, cpu or cuda")
-    parser.add_argument(
-        "--devices", default="1", help="processes on this machine, when not started by torchrun"
-    )
-    parser.add_argument(
-        "--precision", default="auto", help="auto (bf16 on a GPU, else 32 bit), 32-true or bf16-mixed"
-    )
-    parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads of this process (0: PyTorch's choice)"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override any setting"
-    )
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of `train`, one per command-line option; see `make_parser` for their meaning."""
 
-
-def resolve(arguments: argparse.Namespace) -> TrainConfig | WindowTrainConfig:
-    """The run's configuration from the command line."""
-    name, settings = arguments.preset or "tiny", []
-    if arguments.recipe:
-        recipe = RECIPES[arguments.recipe]
-        name, settings = arguments.preset or recipe.preset, recipe.settings(_processes(arguments))
-    settings = [*settings, *assignments(arguments)]
-    model = _model(name, arguments.init)
-    if isinstance(model, SparseBEVConfig):
-        return override(WindowTrainConfig(model=model), settings)
-    return override(TrainConfig(model=model), settings)
-
-
-def _model(name: str, init: Path | None) -> DetectorConfig | SparseBEVConfig:
-    """The configuration of a preset, or of the file that a run starts from."""
-    if name != _FROM_FILE:
-        return sparse_bev_preset(name) if name in SPARSE_BEV_PRESETS else preset(name)
-    if init is None:
-        raise UserError(f"--preset {_FROM_FILE} without a file; give one with --init")
-    found = read_config(init)
-    if isinstance(found, BackboneConfig):
-        raise UserError(
-            f"--preset {_FROM_FILE}: {str(init)!r} holds a backbone alone; give the preset of a detector"
-        )
-    return found
-
-
-def split_parts(names: str) -> list[str]:
-    """The parts of `--init-parts`."""
-    return [name for name in names.split(",") if name]
-
-
-def _processes(arguments: argparse.Namespace) -> int:
-    """How many processes share a step."""
-    started = os.environ.get("WORLD_SIZE")
-    if started is None and not str(arguments.devices).isdigit():
-        raise UserError(f"devices {arguments.devices!r} with a recipe: expected a number")
-    return int(started or arguments.devices)
-
-
-def assignments(arguments: argparse.Namespace) -> list[str]:
-    """The settings that the command line changes."""
-    named = [
-        f"{name}={getattr(arguments, name)}"
-        for name in ("steps", "streams", "seed", "init_parts")
-        if getattr(arguments, name) not in (None, "")
-    ]
-    return [*named, *arguments.set]
-
-
-def make_fabric(arguments: argparse.Namespace) -> Fabric:
-    """Fabric for the chosen devices; under torchrun it joins the processes that were started."""
-    devices = os.environ.get("LOCAL_WORLD_SIZE") or arguments.devices
-    nodes = int(os.environ.get("WORLD_SIZE", "1")) // max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
-    make = partial(Fabric, accelerator=arguments.accelerator, devices=devices, num_nodes=max(nodes, 1))
-    fabric = make()
-    several = isinstance(fabric.strategy, DDPStrategy)  # what devices=auto means only Fabric knows
-    return make(strategy=DDPStrategy(timeout=_PATIENCE)) if several else fabric
-
-
-def warn_of_random_backbone(
-    arguments: argparse.Namespace, config: TrainConfig | WindowTrainConfig, fabric: Fabric
-) -> None:
-    """Say on stderr, once, where a recipe for a trained backbone is about to start from a random one."""
-    begins = arguments.init is None and not (arguments.out / "state.pt").exists()
-    if arguments.recipe and config.data.root and begins and fabric.is_global_zero:
-        print(
-            f"warning: recipe {arguments.recipe} without --init: the backbone starts at random, but the "
-            "recipe is for a trained one, whose norms (and more) it keeps as they are; give --init with a "
-            "file of ftkd import-weights (docs/how-to/nuscenes.md)",
-            file=sys.stderr,
-        )
-
-
-def autocast_type(precision: str, fabric: Fabric) -> torch.dtype | None:
-    """What the network computes in where it may: None for float32 throughout."""
-    if precision == "auto":
-        precision = "bf16-mixed" if fabric.device.type == "cuda" else "32-true"
-    if precision not in ("32-true", "bf16-mixed"):
-        raise UserError(f"precision {precision!r}; expected auto, 32-true or bf16-mixed")
-    return torch.bfloat16 if precision == "bf16-mixed" else None
+    out: Path
+    preset: str | None = None
+    recipe: str | None = None
+    steps: int | None = None
+    streams: int | None = None
+    seed: int | None = None
+    init: Path | None = None
+    init_parts: str | None = None
+    accelerator: str = "auto"
+    devices: str = "1"
+    precision: str = "auto"
+    threads: int = 0
+    overrides: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """The teacher of a run: its settings, the hash of its weights, and where its answers are cached."""
+class TeacherSource:
+    """The teacher of a run: its method, the hash of its weights, and the cache of its outputs."""
 
     teacher: SparseBEV
     method: MethodConfig
@@ -193,111 +84,237 @@ class Teaching:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What the student's weights file says of it: the method, by its name or else its settings, and
-        the hash of the teacher's weights."""
+        """Entries of the student's weights file: the method's name, or its settings if it has none, and the
+        hash of the teacher's weights."""
         names = [name for name, config in METHODS.items() if config == self.method]
         return {"method": names[0] if names else to_dict(self.method), "teacher": self.weights_hash}
 
 
-def run(
+def make_parser(
+    prog: str = "python -m training.train", description: str | None = __doc__
+) -> argparse.ArgumentParser:
+    """Return the command-line parser, to which `training.distill` adds the teacher's options."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ", ".join(sorted([*PRESETS, *SPARSE_BEV_PRESETS]))
+    add = parser.add_argument
+    add(
+        "--preset",
+        help=f"model configuration: {names}; or {_PRESET_FROM_FILE}, that of the --init file (default: the "
+        "recipe's, or tiny)",
+    )
+    add(
+        "--recipe",
+        choices=sorted(RECIPES),
+        help="settings of a published training on nuScenes; other options override them",
+    )
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for checkpoints and TensorBoard; resumed if it has a run",
+    )
+    add("--steps", type=int, help="optimiser steps of the whole run (default 20000)")
+    add("--streams", type=int, help="batch size of each process: streams or windows (default 4)")
+    add("--seed", type=int, help="seed of weights, order and augmentation (default 0)")
+    add("--init", type=Path, help="start from this .safetensors file: a model or a backbone")
+    add(
+        "--init-parts",
+        metavar="PARTS",
+        help="load only these parts of --init, of any kind of model: e.g. backbone,neck,auxiliary",
+    )
+    add(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+        help="override any setting",
+    )  # fmt: skip
+    _add_machine_options(parser)
+    return parser
+
+
+def _add_machine_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--accelerator", default="auto", help="auto, cpu or cuda")
+    add("--devices", default="1", help="processes on this machine, if not started by torchrun")
+    add("--precision", default="auto", help="auto (bf16 on a GPU, else 32 bit), 32-true or bf16-mixed")
+    add("--threads", type=int, default=0, help="CPU threads of this process (0: PyTorch's choice)")
+
+
+def resolve_config(options: TrainOptions) -> TrainConfig | WindowTrainConfig:
+    """Return the run's configuration: preset, then recipe, then options, then overrides."""
+    name, settings = options.preset or "tiny", []
+    if options.recipe:
+        recipe = RECIPES[options.recipe]
+        name = options.preset or recipe.preset
+        settings = recipe.settings(count_processes(options.devices))
+    for key in ("steps", "streams", "seed", "init_parts"):
+        if getattr(options, key) not in (None, ""):
+            settings.append(f"{key}={getattr(options, key)}")
+    settings += options.overrides
+    model = _model_config(name, options.init)
+    if isinstance(model, SparseBEVConfig):
+        return override(WindowTrainConfig(model=model), settings)
+    return override(TrainConfig(model=model), settings)
+
+
+def _model_config(name: str, init: Path | None) -> DetectorConfig | SparseBEVConfig:
+    """Return the configuration of a preset, or of the --init file if the preset is `init`."""
+    if name != _PRESET_FROM_FILE:
+        return sparse_bev_preset(name) if name in SPARSE_BEV_PRESETS else preset(name)
+    if init is None:
+        raise UserError(f"--preset {_PRESET_FROM_FILE} without a file; give one with --init")
+    found = read_config(init)
+    if isinstance(found, BackboneConfig):
+        raise UserError(
+            f"--preset {_PRESET_FROM_FILE}: {str(init)!r} is only a backbone; give the preset of a detector"
+        )
+    return found
+
+
+def split_parts(names: str) -> list[str]:
+    """Return the parts of `--init-parts`."""
+    return [name for name in names.split(",") if name]
+
+
+def warn_of_random_backbone(options: TrainOptions, config: RunConfig, fabric: Fabric) -> None:
+    """Print a warning if a recipe for a pretrained backbone is about to start from a random one."""
+    starts = options.init is None and not (options.out / checkpoint.FILE_NAME).exists()
+    if options.recipe and config.data.root and starts and fabric.is_global_zero:
+        print(
+            f"warning: recipe {options.recipe} without --init: the backbone starts at random, but the recipe "
+            "is for a pretrained one and freezes parts of it; give --init with a file of ftkd import-weights",
+            file=sys.stderr,
+        )
+
+
+def run_training(
     config: TrainConfig | WindowTrainConfig,
     fabric: Fabric,
     out: Path,
     init: Path | None,
     autocast: torch.dtype | None = None,
-    teaching: Teaching | None = None,
+    source: TeacherSource | None = None,
 ) -> Path:
-    """Train (or go on training) into `out`, with a teacher where one is given; returns the weights file."""
-    if config.data.keep_features and teaching is not None and teaching.cache is None:
+    """Train, or resume training, into `out`; with a teacher if `source` is given. Return the weights file."""
+    if config.data.cache_features and source is not None and source.cache is None:
         raise UserError(
-            "data.keep_features with a teacher that runs: it needs the images, in whose place the features "
-            "are; give --cache (and --fill-cache) to read its answers, or leave data.keep_features out"
+            "data.cache_features with a teacher that runs: it needs the images, which the features replace; "
+            "give --cache (and --fill-cache) to read its outputs, or leave data.cache_features out"
         )
     fabric.seed_everything(config.seed, verbose=False)
+    model = _build_model(config, init, fabric)
+    distiller = None if source is None else make_distiller(source.teacher, model, source.method)
+    out.mkdir(parents=True, exist_ok=True)
+    clips, scenes = open_clips(config, fabric)
+    inputs = with_cached_features(config, model, clips, scenes, fabric)
+    task = make_task(config, model, distiller)
+    trainer = Trainer(
+        fabric, task, config.optim, out, steps=config.steps, seed=config.seed, autocast=autocast,
+        notes={} if source is None else source.notes,
+    )  # fmt: skip
+    if (out / checkpoint.FILE_NAME).exists():
+        trainer.resume(out / checkpoint.FILE_NAME)
+        fabric.print(f"resumed at step {trainer.step} of {config.steps}")
+    cache = None
+    if source is not None and distiller is not None and source.cache is not None:
+        cache = _open_cache(config, source, source.cache, distiller, clips, scenes, fabric)
+    dataset = _make_dataset(config, inputs, scenes, fabric, source, cache)
+    trainer.run(dataset, workers=config.data.workers, save_every=config.save_every)
+    return out / WEIGHTS_NAME
+
+
+def _build_model(
+    config: TrainConfig | WindowTrainConfig, init: Path | None, fabric: Fabric
+) -> StreamPETR | SparseBEV:
+    """Return the model of a run, with the weights of the --init file if one is given."""
     model: StreamPETR | SparseBEV
     if isinstance(config, TrainConfig):
         model = build_stream_petr(config.model)
     else:
         model = build_sparse_bev(config.model)
     if init is not None:
-        lacking = start_from(init, model, config.model, split_parts(config.init_parts))
-        if lacking:
-            fabric.print(f"{init} lacks {', '.join(lacking)}: these start as in a new model")
+        missing = start_from(init, model, config.model, split_parts(config.init_parts))
+        if missing:
+            fabric.print(f"{init} lacks {', '.join(missing)}: these are initialised at random")
     elif config.init_parts:
         raise UserError(f"init_parts {config.init_parts!r} without a file; give one with --init")
-    distiller = None if teaching is None else make_distiller(teaching.teacher, model, teaching.method)
-    out.mkdir(parents=True, exist_ok=True)
-    clips, scenes = open_clips(config, fabric)
-    shown = kept_clips(config, model, clips, scenes, fabric)
-    lesson: StreamLesson | WindowLesson
-    if isinstance(model, StreamPETR):
-        lesson = stream_lesson(config, model, distiller)
-    elif config.data.window:
-        raise UserError(f"data.window {config.data.window}: a SparseBEV always sees windows; leave it out")
-    else:
-        lesson = WindowLesson(model, distiller, config.augment.grid_mask)
-    trainer = Trainer(
-        fabric, lesson, config.optim, out, steps=config.steps, seed=config.seed, autocast=autocast,
-        notes={} if teaching is None else teaching.notes,
-    )  # fmt: skip
-    if (out / "state.pt").exists():
-        trainer.resume(out / "state.pt")
-        fabric.print(f"resumed at step {trainer.step} of {config.steps}")
-    seen_by = None if teaching is None else teaching.teacher.config
-    dataset = make_dataset(config, shown, scenes, fabric, seen_by)
-    if teaching is not None and teaching.cache is not None:
-        if not isinstance(dataset, PairedDataset) or distiller is None:
-            raise UserError("--cache serves streaming students; a SparseBEV student runs its teacher")
-        cache = _open_cache(config, teaching, distiller, clips, scenes, fabric)
-        dataset = CachedDataset(dataset.streams, cache)
-    if config.data.window and isinstance(lesson, SlidingLesson):
-        assert not isinstance(dataset, WindowDataset)
-        dataset = SlidingDataset(dataset, config.data.window, config.data.graded)
-    trainer.run(dataset, workers=config.data.workers, save_every=config.save_every)
-    return out / "weights.safetensors"
+    return model
 
 
-def stream_lesson(config: RunConfig, model: StreamPETR, distiller: Distiller | None) -> StreamLesson:
-    """What a step teaches the streaming student: a frame of each stream, or with `data.window` a window of
-    each."""
+def make_task(
+    config: RunConfig, model: StreamPETR | SparseBEV, distiller: Distiller | None
+) -> StreamingTask | WindowTask:
+    """Return the task of a run: windows for a SparseBEV; for a StreamPETR one frame per stream or, with
+    `data.window`, a window per stream."""
     data = config.data
+    if isinstance(model, SparseBEV):
+        if data.window:
+            raise UserError(f"data.window {data.window}: a SparseBEV always sees windows; leave it out")
+        return WindowTask(model, distiller, config.augment.grid_mask)
     if not data.window:
-        return StreamLesson(model, config.streams, distiller, config.augment.grid_mask)
+        return StreamingTask(model, config.streams, distiller, config.augment.grid_mask)
     if not 1 <= data.graded <= data.window:
         raise UserError(f"data.graded {data.graded}: expected 1 .. data.window {data.window}")
-    return SlidingLesson(model, config.streams, distiller, data.graded, config.augment.grid_mask)
+    return SlidingWindowTask(model, config.streams, distiller, data.graded, config.augment.grid_mask)
 
 
 def _open_cache(
-    config: RunConfig, teaching: Teaching, distiller: Distiller, clips: ClipSource, scenes: int,
-    fabric: Fabric,
+    config: TrainConfig | WindowTrainConfig, source: TeacherSource, folder: Path, distiller: Distiller,
+    clips: ClipSource, scenes: int, fabric: Fabric,
 ) -> TeacherCache:  # fmt: skip
-    """The cache of a run, filled first where that was asked for."""
-    assert teaching.cache is not None
+    """Open the cache of the teacher's outputs; fill it first if `source.fill_cache` is set."""
+    if isinstance(config, WindowTrainConfig):
+        raise UserError("--cache is for streaming students; leave it out for a SparseBEV student")
     refuse_augmentation(config.augment)
-    description = distiller.describe(teaching.weights_hash, clips.name)
-    if teaching.fill_cache and fabric.is_global_zero:
-        fill_cache(teaching.cache, description, distiller.answer_clip, clips, scenes)
+    description = distiller.describe(source.weights_hash, clips.name)
+    if source.fill_cache and fabric.is_global_zero:
+        fill_cache(folder, description, distiller.run_teacher_on_clip, clips, scenes)
     fabric.barrier()
-    return TeacherCache(teaching.cache, description, scenes)
+    return TeacherCache(folder, description, scenes)
+
+
+def _make_dataset(
+    config: TrainConfig | WindowTrainConfig, clips: ClipSource, scenes: int, fabric: Fabric,
+    source: TeacherSource | None, cache: TeacherCache | None,
+) -> Dataset[Any]:  # fmt: skip
+    """Return the data set of a run, with the teacher's windows or its cached outputs."""
+    teacher = None if source is None else source.teacher.config
+    if isinstance(config, WindowTrainConfig):
+        return make_windows(config, clips, scenes, fabric, teacher)
+    streams = make_streams(config, clips, scenes, fabric)
+    items: StreamingDataset = streams
+    if cache is not None:
+        items = CachedDataset(streams, cache)
+    elif teacher is not None:
+        items = PairedDataset(streams, teacher.num_past, teacher.num_future)
+    if config.data.window:
+        return SlidingWindowDataset(items, config.data.window, config.data.graded)
+    return items
+
+
+def train(options: TrainOptions, source: TeacherSource | None = None) -> Path:
+    """Train a detector and return its weights file. Raise UserError for bad options, FloatingPointError if
+    training diverges."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    fabric = make_fabric(options.accelerator, options.devices)
+    fabric.launch()
+    autocast = autocast_dtype(options.precision, fabric.device)
+    config = resolve_config(options)
+    warn_of_random_backbone(options, config, fabric)
+    weights = run_training(config, fabric, options.out, options.init, autocast, source)
+    fabric.print(f"wrote {weights}")
+    return weights
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; bad input is one sentence and exit code 2."""
-    arguments = make_parser().parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    """Entry point. Bad input is reported in one sentence with exit code 2."""
+    options = TrainOptions(**vars(make_parser().parse_args(argv)))
     try:
-        fabric = make_fabric(arguments)
-        fabric.launch()
-        autocast = autocast_type(arguments.precision, fabric)
-        config = resolve(arguments)
-        warn_of_random_backbone(arguments, config, fabric)
-        weights = run(config, fabric, arguments.out, arguments.init, autocast)
+        train(options)
     except (UserError, FloatingPointError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
-    fabric.print(f"wrote {weights}")
     return 0
 
 

@@ -1,52 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random augmentation of training samples: ranges and drawn values."""
+"""Augmentation of training data: the settings, and the augmentation that is drawn for one segment."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
-from ftkd_core.errors import UserError
+from ftkd_core.config_class import NotNegative, Probability, config_class, require
+
+_Zoom = Annotated[float, Field(ge=0.5, le=2)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_class
 class AugmentConfig:
-    """Ranges of the augmentation. UserError for values out of range.
+    """Augmentation of training. Each value is drawn once per segment, for all its frames, unless stated
+    otherwise."""
 
-    Per segment, equal for all its frames: mirror with probability flip, rotate about z by up to `rotation`
-    radians, scale the world by up to `scale`, change colours by up to `colour` (brightness, contrast, each
-    channel), and draw images zoom_least to zoom_most times as large (StreamPETR: 0.86 to 1.25). Per frame:
-    drop one camera with probability camera_dropout. Per step: mask all images of the student with probability
-    grid_mask (grid_mask.py).
-    """
-
-    flip: float = 0.5
-    rotation: float = 0.3925
-    colour: float = 0.2
-    camera_dropout: float = 0.05
-    zoom_least: float = 1.0
-    zoom_most: float = 1.0
-    scale: float = 0.0
-    grid_mask: float = 0.0
+    flip: Probability = 0.5
+    """Probability of mirroring images and world [public code]."""
+    rotation: NotNegative = 0.3925
+    """Largest angle in radians by which the world turns about z [public code]."""
+    colour: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Largest relative change of brightness, contrast and each channel [ours]."""
+    camera_dropout: Probability = 0.05
+    """Probability per frame that one camera is missing [ours]."""
+    zoom_least: _Zoom = 1.0
+    """Smallest scale of the images; StreamPETR: 0.86 [public code]."""
+    zoom_most: _Zoom = 1.0
+    """Largest scale of the images; StreamPETR: 1.25 [public code]."""
+    scale: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Largest relative change of the size of the world; StreamPETR: 0.05 [public code]."""
+    grid_mask: Probability = 0.0
+    """Probability per step that a grid of squares is blank in all images of the student; StreamPETR: 0.7
+    [public code; grid_mask.py]."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.scale <= 0.5:
-            raise UserError(f"augment.scale {self.scale}: expected 0 to 0.5")
-        if not 0.0 <= self.grid_mask <= 1.0:
-            raise UserError(f"augment.grid_mask {self.grid_mask}: expected a probability, 0 to 1")
-        if not 0.5 <= self.zoom_least <= self.zoom_most <= 2.0:
-            raise UserError(
-                f"augment.zoom_least {self.zoom_least} and zoom_most {self.zoom_most}: expected 0.5 to 2.0, "
-                "the least first"
-            )
+        require(
+            self.zoom_least <= self.zoom_most,
+            f"zoom_least {self.zoom_least}: expected at most zoom_most {self.zoom_most}",
+        )
 
 
 class Augmentation(NamedTuple):
-    """One drawn augmentation.
+    """Augmentation of one segment.
 
-    mirror: flip images and world left-right. angle: rotation of the ego frame about z, radians. gain: per
-    colour channel (3,). offset: added to all channels. zoom and left: size factor of the images and the
-    fraction of the surplus width that is cut at the left. scale: size factor of the world.
+    mirror flips images and world left-right; angle (radians) turns the ego frame about z; gain, per RGB
+    channel, and offset change the colours; zoom scales the images, and left, 0 to 1, places the crop; scale
+    enlarges the world.
     """
 
     mirror: bool = False
@@ -59,8 +59,8 @@ class Augmentation(NamedTuple):
 
 
 def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Augmentation:
-    """Draw one augmentation. The number of random draws does not depend on the config, so streams stay
-    aligned across configs."""
+    """Draw one augmentation. Every config makes the same number of draws, so that random streams agree across
+    configs."""
     mirror, angle = random.random() < config.flip, random.uniform(-1, 1) * config.rotation
     gains = (1 + random.uniform(-1, 1) * config.colour) * (1 + random.uniform(-0.5, 0.5, 3) * config.colour)
     red, green, blue = (float(gain) for gain in gains)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FTKD: what an offline teacher that sees the future hands to a streaming student. Training only."""
+"""FTKD: distillation of an offline teacher with future frames into a streaming student. Training only."""

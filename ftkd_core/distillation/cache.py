@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The teacher's answers on disk: the frozen teacher runs once over the data set, and every student after that
-reads.
+"""Cache of the teacher's outputs: the frozen teacher runs once over the data set, and every student reads its
+outputs from disk.
 
-A cache is a folder: one safetensors shard a scene, in half precision, and a manifest that names the teacher
-(a hash of its weights), the data and the settings the answers depend on, and a checksum of every shard. It is
-written shard by shard, so that a run that was killed goes on. Its answers are for the world as it is: a
-mirrored or turned one is refused. Symbols as in ftkd.py; F frames of a scene.
+A cache is a folder with one safetensors shard per scene, in half precision, and a manifest: the hash of the
+teacher's weights, the data, the settings that the outputs depend on, and a checksum per shard. It is written
+shard by shard, so that an interrupted run can resume. Outputs are valid for the world without augmentation;
+geometric augmentation is refused. Symbols as in ftkd.py; F frames of a scene.
 """
 
 import json
@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.clips import Clip
-from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherAnswer
+from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherOutput
 from ftkd_core.errors import UserError
 from ftkd_core.json_files import write_json
 
 _FORMAT: Final = "ftkd-teacher-cache-2"
-"""Raised with every change of the code that changes what the same weights answer: 2 since linking knows how
-classes move."""
+"""Version of the format; increase it with every change of the code that changes the outputs of the same
+weights."""
 _MANIFEST: Final = "manifest.json"
 Manifest = dict[str, Any]
 
@@ -36,9 +36,12 @@ Manifest = dict[str, Any]
 def describe(
     *, teacher: str, data: str, map_target: str, strides: Iterable[int], with_previous: bool = False
 ) -> Manifest:
-    """What answers depend on: `teacher` a hash of its weights, `data` the name and version of the clips,
-    map_target (`FTKDConfig.pv_target`), the strides of the kept maps, and whether those of the frame before
-    are kept too."""
+    """Return the part of a manifest that the outputs depend on.
+
+    Args: teacher, the hash of its weights; data, name and version of the clips; map_target as
+    `FTKDConfig.pv_target`; strides of the stored maps; with_previous, whether the maps of the previous frame
+    are stored too.
+    """
     return {
         "format": _FORMAT,
         "teacher": teacher,
@@ -52,19 +55,22 @@ def describe(
 def fill_cache(
     folder: Path,
     description: Manifest,
-    answer: Callable[[Clip], Iterable[TeacherAnswer]],
+    run_teacher: Callable[[Clip], Iterable[TeacherOutput]],
     load: Callable[[int], Clip],
     num_clips: int,
 ) -> Path:
-    """Run the teacher (`answer`, a clip to the answers of its frames in order, in batches) over those of the
-    first num_clips clips whose shard is missing or not of its size; returns the folder. Errors: UserError
-    where the folder holds a cache of something else, or an answer is beyond half precision."""
+    """Write the shards of the first num_clips clips that are missing or incomplete; return the folder.
+
+    run_teacher yields the outputs of a clip's frames, in order and in batches; load returns a clip. Errors:
+    UserError if the folder holds the cache of another teacher, data set or setting, or if an output does not
+    fit half precision.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _read_manifest(folder) if (folder / _MANIFEST).exists() else {**description, "shards": {}}
     _check_same(folder, manifest, description)
     missing = [index for index in range(num_clips) if not _is_whole(folder, manifest, index)]
     for index in tqdm(missing, desc="teacher", unit="scene"):
-        parts = [_to_tensors(part) for part in answer(load(index))]
+        parts = [_to_tensors(part) for part in run_teacher(load(index))]
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
         name = f"scene-{index:05d}.safetensors"
         partial = folder / f"{name}.partial"
@@ -77,23 +83,23 @@ def fill_cache(
 
 
 class TeacherCache:
-    """`answer = cache(clip, frame)`: a batch of one, in float32 on the CPU. Picklable; the sizes of all
-    shards are checked at once, their content when they are first read.
+    """Cached outputs: `output = cache(clip, frame)` is a batch of one, in float32 on the CPU.
 
-    Errors: UserError where there is no cache, it is of another teacher, data set or setting, it lacks a
-    scene, or a shard is damaged or cut off.
+    Picklable. The constructor checks the sizes of all shards; the first read of a shard checks its content.
+    Errors: UserError if there is no cache, if it belongs to another teacher, data set or setting, if it lacks
+    a scene, or if a shard is damaged or incomplete.
     """
 
     def __init__(self, folder: Path, description: Manifest, num_clips: int) -> None:
         if not (folder / _MANIFEST).is_file():
-            raise UserError(f"teacher cache {str(folder)!r} not found; make it with --fill-cache")
+            raise UserError(f"teacher cache {str(folder)!r} not found; create it with --fill-cache")
         manifest = _read_manifest(folder)
         _check_same(folder, manifest, description)
-        lacking = [index for index in range(num_clips) if str(index) not in manifest["shards"]]
-        if lacking:
+        missing = [index for index in range(num_clips) if str(index) not in manifest["shards"]]
+        if missing:
             raise UserError(
-                f"teacher cache {str(folder)!r} lacks {len(lacking)} of {num_clips} scenes (the first is "
-                f"{lacking[0]}); go on filling it with --fill-cache"
+                f"teacher cache {str(folder)!r} lacks {len(missing)} of {num_clips} scenes (the first is "
+                f"{missing[0]}); complete it with --fill-cache"
             )
         self.folder, self.shards = folder, manifest["shards"]
         for index in range(num_clips):
@@ -101,11 +107,11 @@ class TeacherCache:
                 path, size = folder / self.shards[str(index)]["file"], self.shards[str(index)]["bytes"]
                 raise UserError(
                     f"teacher cache shard {str(path)!r} has {_size(path)} bytes; expected {size}: missing "
-                    "or cut off; --fill-cache makes it anew"
+                    "or cut off; write it again with --fill-cache"
                 )
         self._checked: set[int] = set()
 
-    def __call__(self, clip: int, frame: int) -> TeacherAnswer:
+    def __call__(self, clip: int, frame: int) -> TeacherOutput:
         shard = self.shards[str(clip)]
         path = self.folder / shard["file"]
         try:
@@ -126,34 +132,34 @@ class TeacherCache:
 
 
 def refuse_augmentation(augment: AugmentConfig) -> None:
-    """UserError where students would be shown a world that cached answers are not about. Colours, blank
-    squares and missing cameras are the student's own affair."""
+    """Raise a UserError for augmentation that changes the world or the image geometry, because cached outputs
+    are valid without it. Colours, grid masks and missing cameras change the student's input only."""
     if augment.flip or augment.rotation or augment.scale:
         raise UserError(
             f"augment.flip {augment.flip}, augment.rotation {augment.rotation} and augment.scale "
-            f"{augment.scale} change the world, but cached answers are of it as it is; set all to 0 or "
-            "leave the cache out"
+            f"{augment.scale} change the world, but cached outputs are valid for the original one; "
+            "set all to 0 or leave --cache out"
         )
     if (augment.zoom_least, augment.zoom_most) != (1.0, 1.0):
         raise UserError(
-            f"augment.zoom_least {augment.zoom_least} and zoom_most {augment.zoom_most} draw the images "
-            "anew, but cached maps are of the images as they are; set both to 1 or leave the cache out"
+            f"augment.zoom_least {augment.zoom_least} and zoom_most {augment.zoom_most} change the "
+            "images, but cached maps are valid for the original ones; set both to 1 or leave --cache out"
         )
 
 
-def collate_answers(answers: list[TeacherAnswer]) -> TeacherAnswer:
-    """One batch of several answers."""
+def collate_outputs(outputs: list[TeacherOutput]) -> TeacherOutput:
+    """Return one batch of several outputs."""
 
     def maps(name: str) -> dict[int, Tensor]:
-        return {s: torch.cat([getattr(a, name)[s] for a in answers]) for s in getattr(answers[0], name)}
+        return {s: torch.cat([getattr(a, name)[s] for a in outputs]) for s in getattr(outputs[0], name)}
 
-    return TeacherAnswer(
-        torch.cat([a.logits for a in answers], dim=1),
-        torch.cat([a.codes for a in answers], dim=1),
-        torch.cat([a.features for a in answers]),
+    return TeacherOutput(
+        torch.cat([a.logits for a in outputs], dim=1),
+        torch.cat([a.codes for a in outputs], dim=1),
+        torch.cat([a.features for a in outputs]),
         maps("targets"),
         maps("target_weights"),
-        _collate_previous([a.previous for a in answers if a.previous is not None]),
+        _collate_previous([a.previous for a in outputs if a.previous is not None]),
     )
 
 
@@ -164,39 +170,39 @@ def _collate_previous(parts: list[PreviousMaps]) -> PreviousMaps | None:
     return PreviousMaps(maps, torch.cat([part.known for part in parts]))
 
 
-def _to_tensors(answer: TeacherAnswer) -> dict[str, Tensor]:
-    """An answer as tensors with the frame first, in half precision: boxes are good to 2 cm at 64 m. Errors:
-    UserError for a number that float16 cannot hold."""
+def _to_tensors(output: TeacherOutput) -> dict[str, Tensor]:
+    """Return an output as tensors with the frame first, in half precision (2 cm at 64 m). Errors: UserError
+    for a value that does not fit float16."""
     tensors = {
-        "logits": answer.logits.transpose(0, 1),
-        "codes": answer.codes.transpose(0, 1),
-        "features": answer.features,
+        "logits": output.logits.transpose(0, 1),
+        "codes": output.codes.transpose(0, 1),
+        "features": output.features,
     }
-    for stride, target in answer.targets.items():
+    for stride, target in output.targets.items():
         tensors[f"target{stride}"] = target
-        tensors[f"weight{stride}"] = answer.target_weights[stride]
-    if answer.previous is not None:
-        tensors["known"] = answer.previous.known
-        tensors |= {f"previous{stride}": maps for stride, maps in answer.previous.maps.items()}
+        tensors[f"weight{stride}"] = output.target_weights[stride]
+    if output.previous is not None:
+        tensors["known"] = output.previous.known
+        tensors |= {f"previous{stride}": maps for stride, maps in output.previous.maps.items()}
     halves = {name: value.detach().cpu().half() for name, value in tensors.items()}
     for name, half in halves.items():
         if not torch.isfinite(half).all():
             largest = float(tensors[name].detach().abs().max())
             raise UserError(
                 f"the teacher's {name} reach {largest:g}, beyond what the cache's float16 holds (65504); "
-                "leave --cache out, or train a teacher whose answers are finite and smaller"
+                "leave --cache out, or train a teacher whose outputs are finite and smaller"
             )
     return halves
 
 
-def _from_tensors(found: dict[str, Tensor]) -> TeacherAnswer:
+def _from_tensors(found: dict[str, Tensor]) -> TeacherOutput:
     values = {name: value.float() for name, value in found.items()}
     strides = sorted(int(name.removeprefix("target")) for name in values if name.startswith("target"))
     previous = None
     if "known" in values:
         before = {stride: values[f"previous{stride}"] for stride in strides}
         previous = PreviousMaps(before, values["known"])
-    return TeacherAnswer(
+    return TeacherOutput(
         values["logits"].transpose(0, 1),
         values["codes"].transpose(0, 1),
         values["features"],
@@ -217,7 +223,7 @@ def _read_manifest(folder: Path) -> Manifest:
 
 
 def _is_whole(folder: Path, manifest: Manifest, index: int) -> bool:
-    """Whether the shard of a clip is there, and of the size it was written with."""
+    """Return whether the shard of a clip exists with the size it was written with."""
     shard = manifest["shards"].get(str(index))
     return shard is not None and _size(folder / shard["file"]) == shard["bytes"]
 
@@ -231,7 +237,8 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _check_same(folder: Path, manifest: Manifest, description: Manifest) -> None:
-    """A cache may hold more than a run needs: maps of other strides, or of the frame before."""
+    """Raise a UserError if the cache does not fit a run's description. A cache may store more than a run
+    needs: maps of other strides, or of the previous frame."""
     for name, wanted in description.items():
         found = manifest.get(name)
         if name == "strides" and isinstance(found, list) and set(wanted) <= set(found):
@@ -242,5 +249,6 @@ def _check_same(folder: Path, manifest: Manifest, description: Manifest) -> None
             continue
         if found != wanted:
             raise UserError(
-                f"teacher cache {str(folder)!r} is of {name} {found!r}; this run has {wanted!r}: give another"
+                f"teacher cache {str(folder)!r} was written for {name} {found!r}, but this run has "
+                f"{wanted!r}; give another folder"
             )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FTKD wired together: the teacher's answer and the student's, one dict of weighted terms.
+"""FTKD: the weighted losses between a student and a teacher's output, in one dict.
 
-The student's own modules are never touched: what is added (the generators) lives here, is trained with the
-student and thrown away. Source: FTKD, method.md sections 1 to 3. Symbols as in reconstruction.py and
-logits.py; Y decoder layers.
+The student is not changed: the generators are part of this module, are trained with the student and discarded
+afterwards. Source: FTKD (arXiv 2512.08247) [abs, note]; docs/explanation/ftkd.md. Symbols as in
+reconstruction.py and logits.py; Y decoder layers.
 """
 
 from collections.abc import Mapping
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 
 from ftkd_core.config import SparseBEVConfig
 from ftkd_core.distillation.config import FTKDConfig
-from ftkd_core.distillation.logits import Alignment, align, logit_losses, pair_weights
+from ftkd_core.distillation.logits import Alignment, align, logit_losses
 from ftkd_core.distillation.reconstruction import PerspectiveReconstruction, QueryReconstruction
-from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherAnswer
+from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherOutput
 from ftkd_core.losses.matching import match
 from ftkd_core.losses.target_filter import in_range
-from ftkd_core.models.stream_petr import Predictions
+from ftkd_core.models.predictions import Predictions
 from ftkd_core.types import Targets
 
 
 class FTKD(nn.Module):
-    """`terms = ftkd(student, student_maps, answer, targets, generator)`: weighted scalars, named
-    `ftkd/...`.
+    """FTKD's losses: `terms = ftkd(student, student_maps, output, targets, generator)`.
 
-    student_channels and teacher_channels are the widths of the query features; map_channels {stride:
-    (student, teacher)} those of the feature maps that the PV branch rebuilds; teacher its configuration:
-    objects outside its range it answers for with none of its queries.
+    student_channels and teacher_channels are the channels of the query features; map_channels {stride:
+    (student, teacher)} those of the feature maps that the PV branch reconstructs. teacher is the teacher's
+    config: objects outside its range are matched to none of its queries. Returns weighted scalars, named
+    `ftkd/...`.
     """
 
     code_weights: Tensor
@@ -49,14 +49,12 @@ class FTKD(nn.Module):
         self.map_target, self.map_frames = config.pv_target, config.pv_frames
         self.register_buffer("code_weights", torch.tensor(code_weights), persistent=False)
         self.query_branch: QueryReconstruction | None = None
-        if config.bev_weight:  # a branch without a loss has no gradient, which DDP takes for an error
-            self.query_branch = QueryReconstruction(
-                student_channels, teacher_channels, config.bev_mask_ratio, config.bev_mask, config.bev_norm
-            )
+        if config.bev_weight:  # DDP raises an error for a branch without gradient
+            self.query_branch = QueryReconstruction(student_channels, teacher_channels, config.bev_mask_ratio)
         self.map_branches = nn.ModuleDict(
             {
-                str(stride): PerspectiveReconstruction(mine, yours, config.pv_mask_ratio)
-                for stride, (mine, yours) in map_channels.items()
+                str(stride): PerspectiveReconstruction(*channels, config.pv_mask_ratio)
+                for stride, channels in map_channels.items()
                 if config.pv_weight
             }
         )
@@ -66,7 +64,7 @@ class FTKD(nn.Module):
         self,
         student: Predictions,
         student_maps: Mapping[int, Tensor],
-        answer: TeacherAnswer,
+        output: TeacherOutput,
         targets: Targets,
         generator: torch.Generator,
         previous: PreviousMaps | None = None,
@@ -74,66 +72,58 @@ class FTKD(nn.Module):
         config = self.config
         terms: dict[str, Tensor] = {}
         if config.pv_weight:
-            terms |= self._maps(student_maps, answer, generator)
+            terms |= self._map_terms(student_maps, output, generator)
         if self.query_branch is not None or config.logits_weight:
-            alignments = self.alignments(student, answer, targets)
+            alignments = self.alignments(student, output, targets)
             if self.query_branch is not None:
-                weight = None
-                if config.bev_by_score:
-                    weight = pair_weights(answer.logits[-1].float().sigmoid(), alignments[-1])
-                loss = self.query_branch(
-                    student.features, answer.features, alignments[-1].teacher, generator, weight
-                )
+                teacher_of_student = alignments[-1].teacher
+                loss = self.query_branch(student.features, output.features, teacher_of_student, generator)
                 terms["ftkd/bev"] = config.bev_weight * loss
             if config.logits_weight:
-                terms |= self._logits(student, answer, alignments)
+                terms |= self._logit_terms(student, output, alignments)
         return terms
 
-    def alignments(self, student: Predictions, answer: TeacherAnswer, targets: Targets) -> list[Alignment]:
-        """Who follows whom, for the layers that are distilled, last layer last."""
-        theirs = targets if self.teacher is None else in_range(targets, self.teacher)
-        last = 1 if self.config.logit_layers == "last" else min(len(student.logits), len(answer.logits))
-        found = []
-        for layer in range(-last, 0):
-            mine = (student.logits[layer].float(), student.codes[layer].float())
-            yours = (answer.logits[layer].float(), answer.codes[layer].float())
-            found.append(
+    def alignments(self, student: Predictions, output: TeacherOutput, targets: Targets) -> list[Alignment]:
+        """Return the pairs of student and teacher queries per distilled layer, the last layer last."""
+        teacher_targets = targets if self.teacher is None else in_range(targets, self.teacher)
+        count = 1 if self.config.logit_layers == "last" else min(len(student.logits), len(output.logits))
+        alignments = []
+        for layer in range(-count, 0):
+            of_student = (student.logits[layer].float(), student.codes[layer].float())
+            of_teacher = (output.logits[layer].float(), output.codes[layer].float())
+            alignments.append(
                 align(
-                    *mine, *yours,
-                    match(*mine, targets, part="distillation alignment/student"),
-                    match(*yours, theirs, part="distillation alignment/teacher"),
-                    self.config.class_weight, self.config.box_weight,
+                    *of_student, *of_teacher,
+                    match(*of_student, targets, part="distillation alignment/student"),
+                    match(*of_teacher, teacher_targets, part="distillation alignment/teacher"),
                     by_prediction=self.config.matching == "prediction",
                     background_reach_m=self.config.background_reach_m,
                 )
             )  # fmt: skip
-        return found
+        return alignments
 
-    def _maps(
-        self, maps: Mapping[int, Tensor], answer: TeacherAnswer, generator: torch.Generator
+    def _map_terms(
+        self, maps: Mapping[int, Tensor], output: TeacherOutput, generator: torch.Generator
     ) -> dict[str, Tensor]:
         terms = {}
         for stride, branch in self.map_branches.items():
-            target, weight = answer.targets[int(stride)], answer.target_weights[int(stride)]
+            target, weight = output.targets[int(stride)], output.target_weights[int(stride)]
             loss = branch(maps[int(stride)], target, weight, generator)
             terms[f"ftkd/pv{stride}"] = self.config.pv_weight * loss
         return terms
 
-    def _logits(
-        self, student: Predictions, answer: TeacherAnswer, alignments: list[Alignment]
+    def _logit_terms(
+        self, student: Predictions, output: TeacherOutput, alignments: list[Alignment]
     ) -> dict[str, Tensor]:
-        config = self.config
         terms: dict[str, Tensor] = {}
         for place, alignment in enumerate(alignments):
             layer = place - len(alignments)
             losses = logit_losses(
-                student.logits[layer], student.codes[layer], answer.logits[layer], answer.codes[layer],
+                student.logits[layer], student.codes[layer], output.logits[layer], output.codes[layer],
                 alignment, self.code_weights,
-                foreground=config.foreground, background=config.background,
-                class_weight=config.class_weight, box_weight=config.box_weight,
-                background_by_score=config.background_by_score,
+                background_by_score=self.config.matching == "object",
             )  # fmt: skip
             for name, value in losses.items():
                 full = f"ftkd/logits_{name}"
-                terms[full] = terms.get(full, value.new_zeros(())) + config.logits_weight * value
+                terms[full] = terms.get(full, value.new_zeros(())) + self.config.logits_weight * value
         return terms

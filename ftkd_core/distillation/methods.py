@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distillation methods by name, and the module of each: FTKD, its ablations and its competitors.
+"""Distillation methods by name: FTKD, its ablations and its baselines.
 
-Every module takes the same arguments and says what it needs: `strides` of the teacher's maps, `map_target`
-(what they shall be, as `FTKDConfig.pv_target`), `map_frames` (of which frames, as `FTKDConfig.pv_frames`) and
-`needs_previous` (the maps of the frame before).
+The module of every method takes the same arguments and has the same attributes: `strides` of the teacher's
+maps, `map_target` (as `FTKDConfig.pv_target`), `map_frames` (as `FTKDConfig.pv_frames`) and `needs_previous`
+(whether it needs the maps of the previous frame).
 """
 
 from collections.abc import Mapping
@@ -24,20 +24,20 @@ METHODS: Final[dict[str, MethodConfig]] = {
     "ftkd_no_pv": replace(_FTKD, pv_weight=0.0),
     "ftkd_no_bev": replace(_FTKD, bev_weight=0.0),
     "ftkd_no_fld": replace(_FTKD, logits_weight=0.0),
-    # DETRDistill (Chang et al. 2023), its logits: every layer follows the teacher's, paired by prediction.
+    # The logit distillation of DETRDistill (Chang et al. 2023): all layers, paired by prediction.
     "logits": replace(
         _FTKD, pv_weight=0.0, bev_weight=0.0, matching="prediction", logit_layers="all",
-        background_by_score=False, background_reach_m=0.0,
+        background_reach_m=0.0,
     ),
     "mgd": BaselineConfig(name="mgd"),
     "cwd": BaselineConfig(name="cwd"),
     "stxd": BaselineConfig(name="stxd"),
 }  # fmt: skip
-"""A past-only teacher makes `ftkd` the row `ftkd_past_teacher`: that is a matter of the teacher."""
+"""The row `ftkd_past_teacher` of the experiment is `ftkd` with a teacher without future frames."""
 
 
 def method_config(name: str) -> MethodConfig:
-    """The settings of a method; UserError names what exists."""
+    """Return the settings of a method. Errors: UserError that lists the known names."""
     if name not in METHODS:
         raise UserError(f"unknown distillation method {name!r}; expected one of {', '.join(METHODS)}")
     return METHODS[name]
@@ -52,7 +52,7 @@ def build_method(
     code_weights: tuple[float, ...],
     teacher: SparseBEVConfig | None = None,
 ) -> FTKD | Baseline:
-    """The module of a method between a student and a teacher of these widths, as `FTKD` takes them."""
+    """Return the module of a method; arguments as in `FTKD`."""
     if isinstance(config, BaselineConfig):
         return Baseline(config, map_channels)
     return FTKD(

@@ -20,7 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ftkd_core.data.synthetic.render import render_camera
 from ftkd_core.data.synthetic.rig import SurroundRig, nuscenes_rig
 from ftkd_core.data.synthetic.world import make_scene
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr, decode
+from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.predictions import decode
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.percentiles import Summary, summarize
 from ftkd_core.presets import preset
 from ftkd_core.runtime.detector import Detector

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detection losses: what every decoder layer, the denoising queries and the 2-D head answer for.
+"""Detection losses of decoder layers, denoising queries and 2-D heads.
 
-Criteria return a dict of *weighted* terms; their sum is the loss. Source: StreamPETR (method.md section 4)
-for the 3-D part; the dense 2-D part is ours (auxiliary2d.py), that of StreamPETR's own head is in
-focal_head.py. Symbols: B batch, N cameras, Q queries, G slots, K classes, Y layers.
+Criteria return a dict of *weighted* terms whose sum is the loss. Source of the 3-D part: exiawsh/StreamPETR.
+Symbols: B batch, N cameras, Q queries, G slots, K classes, Y layers.
 """
 
 import torch
@@ -11,22 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkd_core.boxes import encode_boxes
-from ftkd_core.classes import CLASS_NAMES, HEADINGLESS, SYMMETRIC
 from ftkd_core.config import DetectorConfig, SparseBEVConfig
-from ftkd_core.losses.focal import heat_loss, sigmoid_focal_loss
+from ftkd_core.losses.dense_head import dense_head_losses
+from ftkd_core.losses.focal import sigmoid_focal_loss
 from ftkd_core.losses.focal_head import focal_head_losses
+from ftkd_core.losses.headings import target_heading
 from ftkd_core.losses.matching import match
 from ftkd_core.losses.normalizer import shared_count
-from ftkd_core.models.anchors import turn_back, view_axis
-from ftkd_core.models.auxiliary2d import REFERENCE_FOCAL_PX, AuxiliaryMaps
-from ftkd_core.models.denoising import DenoisingQueries
-from ftkd_core.models.focal_head import FocalMaps
-from ftkd_core.models.stream_petr import Predictions
-from ftkd_core.types import CameraRig, Targets, pad_targets
+from ftkd_core.models.predictions import FocalMaps, Predictions
+from ftkd_core.types import CameraRig, DenoisingQueries, Targets, pad_targets
 
 
 class DetectionCriterion(nn.Module):
-    """`terms = criterion(predictions, targets, rig, denoising)`: a dict of weighted scalars."""
+    """Compute `terms = criterion(predictions, targets, rig, denoising)`, a dict of weighted scalars."""
 
     code_weights: Tensor
 
@@ -68,7 +64,7 @@ class DetectionCriterion(nn.Module):
                 auxiliary = focal_head_losses(predictions.auxiliary, targets, stride)
             else:
                 names = self.config.class_names
-                auxiliary = auxiliary_losses(predictions.auxiliary, targets, rig, stride, names)
+                auxiliary = dense_head_losses(predictions.auxiliary, targets, rig, stride, names)
             terms |= {name: loss.auxiliary * value for name, value in auxiliary.items()}
         return terms
 
@@ -82,8 +78,10 @@ class DetectionCriterion(nn.Module):
         real: Tensor | None,
         weight: float,
     ) -> dict[str, Tensor]:
-        """Classification and box terms of one layer: logits (B, Q, K), codes (B, Q, 10), assigned (B, Q),
-        real (B, Q)."""
+        """Return classification and box terms of one layer.
+
+        logits (B, Q, K), codes (B, Q, 10), assigned (B, Q) as of `match`, real (B, Q) bool or None.
+        """
         positive = assigned >= 0
         count = shared_count(positive.sum())
         index = assigned.clamp(min=0)
@@ -92,156 +90,13 @@ class DetectionCriterion(nn.Module):
         classification = sigmoid_focal_loss(logits, one_hot)
         if real is not None:
             classification = classification * real[..., None]
-        goal = encode_boxes(targets.boxes.float().gather(1, index[..., None].expand(-1, -1, 9)))
-        heading = same_heading(goal[..., 6:8], codes.detach()[..., 6:8], labels, self.config.class_names)
-        goal = torch.cat([goal[..., :6], heading, goal[..., 8:]], dim=-1)
-        known = torch.isfinite(goal) & positive[..., None]  # velocity may be unknown, cones have no heading
-        difference = (codes - torch.where(known, goal, codes.detach())).abs() * self.code_weights
+        target = encode_boxes(targets.boxes.float().gather(1, index[..., None].expand(-1, -1, 9)))
+        heading = target_heading(target[..., 6:8], codes.detach()[..., 6:8], labels, self.config.class_names)
+        target = torch.cat([target[..., :6], heading, target[..., 8:]], dim=-1)
+        known = torch.isfinite(target) & positive[..., None]  # nan: unknown velocity, no heading
+        difference = (codes - torch.where(known, target, codes.detach())).abs() * self.code_weights
         loss = self.config.loss
         return {
             f"{name}/class": weight * loss.classification * classification.sum() / count,
             f"{name}/box": weight * loss.box_l1 * difference.sum() / count,
         }
-
-
-def auxiliary_losses(
-    maps: AuxiliaryMaps, targets: Targets, rig: CameraRig, stride: int,
-    class_names: tuple[str, ...] = CLASS_NAMES,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Terms of the 2-D head: penalty-reduced focal loss on the heat map (CenterNet), L1 at the centres'
-    cells.
-
-    An object counts in a camera where `targets.mask_2d` says so and its projected 3-D centre lies in the
-    image. Labels are places in class_names.
-    """
-    height, width = maps.heat.shape[-2:]
-    cells = targets.centers_2d / stride - 0.5  # (B, N, G, 2) in cell centres
-    column, row = cells[..., 0].round().long(), cells[..., 1].round().long()
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    batch, camera, slot = (targets.mask_2d & inside).nonzero(as_tuple=True)  # (P,) objects seen
-    count = shared_count(torch.tensor(len(batch), device=row.device))
-    heat = _heat_targets(maps.heat, targets, (batch, camera, slot), cells, stride)
-    terms = {"auxiliary/heat": heat_loss(maps.heat.float(), heat) / count}
-
-    batch, camera, slot, row, column, share = _cells_of(
-        (batch, camera, slot), targets.boxes_2d / stride - 0.5, row, column, (height, width)
-    )
-    predicted = AuxiliaryMaps(*(values[batch, camera, :, row, column].float() for values in maps))
-    places = (batch, camera, slot, row, column)
-    goals = _geometry_goals(predicted, targets, rig, places, stride, class_names)
-    share = share / shared_count(share.sum())
-    direction = _direction_loss(predicted.heading, goals.pop("heading")[0])
-    terms["auxiliary/heading"] = (direction * share).sum()
-    for name, (goal, weight) in goals.items():
-        difference = getattr(predicted, name) - goal
-        known = torch.isfinite(difference)
-        difference = torch.where(known, difference, 0.0).abs().sum(-1)
-        terms[f"auxiliary/{name.removeprefix('log_')}"] = weight * (difference * share).sum()
-    return terms
-
-
-def _cells_of(
-    seen: tuple[Tensor, Tensor, Tensor],
-    boxes: Tensor,
-    row: Tensor,
-    column: Tensor,
-    size: tuple[int, int],
-    neighbour_share: float = 0.5,
-) -> tuple[Tensor, ...]:
-    """Cells that answer for the geometry of the seen objects: the centre's, and those around it that lie in
-    the object's 2-D box (as in FCOS), which count less.
-
-    boxes (B, N, G, 4), row and column (B, N, G) in cells. Returns batch, camera, slot, row, column, share,
-    each (P,).
-    """
-    batch, camera, slot = seen
-    steps = torch.tensor([-1, 0, 1], device=row.device)
-    down, across = (grid.flatten() for grid in torch.meshgrid(steps, steps, indexing="ij"))
-    rows = row[seen][:, None] + down  # (objects, 9)
-    columns = column[seen][:, None] + across
-    box = boxes[seen][:, None]
-    own = (down == 0) & (across == 0)
-    inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
-    covered = (
-        (columns >= box[..., 0]) & (columns <= box[..., 2]) & (rows >= box[..., 1]) & (rows <= box[..., 3])
-    )
-    answers = inside & (own | covered)
-    share = torch.where(own, 1.0, neighbour_share).expand(answers.shape)
-    repeated = (value[:, None].expand(answers.shape)[answers] for value in (batch, camera, slot))
-    return (*repeated, rows[answers], columns[answers], share[answers])
-
-
-def _geometry_goals(
-    predicted: AuxiliaryMaps, targets: Targets, rig: CameraRig, cells: tuple[Tensor, ...], stride: int,
-    class_names: tuple[str, ...],
-) -> dict[str, tuple[Tensor, float]]:  # fmt: skip
-    """What the maps should say at P cells, (P, channels), nan where nothing is right or wrong, and the
-    weight of each."""
-    batch, camera, slot, row, column = cells
-    cell = torch.stack([column, row], dim=-1).to(targets.boxes_2d.dtype)
-    box = targets.boxes_2d[batch, camera, slot] / stride - 0.5
-    focal = rig.intrinsics[batch, camera, 0, 0].float()
-    depth = targets.depths[batch, camera, slot].clamp(min=0.5) * REFERENCE_FOCAL_PX / focal
-    boxes = targets.boxes[batch, slot].float()  # (P, 9)
-    sight = view_axis(boxes[:, :3] - rig.ego_from_camera[batch, camera, :3, 3].float())
-    yaw = boxes[:, 6:7]
-    heading = turn_back(torch.cat([yaw.cos(), yaw.sin()], dim=-1), sight)
-    (cos, sin), labels = heading.unbind(-1), targets.labels[batch, slot]
-    axis = torch.stack([cos**2 - sin**2, 2 * sin * cos], dim=-1)
-    return {
-        "edges": (torch.cat([cell - box[:, :2], box[:, 2:] - cell], dim=-1), 0.1),
-        "offset": (targets.centers_2d[batch, camera, slot] / stride - 0.5 - cell, 0.5),
-        "log_depth": (depth.log()[:, None], 4.0),
-        "log_size": (boxes[:, [4, 3, 5]].log(), 0.5),  # width, length, height, as in the code
-        "heading": (same_heading(heading, predicted.heading, labels, class_names), 0.5),
-        "axis": (torch.where(is_one_of(HEADINGLESS, labels, class_names)[:, None], torch.nan, axis), 0.5),
-    }
-
-
-def _direction_loss(predicted: Tensor, heading: Tensor) -> Tensor:
-    """Logistic loss (P,) of pointing to the side of the true heading (P, 2), 0 where there is none.
-
-    Front or rear is a question of yes or no (as SECOND's direction classifier, Yan et al. 2018), of which
-    an L1 loss takes the likelier side for certain.
-    """
-    known = torch.isfinite(heading).all(-1)
-    agreement = (predicted * torch.where(known[:, None], heading, 0.0)).sum(-1)
-    return torch.where(known, F.softplus(-2 * agreement), 0.0)
-
-
-def same_heading(
-    goal: Tensor, predicted: Tensor, labels: Tensor, class_names: tuple[str, ...] = CLASS_NAMES
-) -> Tensor:
-    """Headings (..., 2) to learn for objects of `labels` (...): of a class that looks the same from behind,
-    the nearer of the true heading and its reverse (the devkit scores no more); nan for classes without."""
-    reversed_ = is_one_of(SYMMETRIC, labels, class_names) & ((goal * predicted).sum(-1) < 0)
-    goal = torch.where(reversed_[..., None], -goal, goal)
-    return torch.where(is_one_of(HEADINGLESS, labels, class_names)[..., None], torch.nan, goal)
-
-
-def is_one_of(names: tuple[str, ...], labels: Tensor, class_names: tuple[str, ...]) -> Tensor:
-    """Whether each label (...) is a place in class_names of one of the names."""
-    wanted = labels.new_tensor([place for place, name in enumerate(class_names) if name in names])
-    return torch.isin(labels, wanted)
-
-
-def _heat_targets(
-    heat: Tensor, targets: Targets, seen: tuple[Tensor, Tensor, Tensor], cells: Tensor, stride: int
-) -> Tensor:
-    """Heat map (B, N, K, H, W): 1 at each centre's cell, a Gaussian as wide as a sixth of the box around
-    it."""
-    batch, camera, slot = seen
-    batches, cameras, classes, height, width = heat.shape
-    size = (targets.boxes_2d[batch, camera, slot, 2:] - targets.boxes_2d[batch, camera, slot, :2]) / stride
-    sigma = (size / 6).clamp(min=0.4)  # (P, 2) in cells
-    center = cells[batch, camera, slot].round()
-    x = torch.arange(width, device=heat.device)[None] - center[:, :1]  # (P, W)
-    y = torch.arange(height, device=heat.device)[None] - center[:, 1:]  # (P, H)
-    bumps = (
-        torch.exp(-(y**2) / (2 * sigma[:, 1:] ** 2))[:, :, None]
-        * torch.exp(-(x**2) / (2 * sigma[:, :1] ** 2))[:, None]
-    )
-    plane = (batch * cameras + camera) * classes + targets.labels[batch, slot]  # (P,)
-    goal = torch.zeros(batches * cameras * classes, height * width, device=heat.device)
-    goal.scatter_reduce_(0, plane[:, None].expand(-1, height * width), bumps.flatten(1).float(), "amax")
-    return goal.view(batches, cameras, classes, height, width)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One-to-one matching of predictions and ground truth (DETR; costs of StreamPETR, method.md section 4).
+"""One-to-one matching of predictions and ground truth (DETR; costs of exiawsh/StreamPETR).
 
 Symbols: B batch, Q queries, G ground-truth slots, K classes.
 """
@@ -11,11 +11,12 @@ from torch import Tensor
 from ftkd_core.boxes import encode_boxes
 from ftkd_core.types import Targets
 
-_MATCHED_CODE_DIM = 8  # velocity takes no part
+_MATCHED_CODE_DIM = 8  # without velocity
 
 
 def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Cost (Q, G) of giving query q the class of object g, from logits (Q, K) and labels (G,)."""
+    """Return the cost (Q, G) of assigning the class of object g to query q, of logits (Q, K) and labels
+    (G,)."""
     probability = logits.sigmoid()[:, labels]
     negative = -(1 - probability + 1e-12).log() * (1 - alpha) * probability**gamma
     positive = -(probability + 1e-12).log() * alpha * (1 - probability) ** gamma
@@ -32,11 +33,10 @@ def match(
     *,
     part: str = "matching",
 ) -> Tensor:
-    """Index (B, Q) int64 of the object each query answers for, -1 for background; logits (B, Q, K), codes
-    (B, Q, 10).
+    """Return the index (B, Q) int64 of the object matched to each query, -1 for background.
 
-    The Hungarian algorithm runs on the CPU over the real objects only. Errors: FloatingPointError where a
-    cost is not finite; it names the part of the model that is matched, and class or box.
+    logits (B, Q, K), codes (B, Q, 10). The Hungarian algorithm runs on the CPU over the real objects only.
+    Raises FloatingPointError if a cost is not finite; the message names `part` and class or box.
     """
     batch, queries, _ = logits.shape
     assigned = torch.full((batch, queries), -1, dtype=torch.long)
@@ -52,7 +52,7 @@ def match(
         if not torch.isfinite(cost).all():
             kind = "box" if torch.isfinite(logits[sample]).all() else "class"
             raise FloatingPointError(
-                f"{part}/{kind}: the cost is not finite, for the predictions or the targets hold nan or inf"
+                f"{part}/{kind}: the cost is not finite because predictions or targets contain nan or inf"
             )
         rows, columns = linear_sum_assignment(cost.cpu().numpy())
         assigned[sample, torch.as_tensor(rows)] = objects.cpu()[torch.as_tensor(columns)]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streaming and offline detectors and their parts."""
+"""Streaming and offline detectors and their modules."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of the decoder: hybrid self-attention over queries and memory, cross-attention to image tokens.
+"""Attention of the decoders: self-attention over queries and memory, cross-attention to image tokens.
 
-Symbols: B batch, Q queries, K keys, L image tokens, C channels, A heads, E = C / A.
+Symbols: B batch, Q queries, K keys, L image tokens, N cameras, C channels, A heads, E = C / A.
 """
 
 import math
@@ -15,14 +15,15 @@ from ftkd_core.models.position import TokenGeometry
 
 
 class HybridAttention(nn.Module):
-    """Queries attend to themselves and the memory; positions are added to queries and keys, not to values.
+    """Attention of queries to queries and memory.
 
-    queries, query_position (B, Q, C); keys, key_position (B, K, C), the queries first; mask (Q, K) bool,
-    True where a query may look, or None. With `fading`, distances (B, Q, K) metres weigh on the logits by a
-    factor per head that the query chooses (SparseBEV's scale-adaptive self-attention). Returns (B, Q, C).
+    Positions are added to queries and keys, not to values. queries, query_position (B, Q, C); keys,
+    key_position (B, K, C), the queries first; mask (Q, K) bool, True if a query may attend, or None. If
+    distance_aware, attention decreases with distances (B, Q, K) in metres, by a factor per head that is
+    predicted from the query (SparseBEV's scale-adaptive self-attention). Returns (B, Q, C).
     """
 
-    def __init__(self, channels: int, num_heads: int, fading: bool = False) -> None:
+    def __init__(self, channels: int, num_heads: int, distance_aware: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(channels, channels)
@@ -30,7 +31,7 @@ class HybridAttention(nn.Module):
         self.value = nn.Linear(channels, channels)
         self.output = nn.Linear(channels, channels)
         _xavier(self)
-        if fading:
+        if distance_aware:
             self.fade = nn.Linear(channels, num_heads)
             nn.init.zeros_(self.fade.weight)
             nn.init.uniform_(self.fade.bias, 0.0, 2.0)
@@ -56,18 +57,20 @@ class HybridAttention(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """Queries attend to image tokens; tokens of a masked camera carry no weight.
+    """Attention of queries to image tokens; tokens of a masked camera get no weight.
 
-    Both the mask and the optional locality term are inner products, so they ride as extra columns on
-    queries and keys and the fused attention kernels need no dense mask: one column is 1 . (-penalty) for
-    masked tokens, and with `locality` every camera n adds three: kappa * direction(query -> from camera n)
-    . ray(token of camera n), that is kappa * cos(angle), with a kappa a head learns (ours; see
-    DecoderConfig.locality).
+    If distance_aware, each logit gets the term kappa * cos(angle between the token's ray and the direction
+    from its camera to the query's reference point), with one learned kappa per head (ours, after SMCA, Gao et
+    al. 2021).
+
+    Both the mask and this term are inner products, so they are extra columns of queries and keys and fused
+    attention kernels need no dense mask: one column 1 * (-penalty) for masked tokens, and three columns per
+    camera for kappa * direction * ray.
     """
 
     _MASK_PENALTY = 1e4
 
-    def __init__(self, channels: int, num_heads: int, locality: bool) -> None:
+    def __init__(self, channels: int, num_heads: int, distance_aware: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(channels, channels)
@@ -75,7 +78,7 @@ class TokenAttention(nn.Module):
         self.value = nn.Linear(channels, channels)
         self.output = nn.Linear(channels, channels)
         _xavier(self)
-        if locality:
+        if distance_aware:
             # Angular widths from 2 to 16 degrees over the heads: kappa = 1 / sigma^2.
             sigma = torch.deg2rad(2.0 * 8.0 ** torch.linspace(0.0, 1.0, num_heads))
             self.log_kappa = nn.Parameter(-2.0 * sigma.log())
@@ -91,7 +94,7 @@ class TokenAttention(nn.Module):
         geometry: TokenGeometry,
         reference_points_ego: Tensor,
     ) -> Tensor:
-        """queries (B, Q, C), tokens (B, L, C), reference_points_ego (B, Q, 3) metres -> (B, Q, C)."""
+        """Return (B, Q, C). queries (B, Q, C), tokens (B, L, C), reference_points_ego (B, Q, 3) in metres."""
         q = split_heads(self.query(queries + query_position), self.num_heads)  # (B, A, Q, E)
         k = split_heads(self.key(tokens + token_position), self.num_heads)  # (B, A, L, E)
         v = split_heads(self.value(tokens), self.num_heads)
@@ -114,23 +117,25 @@ class TokenAttention(nn.Module):
 def _attend_with_columns(
     q: Tensor, k: Tensor, v: Tensor, extra_q: list[Tensor], extra_k: list[Tensor]
 ) -> Tensor:
-    """Attention (B, A, Q, E) whose logits are the products of q and k and of the extra columns. With those of
-    locality in float32: kappa is in the hundreds and differences of cosines in the thousandths, too fine for
-    half precision; the mask's column alone is not."""
+    """Return attention (B, A, Q, E) whose logits are the inner products of q and k with their extra columns.
+
+    With the columns of the distance term it computes in float32: kappa is in the hundreds and cosines differ
+    by thousandths, too fine for half precision. The column of the mask alone needs no float32.
+    """
     width, dtype = q.shape[-1], q.dtype if len(extra_q) == 1 else torch.float32
     q, k = (torch.cat([x.to(dtype) for x in columns], dim=-1) for columns in ((q, *extra_q), (k, *extra_k)))
-    padded = -(-q.shape[-1] // 8) * 8  # the fused kernels want multiples of 8; columns of zeros weigh nothing
+    padded = -(-q.shape[-1] // 8) * 8  # fused kernels need multiples of 8; zeros have no effect
     q, k, v_padded = (F.pad(x.to(dtype), (0, padded - x.shape[-1])) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v_padded, scale=1.0)[..., :width].to(v.dtype)
 
 
 @full_precision
 def locality_features(geometry: TokenGeometry, points_ego: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors whose inner product is the cosine between a token's ray and the direction from its camera to
-    a point.
+    """Return vectors whose inner product is the cosine between a token's ray and the direction from its
+    camera to a point.
 
-    Returns (B, Q, 3N) directions from each camera centre to the points (B, Q, 3), and (B, L, 3N) rays
-    placed in the columns of their own camera, zero elsewhere.
+    These are directions (B, Q, 3N) from each camera centre to points (B, Q, 3), and rays (B, L, 3N) in the
+    columns of their own camera, zero elsewhere.
     """
     directions = points_ego[:, :, None] - geometry.camera_centers[:, None]  # (B, Q, N, 3)
     directions = F.normalize(directions, dim=-1).flatten(2)
@@ -142,12 +147,12 @@ def locality_features(geometry: TokenGeometry, points_ego: Tensor) -> tuple[Tens
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(B, Q, C) -> (B, A, Q, E)."""
+    """Reshape (B, Q, C) to (B, A, Q, E)."""
     return x.reshape(*x.shape[:-1], num_heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(B, A, Q, E) -> (B, Q, C)."""
+    """Reshape (B, A, Q, E) to (B, Q, C)."""
     return x.transpose(1, 2).flatten(2)
 
 

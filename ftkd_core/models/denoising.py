@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Denoising queries: noised ground truth that a training decoder must put right (DN-DETR; StreamPETR code,
-section 4).
+"""Denoising queries for training (DN-DETR, Li et al. 2022; the noise is that of StreamPETR's code).
 
-Symbols: B batch, G ground-truth slots, R denoising queries = groups * G, Q matching queries, M memory keys.
+Symbols: B batch, G ground-truth slots, R denoising queries = groups * G, Q other queries, M memory slots.
 """
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,34 +10,20 @@ from torch import Tensor
 from ftkd_core.boxes import encode_boxes
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import LossConfig
-from ftkd_core.types import Targets
+from ftkd_core.types import DenoisingQueries, Targets
 
-_LABEL_NOISE = 0.5  # share of labels drawn anew (SparseBEV code)
-
-
-class DenoisingQueries(NamedTuple):
-    """points_ego (B, R, 3) noised centres, metres; target (B, R) index of the ground truth; positive (B, R)
-    bool, True where the noise is small enough that the box shall be recovered; real (B, R) bool, False for
-    padding; groups; codes (B, R, 10) of the true boxes, velocity 0 where unknown, and labels (B, R) int64,
-    half of them drawn anew: what SparseBEV's queries start from (StreamPETR's are points without a class).
-    """
-
-    points_ego: Tensor
-    target: Tensor
-    positive: Tensor
-    real: Tensor
-    groups: int
-    codes: Tensor
-    labels: Tensor
+_CENTRE_NOISE = 1.0  # of half the box size (StreamPETR code)
+_POSITIVE_NOISE = 0.75  # largest displacement of a positive, in the same units (StreamPETR code)
+_LABEL_NOISE = 0.5  # fraction of labels replaced by random ones (SparseBEV code)
 
 
 def make_denoising(
     targets: Targets, loss: LossConfig, range_m: Tensor, generator: torch.Generator
 ) -> DenoisingQueries | None:
-    """Noised copies of the ground truth, or None where there is none (or groups is 0).
+    """Return noisy copies of the ground truth; None without ground truth or without groups.
 
-    Each centre moves by up to half its size times the noise scale, in each axis; a move longer than
-    `denoising_split` (in those units) makes a negative, to be classified as background.
+    Each centre moves along each axis by up to half the box size times `_CENTRE_NOISE`. A displacement
+    longer than `_POSITIVE_NOISE` (in these units) makes a negative, which must be classified as background.
     """
     batch, slots = targets.labels.shape
     groups = loss.denoising_groups
@@ -49,11 +32,11 @@ def make_denoising(
     device = targets.boxes.device
     repeated = targets.boxes.repeat(1, groups, 1)  # (B, R, 9)
     noise = torch.rand(batch, groups * slots, 3, generator=generator).to(device) * 2 - 1
-    points = repeated[..., :3] + noise * repeated[..., 3:6] / 2 * loss.denoising_noise
+    points = repeated[..., :3] + noise * repeated[..., 3:6] / 2 * _CENTRE_NOISE
     points = points.clamp(-range_m, range_m)
     index = torch.arange(slots, device=device).repeat(groups)[None].expand(batch, -1)
     real = targets.mask.repeat(1, groups)
-    positive = real & (noise.norm(dim=-1) <= loss.denoising_split)
+    positive = real & (noise.norm(dim=-1) <= _POSITIVE_NOISE)
     drawn = torch.randint(len(CLASS_NAMES), real.shape, generator=generator).to(device)
     redrawn = (torch.rand(real.shape, generator=generator) < _LABEL_NOISE).to(device)
     labels = torch.where(redrawn, drawn, targets.labels.repeat(1, groups))
@@ -62,8 +45,10 @@ def make_denoising(
 
 
 def attention_mask(denoising: DenoisingQueries, num_queries: int, num_memory: int) -> Tensor:
-    """Who may look at whom, (R + Q, R + Q + M) bool: a group sees itself and everything learnt; nothing
-    learnt sees a group."""
+    """Return the self-attention mask (R + Q, R + Q + M), True if allowed.
+
+    A denoising group attends to itself, to other queries and to memory; no other query attends to a group.
+    """
     count = denoising.points_ego.shape[1]
     group = torch.arange(count, device=denoising.points_ego.device) // (count // denoising.groups)
     allowed = torch.ones(

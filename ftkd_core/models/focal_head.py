@@ -1,35 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""StreamPETR's own 2-D head: every cell answers for one object of its camera; it runs in training alone.
+"""2-D head of StreamPETR, used in training only.
 
-Source: exiawsh/StreamPETR (`FocalHead`, after Focal-PETR, Wang et al. 2022), re-implemented. Ours, which the
-decoder can also start queries at, is in auxiliary2d.py. Symbols: B batch, N cameras, K classes, C channels,
-H/W feature size.
+Source: exiawsh/StreamPETR (`FocalHead`, after Focal-PETR, Wang et al. 2022), re-implemented. Symbols: B
+batch, N cameras, K classes, C channels, H/W feature size.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from ftkd_core.geometry import full_precision
 from ftkd_core.models.position import inverse_sigmoid
+from ftkd_core.models.predictions import FocalMaps
+from ftkd_core.types import CameraRig
 
-_GROUPS: Final = 32  # of the group norms
+_GROUPS: Final = 32  # of group normalisation
 _PRIOR_LOGIT: Final = -4.59512  # a score of 0.01
 
 
-class FocalMaps(NamedTuple):
-    """logits (B, N, H, W, K); centerness (B, N, H, W) logits; boxes (B, N, H, W, 4) `[x1, y1, x2, y2]` and
-    centers (B, N, H, W, 2), the projected 3-D centres, in fractions 0..1 of the image."""
-
-    logits: Tensor
-    centerness: Tensor
-    boxes: Tensor
-    centers: Tensor
-
-
 class FocalHead(nn.Module):
-    """Feature maps (B, N, C, H, W) -> FocalMaps."""
+    """Compute `FocalMaps` of feature maps (B, N, C, H, W); the rig of the cameras is not used."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -39,21 +30,24 @@ class FocalHead(nn.Module):
         for layer in (self.cls, self.centerness):
             nn.init.constant_(layer.bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
 
-    def forward(self, features: Tensor) -> FocalMaps:
+    def forward(self, features: Tensor, _rig: CameraRig | None = None) -> FocalMaps:
         shape = features.shape[:2]
         flat = features.flatten(0, 1)
-        seen, shaped = self.shared_cls(flat), self.shared_reg(flat)
-        answers = (self.cls(seen), self.centerness(seen), self.ltrb(shaped), self.center2d(shaped))
+        class_features, box_features = self.shared_cls(flat), self.shared_reg(flat)
+        maps = (
+            self.cls(class_features), self.centerness(class_features), self.ltrb(box_features),
+            self.center2d(box_features),
+        )  # fmt: skip
         logits, centerness, edges, offset = (
-            answer.unflatten(0, shape).permute(0, 1, 3, 4, 2).float() for answer in answers
+            values.unflatten(0, shape).permute(0, 1, 3, 4, 2).float() for values in maps
         )
-        return FocalMaps(logits, centerness[..., 0], *_placed(edges, offset))
+        return FocalMaps(logits, centerness[..., 0], *_decode_boxes(edges, offset))
 
 
 @full_precision
-def _placed(edges: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes and centres from what cells (B, N, H, W) say of their distances to the four edges (., 4) and of
-    the centre (., 2), both before the sigmoid."""
+def _decode_boxes(edges: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Return boxes and centres in 0..1 of edge distances (B, N, H, W, 4) and centre offsets (., 2) of the
+    cells, both before the sigmoid."""
     height, width = edges.shape[2:4]
     x = (torch.arange(width, device=edges.device) + 0.5) / width
     y = (torch.arange(height, device=edges.device) + 0.5) / height

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature pyramid (Lin et al. 2017) that convolves only the levels somebody reads, as StreamPETR's CPFPN
-does."""
+"""Feature pyramid (Lin et al. 2017) that convolves only the levels that are used, as StreamPETR's CPFPN."""
 
 from collections.abc import Sequence
 
@@ -9,8 +8,8 @@ from torch import Tensor, nn
 
 
 class TopDownPyramid(nn.Module):
-    """Feature maps, finest first -> the levels named in `outputs`, each (B, out_channels, H, W) at its
-    map's size."""
+    """Compute pyramid levels `outputs` (indices) of feature maps, finest first; each (B, out_channels, H, W)
+    at the size of its map."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, outputs: Sequence[int]) -> None:
         super().__init__()

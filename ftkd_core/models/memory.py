@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streaming memory: what the student keeps from earlier frames, in global coordinates.
+"""Streaming memory: queries of earlier frames in global coordinates.
 
-Source: StreamPETR code (method.md section 4), as an explicit value instead of module attributes.
-Symbols: B batch, M memory slots, Q queries, C channels, P propagated slots, K classes.
+Source: exiawsh/StreamPETR, as an explicit value instead of module attributes. Symbols: B batch, M memory
+slots, Q queries, C channels, P propagated slots, K classes.
 """
 
 from typing import NamedTuple
@@ -15,11 +15,13 @@ from ftkd_core.types import Frame
 
 
 class Memory(NamedTuple):
-    """Newest first: embedding (B, M, C); centers_global (B, M, 3) float64 metres; velocity_global (B, M, 2)
-    m/s; shape_global (B, M, 5) log w, log l, log h, sin, cos of the heading; logits (B, M, K); time (B, M)
-    float64 seconds of the stream; global_from_ego (B, M, 4, 4) float64, the vehicle when it was stored.
-    Upstream keeps no shape and no logits; only anchored queries read them. Logits are counted from the
-    classifier's prior, so that 0 is no evidence."""
+    """Memory slots, newest first.
+
+    embedding (B, M, C); centers_global (B, M, 3) float64 metres; velocity_global (B, M, 2) m/s; shape_global
+    (B, M, 5) log w, log l, log h, sin and cos of the heading; logits (B, M, K) relative to the classifier's
+    prior, so that 0 means no evidence; time (B, M) float64 seconds; global_from_ego (B, M, 4, 4) float64 at
+    that time. Shape and logits are used by anchored queries only; StreamPETR's code does not store them.
+    """
 
     embedding: Tensor
     centers_global: Tensor
@@ -30,10 +32,12 @@ class Memory(NamedTuple):
     global_from_ego: Tensor
 
 
-class LocalMemory(NamedTuple):
-    """The memory as the current frame sees it: embedding (B, M, C); centers_ego (B, M, 3) metres;
-    velocity_ego (B, M, 2); shape_ego (B, M, 5); logits (B, M, K); age (B, M) seconds; ego_from_past (B, M,
-    4, 4) the past vehicle frame in the current one. All float32."""
+class AlignedMemory(NamedTuple):
+    """Memory in the current ego frame, float32.
+
+    embedding (B, M, C); centers_ego (B, M, 3) metres; velocity_ego (B, M, 2); shape_ego (B, M, 5); logits (B,
+    M, K); age (B, M) seconds; ego_from_past (B, M, 4, 4), from the ego frame of the slot to the current one.
+    """
 
     embedding: Tensor
     centers_ego: Tensor
@@ -47,7 +51,7 @@ class LocalMemory(NamedTuple):
 def empty_memory(
     batch: int, length: int, channels: int, num_classes: int, device: torch.device | str = "cpu"
 ) -> Memory:
-    """A memory of zeros; the first frame (`frame.is_first`) never reads it."""
+    """Return a memory of zeros, which the first frame of a stream (`frame.is_first`) ignores."""
     identity = torch.eye(4, dtype=torch.float64, device=device).expand(batch, length, 4, 4).clone()
     return Memory(
         embedding=torch.zeros(batch, length, channels, device=device),
@@ -61,22 +65,22 @@ def empty_memory(
 
 
 @full_precision
-def recall(
-    memory: Memory, frame: Frame, pseudo_centers: Tensor, *, velocity_as_answered: bool = False
-) -> LocalMemory:
-    """The memory moved into the current ego frame; where a stream starts, the trained first state instead.
+def align_memory(
+    memory: Memory, frame: Frame, pseudo_centers: Tensor, *, rotate_velocity: bool = True
+) -> AlignedMemory:
+    """Return the memory in the current ego frame, or the initial state if a stream starts with this frame.
 
-    pseudo_centers (P, 3) metres in ego fill the first P slots of that state; its other slots are zeros at
-    the origin, with a pose of zeros, as upstream trains them. velocity_as_answered: velocities stay along the
-    axes of the vehicle when it answered them (upstream), not turned into the current ones.
+    In the initial state, pseudo_centers (P, 3) in metres fill the first P slots; other slots are zeros with a
+    zero pose, as in StreamPETR's training. With rotate_velocity=False velocities keep the axes of the ego
+    frame that predicted them, as in StreamPETR's code.
     """
     ego_from_global = invert_rigid(frame.global_from_ego.double())
     centers = transform_points(ego_from_global, memory.centers_global.double()).float()
-    if velocity_as_answered:
-        velocity = _as_answered(memory.velocity_global, memory.global_from_ego)
-    else:
+    if rotate_velocity:
         velocity = memory.velocity_global @ ego_from_global[:, :2, :2].mT.float()
-    shape = _turn_shape(memory.shape_global, ego_from_global)
+    else:
+        velocity = _velocity_in_past_axes(memory.velocity_global, memory.global_from_ego)
+    shape = _rotate_shape(memory.shape_global, ego_from_global)
     age = (frame.time[:, None] - memory.time).float()
     ego_from_past = (ego_from_global[:, None] @ memory.global_from_ego.double()).float()
 
@@ -85,7 +89,7 @@ def recall(
     start_centers = torch.cat([pseudo_centers, pseudo_centers.new_zeros(centers.shape[1] - count, 3)])
     start_pose = torch.zeros_like(ego_from_past[0])
     start_pose[:count] = torch.eye(4, device=centers.device)
-    return LocalMemory(
+    return AlignedMemory(
         embedding=torch.where(first[:, None, None], torch.zeros_like(memory.embedding), memory.embedding),
         centers_ego=torch.where(first[:, None, None], start_centers, centers),
         velocity_ego=torch.where(first[:, None, None], torch.zeros_like(velocity), velocity),
@@ -97,20 +101,22 @@ def recall(
 
 
 @full_precision
-def memorise(
+def update_memory(
     memory: Memory,
-    local: LocalMemory,
+    aligned: AlignedMemory,
     frame: Frame,
     features: Tensor,
     codes: Tensor,
     logits: Tensor,
     num_kept: int,
+    interval_s: float = 0.0,
 ) -> Memory:
-    """The memory after this frame: the num_kept best queries in front, the oldest slots dropped; detached.
+    """Return the memory after this frame, without gradients: the best queries in front, oldest slots dropped.
 
-    features (B, Q, C), codes (B, Q, 10) in ego, logits (B, Q, K) of the last layer; best by class score.
-    Where the stream started with this frame, the older slots are the first state's (`local`), not those of
-    another stream.
+    num_kept queries are kept, best by class score. features (B, Q, C), codes (B, Q, 10) in ego and logits (B,
+    Q, K) are those of the last layer. If the stream starts with this frame, older slots are those of the
+    initial state (`aligned`). A frame less than interval_s after the newest slot leaves the memory unchanged
+    (`keep_interval`).
     """
     scores = logits.detach().float().amax(-1)
     best = scores.topk(num_kept, dim=1).indices[..., None]  # (B, P, 1)
@@ -119,36 +125,40 @@ def memorise(
         for values in (features, codes, logits)
     )
     pose = frame.global_from_ego.double()
-    first = frame.is_first
-    centers = torch.where(
-        first[:, None, None], transform_points(pose, local.centers_ego.double()), memory.centers_global
+    older = _older_slots(memory, aligned, frame)
+    updated = Memory(
+        embedding=_push(older.embedding, kept_features.to(older.embedding.dtype)),
+        centers_global=_push(older.centers_global, transform_points(pose, kept_codes[..., :3].double())),
+        velocity_global=_push(older.velocity_global, kept_codes[..., 8:10] @ pose[:, :2, :2].mT.float()),
+        shape_global=_push(older.shape_global, _rotate_shape(kept_codes[..., 3:8], pose)),
+        logits=_push(older.logits, kept_logits),
+        time=_push(older.time, frame.time[:, None].expand(-1, num_kept)),
+        global_from_ego=_push(older.global_from_ego, pose[:, None].expand(-1, num_kept, -1, -1)),
     )
-    past_poses = torch.where(
-        first[:, None, None, None], pose[:, None] @ local.ego_from_past.double(), memory.global_from_ego
-    )
-    time = torch.where(first[:, None], frame.time[:, None], memory.time)
-    new_pose = pose[:, None].expand(-1, num_kept, -1, -1)
-    new_time = frame.time[:, None].expand(-1, num_kept)
+    return keep_interval(memory, updated, frame, interval_s) if interval_s else updated
+
+
+def _older_slots(memory: Memory, aligned: AlignedMemory, frame: Frame) -> Memory:
+    """Return the memory before this frame; for streams that start with it, the initial state in global."""
+    pose, first = frame.global_from_ego.double(), frame.is_first
+    centers = transform_points(pose, aligned.centers_ego.double())
+    poses = pose[:, None] @ aligned.ego_from_past.double()
     return Memory(
-        embedding=_push(local.embedding, kept_features.to(local.embedding.dtype)),
-        centers_global=_push(centers, transform_points(pose, kept_codes[..., :3].double())),
-        velocity_global=_push(
-            torch.where(first[:, None, None], local.velocity_ego, memory.velocity_global),
-            kept_codes[..., 8:10] @ pose[:, :2, :2].mT.float(),
-        ),
-        shape_global=_push(
-            torch.where(first[:, None, None], local.shape_ego, memory.shape_global),
-            _turn_shape(kept_codes[..., 3:8], pose),
-        ),
-        logits=_push(local.logits, kept_logits),
-        time=_push(time, new_time),
-        global_from_ego=_push(past_poses, new_pose),
+        embedding=aligned.embedding,
+        centers_global=torch.where(first[:, None, None], centers, memory.centers_global),
+        velocity_global=torch.where(first[:, None, None], aligned.velocity_ego, memory.velocity_global),
+        shape_global=torch.where(first[:, None, None], aligned.shape_ego, memory.shape_global),
+        logits=aligned.logits,
+        time=torch.where(first[:, None], frame.time[:, None], memory.time),
+        global_from_ego=torch.where(first[:, None, None, None], poses, memory.global_from_ego),
     )
 
 
-def remember_spaced(before: Memory, after: Memory, frame: Frame, interval_s: float) -> Memory:
-    """`after`, or `before` where this frame came less than interval_s after the newest one in it: an answer
-    that is not remembered. A stream that starts, or that time turned back in, is remembered at once."""
+def keep_interval(before: Memory, after: Memory, frame: Frame, interval_s: float) -> Memory:
+    """Return `before` for streams whose frame comes less than interval_s after its newest slot, else `after`.
+
+    The first frame of a stream, and a frame older than the newest slot, always updates the memory.
+    """
     gap = frame.time - before.time[:, 0]
     due = frame.is_first | (gap >= interval_s) | (gap < 0)  # (B,)
     return Memory(
@@ -159,19 +169,23 @@ def remember_spaced(before: Memory, after: Memory, frame: Frame, interval_s: flo
     )
 
 
-def _as_answered(velocity_global: Tensor, global_from_past: Tensor) -> Tensor:
-    """Velocities (B, M, 2) as they were before `memorise` turned them: the exact inverse, also on a slope; 0
-    where there is no pose."""
+def _velocity_in_past_axes(velocity_global: Tensor, global_from_past: Tensor) -> Tensor:
+    """Return velocities (B, M, 2) in the axes of the ego frame that predicted them; 0 for slots without a
+    pose.
+
+    This inverts the rotation in `update_memory` exactly, also on slopes.
+    """
     (a, b), (c, d) = (row.unbind(-1) for row in global_from_past[..., :2, :2].double().unbind(-2))
     scale = a * d - b * c
     x, y = velocity_global.double().unbind(-1)
-    turned = torch.stack([d * x - b * y, a * y - c * x], dim=-1)
+    rotated = torch.stack([d * x - b * y, a * y - c * x], dim=-1)
     known = (scale != 0)[..., None]
-    return torch.where(known, turned / torch.where(known, scale[..., None], 1.0), 0.0).float()
+    return torch.where(known, rotated / torch.where(known, scale[..., None], 1.0), 0.0).float()
 
 
-def _turn_shape(shape_src: Tensor, dst_from_src: Tensor) -> Tensor:
-    """Sizes and heading (B, M, 5) of frame src with the heading in frame dst; dst_from_src (B, 4, 4)."""
+def _rotate_shape(shape_src: Tensor, dst_from_src: Tensor) -> Tensor:
+    """Return sizes and heading (B, M, 5) of frame src with the heading in frame dst; dst_from_src is (B, 4,
+    4)."""
     heading = shape_src[..., 3:5].flip(-1) @ dst_from_src[:, :2, :2].mT.float()  # (cos, sin)
     return torch.cat([shape_src[..., :3], heading.flip(-1)], dim=-1)
 

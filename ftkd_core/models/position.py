@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things are, as vectors: sinusoidal codes, the 3-D position embedding of image tokens, motion-aware
-layer norm.
+"""Positional encodings: sinusoids, 3-D position embedding of image tokens, motion-aware layer norm.
 
-Source: StreamPETR code (method.md section 4), re-implemented. Symbols: B batch, N cameras, H/W feature
-size, D depth bins, C channels, L = N*H*W tokens, Q queries.
+Source: exiawsh/StreamPETR, re-implemented. Symbols: B batch, N cameras, H/W feature size, D depth bins, C
+channels, L = N*H*W tokens, Q queries.
 """
 
 import math
@@ -17,14 +16,14 @@ from ftkd_core.types import CameraRig
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Logit of x, with x and 1 - x clamped at eps (upstream's clamps: separately, so that 0 and 1 stay
-    finite)."""
+    """Return the logit of x; x and 1 - x are each clamped at eps, as in StreamPETR's code, so that 0 and 1
+    stay finite."""
     x = x.clamp(0.0, 1.0)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
 
 
 def sinusoidal(values: Tensor, num_features: int, temperature: float = 10000.0) -> Tensor:
-    """Codes (..., num_features) of scalars (...): sine and cosine of 2 pi x at geometric frequencies,
+    """Return codes (..., num_features) of scalars (...): sine and cosine of 2 pi x at geometric frequencies,
     interleaved."""
     index = torch.arange(num_features, dtype=torch.float32, device=values.device)
     frequency = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / num_features)
@@ -33,21 +32,23 @@ def sinusoidal(values: Tensor, num_features: int, temperature: float = 10000.0) 
 
 
 def sinusoidal_position(points: Tensor, num_features: int) -> Tensor:
-    """Codes (..., 3 * num_features) of points (..., 3) in 0..1, in the order y, x, z (upstream's)."""
+    """Return codes (..., 3 * num_features) of points (..., 3) in 0..1, in the order y, x, z of StreamPETR's
+    code."""
     return torch.cat([sinusoidal(points[..., axis], num_features) for axis in (1, 0, 2)], dim=-1)
 
 
 def frequency_encoding(values: Tensor, num_frequencies: int = 6) -> Tensor:
-    """Codes (..., 2 * num_frequencies * K) of values (..., K): sin and cos of x, 2x, 4x ... (as in NeRF)."""
+    """Return codes (..., 2 * num_frequencies * K) of values (..., K): sin and cos of x, 2x, 4x ... (as in
+    NeRF)."""
     scales = 2.0 ** torch.arange(num_frequencies, dtype=torch.float32, device=values.device)
     angles = values[..., None, :] * scales[:, None]  # (..., F, K)
     return torch.stack([angles.sin(), angles.cos()], dim=-2).flatten(-3)
 
 
 class ConditionalLayerNorm(nn.Module):
-    """Layer norm whose gain and offset come from a condition: gamma(c) * LN(x) + beta(c); starts as plain LN.
+    """Layer norm with gain and offset predicted from a condition: gamma(c) * LN(x) + beta(c).
 
-    x (..., C), condition (..., condition_dim).
+    Initially a plain layer norm. x (..., C), condition (..., condition_dim).
     """
 
     def __init__(self, channels: int, condition_dim: int) -> None:
@@ -66,31 +67,29 @@ class ConditionalLayerNorm(nn.Module):
         return result
 
     def conditions(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """Gain and offset (..., C) of a condition."""
+        """Return gain and offset (..., C) for a condition."""
         reduced = self.reduce(condition)
         return self.gamma(reduced), self.beta(reduced)
 
 
 class EncodedRays(NamedTuple):
-    """What the position embedding makes of the geometry alone, each (B, L, C): the embedding before its gate;
-    gain and offset of the spatial alignment."""
+    """Part of the position embedding that depends on geometry only, each (B, L, C): the embedding before its
+    gate, and gain and offset of the spatial alignment."""
 
     embedding: Tensor
     gain: Tensor
     offset: Tensor
 
 
-_PUBLISHED_CONE = (
-    30  # which of a ray's last points upstream's spatial alignment is told, besides the very last
-)
+_PUBLISHED_CONE_POINT = 30  # StreamPETR's spatial alignment uses the 30th last point of a ray
 
 
 class TokenGeometry(NamedTuple):
-    """Geometry of the image tokens; depends on the rig only and can be kept while the rig stays.
+    """Geometry of the image tokens; it depends on the rig only and can be cached.
 
-    frustum (B, L, 3 D) points along each ray, normalised and through inverse sigmoid; cone (B, L, 8)
-    condition of the spatial alignment; rays (B, L, 3) unit directions in ego; camera_centers (B, N, 3) in
-    ego, metres; mask (B, L) bool; encoded, where a runtime keeps it with the geometry.
+    frustum (B, L, 3 D) points along each ray in inverse-sigmoid space; cone (B, L, 8) condition of the
+    spatial alignment; rays (B, L, 3) unit directions in ego; camera_centers (B, N, 3) in ego, metres; mask
+    (B, L) bool, False for missing cameras; encoded, if a runtime caches it with the geometry.
     """
 
     frustum: Tensor
@@ -102,7 +101,8 @@ class TokenGeometry(NamedTuple):
 
 
 def depth_bins(count: int, nearest: float, farthest: Tensor) -> Tensor:
-    """Depths (D,) in metres, spaced linearly increasingly (LID) from `nearest`; never reaches `farthest`."""
+    """Return depths (D,) in metres with linearly increasing spacing (LID) from `nearest`; `farthest` is not
+    reached."""
     index = torch.arange(count, dtype=torch.float32, device=farthest.device)
     return nearest + (farthest - nearest) / (count * (1 + count)) * index * (index + 1)
 
@@ -115,29 +115,18 @@ def token_geometry(
     num_depths: int,
     range_m: Tensor,
     *,
-    cone_as_published: bool = False,
+    published_cone: bool = False,
 ) -> TokenGeometry:
-    """Geometry of the tokens of N feature maps of (H, W) cells of `stride` pixels; range_m (3,) half
-    extents in metres.
+    """Return the geometry of the tokens of N feature maps (H, W) whose cells have `stride` pixels.
 
-    The cone is the camera's focal lengths, the farthest and the middle point of the ray through inverse
-    sigmoid. As published: the focal lengths of camera l mod N at token l (upstream repeats the list of
-    cameras where it means to repeat each camera), the farthest point and the 30th last, in 0..1.
+    range_m (3,) half extents in metres. The cone contains the camera's focal lengths and the farthest and the
+    middle point of the ray in inverse-sigmoid space. With published_cone it is that of StreamPETR's code:
+    focal lengths of camera l mod N for token l (the code tiles the list of cameras instead of repeating each
+    one), the farthest point and the 30th last, in 0..1.
     """
     height, width = feature_size
-    device = rig.intrinsics.device
     batch, cameras = rig.mask.shape
-    u = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
-    v = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * stride
-    intrinsics = rig.intrinsics.float()
-    focal = intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]  # (B, N, 2)
-    x = (u - intrinsics[..., 0, 2, None]) / focal[..., 0, None]  # (B, N, W)
-    y = (v - intrinsics[..., 1, 2, None]) / focal[..., 1, None]  # (B, N, H)
-    shape = (batch, cameras, height, width)
-    directions = torch.stack(
-        [x[:, :, None, :].expand(shape), y[:, :, :, None].expand(shape), torch.ones(shape, device=device)],
-        dim=-1,
-    )  # (B, N, H, W, 3) at depth 1
+    focal, directions = _rays(rig, feature_size, stride)
     depths = depth_bins(num_depths, 1.0, range_m[0])
     points = (directions[..., None, :] * depths[:, None]).flatten(2, 4)  # (B, N, HWD, 3) in camera
     points = transform_points(rig.ego_from_camera.float(), points)
@@ -147,24 +136,41 @@ def token_geometry(
     rays = directions.flatten(2, 3) @ rig.ego_from_camera[..., :3, :3].float().mT
     rays = nn.functional.normalize(rays, dim=-1).flatten(1, 2)
     focal = focal / 1000.0
-    if cone_as_published:
-        middle, told = num_depths - _PUBLISHED_CONE, normalised
+    if published_cone:
+        middle, cone_points = num_depths - _PUBLISHED_CONE_POINT, normalised
         focal_tokens = focal.repeat(1, height * width, 1)
     else:
-        middle, told = (num_depths - 1) // 2, frustum
+        middle, cone_points = (num_depths - 1) // 2, frustum
         focal_tokens = focal[:, :, None].expand(-1, -1, height * width, -1).flatten(1, 2)
-    farthest, near = told[..., -3:], told[..., 3 * middle : 3 * middle + 3]
+    farthest, near = cone_points[..., -3:], cone_points[..., 3 * middle : 3 * middle + 3]
     cone = torch.cat([focal_tokens, farthest, near], dim=-1)
     mask = rig.mask[:, :, None].expand(-1, -1, height * width).flatten(1)
     return TokenGeometry(frustum, cone, rays, rig.ego_from_camera[..., :3, 3].float(), mask)
 
 
-class PositionEmbedding(nn.Module):
-    """Tokens (B, L, C) and their geometry -> tokens aligned to their cameras, and their position embedding
-    (B, L, C).
+def _rays(rig: CameraRig, feature_size: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
+    """Return focal lengths (B, N, 2) in pixels and the cells' points at depth 1 (B, N, H, W, 3) in camera."""
+    height, width = feature_size
+    device = rig.intrinsics.device
+    u = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
+    v = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * stride
+    intrinsics = rig.intrinsics.float()
+    focal = intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]  # (B, N, 2)
+    x = (u - intrinsics[..., 0, 2, None]) / focal[..., 0, None]  # (B, N, W)
+    y = (v - intrinsics[..., 1, 2, None]) / focal[..., 1, None]  # (B, N, H)
+    shape = (*rig.mask.shape, height, width)
+    directions = torch.stack(
+        [x[:, :, None, :].expand(shape), y[:, :, :, None].expand(shape), torch.ones(shape, device=device)],
+        dim=-1,
+    )  # (B, N, H, W, 3)
+    return focal, directions
 
-    The embedding is gated by the token (SE layer), the token normalised under the condition of its ray
-    ("spatial alignment"); upstream order: alignment first, then the gate.
+
+class PositionEmbedding(nn.Module):
+    """Compute aligned tokens and their position embedding, both (B, L, C), of tokens (B, L, C).
+
+    Tokens are normalised under the condition of their ray ("spatial alignment"), then they gate the embedding
+    of the ray (a squeeze-and-excitation layer).
     """
 
     def __init__(self, channels: int, num_depths: int, hidden: int) -> None:
@@ -186,5 +192,5 @@ class PositionEmbedding(nn.Module):
         return tokens, encoded.embedding * self.gate(tokens)
 
     def encode(self, geometry: TokenGeometry) -> EncodedRays:
-        """The part that needs no image: constant while the rig is."""
+        """Return the part that depends on geometry only, so that a runtime can cache it."""
         return EncodedRays(self.encoder(geometry.frustum), *self.alignment.conditions(geometry.cone))

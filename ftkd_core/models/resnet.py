@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ResNet (He et al. 2016) with torchvision's parameter names, at any base width.
+"""ResNet (He et al. 2016) with torchvision's parameter names and any base width.
 
 Symbols: B images, C channels of a stage, H/W input size in pixels.
 """
@@ -17,7 +17,7 @@ _LAYERS: Final[dict[int, tuple[int, int, int, int]]] = {
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; stride sits in the first."""
+    """Two 3x3 convolutions and a shortcut; the first has the stride."""
 
     expansion: Final = 1
 
@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut; stride sits in the 3x3 (torchvision's "v1.5")."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the 3x3 has the stride (torchvision's "v1.5")."""
 
     expansion: Final = 4
 
@@ -62,7 +62,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images (B, 3, H, W) -> feature maps at strides 4, 8, 16 and 32, widths `out_channels`."""
+    """Compute feature maps at strides 4, 8, 16 and 32, of widths `out_channels`, of images (B, 3, H, W)."""
 
     def __init__(self, depth: int, base_channels: int = 64) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spatio-temporal sampling: points of moving boxes, projected into the cameras of many frames, read from
-feature maps.
+"""Spatio-temporal sampling: points of moving boxes are projected into the cameras of several frames and read
+from feature maps.
 
-Source: SparseBEV (MCG-NJU/SparseBEV, MIT; method.md section 5), re-implemented; marked differences are ours.
-Symbols: B batch, T frames, N cameras, Q queries, G groups, P points a group and frame, L pyramid levels, C
+Source: MCG-NJU/SparseBEV (MIT; Liu et al. 2023), re-implemented; differences are marked as ours. Symbols: B
+batch, T frames, N cameras, Q queries, G groups, P points per group and frame, R = G P, L pyramid levels, C
 channels, H/W feature size.
 """
 
@@ -21,8 +21,8 @@ _NEAREST_M = 1e-5
 
 
 class ViewPoints(NamedTuple):
-    """Where points are seen: uv (B, T, Q, R, 2) in 0..1 of the chosen view's image, view (B, T, Q, R) int64,
-    seen (B, T, Q, R) bool, False where no camera sees the point (its uv and view mean nothing then)."""
+    """Projected points: uv (B, T, Q, R, 2) in 0..1 of the selected image, view (B, T, Q, R) int64 its camera,
+    seen (B, T, Q, R) bool. If seen is False, uv and view have no meaning."""
 
     uv: Tensor
     view: Tensor
@@ -30,17 +30,17 @@ class ViewPoints(NamedTuple):
 
 
 def box_points(boxes: Tensor, offsets: Tensor) -> Tensor:
-    """Points (B, Q, R, 3) at offsets (B, Q, R, 3), in units of length, width and height along the axes of
-    boxes (B, Q, 9), from their centres."""
+    """Return points (B, Q, R, 3) at offsets (B, Q, R, 3) from the centres of boxes (B, Q, 9), in units of
+    length, width and height along the axes of the box."""
     along, across, up = (offsets * boxes[..., None, 3:6]).unbind(-1)
     cos, sin = boxes[..., 6:7].cos(), boxes[..., 6:7].sin()
-    turned = torch.stack([along * cos - across * sin, along * sin + across * cos, up], dim=-1)
-    return boxes[..., None, :3] + turned
+    rotated = torch.stack([along * cos - across * sin, along * sin + across * cos, up], dim=-1)
+    return boxes[..., None, :3] + rotated
 
 
 def move_points(points: Tensor, velocity: Tensor, time: Tensor) -> Tensor:
-    """Points (B, Q, R, 3) of objects with velocity (B, Q, 2) at times (B, T) relative to the current frame,
-    past negative, future positive: (B, T, Q, R, 3)."""
+    """Return points (B, T, Q, R, 3) of points (B, Q, R, 3) that move with velocity (B, Q, 2), at times (B, T)
+    relative to the current frame (negative in the past)."""
     moved = velocity[:, None] * time[:, :, None, None]  # (B, T, Q, 2)
     shift = F.pad(moved, (0, 1))[..., None, :]
     return points[:, None] + shift
@@ -50,11 +50,13 @@ def move_points(points: Tensor, velocity: Tensor, time: Tensor) -> Tensor:
 def project_to_views(
     points_ego: Tensor, rig: CameraRig, image_size: tuple[int, int], *, keep_unseen: bool = False
 ) -> ViewPoints:
-    """Points (B, T, Q, R, 3) in the current ego frame, each in the first camera of its frame that sees it.
+    """Project points (B, T, Q, R, 3) of the current ego frame into the first camera of each frame that sees
+    them.
 
-    rig (B, T, N, ...); image_size (height, width) in pixels. At most one view a point, as upstream; a masked
-    camera sees nothing (ours). keep_unseen: a point no camera sees keeps its place in the first camera, so
-    that just outside the image it reads part of the edge (upstream).
+    rig (B, T, N, ...); image_size (height, width) in pixels. A point gets at most one view, as in SparseBEV's
+    code; masked cameras see nothing (ours). With keep_unseen, a point that no camera sees keeps its
+    projection into the first camera, so that just outside the image it reads part of the border (SparseBEV's
+    code).
     """
     height, width = image_size
     image_from_ego = rig.intrinsics.float() @ invert_rigid(rig.ego_from_camera.float())[..., :3, :]
@@ -62,15 +64,16 @@ def project_to_views(
     flat = points_ego.flatten(2, 3)[:, :, None]  # (B, T, 1, Q R, 3)
     x, y, depth = (flat @ rotation + translation[..., None, :]).unbind(-1)  # each (B, T, N, Q R)
     near = depth.clamp(min=_NEAREST_M)
-    # Divided by numbers: a tensor of them would be copied from the host, for which a GPU is waited for.
+    # Division by Python numbers: a tensor would be copied from the host, which synchronises with a GPU.
     uv = torch.stack([x / near / width, y / near / height], dim=-1)
     inside = (depth > _NEAREST_M) & (uv > 0).all(-1) & (uv < 1).all(-1) & rig.mask[..., None]
-    view = inside.byte().argmax(dim=2)  # (B, T, Q R), the first that sees it
+    view = inside.byte().argmax(dim=2)  # (B, T, Q R), first camera that sees it
     chosen = uv.gather(2, view[:, :, None, :, None].expand(-1, -1, 1, -1, 2))[:, :, 0]
     shape = points_ego.shape[2:4]
     seen = torch.unflatten(inside.any(dim=2), 2, shape)
     kept = seen | rig.mask[:, :, :1, None] if keep_unseen else seen
-    uv = torch.where(kept[..., None], torch.unflatten(chosen, 2, shape), -2.0)  # outside: nothing can leak in
+    # Unseen points are outside the image and read zeros.
+    uv = torch.where(kept[..., None], torch.unflatten(chosen, 2, shape), -2.0)
     return ViewPoints(uv, torch.unflatten(view, 2, shape), seen)
 
 
@@ -78,13 +81,13 @@ def project_to_views(
 def sample_pyramid(
     pyramid: Sequence[Tensor], points: ViewPoints, scale_weights: Tensor, *, keep_unseen: bool = False
 ) -> Tensor:
-    """Features (B, Q, G, T P, C / G) at points (R = G P) of the pyramid's levels (B, T, N, C, H, W), blended
-    by scale_weights (B, Q, G, P, L), or (B, Q, T, G, P, L) where they differ between frames.
+    """Return features (B, Q, G, T P, C / G) at points (R = G P) of pyramid levels (B, T, N, C, H, W),
+    weighted by scale_weights (B, Q, G, P, L), or (B, Q, T, G, P, L) if they differ between frames.
 
-    Corners are aligned as upstream. Zero where a point is not seen; with keep_unseen, as `project_to_views`
-    was told, it may lie just outside of its camera. Maps of half precision are read in float32: in bfloat16 a
-    place among the rows of six stacked cameras is good to a third of a row (stride 4, images of 256 rows).
-    Plain twin: `sample_pyramid_plainly`.
+    Corners are aligned as in SparseBEV's code. Unseen points read zero; with keep_unseen, as passed to
+    `project_to_views`, points just outside their camera read its border. Half-precision maps are read in
+    float32: in bfloat16, a row of six stacked cameras has an error of a third of a row (stride 4, 256 image
+    rows). Reference implementation: `sample_pyramid_reference`.
     """
     groups, count = scale_weights.shape[-3:-1]
     batch, frames, cameras = pyramid[0].shape[:3]
@@ -107,9 +110,11 @@ def sample_pyramid(
 
 
 def _read_stacked(maps: Tensor, uv: Tensor, view: Tensor, cameras: int) -> Tensor:
-    """maps (X, C, N, H, W) at uv (X, Q, P, 2) of view (X, Q, P, 1) -> (X, C, Q, P): the cameras' maps stacked
-    to one image, in which a point that lies between the outer cells of its camera touches no other. On a CPU
-    about half the time of the volume, forward and backward."""
+    """Read maps (X, C, N, H, W) at uv (X, Q, P, 2) of view (X, Q, P, 1); returns (X, C, Q, P).
+
+    The maps of all cameras are stacked to one image; a point between the outer cells of its camera touches no
+    other camera. On a CPU this takes about half the time of `_read_as_volume`, forward and backward.
+    """
     height = maps.shape[3]
     row = uv[..., 1:] * (height - 1) + view * height
     last = max(cameras * height - 1, 1)
@@ -118,23 +123,26 @@ def _read_stacked(maps: Tensor, uv: Tensor, view: Tensor, cameras: int) -> Tenso
 
 
 def _read_as_volume(maps: Tensor, uv: Tensor, view: Tensor, cameras: int) -> Tensor:
-    """The same for points anywhere: the view is a third axis of one trilinear look-up."""
+    """Read as `_read_stacked`, for points anywhere: the view is the third axis of a trilinear
+    interpolation."""
     depth = view * (2.0 / max(cameras - 1, 1)) - (1.0 if cameras > 1 else 0.0)
     grid = torch.cat([uv * 2 - 1, depth], dim=-1)[..., None, :]  # (X, Q, P, 1, 3)
     return F.grid_sample(maps, grid, align_corners=True)[..., 0]
 
 
 def scramble_groups(scale_weights: Tensor, frames: int) -> Tensor:
-    """Scale weights (B, Q, T, G, P, L) as the published SparseBEV reads those of (B, Q, G, P, L): its flat
-    index over frames and groups is taken for one over groups and frames, so that group g of frame t has the
-    weights of group (t G + g) // T."""
+    """Return scale weights (B, Q, T, G, P, L) in the order in which SparseBEV's code reads (B, Q, G, P, L).
+
+    The code interprets its flat index over frames and groups as one over groups and frames: group g of frame
+    t uses the weights of group (t G + g) // T.
+    """
     groups = scale_weights.shape[2]
     index = torch.arange(frames * groups, device=scale_weights.device) // frames
     return torch.unflatten(scale_weights[:, :, index], 2, (frames, groups))
 
 
-def sample_pyramid_plainly(pyramid: Sequence[Tensor], points: ViewPoints, scale_weights: Tensor) -> Tensor:
-    """The plain twin of `sample_pyramid`: every camera is read at every point, then one is chosen."""
+def sample_pyramid_reference(pyramid: Sequence[Tensor], points: ViewPoints, scale_weights: Tensor) -> Tensor:
+    """Compute `sample_pyramid` with loops over frames, groups, cameras and levels, for tests."""
     groups, count = scale_weights.shape[2:4]
     batch, frames, cameras, channels = pyramid[0].shape[:4]
     queries = scale_weights.shape[1]
@@ -142,10 +150,10 @@ def sample_pyramid_plainly(pyramid: Sequence[Tensor], points: ViewPoints, scale_
     result = pyramid[0].new_zeros(batch, queries, groups, frames, count, width)
     for frame in range(frames):
         for group in range(groups):
-            mine = slice(group * count, (group + 1) * count)
-            uv = points.uv[:, frame, :, mine] * 2 - 1  # (B, Q, P, 2)
+            own = slice(group * count, (group + 1) * count)
+            uv = points.uv[:, frame, :, own] * 2 - 1  # (B, Q, P, 2)
             for camera in range(cameras):
-                here = points.seen[:, frame, :, mine] & (points.view[:, frame, :, mine] == camera)
+                here = points.seen[:, frame, :, own] & (points.view[:, frame, :, own] == camera)
                 for level, features in enumerate(pyramid):
                     maps = features[:, frame, camera, group * width : (group + 1) * width]
                     read = F.grid_sample(maps, uv, align_corners=True).permute(0, 2, 3, 1)  # (B, Q, P, C)

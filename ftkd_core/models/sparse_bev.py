@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SparseBEV: boxes that look for themselves in many frames at once. One file, two uses: the offline teacher,
-whose window reaches into the future, and the online student B, whose window is a ring of past features.
+"""SparseBEV: box queries that sample features of several frames.
 
-Source: MCG-NJU/SparseBEV (MIT), method.md section 5, re-implemented; marked differences are ours. Symbols: B
-batch, T frames (current first), N cameras, Q queries, R denoising queries, G groups, P points, L levels, C
-channels, K classes, Y decoder steps.
+One model, two uses: the offline teacher, whose window includes future frames, and the online student B, whose
+window is a ring of past features. Source: MCG-NJU/SparseBEV (MIT; Liu et al. 2023), re-implemented;
+differences are marked as ours.
+
+Symbols: B batch, T frames (current first), N cameras, Q queries, R denoising queries, G groups, P points, L
+levels, C channels, K classes, Y decoder steps.
 """
 
 import math
@@ -17,15 +19,23 @@ from torch import Tensor, nn
 
 from ftkd_core.boxes import CODE_DIM, decode_boxes
 from ftkd_core.config import SparseBEVConfig, SparseDecoderConfig
-from ftkd_core.geometry import full_precision, invert_rigid
-from ftkd_core.models.anchors import Anchors, anchor_features, change_anchors
+from ftkd_core.geometry import full_precision, invert_rigid, optional_matrix
+from ftkd_core.models.anchors import Anchors, anchor_features, refine_anchors
 from ftkd_core.models.attention import HybridAttention
-from ftkd_core.models.auxiliary2d import AuxiliaryHead, AuxiliaryMaps, ImageProposals, propose
-from ftkd_core.models.denoising import DenoisingQueries, attention_mask
+from ftkd_core.models.denoising import attention_mask
+from ftkd_core.models.dense_head import DenseHead, ImageProposals, propose
 from ftkd_core.models.fpn import TopDownPyramid
-from ftkd_core.models.linking import FrameProposals, MotionPrior, link_proposals, motion_prior, proposals_now
-from ftkd_core.models.model_frame import codes_in_ego, denoising_in_model, frame_matrix, rig_in_model
+from ftkd_core.models.heads import PRIOR_LOGIT, box_head, class_head, start_near_zero
+from ftkd_core.models.linking import (
+    FrameProposals,
+    MotionPrior,
+    current_proposals,
+    link_proposals,
+    motion_prior,
+)
+from ftkd_core.models.model_frame import codes_in_ego, denoising_in_model, rig_in_model
 from ftkd_core.models.position import inverse_sigmoid
+from ftkd_core.models.predictions import DenseMaps, Predictions
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.models.sampling import (
     box_points,
@@ -34,15 +44,13 @@ from ftkd_core.models.sampling import (
     sample_pyramid,
     scramble_groups,
 )
-from ftkd_core.models.stream_petr import Predictions
-from ftkd_core.types import CameraRig, Frame, FrameWindow
+from ftkd_core.types import CameraRig, DenoisingQueries, Frame, FrameWindow
 
-_PRIOR_LOGIT = -4.6  # focal loss prior of 0.01
-_SAME_MOMENT_S = 1e-5
+_SAME_TIME_S = 1e-5
 
 
 class WindowFeatures(NamedTuple):
-    """What the decoder looks at: pyramid, L maps (B, T, N, C, H, W), finest first; rig (B, T, N, ...) in the
+    """Input of the decoder: pyramid, L maps (B, T, N, C, H, W), finest first; rig (B, T, N, ...) in the
     current ego frame; time (B, T) seconds relative to the current frame."""
 
     pyramid: tuple[Tensor, ...]
@@ -51,9 +59,11 @@ class WindowFeatures(NamedTuple):
 
 
 class AdaptiveMixing(nn.Module):
-    """Sampled features (B, Q, G, I, C / G) of I = T P points, mixed over channels and then over points by
-    weights that the query (B, Q, C) makes; returns the query changed. I fixes the parameter shapes, so models
-    of other window lengths have other weights."""
+    """Mix sampled features (B, Q, G, I, C / G) of I = T P points over channels, then over points.
+
+    The mixing weights are predicted from the query (B, Q, C); the updated query is returned. I determines the
+    parameter shapes, so models of other window lengths need other weights.
+    """
 
     def __init__(self, channels: int, groups: int, in_points: int, out_points: int) -> None:
         super().__init__()
@@ -76,8 +86,11 @@ class AdaptiveMixing(nn.Module):
 
 
 class SparseDecoderLayer(nn.Module):
-    """One step, the same weights at every step: boxes (B, Q, 10) with centres in 0..1 and features (B, Q, C)
-    -> features, logits (B, Q, K) and new boxes."""
+    """One refinement step; all steps share these weights.
+
+    Boxes (B, Q, 10) with centres in 0..1 and features (B, Q, C) become features, logits (B, Q, K) and refined
+    boxes.
+    """
 
     range_low: Tensor
     range_size: Tensor
@@ -90,7 +103,7 @@ class SparseDecoderLayer(nn.Module):
             nn.Linear(3, channels), nn.LayerNorm(channels), nn.ReLU(),
             nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(),
         )  # fmt: skip
-        self.self_attention = HybridAttention(channels, config.num_heads, fading=True)
+        self.self_attention = HybridAttention(channels, config.num_heads, distance_aware=True)
         points = config.groups * config.points
         self.sampling_offset = nn.Linear(channels, points * 3)
         self.scale_weights = nn.Linear(channels, points * config.levels)
@@ -101,24 +114,14 @@ class SparseDecoderLayer(nn.Module):
         )  # fmt: skip
         self.norm_self, self.norm_mix, self.norm_ffn = (nn.LayerNorm(channels) for _ in range(3))
         self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Sequential(
-            nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(),
-            nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(),
-            nn.Linear(channels, num_classes),
-        )  # fmt: skip
-        self.regressor = nn.Sequential(
-            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels), nn.ReLU(),
-            nn.Linear(channels, CODE_DIM),
-        )  # fmt: skip
-        low, high = (torch.tensor(bound) for bound in (config.range_low_m, config.range_high_m))
+        self.classifier, self.regressor = class_head(channels, num_classes), box_head(channels)
+        low, high = torch.tensor(config.point_range_m).view(2, 3)
         self.register_buffer("range_low", low, persistent=False)
         self.register_buffer("range_size", high - low, persistent=False)
         nn.init.zeros_(self.sampling_offset.weight)
         nn.init.uniform_(self.sampling_offset.bias, -0.5, 0.5)
-        nn.init.constant_(self.classifier[-1].bias, _PRIOR_LOGIT)  # type: ignore[arg-type]
-        if config.num_image_queries:  # every box starts as it is
-            nn.init.normal_(self.regressor[-1].weight, std=0.01)  # type: ignore[arg-type]
-            nn.init.zeros_(self.regressor[-1].bias)  # type: ignore[arg-type]
+        if config.num_image_queries:
+            start_near_zero(self.regressor)
 
     def forward(
         self, boxes: Tensor, features: Tensor, window: WindowFeatures, image_size: tuple[int, int],
@@ -133,18 +136,18 @@ class SparseDecoderLayer(nn.Module):
         return features, self.classifier(features), self.refine(boxes, self.regressor(features), window.time)
 
     def metric(self, boxes: Tensor) -> Tensor:
-        """Codes (..., 10) with centres in 0..1 -> centres in ego metres."""
+        """Convert centres of codes (..., 10) from 0..1 to metres in ego."""
         return torch.cat([boxes[..., :3] * self.range_size + self.range_low, boxes[..., 3:]], dim=-1)
 
     def normalised(self, points: Tensor) -> Tensor:
-        """Centres (..., 3) in ego metres -> 0..1, those outside at the border; the inverse of `metric`."""
+        """Convert centres (..., 3) from metres in ego to 0..1, clamped; the inverse of `metric`."""
         return ((points - self.range_low) / self.range_size).clamp(0, 1)
 
     def attend(self, boxes: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
-        """Scale-adaptive self-attention: it fades with the distance between the boxes."""
+        """Return scale-adaptive self-attention, which decreases with the distance between boxes."""
         centers = self.metric(boxes)[..., :2].detach()
         nothing = features.new_zeros(1)
-        # The default way of cdist is good to millimetres only.
+        # cdist's default has errors of millimetres.
         exact = "donot_use_mm_for_euclid_dist"
         mode = exact if self.config.as_published else "use_mm_for_euclid_dist_if_necessary"
         distances = torch.cdist(centers, centers, compute_mode=mode)
@@ -154,12 +157,12 @@ class SparseDecoderLayer(nn.Module):
     def sample(
         self, boxes: Tensor, features: Tensor, window: WindowFeatures, image_size: tuple[int, int]
     ) -> Tensor:
-        """Features at points the query chooses, carried along by its velocity into every frame."""
+        """Sample features at points that each query predicts, moved by its velocity into every frame."""
         config = self.config
         points = config.groups * config.points
-        house = decode_boxes(self.metric(boxes))
+        metric_boxes = decode_boxes(self.metric(boxes))
         offsets = self.sampling_offset(features).unflatten(-1, (points, 3))
-        moved = move_points(box_points(house, offsets), house[..., 7:9].detach(), window.time)
+        moved = move_points(box_points(metric_boxes, offsets), metric_boxes[..., 7:9].detach(), window.time)
         shape = (config.groups, config.points, config.levels)
         weights = self.scale_weights(features).unflatten(-1, shape).softmax(-1)
         if config.as_published:
@@ -168,11 +171,14 @@ class SparseDecoderLayer(nn.Module):
         return sample_pyramid(window.pyramid, views, weights, keep_unseen=config.as_published)
 
     def refine(self, boxes: Tensor, change: Tensor, time: Tensor) -> Tensor:
-        """New boxes: the centre moves from where it was, the rest is answered anew; velocity is answered as
-        the move since frame 1, which must be past (or the current one repeated: then per second). With image
-        queries all of the box moves from what it was, in its own line of sight (models/anchors.py)."""
+        """Return refined boxes: the centre moves relative to its old position, other attributes are replaced.
+
+        Velocity is predicted as displacement since frame 1, which must be in the past (if it repeats the
+        current frame: per second). With image queries, all attributes change relative to the old box in its
+        view frame (models/anchors.py).
+        """
         if self.config.num_image_queries:
-            moved = change_anchors(
+            moved = refine_anchors(
                 self.metric(boxes),
                 change,
                 torch.zeros_like(change[..., :2]),
@@ -183,13 +189,13 @@ class SparseDecoderLayer(nn.Module):
         velocity = change[..., 8:]
         if time.shape[1] > 1:
             gap = -time[:, 1, None, None]
-            velocity = velocity / torch.where(gap < _SAME_MOMENT_S, torch.ones_like(gap), gap)
+            velocity = velocity / torch.where(gap < _SAME_TIME_S, torch.ones_like(gap), gap)
         return torch.cat([centers, change[..., 3:8], velocity], dim=-1)
 
 
 class SparseBEV(nn.Module):
-    """A window: `predictions, pyramid = model(window)`; a stream: `predictions, ring = model.step(frame,
-    ring)`."""
+    """Compute `predictions, pyramid = model(window)` for a window, `predictions, ring = model.step(frame,
+    ring)` for a stream."""
 
     model_from_ego: Tensor | None
     motion_prior: Tensor
@@ -202,31 +208,31 @@ class SparseBEV(nn.Module):
         stages = len(self.backbone.out_channels)
         levels = range(max(stages - decoder.levels, 0), stages)
         self.neck = TopDownPyramid(self.backbone.out_channels, decoder.channels, tuple(levels))
-        self.register_buffer("model_from_ego", frame_matrix(config.model_from_ego), persistent=False)
+        self.register_buffer("model_from_ego", optional_matrix(config.model_from_ego), persistent=False)
         self.register_buffer("motion_prior", motion_prior(config.class_names), persistent=False)
         self.decoder_layer = SparseDecoderLayer(decoder, config.num_frames, len(config.class_names))
         self.query_boxes = nn.Parameter(_pillar_grid(decoder.num_queries))
-        # A row a class for denoising queries and one for the learnt; one more channel tells the two apart
-        # (DAB-DETR).
+        # One row per class for denoising queries and one for learned queries; the last channel, added later,
+        # marks denoising queries (DAB-DETR).
         self.label_embedding = nn.Embedding(len(config.class_names) + 1, decoder.channels - 1)
         self.auxiliary = None
         if decoder.num_image_queries:
             classes = len(config.class_names)
-            self.auxiliary = AuxiliaryHead(decoder.channels, classes, config.backbone.auxiliary_stride)
+            self.auxiliary = DenseHead(decoder.channels, classes, config.backbone.auxiliary_stride)
             self.proposal_content = nn.Linear(decoder.channels, decoder.channels)
             self.anchor_content = nn.Linear(7 + classes, decoder.channels)
 
     def forward(
         self, window: FrameWindow, denoising: DenoisingQueries | None = None
     ) -> tuple[Predictions, tuple[Tensor, ...]]:
-        """Predictions for the current frame, and the pyramid (B, T, N, C, H, W) of all frames, finest
-        first, stride 32 last."""
+        """Return predictions for the current frame and the pyramid (B, T, N, C, H, W) of all frames, strides
+        4 to 32 as far as computed, finest first."""
         pyramid = self.extract(window.images)
         predictions = self.decode_window(WindowFeatures(pyramid, window.rig, window.time), denoising)
         return predictions, pyramid[:4]
 
     def extract(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images (..., 3, H, W) -> pyramid maps (..., C, H/stride, W/stride), finest first."""
+        """Return pyramid maps (..., C, H/stride, W/stride) of images (..., 3, H, W), finest first."""
         leading = images.shape[:-3]
         maps = self.neck(self.backbone(images.flatten(0, -4)))
         if self.config.decoder.levels > len(maps):
@@ -234,7 +240,7 @@ class SparseBEV(nn.Module):
         return tuple(level.unflatten(0, leading) for level in maps)
 
     def decode_window(self, window: WindowFeatures, denoising: DenoisingQueries | None = None) -> Predictions:
-        """The decoder alone, on features that were extracted before."""
+        """Run the decoder on features that were extracted earlier."""
         image = self.config.image
         window = window._replace(rig=rig_in_model(window.rig, self.model_from_ego))
         denoising = denoising_in_model(denoising, self.model_from_ego)
@@ -242,7 +248,7 @@ class SparseBEV(nn.Module):
         boxes, features, mask = self.start(window.time.shape[0], denoising, proposals)
         evidence = None
         if proposals is not None:
-            seen = proposals.anchors.logits - _PRIOR_LOGIT
+            seen = proposals.anchors.logits - PRIOR_LOGIT
             evidence = F.pad(seen, (0, 0, boxes.shape[1] - seen.shape[1], 0))
         logits, codes = [], []
         for _ in range(self.config.decoder.num_layers):
@@ -252,16 +258,17 @@ class SparseBEV(nn.Module):
             logits.append(scores if evidence is None else scores + evidence)
             codes.append(codes_in_ego(self.decoder_layer.metric(refined), self.model_from_ego))
             boxes = refined.detach()
-        noised = 0 if denoising is None else denoising.points_ego.shape[1]
+        count = 0 if denoising is None else denoising.points_ego.shape[1]
         all_logits, all_codes = torch.stack(logits), torch.stack(codes)
         stride16 = window.pyramid[min(self.config.decoder.levels, 4) - 2][:, 0]
         return Predictions(
-            all_logits[:, :, noised:], all_codes[:, :, noised:], features[:, noised:], stride16, auxiliary,
-            all_logits[:, :, :noised] if noised else None, all_codes[:, :, :noised] if noised else None,
+            all_logits[:, :, count:], all_codes[:, :, count:], features[:, count:], stride16, auxiliary,
+            all_logits[:, :, :count] if count else None, all_codes[:, :, :count] if count else None,
         )  # fmt: skip
 
-    def propose(self, window: WindowFeatures) -> tuple[AuxiliaryMaps | None, ImageProposals | None]:
-        """What the dense head says of the current frame, and the boxes that image queries start as."""
+    def propose(self, window: WindowFeatures) -> tuple[DenseMaps | None, ImageProposals | None]:
+        """Return the maps of the dense head for the current frame and the boxes at which image queries
+        start."""
         if self.auxiliary is None:
             return None, None
         stride, count = self.auxiliary.stride, self.config.decoder.num_image_queries
@@ -271,19 +278,19 @@ class SparseBEV(nn.Module):
         proposals = propose(auxiliary, fine[:, 0], rig, stride, count)
         if not self.config.decoder.link_proposals:
             return auxiliary, proposals
-        others = self._look(fine[:, 1:], CameraRig(*(value[:, 1:] for value in window.rig)))
+        others = self._detect_in_other_frames(fine[:, 1:], CameraRig(*(value[:, 1:] for value in window.rig)))
         origin = window.rig.ego_from_camera[..., :2, 3].mean(2)
         linked = link_proposals(
-            proposals_now(proposals.anchors, origin[:, 0]),
+            current_proposals(proposals.anchors, origin[:, 0]),
             FrameProposals(others.codes, others.logits, origin[:, 1:], window.time[:, 1:]),
             MotionPrior(*self.motion_prior),
         )
         return auxiliary, proposals._replace(anchors=linked)
 
     @torch.no_grad()
-    def _look(self, fine: Tensor, rig: CameraRig) -> Anchors:
-        """The dense head's boxes (B, T, I) of frames (B, T, N, C, h, w); it learns nothing there, its
-        statistics neither."""
+    def _detect_in_other_frames(self, fine: Tensor, rig: CameraRig) -> Anchors:
+        """Return the dense head's boxes (B, T, I) in frames (B, T, N, C, h, w), without gradients or updates
+        of batch statistics."""
         assert self.auxiliary is not None
         shape = fine.shape[:2]
         fine, rig = fine.flatten(0, 1), CameraRig(*(value.flatten(0, 1) for value in rig))
@@ -297,38 +304,41 @@ class SparseBEV(nn.Module):
     def start(
         self, batch: int, denoising: DenoisingQueries | None, proposals: ImageProposals | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Boxes (B, R+Q, 10), features (B, R+Q, C) and self-attention mask of the first step; denoising
-        queries come first, as upstream, and image queries last."""
-        learnt = self.query_boxes[None].expand(batch, -1, -1)
+        """Return boxes (B, R+Q, 10), features (B, R+Q, C) and self-attention mask of the first step:
+        denoising queries first, image queries last."""
+        start_boxes = self.query_boxes[None].expand(batch, -1, -1)
         label = self.label_embedding.weight[-1]
-        features = F.pad(label, (0, 1)).expand(batch, learnt.shape[1], -1)
+        features = F.pad(label, (0, 1)).expand(batch, start_boxes.shape[1], -1)
         if proposals is not None:
             codes, scores = proposals.anchors
             centers = self.decoder_layer.normalised(codes[..., :3])
-            learnt = torch.cat([learnt, torch.cat([centers, codes[..., 3:]], dim=-1)], dim=1)
-            told = self.anchor_content(anchor_features(Anchors(codes, scores)))
-            told = told + self.proposal_content(proposals.features) + F.pad(label, (0, 1))
-            features = torch.cat([features, told], dim=1)
+            image_boxes = torch.cat([centers, codes[..., 3:]], dim=-1)
+            start_boxes = torch.cat([start_boxes, image_boxes], dim=1)
+            content = self.anchor_content(anchor_features(Anchors(codes, scores)))
+            content = content + self.proposal_content(proposals.features) + F.pad(label, (0, 1))
+            features = torch.cat([features, content], dim=1)
         if denoising is None:
-            return learnt, features, None
+            return start_boxes, features, None
         centers = self.decoder_layer.normalised(denoising.points_ego)
-        noised = torch.cat([centers, denoising.codes[..., 3:]], dim=-1)
-        told = F.pad(self.label_embedding(denoising.labels), (0, 1), value=1.0)
-        mask = attention_mask(denoising, learnt.shape[1], 0)
-        return torch.cat([noised, learnt], dim=1), torch.cat([told, features], dim=1), mask
+        noisy_boxes = torch.cat([centers, denoising.codes[..., 3:]], dim=-1)
+        content = F.pad(self.label_embedding(denoising.labels), (0, 1), value=1.0)
+        mask = attention_mask(denoising, start_boxes.shape[1], 0)
+        return torch.cat([noisy_boxes, start_boxes], dim=1), torch.cat([content, features], dim=1), mask
 
     def step(self, frame: Frame, ring: "FeatureRing | None") -> tuple[Predictions, "FeatureRing"]:
-        """One frame of a stream: only its images run through the backbone; older features come from the
-        ring. None starts one."""
+        """Process one frame of a stream; features of older frames come from the ring. Pass None as the ring
+        of a new stream."""
         pyramid = self.extract(frame.images)
         ring = push(ring, pyramid, frame, self.config.num_frames)
         return self.decode_window(ring_window(ring, frame)), ring
 
 
 class FeatureRing(NamedTuple):
-    """Features of the newest T frames of a stream, newest first, of fixed size: pyramid, L maps (B, T, N, C,
-    H, W); intrinsics (B, T, N, 3, 3); global_from_camera (B, T, N, 4, 4) float64; mask (B, T, N); time (B, T)
-    float64 seconds. Until T frames have come, the oldest is repeated."""
+    """Features of the newest T frames of a stream, newest first; its size is fixed.
+
+    pyramid, L maps (B, T, N, C, H, W); intrinsics (B, T, N, 3, 3); global_from_camera (B, T, N, 4, 4)
+    float64; mask (B, T, N); time (B, T) float64 seconds. Until T frames have arrived, the oldest is repeated.
+    """
 
     pyramid: tuple[Tensor, ...]
     intrinsics: Tensor
@@ -339,8 +349,8 @@ class FeatureRing(NamedTuple):
 
 @full_precision
 def push(ring: FeatureRing | None, pyramid: Sequence[Tensor], frame: Frame, length: int) -> FeatureRing:
-    """The ring after this frame; where a stream starts (`frame.is_first`, or no ring) it holds this frame
-    only."""
+    """Return the ring after this frame. If a stream starts (`frame.is_first`, or no ring) it contains this
+    frame only."""
     pose = frame.global_from_ego.double()[:, None] @ frame.rig.ego_from_camera.double()  # (B, N, 4, 4)
     newest = FeatureRing(tuple(pyramid), frame.rig.intrinsics, pose, frame.rig.mask, frame.time)
 
@@ -360,7 +370,7 @@ def push(ring: FeatureRing | None, pyramid: Sequence[Tensor], frame: Frame, leng
 
 @full_precision
 def ring_window(ring: FeatureRing, frame: Frame) -> WindowFeatures:
-    """The ring as the current frame sees it."""
+    """Return the ring in the current ego frame."""
     ego_from_global = invert_rigid(frame.global_from_ego.double())
     ego_from_camera = (ego_from_global[:, None, None] @ ring.global_from_camera.double()).float()
     time = (ring.time - frame.time[:, None]).float()
@@ -368,16 +378,16 @@ def ring_window(ring: FeatureRing, frame: Frame) -> WindowFeatures:
 
 
 def build_sparse_bev(config: SparseBEVConfig) -> SparseBEV:
-    """The model of a configuration, with random weights."""
+    """Return the model of a configuration with random weights."""
     return SparseBEV(config)
 
 
 def _pillar_grid(count: int) -> Tensor:
-    """Learnable first boxes (count, 10): centres in 0..1 on a square grid at the bottom of the range, tall,
-    standing still."""
+    """Return initial boxes (count, 10): tall, at rest, centres in 0..1 on a square grid at the bottom of the
+    range."""
     side = math.isqrt(count)
     if side * side != count:
-        raise ValueError(f"{count} queries: expected a square number, they stand on a square grid")
+        raise ValueError(f"{count} queries: expected a square number, because they start on a square grid")
     boxes = torch.randn(count, CODE_DIM)
     axis = (torch.arange(side) + 0.5) / side
     boxes[:, :2] = torch.cartesian_prod(axis, axis)

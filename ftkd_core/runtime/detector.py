@@ -11,7 +11,8 @@ import torch
 from ftkd_core.classes import our_labels
 from ftkd_core.config import DetectorConfig
 from ftkd_core.errors import UserError
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime import RUNTIMES
 from ftkd_core.runtime.engines import Engine, PlainEngine, Rows
 from ftkd_core.runtime.fast import FastEngine

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ftkd_core.models.stream_petr import StreamPETR, decode
+from ftkd_core.models.predictions import decode
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.devices import device_context, with_device_index
 from ftkd_core.runtime.preprocess import round_to_frame
 from ftkd_core.types import CameraRound, Detections

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.position import EncodedRays, TokenGeometry
-from ftkd_core.models.stream_petr import StreamPETR, decode
+from ftkd_core.models.predictions import decode
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.compiling import compile_separately
 from ftkd_core.runtime.devices import device_context, with_device_index
 from ftkd_core.runtime.engines import Rows, pack_detections

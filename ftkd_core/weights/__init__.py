@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights on disk: safetensors whose metadata holds the resolved configuration, so that a file says what it
-is.
+"""Weights files: safetensors whose metadata contains the resolved configuration.
 
-Nothing is ever unpickled. Floating-point tensors may be stored in half precision; they are read back as
-float32.
+No file is unpickled. Floating-point tensors may be stored in half precision; they are read as float32.
 """
 
 import hashlib
@@ -23,19 +21,18 @@ from ftkd_core.errors import UserError
 
 FORMAT: Final = "ftkd-weights-1"
 SHIPPED: Final = Path(__file__).parent / "tiny_synthetic.safetensors"
-"""The small student trained on the synthetic world; its model card lies beside it."""
+"""The small student trained on the synthetic world; tiny_synthetic.md is its model card."""
 
 _KINDS: Final[dict[str, type[DetectorConfig] | type[SparseBEVConfig] | type[BackboneConfig]]] = {
     kind.__name__: kind for kind in (DetectorConfig, SparseBEVConfig, BackboneConfig)
 }
-_MEANING: Final = (
+_DEFINING_SETTINGS: Final = (
     "class_names", "model_from_ego", "num_past", "num_future", "image.mean", "image.std",
     "backbone.auxiliary_stride", "decoder.as_published", "decoder.num_heads", "decoder.position_range_m",
-    "decoder.point_range_m", "decoder.range_low_m", "decoder.range_high_m", "decoder.locality",
-    "decoder.content_from_position", "decoder.anchored", "decoder.groups", "decoder.points",
+    "decoder.point_range_m", "decoder.groups", "decoder.points",
 )  # fmt: skip
-"""Settings of either kind of detector that say what its weights mean, whatever their shapes. Linking is none:
-it only starts velocities elsewhere, and was turned on for weights made without (research/appendix.md)."""
+"""Settings that define the meaning of weights, whatever their shapes. Linking is not one: it changes initial
+velocities only."""
 
 
 def save_weights(
@@ -46,10 +43,9 @@ def save_weights(
     half: bool = True,
     notes: dict[str, Any] | None = None,
 ) -> None:
-    """Write a model's (or a backbone's) state with its configuration; `half` stores floating-point tensors
-    as float16.
+    """Write the state of a model or backbone with its configuration; `half` stores floats as float16.
 
-    Errors: ValueError where a tensor holds nan or inf, or overflows half precision.
+    Raises ValueError if a tensor contains nan or inf or overflows half precision.
     """
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -58,7 +54,7 @@ def save_weights(
             stored = stored.half()
         if stored.is_floating_point() and not torch.isfinite(stored).all():
             raise ValueError(
-                f"tensor {name} holds nan or inf, or does not fit half precision; nothing was written"
+                f"tensor {name} holds nan or inf, or overflows half precision; nothing was written"
             )
         tensors[name] = stored.contiguous().clone()
     metadata = {
@@ -74,24 +70,24 @@ def save_weights(
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], DetectorConfig, dict[str, Any]]:
-    """State (float32), configuration and notes of a streaming detector's weights file; UserError for anything
-    that is not one of ours."""
+    """Return state (float32), configuration and notes of the weights file of a streaming detector. Raises
+    UserError if it is no such file."""
     return _read(path, DetectorConfig)
 
 
 def read_window_weights(path: Path) -> tuple[dict[str, Tensor], SparseBEVConfig, dict[str, Any]]:
-    """The same for a SparseBEV: a teacher, or student B."""
+    """Return the same of a SparseBEV file: a teacher, or student B."""
     return _read(path, SparseBEVConfig)
 
 
 def read_backbone(path: Path) -> tuple[dict[str, Tensor], BackboneConfig, dict[str, Any]]:
-    """The same for a backbone alone: state by `ResNet`'s own names, and its depth and width (the neck's
-    fields mean nothing)."""
+    """Return the same of a backbone file: state with the names of `ResNet`, depth and width; the
+    configuration's fields of the neck have no meaning."""
     return _read(path, BackboneConfig)
 
 
 def load_backbone(path: Path, model: torch.nn.Module, config: BackboneConfig) -> None:
-    """Start a detector's `backbone` from a backbone file. UserError where its depth or width is another."""
+    """Load a backbone file into a detector's `backbone`. Raises UserError if depth or width differ."""
     state, found, _ = read_backbone(path)
     if (found.depth, found.base_channels) != (config.depth, config.base_channels):
         raise UserError(
@@ -104,10 +100,12 @@ def load_backbone(path: Path, model: torch.nn.Module, config: BackboneConfig) ->
 def start_from(
     path: Path, model: torch.nn.Module, config: DetectorConfig | SparseBEVConfig, parts: Sequence[str] = ()
 ) -> list[str]:
-    """Start a model of a configuration from a file: of all its weights, or of a backbone alone; with `parts`
-    (`backbone`, `neck`, ...), from those of any kind of model. Returns the tensors of these parts that the
-    file lacks, which stay as they are. UserError where they do not fit, or the file's settings differ in what
-    its weights mean."""
+    """Initialise a model from a weights file: a whole model or a backbone, or with `parts` (`backbone`,
+    `neck`, ...) those parts of any kind of model.
+
+    Returns the tensors of these parts that are missing in the file; they stay unchanged. Raises UserError if
+    tensors do not fit or the settings that define their meaning differ.
+    """
     if parts:
         return load_parts(path, model, parts)
     if _metadata(path).get("kind") == BackboneConfig.__name__:
@@ -115,18 +113,18 @@ def start_from(
     else:
         read = read_weights if isinstance(config, DetectorConfig) else read_window_weights
         state, found, _ = read(path)
-        _check_meaning(found, config, str(path))
+        _check_same_meaning(found, config, str(path))
         load_into(model, state, str(path))
     return []
 
 
-def _check_meaning(
+def _check_same_meaning(
     found: DetectorConfig | SparseBEVConfig, config: DetectorConfig | SparseBEVConfig, origin: str
 ) -> None:
-    """UserError lists the settings under which a file's weights mean something else than the model's."""
-    pairs = [(name, _setting(found, name), _setting(config, name)) for name in _MEANING]
+    """Raise a UserError that lists the settings under which the weights have another meaning in the model."""
+    pairs = [(name, _setting(found, name), _setting(config, name)) for name in _DEFINING_SETTINGS]
     differing = [
-        f"{name} {_short(their)} (not {_short(mine)})" for name, their, mine in pairs if their != mine
+        f"{name} {_short(file)} (not {_short(model)})" for name, file, model in pairs if file != model
     ]
     if differing:
         raise UserError(
@@ -136,7 +134,7 @@ def _check_meaning(
 
 
 def _setting(config: DetectorConfig | SparseBEVConfig, path: str) -> Any:
-    """The setting of a dotted name; None where this kind has none."""
+    """Return the setting with a dotted name; None if the configuration has none."""
     value: Any = config
     for name in path.split("."):
         value = getattr(value, name, None)
@@ -148,8 +146,11 @@ def _short(value: Any) -> str:
 
 
 def load_parts(path: Path, model: torch.nn.Module, parts: Sequence[str]) -> list[str]:
-    """Take from a model's file, of whatever kind, the tensors of some parts of a model; returns those of them
-    that the file lacks. UserError where it has nothing of a part, or a tensor of another shape."""
+    """Load some parts of a model from a weights file of any kind; returns their tensors that are missing in
+    the file.
+
+    Raises UserError if the file has no tensor of a part, or one of another shape.
+    """
     kind = SparseBEVConfig if _metadata(path).get("kind") == SparseBEVConfig.__name__ else DetectorConfig
     state, own = _read(path, kind)[0], model.state_dict()
     wanted = [name for name in own if name.split(".")[0] in parts]
@@ -162,9 +163,9 @@ def load_parts(path: Path, model: torch.nn.Module, parts: Sequence[str]) -> list
             )
     for name, value in taken.items():
         if value.shape != own[name].shape:
-            theirs, mine = tuple(value.shape), tuple(own[name].shape)
+            found, expected = tuple(value.shape), tuple(own[name].shape)
             raise UserError(
-                f"weights {str(path)!r}: {name} is {theirs}, the model's {mine}; leave that part out, or "
+                f"weights {str(path)!r}: {name} is {found}, the model's {expected}; leave that part out, or "
                 "start from a model of the same widths"
             )
     model.load_state_dict(taken, strict=False)
@@ -172,14 +173,14 @@ def load_parts(path: Path, model: torch.nn.Module, parts: Sequence[str]) -> list
 
 
 def read_config(path: Path) -> DetectorConfig | SparseBEVConfig | BackboneConfig:
-    """The configuration in a weights file of whatever kind; UserError for anything that is not one of
-    ours."""
+    """Return the configuration of a weights file of any kind. Raises UserError if it is no weights file."""
     kind = _KINDS.get(_metadata(path).get("kind", ""), DetectorConfig)
     return _read(path, kind)[1]
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """The notes of a safetensors file; empty where it cannot be read, which reading the weights will say."""
+    """Return the metadata of a safetensors file; empty if it cannot be read (`_read` then raises the
+    error)."""
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -200,27 +201,27 @@ def _read(path: Path, kind: type[ConfigT]) -> tuple[dict[str, Tensor], ConfigT, 
         ) from None
     if metadata.get("format") != FORMAT:
         raise UserError(f"weights {str(path)!r} have format {metadata.get('format')!r}; expected {FORMAT!r}")
-    found = metadata.get("kind", DetectorConfig.__name__)  # files before there were two kinds do not say
+    found = metadata.get("kind")
     if found != kind.__name__:
-        raise UserError(f"weights {str(path)!r} hold a {found}'s model; expected a {kind.__name__}'s")
+        raise UserError(f"weights {str(path)!r} are of kind {found}; expected {kind.__name__}")
     config = from_dict(kind, json.loads(metadata["config"]))
     state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
     return state, config, json.loads(metadata.get("notes", "{}"))
 
 
 def weights_hash(path: Path) -> str:
-    """SHA-256 of a weights file, for what is derived from it to name it by."""
+    """Return the SHA-256 of a weights file; caches of derived data use it in their names."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_into(model: torch.nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """Load a state into a model; UserError as `check_fit`."""
+    """Load a state into a model. Raises UserError as `check_fit`."""
     check_fit(model, state, origin)
     model.load_state_dict(state)
 
 
 def check_fit(model: torch.nn.Module, state: dict[str, Tensor], origin: str) -> None:
-    """UserError lists missing, unknown and mis-shaped tensors of a state instead of guessing."""
+    """Raise a UserError that lists missing, unknown and mis-shaped tensors of a state."""
     own = model.state_dict()
     missing = sorted(own.keys() - state.keys())
     unknown = sorted(state.keys() - own.keys())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models and seeded inputs for the model tests."""
+"""Small models and seeded inputs for tests of models."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,9 @@ from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.clips import Clip
 from ftkd_core.data.targets import ClipObjects
 from ftkd_core.geometry import yaw_transform
-from ftkd_core.models.stream_petr import StreamPETR, build_stream_petr
+from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.predictions import Predictions
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import preset
 from ftkd_core.types import CameraRig, Frame
 
@@ -35,27 +37,24 @@ NO_AUGMENTATION = AugmentConfig(flip=0.0, rotation=0.0, colour=0.0, camera_dropo
 RIGS = pytest.mark.parametrize(
     ("cameras", "width", "height"), [(1, 96, 32), (2, 96, 32), (6, 96, 32), (6, 80, 48), (1, 80, 48)]
 )
-"""Any number of cameras, and images whose sides 16 divides and 32 does not."""
+"""Different numbers of cameras, and image sizes that are multiples of 16 but not of 32."""
 
 
 def rig_settings(cameras: int, width: int, height: int) -> list[str]:
-    """Settings of a model of one of RIGS."""
+    """Return settings of a model for one of RIGS."""
     channels = ", ".join(CAMERA_CHANNELS[:cameras])
     return [f"channels=[{channels}]", f"image.width={width}", f"image.height={height}"]
 
 
 def small_config(*extra: str, image_queries: int = 8) -> DetectorConfig:
-    """The tiny preset shrunk until a step takes milliseconds; everything of it is still there. Without image
-    queries, queries are points, as StreamPETR's."""
-    queries = [
-        f"decoder.num_image_queries={image_queries}",
-        *(f"decoder.{name}={image_queries > 0}" for name in ("anchored", "link_memory")),
-    ]
-    return override(preset("tiny"), [*SMALL, *queries, *extra])
+    """Return the tiny preset shrunk until a step takes milliseconds. Without image queries, queries are
+    points."""
+    queries = f"decoder.num_image_queries={image_queries}"
+    return override(preset("tiny"), [*SMALL, queries, *extra])
 
 
 def small_model(*extra: str, image_queries: int = 8, seed: int = 0) -> StreamPETR:
-    """A small model in eval mode, its conditional norms shaken so that every input matters."""
+    """Return a small model in eval mode; its conditional norms are randomised so that every input matters."""
     torch.manual_seed(seed)
     model = build_stream_petr(small_config(*extra, image_queries=image_queries))
     with torch.no_grad():
@@ -65,8 +64,18 @@ def small_model(*extra: str, image_queries: int = 8, seed: int = 0) -> StreamPET
     return model.eval()
 
 
+@torch.no_grad()
+def stream(model: StreamPETR, frames: list[Frame]) -> list[Predictions]:
+    """Return the predictions of a new stream for these frames."""
+    memory, results = model.start_memory(1), []
+    for frame in frames:
+        predictions, memory = model(frame, memory)
+        results.append(predictions)
+    return results
+
+
 def camera_ring(count: int = 6) -> torch.Tensor:
-    """Extrinsics (1, N, 4, 4) of cameras looking outwards from the vehicle, all round."""
+    """Return extrinsics (1, N, 4, 4) of cameras that look outwards in all directions."""
     optical = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
     poses = []
     for index in range(count):
@@ -84,7 +93,7 @@ def make_frame(
     pose: np.ndarray | None = None,
     cameras: int = 6,
 ) -> Frame:
-    """A seeded frame of random images seen by a ring of cameras."""
+    """Return a frame of random images from a ring of cameras."""
     width, height = config.image.width, config.image.height
     images = torch.randn(1, cameras, 3, height, width, generator=torch.Generator().manual_seed(seed))
     k = torch.tensor([[80.0, 0, width / 2], [0, 80.0, height / 2], [0, 0, 1]]).expand(1, cameras, 3, 3)
@@ -96,7 +105,7 @@ def make_frame(
 
 
 def drive(config: DetectorConfig, count: int = 4, seed: int = 0, cameras: int = 6) -> list[Frame]:
-    """A short drive: forward and turning, 2 Hz."""
+    """Return frames of a vehicle that drives forward and turns, at 2 Hz."""
     return [
         make_frame(
             config,
@@ -113,7 +122,7 @@ def drive(config: DetectorConfig, count: int = 4, seed: int = 0, cameras: int = 
 def make_clip(
     frames: int = 6, objects: int = 4, seed: int = 0, width: int = 96, height: int = 32, cameras: int = 6
 ) -> Clip:
-    """A seeded clip of noise images with boxes around the vehicle."""
+    """Return a clip of noise images with boxes around the vehicle."""
     random = np.random.default_rng(seed)
     intrinsics = np.tile(np.array([[80.0, 0, width / 2], [0, 80.0, height / 2], [0, 0, 1]]), (cameras, 1, 1))
     annotated = []

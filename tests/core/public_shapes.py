@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public checkpoints, described by names and shapes of our own writing; no public file is used."""
+"""Tensor names and shapes of public checkpoints, written by hand; no public file is needed."""
 
 from collections.abc import Callable
 
@@ -13,12 +13,12 @@ HEAD = "pts_bbox_head."
 
 
 def linear(name: str, outputs: int, *inputs: int) -> Shapes:
-    """A layer with weight and bias; without inputs, a norm."""
+    """Return the shapes of a layer with weight and bias; of a norm if there are no inputs."""
     return {f"{name}.weight": (outputs, *inputs), f"{name}.bias": (outputs,)}
 
 
 def public_resnet(depth: int, prefix: str) -> Shapes:
-    """Names of torchvision's and mmdet's ResNet, without a classifier."""
+    """Return the shapes of torchvision's and mmdet's ResNet without classifier."""
     grow = 1 if depth < 50 else 4
     shapes: Shapes = {"conv1.weight": (64, 3, 7, 7)} | batch_norm("bn1", 64)
     inputs = 64
@@ -50,7 +50,7 @@ def public_attention(name: str) -> Shapes:
     return packed | linear(f"{name}.out_proj", 256, 256)
 
 
-def public_stream_petr(learnt: int, propagated: int) -> Shapes:
+def public_stream_petr(learned: int, propagated: int) -> Shapes:
     shapes = public_resnet(50, "img_backbone.")
     for level, inputs in enumerate((1024, 2048)):
         shapes |= linear(f"img_neck.lateral_convs.{level}.conv", 256, inputs, 1, 1)
@@ -69,7 +69,7 @@ def public_stream_petr(learnt: int, propagated: int) -> Shapes:
             ("coords_d", 64),
         )
     }
-    shapes[f"{HEAD}reference_points.weight"] = (learnt, 3)
+    shapes[f"{HEAD}reference_points.weight"] = (learned, 3)
     shapes[f"{HEAD}pseudo_reference_points.weight"] = (propagated, 3)
     for name, outputs, inputs in (
         ("position_encoder.0", 1024, 192),
@@ -176,7 +176,7 @@ CONSTANTS = {
 
 
 def public_state(shapes: Shapes, seed: int = 0) -> dict[str, Tensor]:
-    """Random tensors of those shapes; constants and shared heads as the public files have them."""
+    """Return random tensors of these shapes, with the constants and shared heads of public files."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in shapes.items():

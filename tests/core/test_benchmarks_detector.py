@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import detector as benchmark
 from ftkd_core.evaluation.detector_benchmark import count_parameters
-from ftkd_core.models.stream_petr import build_stream_petr
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.presets import preset
 
 CONTRACT = {

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ten classes: the attribute that the official metrics expect of each."""
+"""nuScenes attributes by class and speed."""
 
 import pytest
 
 from ftkd_core.classes import CLASS_NAMES, attribute_for
 
-ATTRIBUTES = {  # standing, moving: mmdet3d's NuScenesDataset, from which the public baselines answer
+ATTRIBUTES = {  # at rest, moving: rule of mmdet3d's NuScenesDataset, which public baselines use
     "car": ("vehicle.parked", "vehicle.moving"),
     "truck": ("vehicle.parked", "vehicle.moving"),
     "construction_vehicle": ("vehicle.parked", "vehicle.moving"),
@@ -20,12 +20,12 @@ ATTRIBUTES = {  # standing, moving: mmdet3d's NuScenesDataset, from which the pu
 
 
 @pytest.mark.parametrize("name", CLASS_NAMES)
-def test_class_and_speed_say_the_attribute(name: str) -> None:
+def test_class_and_speed_determine_the_attribute(name: str) -> None:
     standing, moving = ATTRIBUTES[name]
     assert attribute_for(name, 0.0) == attribute_for(name, 0.2) == standing
     assert attribute_for(name, 0.21) == attribute_for(name, 15.0) == moving
 
 
-def test_an_unknown_class_has_no_attribute() -> None:
+def test_an_unknown_class_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown class 'lorry'; expected one of car"):
         attribute_for("lorry", 1.0)

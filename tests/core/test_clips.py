@@ -189,8 +189,8 @@ def test_box_next_to_the_camera_stays_on_its_side() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"scale": 0.6}, r"augment.scale 0.6: expected 0 to 0.5"),
-        ({"grid_mask": 70.0}, r"augment.grid_mask 70.0: expected a probability, 0 to 1"),
+        ({"scale": 0.6}, "scale is 0.6; expected a value less than or equal to 0.5"),
+        ({"grid_mask": 70.0}, "grid_mask is 70.0; expected a value less than or equal to 1"),
     ],
 )
 def test_augmentation_out_of_range_raises(setting: dict[str, float], message: str) -> None:

@@ -13,7 +13,7 @@ from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import ImageConfig
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
-from ftkd_core.models.stream_petr import decode
+from ftkd_core.models.predictions import decode
 from ftkd_core.runtime.detector import Detector, describe_training, resolve_device
 from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop, round_to_frame
 from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds

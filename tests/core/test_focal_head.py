@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""StreamPETR's own 2-D head: its maps, its matching, its losses, and that it is gone at inference."""
+"""StreamPETR's 2-D head: maps, matching, losses, and removal at inference."""
 
 import itertools
 
@@ -15,19 +15,20 @@ from ftkd_core.errors import UserError
 from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.focal_head import (
     box_overlaps,
+    center_form,
     focal_head_losses,
     heat_targets,
     match_cells,
-    middle_form,
 )
 from ftkd_core.losses.matching import focal_cost
-from ftkd_core.models.focal_head import FocalHead, FocalMaps
+from ftkd_core.models.focal_head import FocalHead
+from ftkd_core.models.predictions import FocalMaps
 from ftkd_core.presets import preset
 from ftkd_core.runtime.inference_model import inference_model
 from ftkd_core.runtime.preprocess import normalise
 from tests.core.helpers import make_clip, small_config, small_model
 
-STRIDE, SIZE = 8, (4, 12)  # of make_clip's images
+STRIDE, SIZE = 8, (4, 12)  # for the images of make_clip
 TERMS = {f"auxiliary/{name}" for name in ("class", "centerness", "box", "iou", "center")}
 FOCAL = ("auxiliary_kind=focal", "backbone.neck_channels=32")
 
@@ -43,7 +44,7 @@ def maps_of(seed: int = 0) -> FocalMaps:
     return maps
 
 
-def test_a_cell_that_says_nothing_answers_for_itself() -> None:
+def test_zero_outputs_decode_to_the_centre_of_the_cell() -> None:
     head = FocalHead(32, 10)
     for layer in (head.ltrb, head.center2d, head.cls):
         torch.nn.init.zeros_(layer.weight)
@@ -57,7 +58,7 @@ def test_a_cell_that_says_nothing_answers_for_itself() -> None:
     assert torch.allclose(maps.boxes[1, 2, 1, 2], middle.repeat(2), atol=1e-6)
 
 
-def test_boxes_stay_in_the_image() -> None:
+def test_boxes_are_inside_the_image() -> None:
     maps = maps_of()
     assert float(maps.boxes.detach().min()) >= 0 and float(maps.boxes.detach().max()) <= 1
     assert (maps.boxes[..., :2] <= maps.boxes[..., 2:]).all()
@@ -67,51 +68,51 @@ corner = st.integers(0, 11)
 
 
 @given(st.lists(st.tuples(corner, corner, corner, corner), min_size=2, max_size=2))
-def test_overlaps_count_pixels(raw: list[tuple[int, int, int, int]]) -> None:
+def test_overlaps_equal_ratios_of_pixel_counts(raw: list[tuple[int, int, int, int]]) -> None:
     boxes = [(min(a, c), min(b, d), max(a, c) + 1, max(b, d) + 1) for a, b, c, d in raw]
     grids = []
     for x1, y1, x2, y2 in boxes:
         grid = np.zeros((12, 12), dtype=bool)
         grid[y1:y2, x1:x2] = True
         grids.append(grid)
-    both, either = (grids[0] & grids[1]).sum(), (grids[0] | grids[1]).sum()
+    intersection, union = (grids[0] & grids[1]).sum(), (grids[0] | grids[1]).sum()
     (left, top), (right, bottom) = np.min(boxes, axis=0)[:2], np.max(boxes, axis=0)[2:]
     hull = (right - left) * (bottom - top)
     first, second = (torch.tensor(box).float() / 12 for box in boxes)
     overlap, generalised = box_overlaps(first, second)
-    assert float(overlap) == pytest.approx(both / either, abs=1e-4)
-    assert float(generalised) == pytest.approx(both / either - (hull - either) / hull, abs=1e-4)
+    assert float(overlap) == pytest.approx(intersection / union, abs=1e-4)
+    assert float(generalised) == pytest.approx(intersection / union - (hull - union) / hull, abs=1e-4)
     assert float(box_overlaps(first, first)[1]) == pytest.approx(1.0, abs=1e-4)
 
 
-def test_cells_meet_objects_at_the_least_cost() -> None:
+def test_cells_are_matched_with_the_lowest_total_cost() -> None:
     random = torch.Generator().manual_seed(1)
     logits, raw = torch.randn(1, 5, 10, generator=random), torch.rand(1, 5, 4, generator=random)
     boxes = torch.cat(
         [torch.minimum(raw[..., :2], raw[..., 2:]), torch.maximum(raw[..., :2], raw[..., 2:])], -1
     )
     centers = torch.rand(1, 5, 2, generator=random)
-    goal = torch.tensor([[[0.1, 0.1, 0.5, 0.4], [0.0, 0.0, 1.0, 1.0], [0.4, 0.2, 0.9, 0.8]]])
-    goal_centers, labels = torch.tensor([[[0.3, 0.2], [0.5, 0.5], [0.6, 0.5]]]), torch.tensor([[4, 1, 7]])
-    seen = torch.tensor([[True, False, True]])
-    found = match_cells(logits, boxes, centers, labels, goal, goal_centers, seen)
+    target = torch.tensor([[[0.1, 0.1, 0.5, 0.4], [0.0, 0.0, 1.0, 1.0], [0.4, 0.2, 0.9, 0.8]]])
+    target_centers, labels = torch.tensor([[[0.3, 0.2], [0.5, 0.5], [0.6, 0.5]]]), torch.tensor([[4, 1, 7]])
+    visible = torch.tensor([[True, False, True]])
+    found = match_cells(logits, boxes, centers, labels, target, target_centers, visible)
     assert sorted(found[0].tolist()) == [-1, -1, -1, 0, 2]
 
     def cost(cell: int, slot: int) -> float:
         total = 2.0 * focal_cost(logits[0, cell : cell + 1], labels[0, slot : slot + 1])[0, 0]
-        total = total + 5.0 * (middle_form(boxes[0, cell]) - middle_form(goal[0, slot])).abs().sum()
-        total = total - 2.0 * box_overlaps(boxes[0, cell], goal[0, slot])[1]
-        return float(total + 10.0 * (centers[0, cell] - goal_centers[0, slot]).abs().sum())
+        total = total + 5.0 * (center_form(boxes[0, cell]) - center_form(target[0, slot])).abs().sum()
+        total = total - 2.0 * box_overlaps(boxes[0, cell], target[0, slot])[1]
+        return float(total + 10.0 * (centers[0, cell] - target_centers[0, slot]).abs().sum())
 
     best = min(itertools.permutations(range(5), 2), key=lambda pair: cost(pair[0], 0) + cost(pair[1], 2))
     assert (int((found[0] == 0).nonzero()), int((found[0] == 2).nonzero())) == best
 
 
-def test_heat_reaches_from_the_centre_to_the_nearest_edge() -> None:
+def test_heat_extends_from_the_centre_to_the_nearest_edge() -> None:
     boxes = torch.tensor([[[0.1, 0.1, 0.9, 0.9], [0.0, 0.0, 0.2, 0.4], [0.5, 0.5, 1.0, 1.0]]])
     centers = torch.tensor([[[0.5, 0.5], [0.05, 0.3], [0.7, 0.7]]])
-    seen = torch.tensor([[True, True, False]])
-    heat = heat_targets(boxes, centers, seen, (8, 16))
+    visible = torch.tensor([[True, True, False]])
+    heat = heat_targets(boxes, centers, visible, (8, 16))
     plain = np.zeros((8, 16))
     for slot, radius in ((0, 4), (1, 1)):  # ceil of 3.2 rows; of 0.8 columns
         column, row = int(centers[0, slot, 0] * 16), int(centers[0, slot, 1] * 8)
@@ -121,12 +122,11 @@ def test_heat_reaches_from_the_centre_to_the_nearest_edge() -> None:
                 bump = np.exp(-((y - row) ** 2 + (x - column) ** 2) / (2 * sigma**2))
                 plain[y, x] = max(plain[y, x], bump)
     assert np.allclose(heat[0].numpy(), plain, atol=1e-6)
-    assert not heat_targets(boxes[:, :0], centers[:, :0], seen[:, :0], (8, 16)).any()
+    assert not heat_targets(boxes[:, :0], centers[:, :0], visible[:, :0], (8, 16)).any()
 
 
-def test_the_truth_costs_nothing() -> None:
-    """Maps that hold the ground truth cost no more than the scores' floor, and what is put wrong is
-    charged."""
+def test_perfect_maps_have_no_loss_and_errors_do() -> None:
+    """Perfect maps have no loss, except for centres outside the image."""
     sample = sample_of()
     targets = sample.targets
     image = torch.tensor([SIZE[1], SIZE[0]]) * STRIDE
@@ -150,13 +150,13 @@ def test_the_truth_costs_nothing() -> None:
     assert terms.keys() == TERMS
     for name in TERMS - {"auxiliary/centerness"}:
         assert float(terms[name]) == pytest.approx(0.0, abs=1e-3), name
-    assert float(terms["auxiliary/centerness"]) < 2.0  # centres outside of the image have no cell
+    assert float(terms["auxiliary/centerness"]) < 2.0  # centres outside the image have no cell
     moved = focal_head_losses(maps._replace(boxes=(maps.boxes + 0.1).clamp(0, 1)), targets, STRIDE)
     assert float(moved["auxiliary/box"]) > 0.1 and float(moved["auxiliary/iou"]) > 0.1
-    assert float(moved["auxiliary/class"]) > 0.01  # a score of 1 for a box that fits less well
+    assert float(moved["auxiliary/class"]) > 0.01  # a score of 1 for a box with a lower IoU
 
 
-def test_a_frame_without_objects_teaches_what_is_not_there() -> None:
+def test_a_frame_without_objects_has_class_losses_only() -> None:
     targets = sample_of().targets
     targets = targets._replace(mask_2d=torch.zeros_like(targets.mask_2d))
     head = FocalHead(32, 10)
@@ -167,14 +167,14 @@ def test_a_frame_without_objects_teaches_what_is_not_there() -> None:
     assert head.ltrb.weight.grad is None or head.ltrb.weight.grad.abs().sum() == 0
 
 
-def test_the_head_learns_in_a_student_and_is_gone_at_inference() -> None:
+def test_the_head_learns_and_is_removed_for_inference() -> None:
     torch.manual_seed(0)
     model = small_model(*FOCAL, image_queries=0)
     criterion = DetectionCriterion(model.config)
     sample = sample_of()
     frame = sample.frame(normalise(sample.images, model.config.image))
-    still, _ = model(frame, model.start_memory())
-    assert still.auxiliary is None
+    inference, _ = model(frame, model.start_memory())
+    assert inference.auxiliary is None
     model.train()
     optimizer = torch.optim.Adam(model.auxiliary.parameters(), 3e-3)  # type: ignore[union-attr]
     losses = []
@@ -196,11 +196,11 @@ def test_the_head_learns_in_a_student_and_is_gone_at_inference() -> None:
     assert torch.allclose(again.logits, model(frame, model.start_memory())[0].logits, atol=1e-4)
 
 
-def test_what_does_not_go_together_is_refused() -> None:
-    with pytest.raises(UserError, match="auxiliary_kind 'sharp': expected dense or focal"):
+def test_incompatible_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="auxiliary_kind is 'sharp'; expected 'none', 'dense' or 'focal'"):
         small_config("auxiliary_kind=sharp", image_queries=0)
-    with pytest.raises(UserError, match="8 image queries start at a dense 2-D head"):
+    with pytest.raises(UserError, match="auxiliary_kind focal: expected dense, because 8 image queries"):
         small_config(*FOCAL)
-    with pytest.raises(UserError, match="focal, 16 neck channels: expected a multiple of 32"):
+    with pytest.raises(UserError, match="neck_channels 16: expected a multiple of 32"):
         small_config("auxiliary_kind=focal", image_queries=0)
     assert preset("r50_704x256_428q").auxiliary_kind == preset("r50_704x256_900q").auxiliary_kind == "focal"

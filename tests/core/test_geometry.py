@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms: round trips and agreement with scipy and torch."""
+"""Transforms: round trips and agreement with SciPy and torch."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def random_pose(seed: int) -> np.ndarray:
 
 
 @given(seeds)
-def test_inverse_undoes_a_pose_in_numpy_and_torch(seed: int) -> None:
+def test_invert_rigid_gives_the_inverse_in_numpy_and_torch(seed: int) -> None:
     pose = random_pose(seed)
     assert np.allclose(invert_rigid(pose) @ pose, np.eye(4), atol=1e-9)
     assert np.allclose(invert_rigid(torch.from_numpy(pose)).numpy(), np.linalg.inv(pose), atol=1e-9)
@@ -55,11 +55,11 @@ def test_interpolation_agrees_with_scipy_slerp(seed: int, fraction: float) -> No
 
 
 @given(angles)
-def test_yaw_of_a_yaw_transform(yaw: float) -> None:
+def test_yaw_of_inverts_yaw_transform(yaw: float) -> None:
     assert float(yaw_of(torch.from_numpy(yaw_transform(yaw)))) == pytest.approx(yaw)
 
 
-def test_points_move_with_the_frame() -> None:
+def test_transform_points_rotates_and_translates() -> None:
     map_from_ego = yaw_transform(np.pi / 2, (10.0, 0.0, 0.0))
     ahead = transform_points(map_from_ego, np.array([[5.0, 0.0, 1.0]]))
     assert np.allclose(ahead, [[10.0, 5.0, 1.0]])
@@ -68,11 +68,11 @@ def test_points_move_with_the_frame() -> None:
 @pytest.mark.parametrize(
     "matrix", [np.full((4, 4), np.nan), np.diag([1.0, 1.0, -1.0, 1.0]), np.eye(4) * 2, np.eye(3)]
 )
-def test_what_is_not_rigid(matrix: np.ndarray) -> None:
+def test_is_rigid_rejects_other_matrices(matrix: np.ndarray) -> None:
     assert not is_rigid(matrix)
 
 
 @pytest.mark.parametrize("quaternion", [[0, 0, 0, 0], [np.nan, 0, 0, 1], [np.inf, 0, 0, 0]])
-def test_a_quaternion_that_is_no_rotation_is_refused(quaternion: list[float]) -> None:
+def test_invalid_quaternions_are_refused(quaternion: list[float]) -> None:
     with pytest.raises(ValueError, match="not a rotation"):
         quaternion_to_rotation(quaternion)

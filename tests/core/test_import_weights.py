@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Import of public checkpoints: every tensor of both sides exactly once, what is refused, the command."""
+"""Import of public checkpoints: complete key maps, refusals, and the command."""
 
 import math
 import pickle
@@ -13,18 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ftkd_core.classes import CLASS_NAMES
-from ftkd_core.config import BackboneConfig, DetectorConfig, override
+from ftkd_core.config import BackboneConfig
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.resnet import ResNet
-from ftkd_core.models.sparse_bev import build_sparse_bev
-from ftkd_core.models.stream_petr import build_stream_petr
-from ftkd_core.presets import preset, sparse_bev_preset
+from ftkd_core.presets import preset
 from ftkd_core.weights import (
     check_fit,
     load_backbone,
     load_into,
     read_backbone,
-    read_config,
     read_weights,
     read_window_weights,
     save_weights,
@@ -40,14 +38,14 @@ from tests.core.public_shapes import HEAD, PUBLIC, public_state
 
 @pytest.fixture(scope="module")
 def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet-18 as torchvision saves it."""
+    """A ResNet-18 checkpoint in the form of torchvision."""
     path = tmp_path_factory.mktemp("public") / "resnet18.pth"
     torch.save(public_state(PUBLIC["torchvision_resnet18"]()), path)
     return path
 
 
 def changed(path: Path, into: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
-    """A copy of a checkpoint with its state changed."""
+    """Save a copy of a checkpoint with a changed state."""
     state = torch.load(path, weights_only=True)
     change(state)
     torch.save(state, into)
@@ -57,7 +55,7 @@ def changed(path: Path, into: Path, change: Callable[[dict[str, Tensor]], object
 # -- the key maps ----------------------------------------------------------------------------------------
 
 
-def test_every_format_is_described_here() -> None:
+def test_public_shapes_describe_every_format() -> None:
     assert [public.name for public in FORMATS] == list(PUBLIC)
     assert [line.split()[0] for line in format_lines()] == list(PUBLIC)
 
@@ -80,8 +78,8 @@ def test_a_key_map_covers_both_sides_exactly_once(name: str) -> None:
     assert set(targets.values()) == {1}
     assert targets.keys() == ours.keys()
     for rule in key_map.rules:
-        made = rule.convert(torch.zeros(rule.shape))
-        assert [tuple(t.shape) for t in made] == [ours[target] for target in rule.targets], rule.source
+        converted = rule.convert(torch.zeros(rule.shape))
+        assert [tuple(t.shape) for t in converted] == [ours[target] for target in rule.targets], rule.source
 
 
 @pytest.mark.parametrize(
@@ -95,7 +93,7 @@ def test_a_key_map_covers_both_sides_exactly_once(name: str) -> None:
     ],
 )
 def test_models_have_as_many_parameters_as_the_public_ones(name: str, count: int) -> None:
-    """The numbers of research/parity.md."""
+    """The counts are those of the public models."""
     parameters = dict(blank_model(find_format(name).configure(CLASS_NAMES)).named_parameters())
     head = {n: p for n, p in parameters.items() if n.startswith("auxiliary.")}
     assert sum(p.numel() for n, p in parameters.items() if n not in head) == count
@@ -103,14 +101,16 @@ def test_models_have_as_many_parameters_as_the_public_ones(name: str, count: int
 
 
 def back_codes(codes: Tensor, boxes: str) -> Tensor:
-    """Codes (..., 10) of ours in a public convention: length before width, or heading -angle - pi/2."""
+    """Convert codes (..., 10) of ours to a public convention: length before width, or heading -angle -
+    pi/2."""
     x, y, z, width, length, height, sin, cos, vx, vy = codes.unbind(-1)
     sizes, angle = ((length, width), (sin, cos)) if boxes == NEW_BOXES else ((width, length), (-cos, -sin))
     return torch.stack([x, y, z, *sizes, height, *angle, vx, vy], dim=-1)
 
 
 def back_offsets(parameter: Tensor, boxes: str) -> Tensor:
-    """Offsets along a box's length, width, height as the public model has them: old, width, -length."""
+    """Convert our offsets along length, width, height to the public model's: in the old convention width,
+    -length, height."""
     if boxes == NEW_BOXES:
         return parameter
     length, width, height = parameter.unflatten(0, (-1, 3)).unbind(1)
@@ -118,7 +118,7 @@ def back_offsets(parameter: Tensor, boxes: str) -> Tensor:
 
 
 def back(rule: Rule, parts: list[Tensor], boxes: str) -> Tensor:
-    """The inverse of a rule's conversion."""
+    """Invert the conversion of a rule."""
     if rule.targets[0].endswith(("regressor.4.weight", "regressor.4.bias")):
         return back_codes(parts[0].movedim(0, -1), boxes).movedim(-1, 0)
     if rule.targets[0] == "query_boxes":
@@ -130,7 +130,7 @@ def back(rule: Rule, parts: list[Tensor], boxes: str) -> Tensor:
 
 @pytest.mark.parametrize("boxes", [NEW_BOXES, OLD_BOXES])
 @pytest.mark.parametrize("name", list(PUBLIC))
-def test_every_tensor_comes_back_from_ours(name: str, boxes: str) -> None:
+def test_inverse_conversion_gives_back_every_public_tensor(name: str, boxes: str) -> None:
     public = find_format(name)
     if boxes == OLD_BOXES and not name.startswith("sparse_bev"):
         boxes = NEW_BOXES  # the others have no other convention
@@ -147,7 +147,7 @@ def test_every_tensor_comes_back_from_ours(name: str, boxes: str) -> None:
         assert found.equal(tensors[rule.source]), rule.source
 
 
-def test_an_imported_file_is_a_model_of_ours(tmp_path: Path) -> None:
+def test_an_imported_stream_petr_loads_into_our_model(tmp_path: Path) -> None:
     state = public_state(PUBLIC["stream_petr_r50_428q"]())
     order = (*CLASS_NAMES[1:], CLASS_NAMES[0])
     torch.save({"state_dict": state, "meta": {"CLASSES": order, "epoch": 60}}, tmp_path / "public.pth")
@@ -167,11 +167,11 @@ def test_an_imported_file_is_a_model_of_ours(tmp_path: Path) -> None:
         [ours[f"layers.4.cross_attention.{part}.weight"] for part in ("query", "key", "value")]
     )
     assert packed.equal(state[f"{HEAD}transformer.decoder.layers.4.attentions.1.attn.in_proj_weight"])
-    theirs = state[f"{HEAD}reg_branches.0.4.weight"]
-    assert ours["regressor.4.weight"][[0, 1, 2, 4, 3, 5, 6, 7, 8, 9]].equal(theirs)
+    public = state[f"{HEAD}reg_branches.0.4.weight"]
+    assert ours["regressor.4.weight"][[0, 1, 2, 4, 3, 5, 6, 7, 8, 9]].equal(public)
 
 
-def test_an_imported_window_model(tmp_path: Path) -> None:
+def test_an_imported_sparse_bev_loads_into_our_model(tmp_path: Path) -> None:
     state = public_state(PUBLIC["sparse_bev_r50_400q"]())
     torch.save({"state_dict": state, "version": OLD_BOXES}, tmp_path / "public.pth")
     plan = plan_import(tmp_path / "public.pth")
@@ -184,31 +184,31 @@ def test_an_imported_window_model(tmp_path: Path) -> None:
     assert ours["query_boxes"][:, 6].equal(-boxes[:, 7])
 
 
-def test_an_imported_backbone_starts_a_detector(tmp_path: Path, resnet18: Path) -> None:
+def test_an_imported_backbone_loads_into_a_detector(tmp_path: Path, resnet18: Path) -> None:
     plan = plan_import(resnet18)
     assert plan.public.name == "torchvision_resnet18"
     written = import_weights(plan, tmp_path / "backbone.safetensors")
     state, config, _ = read_backbone(written)
     assert config.depth == 18
-    theirs = torch.load(resnet18, weights_only=True)
-    assert all(state[name].equal(theirs[name]) for name in state)
+    public_state_dict = torch.load(resnet18, weights_only=True)
+    assert all(state[name].equal(public_state_dict[name]) for name in state)
 
     model = nn.Module()
     model.backbone = ResNet(18)
     load_backbone(written, model, BackboneConfig(depth=18))
-    assert model.backbone.layer4[1].conv2.weight.equal(theirs["layer4.1.conv2.weight"])
+    assert model.backbone.layer4[1].conv2.weight.equal(public_state_dict["layer4.1.conv2.weight"])
     with pytest.raises(UserError, match="expected a ResNet-50"):
         load_backbone(written, model, BackboneConfig(depth=50))
-    with pytest.raises(UserError, match="BackboneConfig's model"):
+    with pytest.raises(UserError, match="are of kind BackboneConfig; expected"):
         read_weights(written)
 
 
-def test_training_starts_from_a_backbone_or_from_a_model(tmp_path: Path, resnet18: Path) -> None:
+def test_a_model_is_initialised_from_a_backbone_or_a_whole_model(tmp_path: Path, resnet18: Path) -> None:
     config = preset("r18_352x128")
     model = build_stream_petr(config)
     start_from(import_weights(plan_import(resnet18), tmp_path / "backbone.safetensors"), model, config)
-    theirs = torch.load(resnet18, weights_only=True)
-    assert model.backbone.conv1.weight.equal(theirs["conv1.weight"])
+    public_state_dict = torch.load(resnet18, weights_only=True)
+    assert model.backbone.conv1.weight.equal(public_state_dict["conv1.weight"])
     save_weights(tmp_path / "model.safetensors", model.state_dict(), config, half=False)
     other = build_stream_petr(config)
     start_from(tmp_path / "model.safetensors", other, config)
@@ -217,81 +217,7 @@ def test_training_starts_from_a_backbone_or_from_a_model(tmp_path: Path, resnet1
         start_from(tmp_path / "nothing.safetensors", other, config)
 
 
-def test_training_starts_from_parts_of_a_model_of_another_kind(tmp_path: Path) -> None:
-    tiny = preset("tiny")
-    student = build_stream_petr(tiny)
-    save_weights(tmp_path / "tiny.safetensors", student.state_dict(), tiny, half=False)
-    config = sparse_bev_preset("sparse_bev_tiny_offline")
-    teacher = build_sparse_bev(config)
-    before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    parts = ("backbone", "neck", "auxiliary")
-    lacking = start_from(tmp_path / "tiny.safetensors", teacher, config, parts)
-    assert lacking == ["neck.output.2.weight", "neck.output.2.bias"]  # tiny has no map of stride 32
-    after, given = teacher.state_dict(), student.state_dict()
-    for name, value in after.items():
-        shared = name.split(".")[0] in parts and name in given
-        assert value.equal(given[name] if shared else before[name]), name
-    assert after["neck.output.0.weight"].equal(given["neck.output.0.weight"])
-    with pytest.raises(
-        UserError, match="share no part 'head' with the model; expected some of .*auxiliary, backbone"
-    ):
-        start_from(tmp_path / "tiny.safetensors", teacher, config, ("head",))
-    narrow = override(config, ["decoder.channels=64"])
-    with pytest.raises(UserError, match=r"neck.lateral.0.weight is \(96, 64, 1, 1\), the model's \(64, 64"):
-        start_from(tmp_path / "tiny.safetensors", build_sparse_bev(narrow), narrow, ("neck",))
-
-
-def test_settings_that_give_weights_another_meaning_are_listed(tmp_path: Path) -> None:
-    def refused(*settings: str, message: str) -> None:
-        config = override(preset("tiny"), [*settings])
-        with pytest.raises(UserError, match=message):
-            start_from(file, build_stream_petr(config), config)
-
-    tiny, file = preset("tiny"), tmp_path / "tiny.safetensors"
-    save_weights(file, build_stream_petr(tiny).state_dict(), tiny)
-    refused(
-        "decoder.content_from_position=false",
-        message=r"were made with decoder.content_from_position True \(not False\); take all of the file's",
-    )
-    refused(
-        "class_names=[truck, car]",
-        "decoder.point_range_m=[-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]",
-        message=r"class_names \('car', .* \.\.\. \(not \('truck', 'car'\)\), decoder.point_range_m None",
-    )
-    changes = ["image.width=384", "decoder.memory_interval_s=0", "decoder.link_memory=false"]
-    other = override(tiny, [*changes, "loss.denoising_groups=2"])
-    assert start_from(file, build_stream_petr(other), other) == []
-    window = sparse_bev_preset("sparse_bev_tiny_offline")
-    save_weights(tmp_path / "window.safetensors", build_sparse_bev(window).state_dict(), window)
-    past = override(window, ["num_past=6", "num_future=0"])
-    with pytest.raises(UserError, match=r"num_past 3 \(not 6\), num_future 3 \(not 0\); .*--preset init"):
-        start_from(tmp_path / "window.safetensors", build_sparse_bev(past), past)
-
-
-def test_an_imported_model_does_not_start_a_preset(tmp_path: Path) -> None:
-    """What differs is named, not the tensors that one has and the other has not."""
-    config = find_format("stream_petr_r50_428q").configure(CLASS_NAMES)
-    assert isinstance(config, DetectorConfig)
-    save_weights(tmp_path / "imported.safetensors", {}, config)
-    mine = preset("r50_704x256_428q")
-    names = "model_from_ego .*, decoder.as_published True .*, decoder.point_range_m "
-    with pytest.raises(UserError, match=names):
-        start_from(tmp_path / "imported.safetensors", blank_model(mine), mine)
-
-
-@pytest.mark.parametrize("name", ["stream_petr_r50_900q", "sparse_bev_r50_400q", "torchvision_resnet18"])
-def test_the_configuration_of_a_file_is_read_alone(tmp_path: Path, name: str) -> None:
-    config = find_format(name).configure(CLASS_NAMES)
-    save_weights(tmp_path / "file.safetensors", {}, config)
-    assert read_config(tmp_path / "file.safetensors") == config
-    with pytest.raises(UserError, match="not found"):
-        read_config(tmp_path / "none.safetensors")
-    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="have format None; expected 'ftkd-weights-1'"):
-        read_config(tmp_path / "other.safetensors")
-
-
-def test_counters_that_old_files_lack_are_zero(tmp_path: Path, resnet18: Path) -> None:
+def test_counters_missing_in_old_files_are_zero(tmp_path: Path, resnet18: Path) -> None:
     def drop(state: dict[str, Tensor]) -> None:
         for name in [n for n in state if n.endswith("num_batches_tracked")]:
             del state[name]
@@ -315,7 +241,7 @@ def test_counters_that_old_files_lack_are_zero(tmp_path: Path, resnet18: Path) -
         (lambda s: s.update({"bn1.bias": "text"}), r"'bn1.bias' is a str"),
     ],
 )
-def test_what_does_not_fit_is_listed_and_refused(
+def test_tensors_that_do_not_fit_are_listed_and_refused(
     tmp_path: Path, resnet18: Path, change: Callable[[dict[str, Tensor]], object], message: str
 ) -> None:
     bad = changed(resnet18, tmp_path / "bad.pth", change)
@@ -324,7 +250,7 @@ def test_what_does_not_fit_is_listed_and_refused(
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_settings_and_shared_heads_must_be_the_known_ones(tmp_path: Path) -> None:
+def test_other_constants_and_differing_copies_of_shared_heads_are_refused(tmp_path: Path) -> None:
     state = public_state(PUBLIC["stream_petr_r50_428q"]())
     state[f"{HEAD}pc_range"] = torch.tensor([-54.0, -54.0, -5.0, 54.0, 54.0, 3.0])
     state[f"{HEAD}cls_branches.3.6.bias"] = torch.ones(10)
@@ -335,18 +261,20 @@ def test_settings_and_shared_heads_must_be_the_known_ones(tmp_path: Path) -> Non
         plan_import(tmp_path / "bad.pth").check()
 
 
-class Stranger:
-    """An object that a checkpoint must not bring along: it would run code when it is unpickled."""
+class CodeOnUnpickling:
+    """An object that executes code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
         return exec, ("raise SystemExit('code in the file ran')",)
 
 
 def test_objects_are_never_unpickled(tmp_path: Path) -> None:
-    torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}, "hook": Stranger()}, tmp_path / "bad.pth")
+    torch.save(
+        {"state_dict": {"conv1.weight": torch.zeros(1)}, "hook": CodeOnUnpickling()}, tmp_path / "bad.pth"
+    )
     with pytest.raises(UserError, match=r"reading its [\w.]*exec would run code .*save its tensors alone"):
         plan_import(tmp_path / "bad.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Stranger()))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(CodeOnUnpickling()))
     with pytest.raises(UserError, match="would run code|damaged"):
         plan_import(tmp_path / "plain.pth")
 
@@ -369,7 +297,7 @@ def test_other_files_are_refused(tmp_path: Path, resnet18: Path) -> None:
     with pytest.raises(UserError, match="not found"):
         plan_import(tmp_path / "nothing.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(UserError, match="holds a list"):
+    with pytest.raises(UserError, match="contains a list"):
         plan_import(tmp_path / "list.pth")
     torch.save({"a.weight": torch.zeros(2)}, tmp_path / "other.pth")
     with pytest.raises(UserError, match="no known format"):
@@ -403,13 +331,15 @@ def test_an_output_is_never_overwritten(tmp_path: Path, resnet18: Path) -> None:
 # -- the command -----------------------------------------------------------------------------------------
 
 
-def test_the_command(tmp_path: Path, resnet18: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_checks_and_imports(
+    tmp_path: Path, resnet18: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["import-weights", "--list-formats"]) == 0
     assert "stream_petr_r50_900q" in capsys.readouterr().out
     assert main(["import-weights", "--dry-run", str(resnet18)]) == 0
-    said = capsys.readouterr().out
-    assert "torchvision_resnet18" in said
-    assert "120 tensors map to ours (backbone), 2 of training-only parts do not" in said
+    printed = capsys.readouterr().out
+    assert "torchvision_resnet18" in printed
+    assert "120 tensors map to ours (backbone), 2 of training-only parts do not" in printed
     output = tmp_path / "out.safetensors"
     assert main(["import-weights", str(resnet18), "--output", str(output)]) == 0
     assert output.is_file()

@@ -8,17 +8,18 @@ import torch
 from ftkd_core.boxes import encode_boxes
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import StreamBatch, collate, make_sample
-from ftkd_core.losses.detection import DetectionCriterion, auxiliary_losses
+from ftkd_core.losses.dense_head import dense_head_losses
+from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.focal import sigmoid_focal_loss
 from ftkd_core.losses.matching import match
-from ftkd_core.models.auxiliary2d import REFERENCE_FOCAL_PX, AuxiliaryMaps, propose
-from ftkd_core.models.stream_petr import Predictions
+from ftkd_core.models.dense_head import propose
+from ftkd_core.models.predictions import REFERENCE_FOCAL_PX, DenseMaps, Predictions
 from tests.core.helpers import make_clip, small_config
 
 
 def perfect(batch: StreamBatch, extra: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (B, Q, K) and codes (B, Q, 10) that say the truth in reversed order, and then `extra` times
-    nothing."""
+    """Return logits (B, Q, K) and codes (B, Q, 10) of the ground truth in reversed order, then `extra`
+    background queries."""
     boxes, labels = batch.targets.boxes.flip(1), batch.targets.labels.flip(1)
     one_hot = torch.nn.functional.one_hot(labels, 10).float() * batch.targets.mask.flip(1)[..., None]
     logits = torch.cat([one_hot * 40 - 20, torch.full((len(labels), extra, 10), -20.0)], dim=1)
@@ -32,14 +33,14 @@ def batch() -> StreamBatch:
     return collate(samples)
 
 
-def test_truth_is_matched_to_itself(batch: StreamBatch) -> None:
+def test_perfect_predictions_are_matched_to_their_objects(batch: StreamBatch) -> None:
     logits, codes = perfect(batch)
     assigned = match(logits, codes, batch.targets)
     assert assigned[0].tolist() == [4, 3, 2, 1, 0, -1, -1, -1]
     assert assigned[1].tolist() == [-1, -1, 2, 1, 0, -1, -1, -1]
 
 
-def test_truth_costs_nothing_and_a_metre_costs_its_weight(batch: StreamBatch) -> None:
+def test_perfect_predictions_have_no_loss_and_one_metre_costs_its_weight(batch: StreamBatch) -> None:
     config = small_config()
     logits, codes = perfect(batch)
     criterion = DetectionCriterion(config)
@@ -55,7 +56,7 @@ def test_truth_costs_nothing_and_a_metre_costs_its_weight(batch: StreamBatch) ->
     assert float(terms(moved)["layer0/box"]) == pytest.approx(0.25 * 2.0, rel=1e-3)
 
 
-def test_unknown_velocity_costs_nothing(batch: StreamBatch) -> None:
+def test_unknown_velocity_has_no_loss(batch: StreamBatch) -> None:
     boxes = batch.targets.boxes.clone()
     boxes[..., 7:] = torch.nan
     targets = batch.targets._replace(boxes=boxes)
@@ -69,12 +70,12 @@ def test_unknown_velocity_costs_nothing(batch: StreamBatch) -> None:
     assert torch.isfinite(gradient).all()
 
 
-def test_an_empty_frame_has_finite_losses_and_teaches_silence() -> None:
+def test_a_frame_without_objects_has_finite_losses_that_lower_all_scores() -> None:
     sample = make_sample(make_clip(objects=0), 0, Augmentation(), True)
     logits = torch.zeros(1, 1, 4, 10, requires_grad=True)
     codes = torch.zeros(1, 1, 4, 10, requires_grad=True)
     heat = torch.zeros(1, 6, 10, 4, 12, requires_grad=True)
-    maps = AuxiliaryMaps(heat, *(torch.zeros(1, 6, channels, 4, 12) for channels in (4, 2, 1, 3, 2, 2)))
+    maps = DenseMaps(heat, *(torch.zeros(1, 6, channels, 4, 12) for channels in (4, 2, 1, 3, 2, 2)))
     predictions = Predictions(logits, codes, logits[0], logits[0], maps)
     terms = DetectionCriterion(small_config())(predictions, sample.targets, sample.rig)
     total = torch.stack(list(terms.values())).sum()
@@ -84,7 +85,7 @@ def test_an_empty_frame_has_finite_losses_and_teaches_silence() -> None:
     assert torch.all(heat.grad > 0)
 
 
-def test_a_cost_that_is_not_finite_is_an_error(batch: StreamBatch) -> None:
+def test_a_non_finite_cost_raises_an_error(batch: StreamBatch) -> None:
     logits, codes = perfect(batch)
     codes[0, 0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match="layer1/box: the cost is not finite"):
@@ -101,23 +102,22 @@ def test_focal_loss_is_weighted_cross_entropy() -> None:
     assert torch.allclose(sigmoid_focal_loss(logits, targets), expected, atol=1e-6)
 
 
-def test_proposals_stand_where_the_true_maps_say() -> None:
-    """Maps that hold the ground truth give back the objects' 3-D centres, and cost nothing but the heat's
-    floor."""
+def test_proposals_of_perfect_maps_are_the_objects() -> None:
+    """Perfect maps also have almost no heat loss, and depth errors at centres increase the depth loss."""
     sample = make_sample(make_clip(objects=6, seed=3), 0, Augmentation(), True)
     stride, height, width = 8, 4, 12
     targets = sample.targets
-    maps = AuxiliaryMaps(
+    maps = DenseMaps(
         torch.full((1, 6, 10, height, width), -20.0),
         *(torch.zeros(1, 6, channels, height, width) for channels in (4, 2, 1, 3, 2, 2)),
     )
-    seen: list[int] = []
+    visible: list[int] = []
     for _, camera, slot in targets.mask_2d.nonzero().tolist():
         center = targets.centers_2d[0, camera, slot] / stride - 0.5
         column, row = (round(float(value)) for value in center)
-        if not (0 <= column < width and 0 <= row < height) or slot in seen:
+        if not (0 <= column < width and 0 <= row < height) or slot in visible:
             continue
-        seen.append(slot)
+        visible.append(slot)
         cell = torch.tensor([column, row])
         box = targets.boxes_2d[0, camera, slot] / stride - 0.5
         maps.heat[0, camera, targets.labels[0, slot], row, column] = 20.0
@@ -128,26 +128,26 @@ def test_proposals_stand_where_the_true_maps_say() -> None:
         maps.log_depth[0, camera, 0, row, column] = depth.log()
         size = targets.boxes[0, slot, [4, 3, 5]]
         maps.log_size[0, camera, :, row, column] = size.log()
-        sight = targets.boxes[0, slot, :2] - sample.rig.ego_from_camera[0, camera, :2, 3]
-        relative = targets.boxes[0, slot, 6] - torch.atan2(sight[1], sight[0])
+        direction = targets.boxes[0, slot, :2] - sample.rig.ego_from_camera[0, camera, :2, 3]
+        relative = targets.boxes[0, slot, 6] - torch.atan2(direction[1], direction[0])
         maps.heading[0, camera, :, row, column] = torch.stack([relative.cos(), relative.sin()])
         maps.axis[0, camera, :, row, column] = torch.stack([(2 * relative).cos(), (2 * relative).sin()])
-    assert len(seen) >= 3
+    assert len(visible) >= 3
     features = torch.randn(1, 6, 16, height, width)
-    proposals = propose(maps, features, sample.rig, stride, len(seen))
-    distance = torch.cdist(proposals.anchors.codes[0, :, :3], targets.boxes[0, seen, :3])
+    proposals = propose(maps, features, sample.rig, stride, len(visible))
+    distance = torch.cdist(proposals.anchors.codes[0, :, :3], targets.boxes[0, visible, :3])
     assert distance.amin(1).max() < 1e-3
     assert distance.amin(0).max() < 1e-3
-    truth = encode_boxes(targets.boxes[0, seen])[distance.argmin(1)]
+    truth = encode_boxes(targets.boxes[0, visible])[distance.argmin(1)]
     assert torch.allclose(proposals.anchors.codes[0, :, 3:8], truth[:, 3:8], atol=1e-3)
-    labels = targets.labels[0, seen][distance.argmin(1)]
+    labels = targets.labels[0, visible][distance.argmin(1)]
     assert torch.equal(proposals.anchors.logits[0].argmax(-1), labels)
-    only = targets._replace(mask_2d=targets.mask_2d & torch.isin(torch.arange(6), torch.tensor(seen)))
-    terms = auxiliary_losses(maps, only, sample.rig, stride)
+    only = targets._replace(mask_2d=targets.mask_2d & torch.isin(torch.arange(6), torch.tensor(visible)))
+    terms = dense_head_losses(maps, only, sample.rig, stride)
     names = ("heat", "edges", "offset", "depth", "size", "heading", "axis")
     assert set(terms) == {f"auxiliary/{name}" for name in names}
     assert float(terms["auxiliary/heat"]) < 1e-3
     assert all(np.isfinite(float(value)) for value in terms.values())
-    right = float(terms["auxiliary/depth"])  # the cells around the centres were left wrong
+    before = float(terms["auxiliary/depth"])  # not 0, because cells around the centres are wrong
     maps.log_depth.copy_(maps.log_depth + 0.1 * (maps.heat.amax(2, keepdim=True) > 0))
-    assert float(auxiliary_losses(maps, only, sample.rig, stride)["auxiliary/depth"]) > right + 0.05
+    assert float(dense_head_losses(maps, only, sample.rig, stride)["auxiliary/depth"]) > before + 0.05

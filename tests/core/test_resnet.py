@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ResNet against the sizes that torchvision publishes of its own."""
+"""ResNet: parameters and cost as published by torchvision."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from ftkd_core.models.resnet import ResNet
 
 PUBLISHED = {18: (11_689_512, 1.81), 34: (21_797_672, 3.66), 50: (25_557_032, 4.09), 101: (44_549_160, 7.80)}
-"""Parameters, and 1e9 multiply-adds of a 224x224 image, both with the classifier of 1000 classes."""
+"""Parameters and 1e9 multiply-adds for a 224x224 image, both with the classifier of 1000 classes."""
 
 
 @pytest.mark.parametrize("depth", list(PUBLISHED))
-def test_a_backbone_is_as_large_and_as_costly_as_published(depth: int) -> None:
+def test_parameters_and_multiply_adds_match_torchvision(depth: int) -> None:
     with torch.device("meta"):
         model, image = ResNet(depth).eval(), torch.empty(1, 3, 224, 224)
     with FlopCounterMode(display=False) as counter:

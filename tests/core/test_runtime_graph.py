@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftkd_core.config import override
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.memory import Memory
-from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.presets import preset
 from ftkd_core.runtime.compiling import compile_separately
 from ftkd_core.runtime.fast import FastEngine

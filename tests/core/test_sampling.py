@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling points of moving boxes: where they lie, which camera sees them, and that both ways of reading
-agree."""
+"""Sampling at points of moving boxes: positions, visibility, and agreement of both implementations."""
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from ftkd_core.models.sampling import (
     move_points,
     project_to_views,
     sample_pyramid,
-    sample_pyramid_plainly,
+    sample_pyramid_reference,
 )
 from ftkd_core.types import CameraRig
 from tests.core.helpers import camera_ring
@@ -26,7 +25,7 @@ CORNERS = torch.tensor(
 
 
 def window_rig(frames: int = 2, cameras: int = 6, batch: int = 1) -> CameraRig:
-    """The ring of cameras of the model tests, the same in every frame."""
+    """Return the ring of cameras of the model tests, the same in every frame."""
     k = torch.tensor([[80.0, 0, SIZE[1] / 2], [0, 80.0, SIZE[0] / 2], [0, 0, 1]])
     shape = (batch, frames, cameras)
     return CameraRig(
@@ -36,15 +35,15 @@ def window_rig(frames: int = 2, cameras: int = 6, batch: int = 1) -> CameraRig:
     )
 
 
-def test_half_offsets_are_the_corners_of_the_box() -> None:
+def test_offsets_of_one_half_are_the_corners_of_the_box() -> None:
     boxes = torch.tensor([[[10.0, -5.0, 1.0, 4.6, 1.9, 1.7, 0.7, 3.0, 1.0], [0, 0, 0, 1, 2, 3, -2.0, 0, 0]]])
     points = box_points(boxes, (CORNERS / 2).expand(1, 2, 8, 3))
     assert np.allclose(points[0].numpy(), box_corners(boxes[0].numpy()), atol=1e-5)
 
 
 @given(st.floats(-20, 20), st.floats(-20, 20), st.floats(-4, 4))
-def test_objects_are_looked_for_where_they_are_at_that_time(vx: float, vy: float, time: float) -> None:
-    """The sign of time: with +vx, an object is ahead in a future frame and behind in a past one."""
+def test_points_move_with_velocity_times_time(vx: float, vy: float, time: float) -> None:
+    """With +vx, an object is farther ahead in a future frame and farther behind in a past one."""
     points = torch.tensor([[[[5.0, 2.0, 1.0]]]])
     moved = move_points(points, torch.tensor([[[vx, vy]]]), torch.tensor([[0.0, time]]))
     assert torch.equal(moved[:, 0], points)
@@ -58,7 +57,7 @@ def test_points_are_projected_into_the_camera_that_sees_them() -> None:
     found = project_to_views(torch.tensor([ahead, behind, above]).view(1, 1, 3, 1, 3), rig, SIZE)
     assert found.seen[0, 0, :, 0].tolist() == [True, True, False]
     assert found.view[0, 0, :2, 0].tolist() == [0, 3]
-    # The camera stands at (1, 0, 1.5): 9 m ahead of it, 0.5 m to the left, 0.1 m below.
+    # The camera is at (1, 0, 1.5): the point is 9 m ahead of it, 0.5 m to the left, 0.1 m below.
     u, v = SIZE[1] / 2 - 80 * 0.5 / 9, SIZE[0] / 2 + 80 * 0.1 / 9
     assert torch.allclose(found.uv[0, 0, 0, 0], torch.tensor([u / SIZE[1], v / SIZE[0]]), atol=1e-5)
 
@@ -71,7 +70,7 @@ def test_a_masked_camera_sees_nothing() -> None:
 
 
 @pytest.mark.parametrize("cameras", [1, 2, 6])
-def test_fast_and_plain_sampling_agree(cameras: int) -> None:
+def test_sampling_equals_the_reference(cameras: int) -> None:
     generator = torch.Generator().manual_seed(0)
     groups, count, frames, batch = 2, 3, 2, 2
     pyramid = [
@@ -85,15 +84,15 @@ def test_fast_and_plain_sampling_agree(cameras: int) -> None:
     weights = torch.rand(batch, 5, groups, count, 2, generator=generator)
     fast = sample_pyramid(pyramid, found, weights)
     assert fast.shape == (batch, 5, groups, frames * count, 4)
-    assert torch.allclose(fast, sample_pyramid_plainly(pyramid, found, weights), atol=1e-5)
+    assert torch.allclose(fast, sample_pyramid_reference(pyramid, found, weights), atol=1e-5)
     assert torch.allclose(fast, sample_pyramid(pyramid, found, weights, keep_unseen=True), atol=1e-5)
     unseen = ~found.seen.unflatten(3, (groups, count)).permute(0, 2, 3, 1, 4).flatten(3)
     assert torch.count_nonzero(fast[unseen]) == 0
 
 
 @pytest.mark.parametrize("keep_unseen", [False, True])
-def test_places_keep_their_precision_in_half_precision_maps(keep_unseen: bool) -> None:
-    """What is read of bfloat16 maps is what is read of the same numbers in float32, also under autocast."""
+def test_half_precision_maps_are_sampled_in_float32(keep_unseen: bool) -> None:
+    """Samples of bfloat16 maps equal those of the same values in float32, also under autocast."""
     generator = torch.Generator().manual_seed(0)
     maps = torch.randn(1, 2, 6, 8, SIZE[0] // 4, SIZE[1] // 4, generator=generator).bfloat16()
     points = torch.randn(1, 2, 9, 4, 3, generator=generator) * torch.tensor([12.0, 12.0, 1.0])

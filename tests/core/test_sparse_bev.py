@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SparseBEV: windows into past and future, the ring against recomputation, equivariance, denoising."""
+"""SparseBEV: windows, the feature ring, equivariance, denoising, and image queries."""
 
 from dataclasses import replace
 
@@ -12,10 +12,10 @@ from ftkd_core.data.clips import make_sample
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid, yaw_transform
 from ftkd_core.losses.detection import DetectionCriterion
-from ftkd_core.models.auxiliary2d import propose
 from ftkd_core.models.denoising import make_denoising
+from ftkd_core.models.dense_head import propose
+from ftkd_core.models.predictions import Predictions, decode
 from ftkd_core.models.sparse_bev import FeatureRing, SparseBEV, WindowFeatures, build_sparse_bev
-from ftkd_core.models.stream_petr import Predictions, decode
 from ftkd_core.presets import SPARSE_BEV_PRESETS, sparse_bev_preset
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig, Frame, FrameWindow
@@ -38,7 +38,7 @@ SETTINGS = pytest.mark.parametrize("image_queries", [0, 24])
 
 
 def small_sparse(*extra: str, past: int = 2, future: int = 0, image_queries: int = 0) -> SparseBEV:
-    """A small model whose queries see, sample and mix by what they are."""
+    """Return a small model whose sampling, mixing and attention depend on the queries."""
     torch.manual_seed(0)
     config = override(
         sparse_bev_preset("sparse_bev_tiny"),
@@ -60,13 +60,13 @@ def small_sparse(*extra: str, past: int = 2, future: int = 0, image_queries: int
             layer.self_attention.fade.weight,
         ):
             parameter.normal_(0, 0.05)
-        if image_queries:  # else boxes stay where they are, and nothing can go wrong
+        if image_queries:  # initial box changes are near 0
             layer.regressor[-1].weight.normal_(0, 0.1)
     return model.eval()
 
 
 def window_of(frames: list[Frame], current: int, order: list[int]) -> FrameWindow:
-    """The window of frame `current` over the frames in `order`, as a data set would build it."""
+    """Return the window of frame `current` over the frames in `order`, as a dataset builds it."""
     now = frames[current]
     chosen = [frames[current], *(frames[i] for i in order)]
     poses = [
@@ -96,10 +96,7 @@ def test_shapes_and_boxes_in_range() -> None:
     assert predictions.codes.shape == (2, 1, 16, 10)
     assert predictions.image_features.shape == (1, 6, 32, 2, 6)
     assert [tuple(level.shape[-2:]) for level in pyramid] == [(4, 12), (2, 6), (1, 3)]
-    low, high = (
-        torch.tensor(model.config.decoder.range_low_m),
-        torch.tensor(model.config.decoder.range_high_m),
-    )
+    low, high = torch.tensor(model.config.decoder.point_range_m).view(2, 3)
     centers = predictions.codes[..., :3]
     assert ((centers >= low) & (centers <= high)).all()
     assert decode(predictions, 5).boxes.shape == (1, 5, 9)
@@ -120,7 +117,7 @@ def test_every_frame_of_the_window_matters(image_queries: int) -> None:
 
 
 @torch.no_grad()
-def test_velocity_is_the_move_since_the_first_past_frame() -> None:
+def test_velocity_is_the_displacement_since_the_first_past_frame() -> None:
     model = small_sparse(past=1)
     frames = drive(small_config(), 2)
     window = window_of(frames, 1, [0])
@@ -136,7 +133,9 @@ def test_velocity_is_the_move_since_the_first_past_frame() -> None:
 @RIGS
 @SETTINGS
 @torch.no_grad()
-def test_the_ring_equals_recomputation(image_queries: int, cameras: int, width: int, height: int) -> None:
+def test_the_ring_equals_extraction_of_the_whole_window(
+    image_queries: int, cameras: int, width: int, height: int
+) -> None:
     settings = rig_settings(cameras, width, height)
     model = small_sparse(*settings, past=2, image_queries=image_queries)
     frames = drive(small_config(*settings), 5, cameras=cameras)
@@ -146,7 +145,7 @@ def test_the_ring_equals_recomputation(image_queries: int, cameras: int, width: 
         online, ring = model.step(frame, ring)
         order = [max(index - 1, 0), max(index - 2, 0)]
         offline, _ = model(window_of(frames, index, order))
-        # Rounding in the maps, 2e-6, moves image queries: one, close before a camera, answers 2e-4 otherwise.
+        # Rounding errors of the maps (2e-6) move image queries; one, close to a camera, differs by 2e-4.
         assert_same(online, offline, 1e-4 if width % 32 == 0 else 5e-4)
         now = [value.shape for value in (*ring.pyramid, *ring[1:])]
         assert shapes in (None, now)
@@ -169,7 +168,7 @@ def test_a_reset_of_the_ring_equals_a_fresh_start(image_queries: int) -> None:
 
 @SETTINGS
 @torch.no_grad()
-def test_moving_the_global_frame_changes_nothing(image_queries: int) -> None:
+def test_predictions_do_not_depend_on_the_global_frame(image_queries: int) -> None:
     model = small_sparse(past=2, image_queries=image_queries)
     shift = torch.from_numpy(yaw_transform(2.1, (1500.0, -800.0, 3.0)))
     ring = moved_ring = None
@@ -183,12 +182,13 @@ def test_moving_the_global_frame_changes_nothing(image_queries: int) -> None:
 @SETTINGS
 @torch.no_grad()
 def test_camera_order_does_not_matter(image_queries: int) -> None:
-    """Of cameras that do not overlap: a point that two see is read from the first."""
+    """This holds for cameras that do not overlap, because a point that two cameras see is read from the
+    first."""
     model = small_sparse(past=2, image_queries=image_queries)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     ring = shuffled_ring = None
     for frame in drive(small_config(), 3):
-        frame.rig.intrinsics[..., 0, 0] = 90.0  # 56 degrees of every 60
+        frame.rig.intrinsics[..., 0, 0] = 90.0  # 56 degrees of 60 per camera
         rig = CameraRig(*(value[:, order] for value in frame.rig))
         shuffled = frame._replace(images=frame.images[:, order], rig=rig)
         expected, ring = model.step(frame, ring)
@@ -198,7 +198,7 @@ def test_camera_order_does_not_matter(image_queries: int) -> None:
 
 @SETTINGS
 @torch.no_grad()
-def test_a_masked_camera_is_not_looked_at(image_queries: int) -> None:
+def test_a_masked_camera_has_no_effect(image_queries: int) -> None:
     model = small_sparse(past=1, image_queries=image_queries)
     window = window_of(drive(small_config(), 2), 1, [0])
     window.rig.mask[:, 0, 2] = False
@@ -212,7 +212,7 @@ def test_a_masked_camera_is_not_looked_at(image_queries: int) -> None:
 
 @SETTINGS
 @torch.no_grad()
-def test_batching_changes_nothing(image_queries: int) -> None:
+def test_predictions_do_not_depend_on_batching(image_queries: int) -> None:
     model = small_sparse(past=1, image_queries=image_queries)
     first = window_of(drive(small_config(), 2), 1, [0])
     second = window_of(drive(small_config(), 2, seed=9), 1, [0])
@@ -221,12 +221,12 @@ def test_batching_changes_nothing(image_queries: int) -> None:
         CameraRig(*(torch.cat(pair) for pair in zip(first.rig, second.rig, strict=True))),
         torch.cat([first.time, second.time]),
     )
-    together = model(both)[0]
-    assert torch.allclose(together.logits[:, 1:], model(second)[0].logits, atol=1e-3)
+    batched = model(both)[0]
+    assert torch.allclose(batched.logits[:, 1:], model(second)[0].logits, atol=1e-3)
 
 
 @SETTINGS
-def test_denoising_queries_never_touch_the_learnt_and_losses_reach_every_parameter(
+def test_denoising_does_not_affect_other_queries_and_every_parameter_gets_a_gradient(
     image_queries: int,
 ) -> None:
     model = small_sparse(past=1, image_queries=image_queries)
@@ -248,12 +248,14 @@ def test_denoising_queries_never_touch_the_learnt_and_losses_reach_every_paramet
     assert (predictions.auxiliary is not None) == bool(image_queries)
     terms = criterion(predictions, targets, samples[0].rig, noise)
     torch.stack(list(terms.values())).sum().backward()
-    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert silent == []
+    without_gradient = [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
+    assert without_gradient == []
 
 
 @torch.no_grad()
-def test_image_queries_start_as_the_boxes_of_the_dense_head() -> None:
+def test_image_queries_start_at_the_boxes_of_the_dense_head() -> None:
     model = small_sparse("decoder.link_proposals=false", past=1, image_queries=24)
     layer = model.decoder_layer
     layer.regressor[-1].weight.zero_()
@@ -265,22 +267,20 @@ def test_image_queries_start_as_the_boxes_of_the_dense_head() -> None:
     assert model.auxiliary is not None
     fine = pyramid[0][:, 0]
     proposed = propose(model.auxiliary(fine, now), fine, now, 8, 24).anchors
-    low, high = (
-        torch.tensor(bound) for bound in (model.config.decoder.range_low_m, model.config.decoder.range_high_m)
-    )
+    low, high = torch.tensor(model.config.decoder.point_range_m).view(2, 3)
     proposed.codes[..., :3] = torch.minimum(torch.maximum(proposed.codes[..., :3], low), high)
     assert torch.allclose(predictions.codes[-1, :, 16:], proposed.codes, atol=1e-3)
     assert torch.allclose(predictions.logits[-1, :, 16:], proposed.logits, atol=1e-4)
 
 
 @torch.no_grad()
-def test_linked_image_queries_start_with_what_the_window_says_of_their_motion() -> None:
+def test_linked_image_queries_start_with_a_velocity() -> None:
     model = small_sparse(past=1, future=1, image_queries=24)
     window = window_of(drive(small_config(), 3), 1, [0, 2])
     features = WindowFeatures(model.extract(window.images), window.rig, window.time)
     _, linked = model.propose(features)
-    alone = replace(model.config, decoder=replace(model.config.decoder, link_proposals=False))
-    model.config = alone
+    unlinked = replace(model.config, decoder=replace(model.config.decoder, link_proposals=False))
+    model.config = unlinked
     _, plain = model.propose(features)
     assert plain is not None and linked is not None
     assert plain.anchors.codes[..., 8:].abs().max() == 0
@@ -290,33 +290,35 @@ def test_linked_image_queries_start_with_what_the_window_says_of_their_motion() 
 
 
 @torch.no_grad()
-def test_with_image_queries_a_turned_vehicle_sees_turned_boxes() -> None:
+def test_refinement_with_image_queries_is_rotation_equivariant() -> None:
     model = small_sparse(past=1, image_queries=24)
     window = window_of(drive(small_config(), 2), 1, [0])
-    turned_by = torch.from_numpy(yaw_transform(0.7)).float()
-    rig = window.rig._replace(ego_from_camera=turned_by @ window.rig.ego_from_camera)
-    plain, turned = model(window)[0], model(window._replace(rig=rig))[0]
-    assert plain.auxiliary is not None and turned.auxiliary is not None
-    assert torch.allclose(plain.auxiliary.heat, turned.auxiliary.heat, atol=1e-5)
+    rotation = torch.from_numpy(yaw_transform(0.7)).float()
+    rig = window.rig._replace(ego_from_camera=rotation @ window.rig.ego_from_camera)
+    plain, rotated = model(window)[0], model(window._replace(rig=rig))[0]
+    assert plain.auxiliary is not None and rotated.auxiliary is not None
+    assert torch.allclose(plain.auxiliary.heat, rotated.auxiliary.heat, atol=1e-5)
     layer = model.decoder_layer
     boxes = torch.cat([torch.rand(1, 8, 3) * 0.2 + 0.4, torch.randn(1, 8, 7)], dim=-1)
     change = 0.1 * torch.randn(1, 8, 10)
     moved = layer.metric(layer.refine(boxes, change, window.time))
     metric = layer.metric(boxes)
-    sides = turned_by[:2, :2].mT
+    plane = rotation[:2, :2].mT
 
-    def turn_all(codes: torch.Tensor) -> torch.Tensor:
-        heading = codes[..., 6:8].flip(-1) @ sides
+    def rotate_all(codes: torch.Tensor) -> torch.Tensor:
+        heading = codes[..., 6:8].flip(-1) @ plane
         return torch.cat(
-            [codes[..., :2] @ sides, codes[..., 2:6], heading.flip(-1), codes[..., 8:] @ sides], dim=-1
+            [codes[..., :2] @ plane, codes[..., 2:6], heading.flip(-1), codes[..., 8:] @ plane], dim=-1
         )
 
-    other = turn_all(metric)
+    other = rotate_all(metric)
     other = torch.cat([layer.normalised(other[..., :3]), other[..., 3:]], dim=-1)
-    assert torch.allclose(layer.metric(layer.refine(other, change, window.time)), turn_all(moved), atol=1e-3)
+    assert torch.allclose(
+        layer.metric(layer.refine(other, change, window.time)), rotate_all(moved), atol=1e-3
+    )
 
 
-def test_denoising_labels_are_partly_drawn_anew() -> None:
+def test_about_half_of_the_denoising_labels_are_random() -> None:
     targets = make_sample(make_clip(objects=40), 0, Augmentation(), True).targets
     noise = make_denoising(
         targets, small_config("loss.denoising_groups=5").loss, torch.tensor([61.0, 61.0, 10.0]),
@@ -324,7 +326,7 @@ def test_denoising_labels_are_partly_drawn_anew() -> None:
     )  # fmt: skip
     assert noise is not None
     same = (noise.labels == targets.labels.repeat(1, 5)).float().mean()
-    assert 0.4 < float(same) < 0.7  # half kept, and a tenth of the others drawn the same
+    assert 0.4 < float(same) < 0.7  # half are kept, and a tenth of the random ones are equal
     assert noise.codes.shape == (*noise.labels.shape, 10)
 
 
@@ -338,15 +340,15 @@ def test_presets_follow_the_published_shapes() -> None:
     assert tuple(student.query_boxes.shape) == (900, 10)
 
 
-def test_settings_that_cannot_work_are_refused() -> None:
+def test_incompatible_settings_are_refused() -> None:
     with pytest.raises(UserError, match="unknown SparseBEV preset 'sparse'"):
         sparse_bev_preset("sparse")
     with pytest.raises(UserError, match="square number"):
         override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.num_queries=190"])
-    with pytest.raises(UserError, match="read stride 8; expected it among the 2"):
+    with pytest.raises(UserError, match="auxiliary_stride 8: expected one of the 2 pyramid levels"):
         override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.levels=2"])
-    with pytest.raises(UserError, match="published SparseBEV has none"):
+    with pytest.raises(UserError, match="published models have none"):
         override(sparse_bev_preset("sparse_bev_tiny"), ["decoder.as_published=true"])
-    with pytest.raises(UserError, match="needs a past frame"):
+    with pytest.raises(UserError, match="num_past 0: expected at least 1 with future frames"):
         SparseBEVConfig(preset="x", num_past=0, num_future=1)
     assert {SPARSE_BEV_PRESETS[name]().preset for name in SPARSE_BEV_PRESETS} == set(SPARSE_BEV_PRESETS)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streaming student: causality, reset, streaming, equivariance, masks, and what training adds."""
+"""Streaming detectors: causality, reset, streaming, equivariance, masks, training, and the memory."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -9,26 +8,44 @@ from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import make_sample
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
-from ftkd_core.models.anchors import Anchors
+from ftkd_core.models.anchored_stream_petr import AnchoredStreamPETR
+from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.corrected_stream_petr import CorrectedStreamPETR
 from ftkd_core.models.denoising import make_denoising
-from ftkd_core.models.memory import recall, remember_spaced
+from ftkd_core.models.dense_head import DenseHead
+from ftkd_core.models.focal_head import FocalHead
 from ftkd_core.models.position import frequency_encoding
-from ftkd_core.models.stream_petr import Predictions, StreamPETR, decode
+from ftkd_core.models.predictions import Predictions, decode
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import preset
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import Frame
-from tests.core.helpers import RIGS, drive, make_clip, make_frame, rig_settings, small_config, small_model
+from tests.core.helpers import (
+    RIGS,
+    drive,
+    make_clip,
+    make_frame,
+    rig_settings,
+    small_config,
+    small_model,
+    stream,
+)  # fmt: skip
 
-BOTH = pytest.mark.parametrize("image_queries", [0, 8])
+PUBLISHED = ("decoder.as_published=true", "decoder.num_depths=32", "backbone.neck_channels=32")
+COMPOSITIONS: dict[str, tuple[type[StreamPETR], tuple[str, ...], int]] = {
+    "published": (StreamPETR, PUBLISHED, 0),
+    "corrected": (CorrectedStreamPETR, (), 0),
+    "anchored": (AnchoredStreamPETR, (), 8),
+}
+"""Class, settings and number of image queries of each composition."""
+ALL = pytest.mark.parametrize("composition", list(COMPOSITIONS))
 
 
-@torch.no_grad()
-def stream(model: StreamPETR, frames: list[Frame]) -> list[Predictions]:
-    memory, results = model.start_memory(1), []
-    for frame in frames:
-        predictions, memory = model(frame, memory)
-        results.append(predictions)
-    return results
+def model_of(composition: str, *extra: str) -> StreamPETR:
+    kind, settings, image_queries = COMPOSITIONS[composition]
+    model = small_model(*settings, *extra, image_queries=image_queries)
+    assert type(model) is kind
+    return model
 
 
 def assert_same(a: Predictions, b: Predictions, tolerance: float = 1e-4) -> None:
@@ -36,11 +53,11 @@ def assert_same(a: Predictions, b: Predictions, tolerance: float = 1e-4) -> None
     assert torch.allclose(a.codes, b.codes, atol=tolerance * 60)
 
 
-@BOTH
-def test_shapes(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_shapes(composition: str) -> None:
+    model = model_of(composition)
     predictions = stream(model, drive(model.config, 1))[0]
-    queries = 12 + image_queries + 6
+    queries = 12 + model.config.decoder.num_image_queries + 6
     assert predictions.logits.shape == (2, 1, queries, 10)
     assert predictions.codes.shape == (2, 1, queries, 10)
     assert predictions.features.shape == (1, queries, 32)
@@ -50,14 +67,13 @@ def test_shapes(image_queries: int) -> None:
 
 
 @RIGS
-@BOTH
-def test_any_number_of_cameras_is_streamed_on(
-    image_queries: int, cameras: int, width: int, height: int
-) -> None:
-    model = small_model(*rig_settings(cameras, width, height), image_queries=image_queries)
+@ALL
+def test_any_number_of_cameras_is_supported(composition: str, cameras: int, width: int, height: int) -> None:
+    model = model_of(composition, *rig_settings(cameras, width, height))
     frames = drive(model.config, 3, cameras=cameras)
     results = stream(model, frames)
-    assert results[-1].image_features.shape == (1, cameras, 16, height // 16, width // 16)
+    channels = model.config.backbone.neck_channels
+    assert results[-1].image_features.shape == (1, cameras, channels, height // 16, width // 16)
     assert all(
         torch.isfinite(result.logits).all() and torch.isfinite(result.codes).all() for result in results
     )
@@ -68,12 +84,12 @@ def test_any_number_of_cameras_is_streamed_on(
         assert not torch.allclose(changed.logits, results[-1].logits, atol=1e-4), camera
 
 
-def test_an_image_query_for_every_cell_is_the_most() -> None:
+def test_there_may_be_one_image_query_per_cell() -> None:
     model = small_model(image_queries=6 * 4 * 12)
     assert stream(model, drive(model.config, 1))[0].logits.shape[2] == 12 + 288 + 6
 
 
-def test_the_past_matters_and_the_future_does_not() -> None:
+def test_predictions_depend_on_past_frames_only() -> None:
     model = small_model()
     frames = drive(model.config, 4)
     alone = stream(model, [frames[2]._replace(is_first=torch.tensor([True]))])[0]
@@ -84,26 +100,9 @@ def test_the_past_matters_and_the_future_does_not() -> None:
         assert torch.equal(stream(model, changed)[index].logits, results[index].logits)
 
 
-def test_a_stream_starts_with_the_pseudo_points_and_nothing_else() -> None:
-    model = small_model()
-    memory = model.start_memory(1)
-    with torch.no_grad():
-        for frame in drive(model.config, 3, seed=50):
-            _, memory = model(frame, memory)
-    assert all(value.any() for value in memory)  # of another stream
-    frame = make_frame(model.config, 0, time=7.0, pose=yaw_transform(0.4, (9.0, -3.0, 0.0)))
-    points = model.points_in_metres(model.pseudo_points)
-    local = recall(memory, frame, points)
-    assert torch.equal(local.centers_ego[0, :6], points)
-    assert torch.equal(local.ego_from_past[0, :6], torch.eye(4).expand(6, 4, 4))
-    assert not local.centers_ego[0, 6:].any() and not local.ego_from_past[0, 6:].any()
-    others = (local.embedding, local.velocity_ego, local.shape_ego, local.logits, local.age)
-    assert not any(value.any() for value in others)
-
-
-def test_the_motion_aware_norm_starts_as_layer_norm() -> None:
+def test_the_motion_aware_norm_is_initially_a_layer_norm() -> None:
     torch.manual_seed(0)
-    model = StreamPETR(small_config())
+    model = build_stream_petr(small_config())
     features, motion = torch.randn(1, 5, 32), torch.randn(1, 5, 15)
     for norm in (model.motion_feature, model.motion_position):
         normed = torch.nn.functional.layer_norm(features, (32,))
@@ -114,16 +113,17 @@ def test_the_motion_aware_norm_starts_as_layer_norm() -> None:
     ("what", "places"), [("velocity", range(2)), ("age", range(2, 3)), ("pose", range(3, 15))]
 )
 @torch.no_grad()
-def test_the_motion_aware_norm_learns_velocity_age_and_pose(what: str, places: range) -> None:
+def test_the_motion_aware_norm_depends_on_velocity_age_and_pose(what: str, places: range) -> None:
     model = small_model()
     points, content, motion = torch.randn(1, 5, 3), torch.randn(1, 5, 32), torch.randn(1, 5, 15)
     features = torch.randn(1, 5, 32)
-    content_before = model.embed(points, motion, content)[1]
+    position = model.encode_points(points)
+    content_before = model.add_motion(position, content, motion)[1]
     position_before = model.motion_position(features, frequency_encoding(motion))
     for place in places:
         changed = motion.clone()
         changed[..., place] += 0.2
-        content_after = model.embed(points, changed, content)[1]
+        content_after = model.add_motion(position, content, changed)[1]
         position_after = model.motion_position(features, frequency_encoding(changed))
         for before, after in ((content_before, content_after), (position_before, position_after)):
             assert ((after - before).abs().amax(-1) > 1e-4).all(), (what, place)
@@ -142,9 +142,9 @@ def test_a_reset_equals_a_fresh_start() -> None:
             assert_same(predictions, expected, 1e-6)
 
 
-@BOTH
-def test_moving_the_global_frame_changes_nothing_in_ego(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_predictions_do_not_depend_on_the_global_frame(composition: str) -> None:
+    model = model_of(composition)
     frames = drive(model.config, 4)
     shift = torch.from_numpy(yaw_transform(2.1, (1500.0, -800.0, 3.0)))
     moved = [frame._replace(global_from_ego=shift @ frame.global_from_ego) for frame in frames]
@@ -152,18 +152,18 @@ def test_moving_the_global_frame_changes_nothing_in_ego(image_queries: int) -> N
         assert_same(a, b)
 
 
-@BOTH
-def test_the_stream_may_start_at_any_time(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_predictions_do_not_depend_on_the_start_time(composition: str) -> None:
+    model = model_of(composition)
     frames = drive(model.config, 3)
     later = [frame._replace(time=frame.time + 1e6) for frame in frames]
     for a, b in zip(stream(model, frames), stream(model, later), strict=True):
         assert_same(a, b)
 
 
-@BOTH
-def test_camera_order_does_not_matter(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@pytest.mark.parametrize("composition", ["corrected", "anchored"])
+def test_camera_order_does_not_matter(composition: str) -> None:
+    model = model_of(composition)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     frames = drive(model.config, 3)
     shuffled = []
@@ -171,13 +171,13 @@ def test_camera_order_does_not_matter(image_queries: int) -> None:
         rig = type(frame.rig)(*(value[:, order] for value in frame.rig))
         shuffled.append(frame._replace(images=frame.images[:, order], rig=rig))
     for a, b in zip(stream(model, frames), stream(model, shuffled), strict=True):
-        # Image queries come in another order only where two peaks are equally strong.
+        # Image queries change their order only if two peaks are equally strong.
         assert_same(a, b)
 
 
-@BOTH
-def test_a_masked_camera_carries_no_weight(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_a_masked_camera_carries_no_weight(composition: str) -> None:
+    model = model_of(composition)
     frame = make_frame(model.config, 1)
     mask = torch.tensor([[True, True, False, True, True, True]])
     frame = frame._replace(rig=frame.rig._replace(mask=mask))
@@ -189,9 +189,9 @@ def test_a_masked_camera_carries_no_weight(image_queries: int) -> None:
     assert not torch.allclose(a.logits, whole.logits, atol=1e-3)
 
 
-@BOTH
-def test_batching_changes_nothing(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_predictions_do_not_depend_on_batching(composition: str) -> None:
+    model = model_of(composition)
     first, second = drive(model.config, 3), drive(model.config, 3, seed=20)
     both = [
         Frame(
@@ -210,9 +210,9 @@ def test_batching_changes_nothing(image_queries: int) -> None:
             assert torch.allclose(predictions.logits[:, 1:], alone.logits, atol=1e-4)
 
 
-@BOTH
-def test_denoising_queries_never_touch_the_learnt_ones(image_queries: int) -> None:
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_denoising_queries_do_not_affect_other_queries(composition: str) -> None:
+    model = model_of(composition)
     batch = make_sample(make_clip(), 0, Augmentation(), True)
     frame = batch.frame(normalise(batch.images, model.config.image))
     noise = make_denoising(batch.targets, model.config.loss, model.range_m, torch.Generator().manual_seed(0))
@@ -224,7 +224,7 @@ def test_denoising_queries_never_touch_the_learnt_ones(image_queries: int) -> No
     assert_same(plain, noised, 1e-5)
 
 
-def test_denoising_groups_do_not_see_each_other() -> None:
+def test_denoising_groups_do_not_attend_to_each_other() -> None:
     model = small_model(image_queries=0)
     batch = make_sample(make_clip(), 0, Augmentation(), True)
     frame = batch.frame(normalise(batch.images, model.config.image))
@@ -240,7 +240,7 @@ def test_denoising_groups_do_not_see_each_other() -> None:
     assert not torch.allclose(a.denoising_logits[:, :, half:], b.denoising_logits[:, :, half:], atol=1e-3)
 
 
-def test_gradient_reaches_every_parameter() -> None:
+def test_every_parameter_gets_a_gradient() -> None:
     model = small_model().train()
     batch = make_sample(make_clip(), 0, Augmentation(), True)
     frame = batch.frame(normalise(batch.images, model.config.image))
@@ -249,40 +249,49 @@ def test_gradient_reaches_every_parameter() -> None:
     predictions, _ = model(later, memory)
     auxiliary = sum(value.square().sum() for value in predictions.auxiliary)
     (predictions.logits.square().sum() + predictions.codes.square().sum() + auxiliary).backward()
-    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    # Kappa reaches the loss through softmax differences alone, but must be reached.
-    assert silent == []
+    without_gradient = [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
+    assert without_gradient == []
 
 
-def test_the_memory_is_detached_and_of_fixed_shape() -> None:
-    model = small_model().train()
-    memory = model.start_memory(1)
-    shapes = [value.shape for value in memory]
-    for frame in drive(model.config, 3):
-        _, memory = model(frame, memory)
-        assert [value.shape for value in memory] == shapes
-        assert not any(value.requires_grad for value in memory)
-    assert np.allclose(memory.time[0, ::6].numpy(), [1.0, 0.5, 0.0])
-
-
-def test_r50_follows_the_published_shape() -> None:
+def test_the_r50_preset_has_the_published_sizes() -> None:
     with torch.device("meta"):
-        model = StreamPETR(preset("r50_704x256"))
+        model = build_stream_petr(preset("r50_704x256_428q"))
     backbone = sum(p.numel() for p in model.backbone.parameters())
-    assert backbone == 23_508_032  # torchvision's resnet50 without its classifier
+    assert backbone == 23_508_032  # torchvision's resnet50 without classifier
     names = set(model.backbone.state_dict())
     assert {"conv1.weight", "layer1.0.downsample.0.weight", "layer4.2.bn3.running_var"} <= names
     assert model.config.decoder.num_queries + model.config.decoder.num_propagated == 428
 
 
-def test_sizes_of_small_config_are_used() -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tiny", AnchoredStreamPETR), ("r18_352x128", AnchoredStreamPETR),
+        ("r50_704x256_428q", CorrectedStreamPETR), ("r50_704x256_900q", CorrectedStreamPETR),
+    ],
+)  # fmt: skip
+def test_presets_select_their_composition(name: str, kind: type[StreamPETR]) -> None:
+    with torch.device("meta"):
+        assert type(build_stream_petr(preset(name))) is kind
+
+
+@pytest.mark.parametrize("kind", ["none", "dense", "focal"])
+def test_auxiliary_kind_selects_the_training_head(kind: str) -> None:
+    model = model_of("published", f"auxiliary_kind={kind}")
+    heads = {"none": type(None), "dense": DenseHead, "focal": FocalHead}
+    assert type(model.auxiliary) is heads[kind]
+
+
+def test_small_config_overrides_the_preset() -> None:
     assert small_config().decoder.memory_length == 18
 
 
-@BOTH
-def test_half_precision_keeps_geometry_exact(image_queries: int) -> None:
-    """Under autocast, far from the global origin, boxes stay where they are and the memory stays in place."""
-    model = small_model(image_queries=image_queries)
+@ALL
+def test_geometry_is_exact_under_autocast(composition: str) -> None:
+    """Far from the global origin, boxes and memory keep their positions."""
+    model = model_of(composition)
     shift = torch.from_numpy(yaw_transform(0.7, (1500.0, -1200.0, 0.0)))
     frames = [f._replace(global_from_ego=shift @ f.global_from_ego) for f in drive(model.config, 3)]
     exact = stream(model, frames)
@@ -299,83 +308,6 @@ def test_half_precision_keeps_geometry_exact(image_queries: int) -> None:
     assert float(nearest.max()) < 1e-3
 
 
-def test_what_is_seen_starts_with_the_speed_that_links_it_to_what_is_remembered() -> None:
-    """A vehicle at 4 m/s remembers a car at 10 m/s: in the image it starts at 10 m/s over the ground."""
-    model = small_model("decoder.memory_length=19")  # three frames of six slots, and one that is no frame
-    frame = drive(model.config, 1)[0]._replace(
-        is_first=torch.tensor([False]), time=torch.tensor([1.5], dtype=torch.float64)
-    )
-    poses = [yaw_transform(0.0, (4.0 * time, 0.0, 0.0)) for time in (1.0, 0.5, 0.0, -0.5)]
-    memory = model.start_memory(1)
-    for frame_number, time in enumerate((1.0, 0.5, 0.0)):
-        slots = slice(6 * frame_number, 6 * frame_number + 6)
-        memory.centers_global[0, slots] = torch.tensor([40.0, -30.0, 0.0]).double()  # empty-handed slots
-        memory.centers_global[0, slots.start] = torch.tensor([20.0 + 10 * time, 0.0, 0.0]).double()
-        memory.logits[0, slots.start, 0] = 8.0
-        memory.time[0, slots] = time
-        memory.global_from_ego[0, slots] = torch.from_numpy(poses[frame_number])
-    frame = frame._replace(global_from_ego=torch.from_numpy(yaw_transform(0.0, (6.0, 0.0, 0.0)))[None])
-    local = recall(memory, frame, model.points_in_metres(model.pseudo_points))
-    seen = Anchors(torch.zeros(1, 2, 10), torch.full((1, 2, 10), -9.0))
-    seen.codes[0, 0, 0], seen.codes[0, 1, 0] = 29.0, -20.0  # 35 m in the world; the other is new
-    seen.logits[0, :, 0] = 2.0
-    linked = model.link(seen, local)
-    assert linked.codes[0, 0, 8:].tolist() == pytest.approx([10.0, 0.0], abs=1.5)  # held back a little
-    assert torch.allclose(linked.codes[0, 1], seen.codes[0, 1], atol=1e-6)
-    start = recall(memory, frame._replace(is_first=torch.tensor([True])), model.pseudo_points * 0)
-    assert torch.allclose(
-        model.link(seen, start).codes, seen.codes, atol=1e-6
-    )  # a stream that starts remembers nothing
-
-
-def at_times(model: StreamPETR, times: list[float], *, first: bool = True) -> list[Frame]:
-    """The vehicle of `drive` at 2 m/s, seen at these times."""
-    frames = []
-    for index, time in enumerate(times):
-        frame = drive(model.config, 1)[0]
-        generator = torch.Generator().manual_seed(int(1000 * time))
-        frames.append(
-            frame._replace(
-                images=torch.randn(frame.images.shape, generator=generator),
-                global_from_ego=torch.from_numpy(yaw_transform(0.0, (2.0 * time, 0.0, 0.0)))[None],
-                time=torch.tensor([time], dtype=torch.float64),
-                is_first=torch.tensor([first and index == 0]),
-            )
-        )
-    return frames
-
-
-def test_frames_between_are_answered_and_not_remembered() -> None:
-    """Key frames of a stream at 12 Hz are answered as those of a stream of key frames alone."""
-    model = small_model("decoder.memory_interval_s=0.45")
-    key_times = [0.0, 0.5, 1.0, 1.5]
-    times = sorted({*key_times, *(round(t / 12, 3) for t in range(18))})
-    key = dict(zip(key_times, stream(model, at_times(model, key_times)), strict=True))
-    whole = dict(zip(times, stream(model, at_times(model, times)), strict=True))
-    for time in key_times:
-        assert torch.equal(whole[time].codes, key[time].codes)
-    every = small_model("decoder.memory_interval_s=0")
-    other = dict(zip(times, stream(every, at_times(every, times)), strict=True))
-    assert not torch.allclose(other[1.5].codes, key[1.5].codes, atol=1e-3)
-    alone = stream(model, at_times(model, [times[1]]))[0]  # between, the past is not forgotten either
-    assert not torch.allclose(whole[times[1]].logits, alone.logits, atol=1e-3)
-
-
-def test_what_is_remembered_is_each_streams_own() -> None:
-    """One stream of a batch is due, another not; one that starts, or whose time turned back, is."""
-    before = small_model().start_memory(4)._replace(time=torch.full((4, 18), 10.0).double())
-    after = before._replace(embedding=before.embedding + 1, time=before.time + 1)
-    frame = drive(small_config(), 1)[0]._replace(
-        time=torch.tensor([10.5, 10.1, 10.1, 9.0]).double(),
-        is_first=torch.tensor([False, False, True, False]),
-    )
-    kept = remember_spaced(before, after, frame, 0.4)
-    assert kept.embedding.flatten(1)[:, 0].tolist() == [1, 0, 1, 1]
-    assert kept.time[:, 0].tolist() == [11, 10, 11, 11]
-    with pytest.raises(UserError, match="memory_interval_s -1"):
-        small_config("decoder.memory_interval_s=-1")
-
-
-def test_linking_needs_queries_that_are_boxes_from_the_image() -> None:
-    with pytest.raises(UserError, match="link_memory"):
-        small_config("decoder.link_memory=true", image_queries=0)
+def test_the_published_model_has_no_image_queries() -> None:
+    with pytest.raises(UserError, match="as_published with 8 image queries"):
+        small_config("decoder.as_published=true", "decoder.num_depths=32")

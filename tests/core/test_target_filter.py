@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets as a model can answer them: what it cannot reach is not asked for, and classes are its own."""
+"""Filtering of targets: range and class order of the model."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from ftkd_core.config import DetectorConfig, SparseBEVConfig
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import make_sample
 from ftkd_core.errors import UserError
-from ftkd_core.losses.target_filter import answerable, in_range
+from ftkd_core.losses.target_filter import filter_targets, in_range
 from ftkd_core.models.denoising import make_denoising
 from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.types import Targets
@@ -23,7 +23,7 @@ Config = DetectorConfig | SparseBEVConfig
 
 
 def objects_at(*places: tuple[float, float]) -> Targets:
-    """Targets of one frame with a car at each place, seen by both of two cameras."""
+    """Return targets of one frame with a car at each position, visible in two cameras."""
     count, real = len(places), torch.ones(1, len(places), dtype=torch.bool)
     boxes = torch.tensor([[x, y, 1.0, 4.0, 2.0, 1.5, 0.0, 0.0, 0.0] for x, y in places])[None]
     return Targets(
@@ -41,14 +41,16 @@ def objects_at(*places: tuple[float, float]) -> Targets:
         small_config(f"decoder.point_range_m={list(POINT_RANGE_M)}", image_queries=0),
     ],
 )
-def test_what_a_model_of_51_metres_cannot_reach_is_not_asked_for(config: Config) -> None:
+def test_objects_beyond_the_range_of_a_model_are_removed(config: Config) -> None:
     places = [(51.1, 0.0), (51.3, 0.0), (-51.3, 3.0), (0.0, -51.3), (-51.1, 51.1), (60.0, 60.0)]
     expected = [True, False, False, False, True, False]
     targets = objects_at(*places)
     found = in_range(targets, config)
     assert found.mask[0].tolist() == expected
     assert found.mask_2d[0].tolist() == [expected, expected]
-    noise = make_denoising(answerable(targets, config), config.loss, torch.ones(3) * 61.2, torch.Generator())
+    noise = make_denoising(
+        filter_targets(targets, config), config.loss, torch.ones(3) * 61.2, torch.Generator()
+    )
     assert noise is not None
     groups = config.loss.denoising_groups
     assert noise.real[0].tolist() == expected * groups
@@ -63,7 +65,7 @@ def test_what_a_model_of_51_metres_cannot_reach_is_not_asked_for(config: Config)
         *map(sparse_bev_preset, ("sparse_bev_tiny", "sparse_bev_tiny_offline", "sparse_bev_r18_352x128")),
     ],
 )
-def test_a_model_of_61_metres_is_asked_for_all_that_data_sets_give(config: Config) -> None:
+def test_models_with_a_range_of_61_metres_keep_all_objects_of_datasets(config: Config) -> None:
     clip = make_clip(objects=40)
     boxes = clip.objects[0].boxes
     boxes[:, :2] *= 3.0
@@ -71,29 +73,29 @@ def test_a_model_of_61_metres_is_asked_for_all_that_data_sets_give(config: Confi
     targets = make_sample(clip, 0, Augmentation(), True).targets
     assert float(targets.boxes[..., :2].abs().max()) > 61.19999
     assert int((targets.boxes[..., :2].abs().amax(-1) > 51.2).sum()) > 4
-    assert all(map(torch.equal, answerable(targets, config), targets))
+    assert all(map(torch.equal, filter_targets(targets, config), targets))
 
 
 @pytest.mark.parametrize(
     "config", [stream_petr_config("r50_704x256_428q", CLASS_NAMES), sparse_bev_config(CLASS_NAMES)]
 )
-def test_the_range_is_that_of_the_frame_the_model_thinks_in(config: Config) -> None:
-    """The lidar of the public models stands 0.94 m before ego's origin."""
+def test_the_range_refers_to_the_frame_of_the_model(config: Config) -> None:
+    """The lidar of the public models is 0.94 m ahead of ego's origin."""
     targets = objects_at((51.9, 0.0), (52.5, 0.0), (-50.1, 0.0), (-50.9, 0.0), (0.0, 50.9), (0.0, -52.0))
     with torch.autocast("cpu", torch.bfloat16):
         found = in_range(targets, config)
     assert found.mask[0].tolist() == [True, False, True, False, True, False]
 
 
-def test_labels_are_places_in_the_models_own_order() -> None:
+def test_labels_become_indices_into_the_class_names_of_the_model() -> None:
     order = (*CLASS_NAMES[3:], *CLASS_NAMES[:3])
     config = replace(preset("tiny"), class_names=order)
     targets = objects_at(*[(float(place), 0.0) for place in range(10)])
     targets = targets._replace(labels=torch.arange(10)[None])
-    found = answerable(targets, config)
+    found = filter_targets(targets, config)
     assert [order[label] for label in found.labels[0].tolist()] == list(CLASS_NAMES)
     noise = make_denoising(found, config.loss, torch.ones(3) * 61.2, torch.Generator().manual_seed(0))
     assert noise is not None
-    assert int((noise.labels == found.labels).sum()) >= 4  # of which half are kept
+    assert int((noise.labels == found.labels).sum()) >= 4  # half are kept
     with pytest.raises(UserError, match="class_names .*'tree'.*: training expects"):
-        answerable(targets, replace(config, class_names=("tree", *CLASS_NAMES[1:])))
+        filter_targets(targets, replace(config, class_names=("tree", *CLASS_NAMES[1:])))

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run by test_distributed.py, alone or under torchrun, on two streams, one a process where there are two:
-the gradients of one step, two steps of every method, or a run that is killed and goes on.
-`python -m tests.training.distributed_gradients METHOD|every_method|killed OUTPUT`"""
+"""Script of test_distributed.py, run by one process or under torchrun, on two streams in total.
+
+Computes the gradients of one step, two steps of every method, or a run that is killed and resumed:
+`python -m tests.training.distributed_gradients METHOD|every_method|killed OUTPUT`
+"""
 
 import os
 import sys
@@ -17,44 +19,46 @@ from ftkd_core.data.windows import PairedDataset, collate_windows, make_window
 from ftkd_core.distillation.baselines import BaselineConfig
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.methods import METHODS
-from ftkd_core.models.stream_petr import build_stream_petr
+from ftkd_core.models.build import build_stream_petr
 from tests.core.helpers import make_clip, small_config
-from tests.core.test_sparse_bev import small_sparse
-from training.tasks import StreamLesson, make_distiller
-from training.trainer import OptimConfig, Trainer
+from tests.training.helpers import small_teacher
+from training.config import OptimConfig
+from training.distiller import make_distiller
+from training.tasks import StreamingTask
+from training.trainer import Trainer
 
-OBJECTS = (2, 9)  # of the two streams: a mean of means would weigh them alike
+OBJECTS = (2, 9)  # per stream; different numbers detect a mean of per-process means
 
 
 def gradients(fabric: Fabric, method: str) -> dict[str, torch.Tensor]:
-    """Of every parameter that learns, after the backward pass of one step."""
+    """Return the gradient of every trained parameter after one backward pass."""
     torch.manual_seed(1)
     student = build_stream_petr(small_config("loss.denoising_groups=0"))
     config = (
-        FTKDConfig(pv_mask_ratio=0.0, bev_mask="none") if method == "ftkd" else BaselineConfig(name=method)
+        FTKDConfig(pv_mask_ratio=0.0, bev_mask_ratio=0.0) if method == "ftkd" else BaselineConfig(name=method)
     )
-    mine = range(fabric.global_rank, 2, fabric.world_size)
-    lesson = StreamLesson(student, len(mine), make_distiller(small_sparse(past=1, future=1), student, config))
-    model = fabric.setup(lesson)
+    own_streams = range(fabric.global_rank, 2, fabric.world_size)
+    task = StreamingTask(student, len(own_streams), make_distiller(small_teacher(), student, config))
+    model = fabric.setup(task)
     model.train()
     for module in student.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eval()  # its statistics are each process's own
-    clips = {stream: make_clip(seed=stream, objects=OBJECTS[stream]) for stream in mine}
+            module.eval()  # processes do not share batch statistics
+    clips = {stream: make_clip(seed=stream, objects=OBJECTS[stream]) for stream in own_streams}
     frames = collate([make_sample(clip, 1, Augmentation(), False) for clip in clips.values()])
     windows = collate_windows([make_window(clip, 1, Augmentation(), 1, 1) for clip in clips.values()])
     torch.manual_seed(2)
-    terms, _ = model((frames, windows), lesson.start_state(), torch.Generator().manual_seed(2))
+    terms, _ = model((frames, windows), task.start_state(), torch.Generator().manual_seed(2))
     fabric.backward(torch.stack(list(terms.values())).sum())
-    return {name: p.grad for name, p in lesson.named_parameters() if p.grad is not None}
+    return {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
 
 
 def make_trainer(fabric: Fabric, method: str, out: Path, steps: int) -> Trainer:
     torch.manual_seed(1)
     student = build_stream_petr(small_config("decoder.dropout=0.1"))
-    distiller = make_distiller(small_sparse(past=1, future=1), student, METHODS[method])
+    distiller = make_distiller(small_teacher(), student, METHODS[method])
     optim = OptimConfig(lr=2e-3, warmup_steps=2, ema=0.9)
-    return Trainer(fabric, StreamLesson(student, 1, distiller), optim, out, steps=steps, seed=3)
+    return Trainer(fabric, StreamingTask(student, 1, distiller), optim, out, steps=steps, seed=3)
 
 
 def make_data(fabric: Fabric) -> PairedDataset:
@@ -67,12 +71,12 @@ def make_data(fabric: Fabric) -> PairedDataset:
 
 
 def every_method(fabric: Fabric, folder: Path) -> dict[str, torch.Tensor]:
-    """The sum of the terms of the second step of every method."""
+    """Return the total loss of the second step of every method."""
     totals, data = {}, make_data(fabric)
     for method in METHODS:
         trainer = make_trainer(fabric, method, folder, 2)
         trainer.start_training()
-        for step in range(2):  # the second waits for the gradients that the first did not bring
+        for step in range(2):  # DDP reports unused parameters of the first step in the second
             terms, _ = trainer.train_step(data[step])
             trainer.step += 1
         totals[method] = torch.stack(list(terms.values())).sum()
@@ -80,23 +84,24 @@ def every_method(fabric: Fabric, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def killed(fabric: Fabric, folder: Path) -> dict[str, torch.Tensor]:
-    """What a run has learnt, as `whole/...`, and what one has that was killed on the way, as `again/...`."""
+    """Return the final weights of an uninterrupted run as `whole/...` and of one that was killed and resumed
+    as `resumed/...`."""
     data, found = make_data(fabric), {}
     whole = make_trainer(fabric, "stxd", folder / "whole", 5)
     whole.run(data, workers=0, save_every=5)
-    dying = make_trainer(fabric, "stxd", folder / "killed", 5)
-    dying.start_training()
-    for step in range(4):  # dies after step 4; its last checkpoint is of step 3, amid both streams
-        dying.train_step(data[step])
-        dying.step += 1
-        if dying.step == 3:
-            dying.save()
+    interrupted = make_trainer(fabric, "stxd", folder / "killed", 5)
+    interrupted.start_training()
+    for step in range(4):  # interrupted after step 4; the last checkpoint, of step 3, is within a segment
+        interrupted.train_step(data[step])
+        interrupted.step += 1
+        if interrupted.step == 3:
+            interrupted.save()
     fabric.barrier()
-    again = make_trainer(fabric, "stxd", folder / "killed", 5)
-    again.resume(folder / "killed" / "state.pt")
-    again.run(data, workers=0, save_every=5)
-    for name, trainer in (("whole", whole), ("again", again)):
-        found |= {f"{name}/{key}": value for key, value in trainer.lesson.state_dict().items()}
+    resumed = make_trainer(fabric, "stxd", folder / "killed", 5)
+    resumed.resume(folder / "killed" / "state.pt")
+    resumed.run(data, workers=0, save_every=5)
+    for name, trainer in (("whole", whole), ("resumed", resumed)):
+        found |= {f"{name}/{key}": value for key, value in trainer.task.state_dict().items()}
     return found
 
 

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the settings of a run choose to be served."""
+"""Data sets of a run as its configuration asks for them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from lightning_fabric import Fabric
 
-from ftkd_core.data.clips import Clip, StreamDataset
-from ftkd_core.data.windows import PairedDataset, WindowDataset
+from ftkd_core.data.clips import Clip
 from ftkd_core.errors import UserError
 from ftkd_core.presets import preset, sparse_bev_preset
 from tests.core.helpers import make_clip
+from tests.training.helpers import cpu_fabric
 from training.config import DataConfig, TrainConfig, WindowTrainConfig
-from training.datasets import make_dataset
-from training.train import make_parser, resolve
+from training.datasets import make_streams, make_windows
+from training.train import TrainOptions, resolve_config
 
 
 class Scenes:
@@ -25,32 +25,29 @@ class Scenes:
         return make_clip(frames=7 + index, seed=index)
 
 
-FABRIC = Fabric(accelerator="cpu", devices=1)
+FABRIC = cpu_fabric()
 
 
-def test_frames_are_drawn_at_random_unless_epochs_are_asked_for() -> None:
+def test_segments_are_drawn_at_random_or_in_epochs() -> None:
     config = TrainConfig(model=preset("tiny"), data=DataConfig(segment=4), seed=3, streams=2)
-    drawn = make_dataset(config, Scenes(), 3, FABRIC, None)
-    assert isinstance(drawn, StreamDataset) and drawn.order is None
+    assert make_streams(config, Scenes(), 3, FABRIC).order is None
     config = replace(config, data=replace(config.data, order="epochs"))
-    paired = make_dataset(config, Scenes(), 3, FABRIC, sparse_bev_preset("sparse_bev_tiny_offline"))
-    assert isinstance(paired, PairedDataset) and paired.streams.order is not None
-    order = paired.streams.order
+    order = make_streams(config, Scenes(), 3, FABRIC).order
+    assert order is not None
     assert (order.lengths, order.segment, order.seed, order.segments_per_epoch) == ((7, 8, 9), 4, 3, 6)
 
 
-def test_windows_of_epochs_are_of_single_frames_and_streams_of_windows_of_theirs() -> None:
+def test_epochs_count_frames_for_window_models_and_windows_for_streaming_models() -> None:
     data = DataConfig(order="epochs")
     config = WindowTrainConfig(model=sparse_bev_preset("sparse_bev_tiny"), data=data)
-    windows = make_dataset(config, Scenes(), 3, FABRIC, None)
-    assert isinstance(windows, WindowDataset) and windows.order is not None and windows.ranks == 1
+    windows = make_windows(config, Scenes(), 3, FABRIC, None)
+    assert windows.order is not None and windows.ranks == 1
     assert windows.order.segments_per_epoch == 24
     student = TrainConfig(model=preset("tiny"), data=replace(data, window=3))
-    sliding = make_dataset(student, Scenes(), 3, FABRIC, None)
-    assert isinstance(sliding, StreamDataset) and sliding.order is not None and sliding.order.segment == 3
+    sliding = make_streams(student, Scenes(), 3, FABRIC)
+    assert sliding.order is not None and sliding.order.segment == 3
 
 
-def test_another_order_is_refused() -> None:
-    arguments = make_parser().parse_args(["--out", "x", "--set", "data.order=shuffled"])
-    with pytest.raises(UserError, match="data.order is 'shuffled'; expected random or epochs"):
-        resolve(arguments)
+def test_unknown_order_is_refused() -> None:
+    with pytest.raises(UserError, match="data.order is 'shuffled'; expected 'random' or 'epochs'"):
+        resolve_config(TrainOptions(out=Path("x"), overrides=["data.order=shuffled"]))

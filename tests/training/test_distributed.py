@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes with a stream each learn what one process with both would."""
+"""Distributed training: two processes with one stream each train like one process with both."""
 
 import json
 import socket
@@ -31,13 +31,13 @@ def run(processes: int, method: str, output: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", ["ftkd", pytest.param("stxd", marks=pytest.mark.slow)])
-def test_two_processes_have_the_gradients_of_one(tmp_path: Path, method: str) -> None:
-    alone, together = (run(count, method, tmp_path / f"{count}.pt") for count in (1, 2))
-    assert alone.keys() == together.keys() and len(alone) > 100
-    assert any(name.startswith("distiller.method") for name in alone) == (method == "ftkd")
-    largest = max(float(value.abs().max()) for value in alone.values())
-    for name, value in alone.items():
-        assert torch.allclose(together[name], value, rtol=1e-3, atol=1e-5 * largest), name
+def test_two_processes_compute_the_gradients_of_one(tmp_path: Path, method: str) -> None:
+    single, distributed = (run(count, method, tmp_path / f"{count}.pt") for count in (1, 2))
+    assert single.keys() == distributed.keys() and len(single) > 100
+    assert any(name.startswith("distiller.method") for name in single) == (method == "ftkd")
+    largest = max(float(value.abs().max()) for value in single.values())
+    for name, value in single.items():
+        assert torch.allclose(distributed[name], value, rtol=1e-3, atol=1e-5 * largest), name
 
 
 @pytest.mark.slow
@@ -48,20 +48,21 @@ def test_every_method_trains_in_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_of_two_processes_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_killed_run_of_two_processes_resumes_bit_for_bit(tmp_path: Path) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     found = run(2, "killed", tmp_path / "found.pt")
     names = [name.removeprefix("whole/") for name in found if name.startswith("whole/")]
     assert len(names) > 100
     for name in names:
-        assert torch.equal(found[f"whole/{name}"], found[f"again/{name}"]), name
-    kept = tmp_path / "killed" / "state.pt"
-    first, second = torch.load(kept, weights_only=True)["states"]
-    assert len(first) == len(second) and not torch.equal(first[0], second[0])  # a memory each
-    alone = make_trainer(Fabric(accelerator="cpu", devices=1), "stxd", tmp_path, 5)
-    with pytest.raises(UserError, match="is of 2 processes, this run has 1"):
-        alone.resume(kept)
+        assert torch.equal(found[f"whole/{name}"], found[f"resumed/{name}"]), name
+    checkpoint = tmp_path / "killed" / "state.pt"
+    first, second = torch.load(checkpoint, weights_only=True)["states"]
+    assert len(first) == len(second)
+    assert not torch.equal(first[0], second[0]), "each process has its own memory"
+    single = make_trainer(Fabric(accelerator="cpu", devices=1), "stxd", tmp_path, 5)
+    with pytest.raises(UserError, match="was written by 2 processes, this run has 1"):
+        single.resume(checkpoint)
 
 
 @pytest.mark.slow
@@ -87,8 +88,8 @@ def test_two_nodes_train_one_run(tmp_path: Path) -> None:
         )
 
     nodes = [node(rank) for rank in range(2)]
-    words = [one.communicate(timeout=240)[0] for one in nodes]
-    assert [one.returncode for one in nodes] == [0, 0], words
-    assert ["train:" in word for word in words] == [True, False]  # one run: the first process tells
+    outputs = [process.communicate(timeout=240)[0] for process in nodes]
+    assert [process.returncode for process in nodes] == [0, 0], outputs
+    assert ["train:" in output for output in outputs] == [True, False]  # only the first process logs
     with safe_open(tmp_path / "run" / "weights.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["notes"])["steps"] == 3

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training on nuScenes data: the index says what the devkit says, images and calibration agree under zoom,
-and the commands train teacher and student on a data set from its folder."""
+"""Training on nuScenes data: index and devkit agree, images agree with their calibration under zoom, and the
+commands train teacher and student on a data set in a folder."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ from ftkd_core.runtime.preprocess import (
 )
 from training import distill
 from training.recipes import RECIPES
-from training.train import main, make_parser, resolve
+from training.train import TrainOptions, main, resolve_config
 from training.trainer import Trainer
 
 IMAGE = ImageConfig(width=176, height=64)
@@ -52,7 +52,7 @@ def clips_of(dataroot: Path, cache: Path) -> NuScenesClips:
     return found
 
 
-def test_the_index_is_what_the_devkit_says(dataroot: Path, tmp_path: Path) -> None:
+def test_index_agrees_with_the_devkit(dataroot: Path, tmp_path: Path) -> None:
     clips, dataset = clips_of(dataroot, tmp_path), open_dataset(dataroot, "v1.0-synth")
     assert len(clips) == 2
     for index, name in enumerate(scene_names(dataset)):
@@ -72,24 +72,24 @@ def test_the_index_is_what_the_devkit_says(dataroot: Path, tmp_path: Path) -> No
             assert torch.allclose(sample.rig.intrinsics, deployed.rig.intrinsics, atol=1e-3)
             assert torch.allclose(sample.rig.ego_from_camera, deployed.rig.ego_from_camera, atol=1e-5)
             mean, std = torch.tensor(IMAGE.mean), torch.tensor(IMAGE.std)
-            shown = ((sample.images.float() - mean) / std).movedim(-1, -3)
-            assert torch.allclose(shown, deployed.images, atol=1e-4)
+            normalised = ((sample.images.float() - mean) / std).movedim(-1, -3)
+            assert torch.allclose(normalised, deployed.images, atol=1e-4)
 
 
-def test_a_data_set_trains_as_the_world_it_was_written_from(dataroot: Path, tmp_path: Path) -> None:
-    """Boxes, poses and times of an indexed data set are those of the clip of the same seed."""
-    real, made = clips_of(dataroot, tmp_path)(0), render_clip(SEEDS[0], IMAGE, 2.0)
-    np.testing.assert_allclose(real.times, made.times - made.times[0], atol=1e-5)
-    np.testing.assert_allclose(real.global_from_ego, made.global_from_ego, atol=1e-3)
-    np.testing.assert_allclose(real.ego_from_camera, made.ego_from_camera, atol=1e-3)
-    np.testing.assert_allclose(real.intrinsics, made.intrinsics, atol=0.5)
-    mine = real.objects[1].boxes[real.objects[1].num_points > 0]
-    yours = made.objects[1].boxes[made.objects[1].num_points > 0]
-    distance = np.linalg.norm(mine[:, None, :3] - yours[None, :, :3], axis=-1)
-    assert len(mine) > 5 and np.median(distance.min(axis=1)) < 1e-2
+def test_indexed_clips_equal_the_rendered_clips_of_the_same_seed(dataroot: Path, tmp_path: Path) -> None:
+    """Boxes, poses and times agree."""
+    real, original = clips_of(dataroot, tmp_path)(0), render_clip(SEEDS[0], IMAGE, 2.0)
+    np.testing.assert_allclose(real.times, original.times - original.times[0], atol=1e-5)
+    np.testing.assert_allclose(real.global_from_ego, original.global_from_ego, atol=1e-3)
+    np.testing.assert_allclose(real.ego_from_camera, original.ego_from_camera, atol=1e-3)
+    np.testing.assert_allclose(real.intrinsics, original.intrinsics, atol=0.5)
+    indexed = real.objects[1].boxes[real.objects[1].num_points > 0]
+    rendered = original.objects[1].boxes[original.objects[1].num_points > 0]
+    distance = np.linalg.norm(indexed[:, None, :3] - rendered[None, :, :3], axis=-1)
+    assert len(indexed) > 5 and np.median(distance.min(axis=1)) < 1e-2
 
 
-def test_indexing_goes_on_and_is_done_once(
+def test_indexing_resumes_and_is_done_once(
     dataroot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clips = clips_of(dataroot, tmp_path)
@@ -105,24 +105,21 @@ def test_indexing_goes_on_and_is_done_once(
         len(other)
 
 
-def test_a_data_set_of_the_same_name_and_other_content_has_its_own_index(
+def test_data_sets_with_the_same_name_and_other_content_have_their_own_index(
     dataroot: Path, tmp_path: Path
 ) -> None:
     other = write_dataset(
         tmp_path / "other" / dataroot.name, SEEDS[1:], version="v1.0-synth", split="few", width=88, height=50,
         duration_s=1.0, sweeps=False, progress=False,
     )  # fmt: skip
-    old = tmp_path / f"nuscenes-{dataroot.name}-v1-0-synth-few-176x64"  # the index that both had once
-    old.mkdir()
-    (old / "scenes.txt").write_text("scene-of-another-place\n")
-    mine, theirs = clips_of(dataroot, tmp_path), clips_of(other, tmp_path)
-    assert mine.name != theirs.name
-    assert [len(mine(index).times) for index in range(len(mine))] == [4, 4]
-    assert [len(theirs(index).times) for index in range(len(theirs))] == [2]
-    assert theirs(0).name == mine(1).name
+    first, second = clips_of(dataroot, tmp_path), clips_of(other, tmp_path)
+    assert first.name != second.name
+    assert [len(first(index).times) for index in range(len(first))] == [4, 4]
+    assert [len(second(index).times) for index in range(len(second))] == [2]
+    assert second(0).name == first(1).name
 
 
-def test_an_index_is_found_by_what_the_data_set_holds(dataroot: Path, tmp_path: Path) -> None:
+def test_index_is_found_by_the_content_of_the_data_set(dataroot: Path, tmp_path: Path) -> None:
     def name_of(root: Path, channels: tuple[str, ...] = CAMERA_CHANNELS) -> str:
         return NuScenesClips(root, "v1.0-synth", "few", IMAGE, channels, tmp_path).name
 
@@ -139,7 +136,7 @@ def test_an_index_is_found_by_what_the_data_set_holds(dataroot: Path, tmp_path: 
         name_of(copy)
 
 
-def test_a_missing_image_is_named(dataroot: Path, tmp_path: Path) -> None:
+def test_missing_image_is_named(dataroot: Path, tmp_path: Path) -> None:
     clip = clips_of(dataroot, tmp_path)(0)
     files = clip.images
     assert isinstance(files, ImageFiles) and files.shape == (4, 6, 64, 176, 3)
@@ -148,28 +145,27 @@ def test_a_missing_image_is_named(dataroot: Path, tmp_path: Path) -> None:
         lost[0]
 
 
-def test_half_decoded_images_are_hardly_others(dataroot: Path, tmp_path: Path) -> None:
-    """The plain twin decodes every pixel. Files are 352 wide: half of that is the network's width, and too
-    little for an image that is drawn larger."""
+def test_half_decoded_images_are_close_to_fully_decoded_ones(dataroot: Path, tmp_path: Path) -> None:
+    """Files are 352 pixels wide: half of that is the network's width and too little for a zoom above 1."""
     plain = clips_of(dataroot, tmp_path)
     fast = NuScenesClips(dataroot, "v1.0-synth", "few", IMAGE, CAMERA_CHANNELS, tmp_path, half_decode=True)
     assert fast.name != plain.name and fast.folder == plain.folder
-    mine, yours = fast(0).images, plain(0).images
-    assert isinstance(mine, ImageFiles) and isinstance(yours, ImageFiles)
+    half, full = fast(0).images, plain(0).images
+    assert isinstance(half, ImageFiles) and isinstance(full, ImageFiles)
     for zoom in (0.8, 1.0):
-        differ = np.abs(mine.zoomed(1, zoom, 0.5).astype(int) - yours.zoomed(1, zoom, 0.5))
-        assert 0 < differ.mean() < 2.0  # drawn edges are sharp; of six real images it is 0.5 to 0.7
-    differ = np.abs(mine[1].astype(int) - yours[1])
-    assert 0 < differ.mean() < 2.0 and mine[1].shape == yours[1].shape
-    np.testing.assert_array_equal(mine.zoomed(1, 1.25, 0.5), yours.zoomed(1, 1.25, 0.5))
+        error = np.abs(half.zoomed(1, zoom, 0.5).astype(int) - full.zoomed(1, zoom, 0.5))
+        assert 0 < error.mean() < 2.0  # rendered edges are sharp; on six real images it is 0.5 to 0.7
+    error = np.abs(half[1].astype(int) - full[1])
+    assert 0 < error.mean() < 2.0 and half[1].shape == full[1].shape
+    np.testing.assert_array_equal(half.zoomed(1, 1.25, 0.5), full.zoomed(1, 1.25, 0.5))
     with pytest.raises(UserError, match=r"samples/CAM_.* is missing; copy"):
-        ImageFiles(tmp_path, mine.paths, mine.widths, IMAGE, half_decode=True)[0]
+        ImageFiles(tmp_path, half.paths, half.widths, IMAGE, half_decode=True)[0]
 
 
 @pytest.mark.parametrize("zoom", [0.86, 1.0, 1.25])
 @pytest.mark.parametrize("left", [0.0, 0.4, 1.0])
-def test_zoomed_images_fit_their_intrinsics(zoom: float, left: float) -> None:
-    """A dot in the camera image is where the zoomed camera matrix says."""
+def test_zoomed_images_agree_with_their_intrinsics(zoom: float, left: float) -> None:
+    """A dot in the camera image is where the zoomed camera matrix projects it."""
     image = np.zeros((360, 640, 3), dtype=np.uint8)
     spot = np.array([301.5, 282.5])  # pixel centres lie at .5
     cv2.circle(image, (301, 282), 5, (255, 255, 255), -1)
@@ -178,15 +174,15 @@ def test_zoomed_images_fit_their_intrinsics(zoom: float, left: float) -> None:
     camera = np.array([[300 * scale, 0, 320 * scale], [0, 300 * scale, 180 * scale - 70], [0, 0, 1.0]])
     ray = np.array([(spot[0] - 320) / 300, (spot[1] - 180) / 300, 1.0])
     u, v, _ = zoomed_intrinsics(camera, config, zoom, left) @ ray
-    shown = zoom_and_crop(image, config, zoom, left)
-    assert shown.shape == (128, 352, 3)
-    rows, columns = np.nonzero(shown[..., 0] > 128)
+    zoomed = zoom_and_crop(image, config, zoom, left)
+    assert zoomed.shape == (128, 352, 3)
+    rows, columns = np.nonzero(zoomed[..., 0] > 128)
     assert abs(columns.mean() + 0.5 - u) < 0.7 and abs(rows.mean() + 0.5 - v) < 0.7
     if zoom == 1.0:
-        np.testing.assert_array_equal(shown, resize_and_crop(image, config))
+        np.testing.assert_array_equal(zoomed, resize_and_crop(image, config))
 
 
-def test_zoom_reads_the_files_again_and_agrees_with_the_small_images(dataroot: Path, tmp_path: Path) -> None:
+def test_zoom_of_image_files_agrees_with_that_of_resized_images(dataroot: Path, tmp_path: Path) -> None:
     clip = clips_of(dataroot, tmp_path)(0)
     change = Augmentation(zoom=1.2, left=0.3)
     sharp = make_sample(clip, 1, change, True)
@@ -201,7 +197,7 @@ def test_zoom_reads_the_files_again_and_agrees_with_the_small_images(dataroot: P
     )
 
 
-def test_the_command_trains_on_a_data_set(
+def test_command_trains_on_a_data_set(
     dataroot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [
@@ -214,11 +210,11 @@ def test_the_command_trains_on_a_data_set(
     assert main([*command, "--set", "data.split=many"]) == 2
     assert "split 'many' is neither" in capsys.readouterr().err
     assert main([*command, "--set", "augment.zoom_most=0.8"]) == 2
-    assert "expected 0.5 to 2.0, the least first" in capsys.readouterr().err
+    assert "zoom_least 0.9: expected at most zoom_most 0.8" in capsys.readouterr().err
 
 
 def command_for(root: Path, cache: Path, out: Path, preset: str) -> list[str]:
-    """One step of a small model on that data set, with nothing changed at random."""
+    """Return arguments for one step of a small model on a data set, without augmentation."""
     settings = [
         f"data.root={root}", "data.nuscenes=v1.0-synth", "data.split=few", f"data.cache={cache}",
         "data.workers=0", "augment.flip=0", "augment.rotation=0", "augment.colour=0",
@@ -234,14 +230,14 @@ def command_for(root: Path, cache: Path, out: Path, preset: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def teacher(dataroot: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of a teacher after one step on the data set."""
+    """Return the weights of a teacher after one step on the data set."""
     folder = tmp_path_factory.mktemp("teacher")
     command = command_for(dataroot, folder, folder / "run", "sparse_bev_tiny_offline")
     assert main([*command, "--set", "model.num_past=1", "--set", "model.num_future=1"]) == 0
     return folder / "run" / "weights.safetensors"
 
 
-def test_a_student_learns_the_same_from_a_teacher_and_from_its_cached_answers(
+def test_student_losses_are_the_same_with_a_running_teacher_and_with_its_cache(
     dataroot: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses: list[dict[str, float]] = []
@@ -263,38 +259,41 @@ def test_a_student_learns_the_same_from_a_teacher_and_from_its_cached_answers(
         assert cached[name] == pytest.approx(value, rel=2e-2, abs=1e-4), name
 
 
-def test_kept_features_and_a_teacher_that_runs_are_refused(
+def test_cached_features_with_a_running_teacher_are_refused(
     dataroot: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = command_for(dataroot, tmp_path, tmp_path / "run", "tiny")
-    frozen = ["--set", "data.keep_features=true", "--set", "optim.backbone_ratio=0"]
+    frozen = ["--set", "data.cache_features=true", "--set", "optim.backbone_ratio=0"]
     assert distill.main([*command, "--teacher", str(teacher), *frozen]) == 2
-    assert "data.keep_features with a teacher that runs" in capsys.readouterr().err
+    assert "data.cache_features with a teacher that runs" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     cached = ["--cache", str(tmp_path / "answers"), "--fill-cache"]
     assert distill.main([*command, "--teacher", str(teacher), *frozen, *cached]) == 0
 
 
-def test_recipes_are_the_published_settings() -> None:
-    parse = make_parser().parse_args
-    found = resolve(parse(["--out", "x", "--recipe", "stream_petr_r50", "--devices", "4"]))
+def test_recipes_have_the_published_settings() -> None:
+    def resolve(recipe: str, devices: str = "1", overrides: tuple[str, ...] = ()) -> Any:
+        options = TrainOptions(out=Path("x"), recipe=recipe, devices=devices, overrides=overrides)
+        return resolve_config(options)
+
+    found = resolve("stream_petr_r50", "4")
     assert found.model.preset == "r50_704x256_900q" and found.streams == 2
     assert found.steps == 60 * 28_130 // 8
     assert (found.data.order, found.data.segment) == ("epochs", 20)
     assert (found.optim.backbone_norms, found.optim.frozen_stages, found.optim.slow) == ("frozen", 0, ())
     assert (found.optim.backbone_ratio, found.augment.colour) == (0.1, 0.0)
-    teacher = resolve(parse(["--out", "x", "--recipe", "sparse_bev_r101_offline", "--set", "optim.lr=1e-4"]))
+    teacher = resolve("sparse_bev_r101_offline", overrides=("optim.lr=1e-4",))
     assert teacher.model.backbone.depth == 101 and teacher.optim.lr == 1e-4
     assert (teacher.optim.backbone_norms, teacher.optim.frozen_stages) == ("keep_statistics", 1)
-    assert (teacher.optim.slow, teacher.optim.slow_ratio) == (("sampling_offset",), 0.1)
+    assert teacher.optim.slow == ("sampling_offset",)
     assert (teacher.optim.backbone_ratio, teacher.augment.colour) == (0.2, 0.5)
     assert set(RECIPES) == {"stream_petr_r50", "sparse_bev_r50", "sparse_bev_r101_offline"}
     with pytest.raises(UserError, match="3 processes cannot share a batch of 8"):
-        resolve(parse(["--out", "x", "--recipe", "sparse_bev_r50", "--devices", "3"]))
+        resolve("sparse_bev_r50", "3")
 
 
 @pytest.mark.parametrize(("name", "frames"), [("tiny", 1), ("sparse_bev_tiny_offline", 7)])
-def test_the_loader_benchmark_serves_what_training_reads(
+def test_loader_benchmark_reads_the_batches_of_training(
     dataroot: Path, tmp_path: Path, name: str, frames: int
 ) -> None:
     model = (preset if frames == 1 else sparse_bev_preset)(name)

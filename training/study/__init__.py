@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The distillation experiment: protocol, matrix, scoring, diagnostics."""
+"""The distillation study: run the experiment, score its runs and analyse them."""

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of the distillation experiment, and the table of their scores."""
+"""The rows of the distillation experiment and the table of their scores (the matrix)."""
 
-import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +12,7 @@ import numpy as np
 from ftkd_core.config import override
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.errors import UserError
+from training.study.json_files import read_json
 
 SCORES: Final = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
 OFFLINE, PAST = "teacher", "past_teacher"
@@ -20,16 +20,16 @@ OFFLINE, PAST = "teacher", "past_teacher"
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: which method (empty: none) from which teacher, and how many times the steps."""
+    """A row of the table: distillation method (empty: none), teacher, and factor on the number of steps."""
 
     method: str = ""
     teacher: str = OFFLINE
-    longer: int = 1
+    step_factor: int = 1
 
 
 ROWS: Final[dict[str, Row]] = {
     "none": Row(),
-    "none_long": Row(longer=2),
+    "none_long": Row(step_factor=2),
     "logits": Row("logits"),
     "mgd": Row("mgd"),
     "cwd": Row("cwd"),
@@ -40,11 +40,11 @@ ROWS: Final[dict[str, Row]] = {
     "ftkd_no_fld": Row("ftkd_no_fld"),
     "ftkd_past_teacher": Row("ftkd", PAST),
 }
-"""Of students; the teachers are scored beside them."""
+"""The student rows; teachers are scored as well."""
 
 
 def choose_rows(names: str) -> list[str]:
-    """Rows of a comma-separated list, all for an empty one; UserError names what exists."""
+    """Return the rows of a comma-separated list, all if it is empty. Raise UserError for an unknown row."""
     chosen = [name for name in names.split(",") if name] or list(ROWS)
     for name in chosen:
         if name not in ROWS:
@@ -53,63 +53,70 @@ def choose_rows(names: str) -> list[str]:
 
 
 def check_settings(settings: Sequence[str]) -> None:
-    """UserError for settings that FTKD does not have."""
+    """Raise UserError for settings that FTKD does not have."""
     override(FTKDConfig(), settings)
 
 
-def chosen_settings(row: str, settings: Sequence[str]) -> list[str]:
-    """Those of the experiment's settings of FTKD that a row takes: all in FTKD's own rows, none in others."""
+def row_settings(row: str, settings: Sequence[str]) -> list[str]:
+    """Return the experiment's FTKD settings that apply to a row: all for FTKD rows, none for others."""
     return list(settings) if ROWS[row].method.startswith("ftkd") else []
 
 
 def teachers_of(rows: Sequence[str]) -> list[str]:
-    """The teachers that rows learn from: the offline one, the past-only one, both or none."""
-    taught = {ROWS[row].teacher for row in rows if ROWS[row].method}
-    return [name for name in (OFFLINE, PAST) if name in taught]
+    """Return the teachers that rows are distilled from, the offline one first."""
+    used = {ROWS[row].teacher for row in rows if ROWS[row].method}
+    return [name for name in (OFFLINE, PAST) if name in used]
 
 
 def method_of(run: str) -> str:
-    """The row or the teacher of a run's name: `ftkd` of `ftkd-0`; a teacher's may lack its number."""
+    """Return the row or teacher of a run's name: `ftkd` for `ftkd-0`, `teacher` for `teacher`."""
     return run.rpartition("-")[0] or run
+
+
+def seed_of(run: str) -> int:
+    """Return the seed of a run's name: 0 for `ftkd-0`. Raise UserError if it has none."""
+    method, _, seed = run.rpartition("-")
+    if not method or not seed.isdigit():
+        raise UserError(f"run {run!r} has no seed in its name; expected METHOD-SEED, e.g. ftkd-0")
+    return int(seed)
 
 
 def make_entry(
     run: tuple[str, int], summary: dict[str, Any], notes: dict[str, Any], predictions: str
 ) -> dict[str, Any]:
-    """A run's entry in the matrix: its scores, what was noted of its detections, and their checksum."""
+    """Return a run's matrix entry: scores, notes on its detections, and their checksum."""
     entry = {"method": run[0], "seed": run[1], **{name: summary[name] for name in SCORES}}
     return entry | notes | {"predictions": predictions, "samples": summary["samples"]}
 
 
 def is_scored(entry: dict[str, Any] | None, predictions: str, *, subsets: bool) -> bool:
-    """Whether an entry holds the scores of detections of that checksum, `subsets` those of parts of the
-    objects too. Entries from before there were checksums are taken as they are."""
-    if entry is None or entry.get("predictions", predictions) != predictions:
+    """Return whether an entry has the scores of the detections with this checksum; with `subsets`, also the
+    scores of object subsets."""
+    if entry is None or entry.get("predictions") != predictions:
         return False
     return not subsets or "subsets" in entry
 
 
 def checksum(predictions: Path) -> str:
-    """Tells files of detections apart."""
+    """Return the CRC-32 of a file of detections, as hexadecimal digits."""
     return f"{zlib.crc32(predictions.read_bytes()):08x}"
 
 
 def read_matrix(path: Path) -> list[dict[str, Any]]:
-    """The entries of a matrix file, one a run; UserError where it is none."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"matrix {str(path)!r} cannot be read ({error}); make it with --out") from None
+    """Return the entries of a matrix file, one per run. Raise UserError if it is missing, damaged or
+    something else."""
+    entries = read_json(path, "delete it and score again with --phase score")
     needed = {"method", "seed", *SCORES}
     if not isinstance(entries, list) or not all(isinstance(e, dict) and needed <= e.keys() for e in entries):
         raise UserError(
-            f"{str(path)!r} is no matrix: expected a list of runs with {', '.join(sorted(needed))}"
+            f"{str(path)!r} is not a matrix: expected a list of runs with {', '.join(sorted(needed))}"
         )
     return entries
 
 
 def table(entries: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a line a method, mean and, over several seeds, sample standard deviation of each score."""
+    """Return a Markdown table: one line per method, mean and, for several seeds, sample standard deviation of
+    each score."""
     lines = ["| method | runs | steps | " + " | ".join(SCORES) + " |", "|---" * (3 + len(SCORES)) + "|"]
     for method, runs in _by_method(entries).items():
         steps = sorted({int(run.get("steps", 0)) for run in runs})
@@ -119,13 +126,13 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def subset_table(entries: Sequence[dict[str, Any]], score: str) -> str:
-    """Markdown of `AP` or `AVE` of part of the objects, where the entries hold them."""
-    held = [entry for entry in entries if entry.get("subsets")]
-    if not held:
+    """Return a Markdown table of `AP` or `AVE` per object subset; empty if no entry has subsets."""
+    scored = [entry for entry in entries if entry.get("subsets")]
+    if not scored:
         return ""
-    names = list(held[0]["subsets"])
+    names = list(scored[0]["subsets"])
     lines = [f"| {score} | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
-    for method, runs in _by_method(held).items():
+    for method, runs in _by_method(scored).items():
         cells = [_mean(run["subsets"][name][score] for run in runs) for name in names]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -137,7 +144,7 @@ def _by_method(entries: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, An
     return {name: [e for e in entries if e["method"] == name] for name in names}
 
 
-def _mean(values: Any) -> str:
+def _mean(values: Iterable[float | None]) -> str:
     found = [float(value) for value in values if value is not None]
     if not found:
         return "-"

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detections of a trained model on clips, kept in a file, so that another machine can score them
-(scoring.py).
+"""Run a trained model on clips and store its detections in a file, which another machine can score.
 
-A clip is a scene of the synthetic world at key frames (2 Hz); the same seeds written as a nuScenes data set
-hold the truth. Symbols: F key frames of all clips, M detections of all frames.
+A clip is a scene of the synthetic world at key frames (2 Hz); `scoring.py` compares its detections with the
+same seeds exported as a nuScenes data set. Symbols: F key frames of all clips, M detections of all frames.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -17,29 +17,34 @@ from tqdm import tqdm
 from ftkd_core.classes import our_labels
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import Clip, make_sample
+from ftkd_core.models.predictions import decode
 from ftkd_core.models.sparse_bev import SparseBEV
-from ftkd_core.models.stream_petr import StreamPETR, decode
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.types import Detections
 from training.feature_cache import network_input
-from training.teacher_inference import view_clip
+from training.teacher_inference import infer_clip
 
-_LEAST_SCORE = 0.01  # below it a detection changes no metric and only fills the file
+_MIN_SCORE: Final = 0.01  # detections below it change no metric
 
 
 @torch.inference_mode()
 def detect_clip(model: StreamPETR | SparseBEV, clip: Clip, device: torch.device) -> list[Detections]:
-    """Detections of every frame of a clip, in order: streamed, or window by window; labels are places in
-    CLASS_NAMES. A model of kept features takes clips that hold them."""
+    """Return the detections of every frame of a clip in order; labels are indices into CLASS_NAMES.
+
+    A StreamPETR streams the clip, a SparseBEV runs window by window. A model with cached features takes clips
+    that have them.
+    """
     model = model.to(device).eval()
     labels = torch.tensor(our_labels(model.config.class_names), device=device)
-    shown = _show_windows(model, clip) if isinstance(model, SparseBEV) else _stream(model, clip, device)
-    return [found._replace(labels=labels[found.labels]) for found in shown]
+    frames = _detect_windows(model, clip) if isinstance(model, SparseBEV) else _stream(model, clip, device)
+    return [found._replace(labels=labels[found.labels]) for found in frames]
 
 
-def _show_windows(model: SparseBEV, clip: Clip) -> Iterator[Detections]:
-    for view in view_clip(model, clip):
-        rows = zip(*(value.split(1) for value in decode(view.predictions)), strict=True)
-        yield from (Detections(*row) for row in rows)
+def _detect_windows(model: SparseBEV, clip: Clip) -> Iterator[Detections]:
+    for output in infer_clip(model, clip):
+        found = decode(output.predictions)
+        for row in range(len(found.boxes)):
+            yield Detections(*(value[row : row + 1] for value in found))
 
 
 def _stream(model: StreamPETR, clip: Clip, device: torch.device) -> Iterator[Detections]:
@@ -54,8 +59,8 @@ def _stream(model: StreamPETR, clip: Clip, device: torch.device) -> Iterator[Det
 def predict(
     model: StreamPETR | SparseBEV, load: Callable[[int], Clip], count: int, output: Path, device: torch.device
 ) -> Path:
-    """Write the detections on clips 0 .. count - 1 to `output` (.npz): boxes (M, 9) in ego, scores and labels
-    (M,), counts (F,), global_from_ego (F, 4, 4)."""
+    """Write the detections on clips 0 .. count - 1 to an .npz file: boxes (M, 9) in ego, scores and labels
+    (M,), counts (F,) of detections per frame, global_from_ego (F, 4, 4)."""
     frames: list[Detections] = []
     poses = []
     for index in tqdm(range(count), desc="detect", unit="scene"):
@@ -65,7 +70,7 @@ def predict(
     boxes, scores, labels = (
         [getattr(f, name)[0].float().cpu().numpy() for f in frames] for name in ("boxes", "scores", "labels")
     )
-    kept = [score >= _LEAST_SCORE for score in scores]
+    kept = [score >= _MIN_SCORE for score in scores]
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial.npz")
     np.savez_compressed(

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a figure was made with: device, commit, versions, day."""
+"""Provenance of a result: device, commit, versions and date."""
 
 import platform
 import subprocess
 import time
+from pathlib import Path
 
 import torch
 
@@ -11,19 +12,21 @@ from ftkd_core.runtime.devices import device_name
 
 
 def made_with(device: torch.device) -> dict[str, str]:
-    """Notes for a file of figures."""
+    """Return provenance entries for a result file."""
     return {
         "device": device_name(device), "commit": commit(), "torch": torch.__version__,
         "python": platform.python_version(), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
 
 
-def commit() -> str:
-    """The commit of the working directory, `-dirty` where its tracked files differ from it; `unknown` where
-    there is none."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]  # by the commit's name, not by a tag
+def commit(folder: Path | None = None) -> str:
+    """Return the commit of a folder (default: the working directory), with `-dirty` if tracked files differ
+    from it; `unknown` outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]  # the commit's hash, not a tag
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        found = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=folder
+        ).stdout.strip()
     except OSError:
         found = ""
     return found or "unknown"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Public checkpoints as weights files of ours: recognised, held against an explicit key map, converted.
+"""Import of public checkpoints: recognise the format, compare with an explicit key map, convert.
 
-What does not fit is listed and refused, never guessed. What upstream computes otherwise than our presets is
-in the configuration that the file carries.
+Tensors that do not fit are listed and refused. Differences between the public code and our presets are
+settings in the configuration of the written file.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ _SHOWN: Final = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ImportPlan:
-    """What an import of `path` would do; nothing is written yet. boxes is the convention its boxes have."""
+    """Result of reading a checkpoint, before anything is written; boxes is its box convention."""
 
     path: Path
     public: PublicFormat
@@ -45,7 +45,7 @@ class ImportPlan:
     findings: Findings
 
     def lines(self) -> list[str]:
-        """The plan, for a person to read."""
+        """Return a readable summary."""
         found = self.findings
         kind = "backbone" if isinstance(self.config, BackboneConfig) else self.config.preset
         lines = [
@@ -61,7 +61,7 @@ class ImportPlan:
         return lines
 
     def check(self) -> None:
-        """UserError where anything does not fit; it names the first of each kind."""
+        """Raise a UserError if anything does not fit; it names the first tensors of each kind of fault."""
         if not self.findings.faults:
             return
         parts = [
@@ -74,7 +74,7 @@ class ImportPlan:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Our state of the checkpoint. UserError as `check`."""
+        """Return the converted state. Raises UserError as `check`."""
         self.check()
         state = convert(self.key_map, self.checkpoint.tensors)
         check_fit(blank_model(self.config), state, str(self.path))
@@ -82,8 +82,8 @@ class ImportPlan:
 
 
 def plan_import(path: Path, format_name: str | None = None) -> ImportPlan:
-    """Read a checkpoint and find out what it is; a format's name skips the recognition. UserError where it
-    cannot be read or is of no known format."""
+    """Read a checkpoint and determine its format, unless format_name is given. Raises UserError if it is
+    unreadable or of unknown format."""
     checkpoint, origin = read_public(path), str(path)
     public = recognise(checkpoint, origin) if format_name is None else find_format(format_name)
     boxes = box_convention(checkpoint, origin)
@@ -98,7 +98,7 @@ def plan_import(path: Path, format_name: str | None = None) -> ImportPlan:
 
 
 def import_weights(plan: ImportPlan, output: Path) -> Path:
-    """Write the weights file of a plan, in full precision. UserError where the output exists or the
+    """Write the weights file of a plan in full precision. Raises UserError if the output exists or the
     checkpoint does not fit."""
     if output.suffix != ".safetensors":
         raise UserError(f"output {str(output)!r}: expected a name that ends in .safetensors")
@@ -115,7 +115,7 @@ def import_weights(plan: ImportPlan, output: Path) -> Path:
 
 
 def format_lines() -> list[str]:
-    """The known formats, one a line."""
+    """Return the known formats, one per line."""
     width = max(len(public.name) for public in FORMATS)
     return [f"{public.name:{width}}  {public.summary}" for public in FORMATS]
 

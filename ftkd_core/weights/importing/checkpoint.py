@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a public checkpoint without ever running code from it.
+"""Reading of public checkpoints without executing code from them.
 
-torch files are read with `weights_only`, which rebuilds tensors and plain values and nothing else;
-safetensors hold nothing else to begin with.
+torch files are read with `weights_only`, which creates tensors and plain values only; safetensors contain
+nothing else.
 """
 
 import pickle
@@ -18,15 +18,15 @@ from torch import Tensor
 from ftkd_core.errors import UserError
 
 _RESAVE: Final = (
-    "open it where it was made, a place you trust it in, and save its tensors alone: "
+    "open it in an environment in which you trust it and save its tensors alone: "
     'torch.save({"state_dict": torch.load(FILE)["state_dict"]}, NEW_FILE)'
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublicCheckpoint:
-    """tensors by their public names; class_names as the checkpoint's notes give them, or None; version, the
-    box convention that SparseBEV's files may name, or None."""
+    """tensors by public name; class_names from the checkpoint's metadata, or None; version, the box
+    convention that SparseBEV files may name, or None."""
 
     tensors: dict[str, Tensor]
     class_names: tuple[str, ...] | None = None
@@ -34,8 +34,8 @@ class PublicCheckpoint:
 
 
 def read_public(path: Path) -> PublicCheckpoint:
-    """The checkpoint of a .pth, .pt or .safetensors file. UserError where it cannot be read, or holds objects
-    other than tensors and plain values."""
+    """Return the checkpoint of a .pth, .pt or .safetensors file. Raises UserError if it is unreadable or
+    contains objects other than tensors and plain values."""
     if not path.is_file():
         raise UserError(f"checkpoint {str(path)!r} not found; give a .pth, .pt or .safetensors file")
     if path.suffix == ".safetensors":
@@ -43,13 +43,13 @@ def read_public(path: Path) -> PublicCheckpoint:
     content = _read_torch(path)
     if not isinstance(content, dict):
         raise UserError(
-            f"checkpoint {str(path)!r} holds a {type(content).__name__}; expected a dict of tensors"
+            f"checkpoint {str(path)!r} contains a {type(content).__name__}; expected a dict of tensors"
         )
     found = content.get("state_dict", content)
     odd = [] if not isinstance(found, dict) else [k for k, v in found.items() if not isinstance(v, Tensor)]
     if not isinstance(found, dict) or odd or not found:
-        what = f"{odd[0]!r} is a {type(found[odd[0]]).__name__}" if odd else "there is none"
-        raise UserError(f"checkpoint {str(path)!r}: expected tensors by name, but {what}")
+        fault = f"{odd[0]!r} is a {type(found[odd[0]]).__name__}" if odd else "there is none"
+        raise UserError(f"checkpoint {str(path)!r}: expected tensors by name, but {fault}")
     meta, version = content.get("meta"), content.get("version")
     names = meta.get("CLASSES") if isinstance(meta, dict) else None
     return PublicCheckpoint(
@@ -75,11 +75,11 @@ def _read_torch(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if found := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise UserError(
-                f"checkpoint {str(path)!r} holds more than tensors: reading its {found[1]} would run code "
+                f"checkpoint {str(path)!r} contains more than tensors: reading its {found[1]} would run code "
                 f"from the file; {_RESAVE}"
             ) from None
         raise _damaged(path) from None
-    except Exception:  # whatever a damaged file makes of the reader: there is no list of it
+    except Exception:  # torch.load documents no list of errors for damaged files
         raise _damaged(path) from None
 
 

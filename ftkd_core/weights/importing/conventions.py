@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the public models' frame and boxes differ from ours. The boxes' differences are linear, so they go into
-the weights once; the frame goes into the configuration.
+"""Differences between the public models' boxes and frame and ours.
 
-Public box codes, read in upstream's code: [x, y, z, log a, log b, log h, sin, cos, vx, vy] in the frame of
-nuScenes' lidar, metres and m/s.
-  mmdet3d 1.0 and later (StreamPETR; SparseBEV unless the file says otherwise): a is the length along the
-  heading, b the width, and the angle is the heading from the x axis, anticlockwise: ours but for the order.
-  mmdet3d 0.17 (SparseBEV files with version "v0.17.1"): a is the width, b the length, and the heading is
+Differences of boxes are linear and are folded into the weights once; the frame becomes part of the
+configuration.
+
+Public box codes, read from the public code: [x, y, z, log a, log b, log h, sin, cos, vx, vy] in the frame of
+nuScenes' LIDAR_TOP, metres and m/s.
+
+- mmdet3d 1.0 and later (StreamPETR; SparseBEV unless the file names another version): a is the length along
+  the heading, b the width, and the angle is the heading from the x axis, anticlockwise; ours except for the
+  order.
+- mmdet3d 0.17 (SparseBEV files with version "v0.17.1"): a is the width, b the length, and the heading is
   -angle - pi/2.
-SparseBEV's head reorders its answers to [x, y, a, b, z, ...] after its last layer; its weights do not.
+
+SparseBEV's head reorders its outputs to [x, y, a, b, z, ...] after its last layer; its weights are in the
+order above.
 """
 
 from typing import Final
@@ -30,7 +36,7 @@ _EGO_FROM_LIDAR: Final = make_transform(
     (0.943713, 0.0, 1.84023),
 )
 """Mount of LIDAR_TOP on nuScenes' Singapore vehicle: x to the right, y forward, z up, 1.4 degrees of tilt.
-The Boston vehicle's differs by 4 cm and about 1 degree; the models were trained with both."""
+That of the Boston vehicle differs by 4 cm and about 1 degree; the models were trained with both."""
 
 _OURS_FROM_NEW: Final = ((0, 1, 2, 4, 3, 5, 6, 7, 8, 9), (1, 1, 1, 1, 1, 1, 1, 1, 1, 1))
 _OURS_FROM_OLD: Final = ((0, 1, 2, 3, 4, 5, 7, 6, 8, 9), (1, 1, 1, 1, 1, 1, -1, -1, 1, 1))
@@ -38,25 +44,28 @@ _CODES: Final = {NEW_BOXES: _OURS_FROM_NEW, OLD_BOXES: _OURS_FROM_OLD}
 
 
 def model_from_ego() -> Matrix:
-    """The public models' frame, as the configuration holds it."""
+    """Return the public models' frame in the form of the configuration."""
     return tuple(tuple(float(value) for value in row) for row in invert_rigid(_EGO_FROM_LIDAR))
 
 
 def our_codes(codes: Tensor, boxes: str) -> Tensor:
-    """Public codes (..., 10) of a box convention, NEW_BOXES or OLD_BOXES, in our order and angles."""
+    """Convert public codes (..., 10) of a box convention, NEW_BOXES or OLD_BOXES, to our order and angles."""
     order, signs = _CODES[boxes]
     return codes[..., list(order)] * codes.new_tensor(signs)
 
 
 def our_regressor(parameter: Tensor, boxes: str) -> Tensor:
-    """Weight (10, C) or bias (10,) of a layer that answers public codes, made to answer ours."""
+    """Convert weight (10, C) or bias (10,) of a layer that predicts public codes, so that it predicts
+    ours."""
     return our_codes(parameter.movedim(0, -1), boxes).movedim(-1, 0)
 
 
 def our_offsets(parameter: Tensor, boxes: str) -> Tensor:
-    """Weight (3 P, C) or bias (3 P,) of SparseBEV's sampling offsets, in units of and along the box's length,
-    width and height. The old convention's are along width, length and height of a box that turns
-    clockwise."""
+    """Convert weight (3 P, C) or bias (3 P,) of SparseBEV's sampling offsets to the axes length, width,
+    height of our boxes.
+
+    Offsets of the old convention are along width, length and height of a box that rotates clockwise.
+    """
     if boxes == NEW_BOXES:
         return parameter
     width, length, height = parameter.view(-1, 3, *parameter.shape[1:]).unbind(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public formats that are known, and how a file is recognised as one of them: by its names and shapes."""
+"""Known public formats and their recognition by tensor names and shapes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from torch import nn
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import BackboneConfig, DetectorConfig, SparseBEVConfig
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.models.sparse_bev import build_sparse_bev
-from ftkd_core.models.stream_petr import build_stream_petr
 from ftkd_core.weights.importing.checkpoint import PublicCheckpoint
 from ftkd_core.weights.importing.conventions import NEW_BOXES, OLD_BOXES, PUBLIC_CLASSES
 from ftkd_core.weights.importing.key_map import KeyMap
@@ -22,12 +22,13 @@ from ftkd_core.weights.importing.sparse_bev import sparse_bev_config, sparse_bev
 from ftkd_core.weights.importing.stream_petr import stream_petr_config, stream_petr_map
 
 Config = DetectorConfig | SparseBEVConfig | BackboneConfig
-_LEAST_LIKENESS: Final = 0.5
+_MIN_SIMILARITY: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublicFormat:
-    """configure makes our configuration for class names; map_keys the key map for it and a box convention."""
+    """A public format: configure returns our configuration for class names; map_keys the key map of a
+    configuration and a box convention."""
 
     name: str
     summary: str
@@ -97,7 +98,7 @@ FORMATS: Final = (
 
 
 def find_format(name: str) -> PublicFormat:
-    """The format of that name; UserError names what exists."""
+    """Return the format with that name. Raises UserError that lists the known formats."""
     for public in FORMATS:
         if public.name == name:
             return public
@@ -105,28 +106,32 @@ def find_format(name: str) -> PublicFormat:
 
 
 def recognise(checkpoint: PublicCheckpoint, origin: str) -> PublicFormat:
-    """The format whose names and shapes a checkpoint has most of; one with faults is still recognised, so
-    that these can be listed. UserError where none comes near."""
+    """Return the format with the largest overlap of names and shapes with a checkpoint.
+
+    A checkpoint with faults is recognised too, so that they can be listed. Raises UserError if the overlap is
+    below one half.
+    """
     found = {(name, tuple(tensor.shape)) for name, tensor in checkpoint.tensors.items()}
 
-    def likeness(public: PublicFormat) -> float:
+    def similarity(public: PublicFormat) -> float:
         key_map = public.map_keys(public.configure(PUBLIC_CLASSES), NEW_BOXES)
         expected = set(key_map.shapes().items())
         relevant = {entry for entry in found if not key_map.ignores(entry[0])}
         return len(expected & found) / len(expected | relevant)
 
-    best = max(FORMATS, key=likeness)
-    if likeness(best) < _LEAST_LIKENESS:
+    best = max(FORMATS, key=similarity)
+    if similarity(best) < _MIN_SIMILARITY:
         sample = ", ".join(sorted(checkpoint.tensors)[:2])
         raise UserError(
-            f"checkpoint {origin!r} is of no known format ({len(found)} tensors such as {sample}); "
-            "`ftkd import-weights --list-formats` names those that are"
+            f"checkpoint {origin!r} has no known format ({len(found)} tensors such as {sample}); "
+            "`ftkd import-weights --list-formats` lists the known ones"
         )
     return best
 
 
 def box_convention(checkpoint: PublicCheckpoint, origin: str) -> str:
-    """The box convention a checkpoint names, or upstream's default. UserError for another one."""
+    """Return the box convention that a checkpoint names, or the public default. Raises UserError for another
+    one."""
     version = NEW_BOXES if checkpoint.version is None else checkpoint.version
     if version not in (NEW_BOXES, OLD_BOXES):
         raise UserError(
@@ -136,8 +141,8 @@ def box_convention(checkpoint: PublicCheckpoint, origin: str) -> str:
 
 
 def class_order(checkpoint: PublicCheckpoint, origin: str) -> tuple[str, ...]:
-    """The class order a 3-D detector's checkpoint names, or upstream's. UserError where it names other
-    classes than nuScenes' ten."""
+    """Return the class order that a 3-D detector's checkpoint names, or the public default. Raises UserError
+    if the classes are not nuScenes' ten."""
     names = PUBLIC_CLASSES if checkpoint.class_names is None else checkpoint.class_names
     if sorted(names) != sorted(CLASS_NAMES):
         raise UserError(f"checkpoint {origin!r} has classes {', '.join(names)}; expected nuScenes' ten")
@@ -145,7 +150,7 @@ def class_order(checkpoint: PublicCheckpoint, origin: str) -> tuple[str, ...]:
 
 
 def blank_model(config: Config) -> nn.Module:
-    """A model of a configuration that has names and shapes but no values."""
+    """Return a model of a configuration on the meta device: names and shapes without values."""
     with torch.device("meta"):
         if isinstance(config, DetectorConfig):
             return build_stream_petr(config)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An explicit key map: which public tensor becomes which of ours, and how. Nothing is matched by guessing."""
+"""Explicit key maps: the target and the conversion of every public tensor. Nothing is matched by
+similarity."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,21 +13,21 @@ Convert = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 def keep(tensor: Tensor) -> tuple[Tensor, ...]:
-    """The tensor as it is."""
+    """Return the tensor unchanged."""
     return (tensor,)
 
 
 def thirds(tensor: Tensor) -> tuple[Tensor, ...]:
-    """A packed projection (3 C, ...) as those of query, key and value."""
+    """Split a packed projection (3 C, ...) into those of query, key and value."""
     return tensor.chunk(3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """The public tensor `source` of `shape` becomes `targets` by `convert`.
+    """Conversion of the public tensor `source` of `shape` to `targets` by `convert`.
 
-    copies: public names under which upstream saves the same tensor again (shared layers). optional: a counter
-    that old files lack, 0 then.
+    copies: other public names of the same tensor (shared layers). optional: a counter that old files lack; it
+    becomes 0.
     """
 
     source: str
@@ -39,7 +40,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Constant:
-    """A public tensor that is a setting, not a weight: it must have these values, and is not kept."""
+    """A public tensor that is a setting: it must have these values and is not converted."""
 
     source: str
     values: tuple[float, ...]
@@ -47,26 +48,30 @@ class Constant:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyMap:
-    """All of a public format: `ignored` are names of training-only parts; whole parts end in a dot."""
+    """Key map of a public format. `ignored` lists names of training-only parts; names of whole parts end in a
+    dot."""
 
     rules: tuple[Rule, ...]
     constants: tuple[Constant, ...] = ()
     ignored: tuple[str, ...] = ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every public name that is read, with its shape."""
+        """Return the shape of every public tensor that is read."""
         found = {name: rule.shape for rule in self.rules for name in (rule.source, *rule.copies)}
         return found | {constant.source: (len(constant.values),) for constant in self.constants}
 
     def ignores(self, name: str) -> bool:
-        """Whether a public name is of a training-only part."""
+        """Return whether a public name belongs to a training-only part."""
         return any(name.startswith(part) if part.endswith(".") else name == part for part in self.ignored)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What an examination found wrong, each sorted: missing and unknown names, tensors of another shape,
-    copies or constants that differ; and, for information, how many tensors are mapped and ignored."""
+    """Differences between a checkpoint and a key map, each sorted.
+
+    missing and unknown names, tensors of another shape, copies or constants with other values; and the
+    numbers of mapped and ignored tensors.
+    """
 
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
@@ -77,7 +82,7 @@ class Findings:
 
     @property
     def faults(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """Kinds of faults that there are, with the tensors concerned."""
+        """Return the kinds of faults that occur, with their tensors."""
         kinds = {
             "missing": self.missing, "unknown": self.unknown, "of another shape": self.misshaped,
             "of unexpected values": self.differing,
@@ -86,7 +91,7 @@ class Findings:
 
 
 def examine(key_map: KeyMap, tensors: Mapping[str, Tensor]) -> Findings:
-    """Hold public tensors against a key map; nothing is converted."""
+    """Compare public tensors with a key map, without conversion."""
     shapes = key_map.shapes()
     optional = {rule.source for rule in key_map.rules if rule.optional}
     ignored = {name for name in tensors.keys() - shapes.keys() if key_map.ignores(name)}
@@ -124,7 +129,7 @@ def _short(values: Tensor) -> str:
 
 
 def convert(key_map: KeyMap, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our state of public tensors that `examine` found no fault with; float tensors as float32."""
+    """Return our state of public tensors without faults; floats become float32."""
     state: dict[str, Tensor] = {}
     for rule in key_map.rules:
         tensor = tensors.get(rule.source)
@@ -139,17 +144,17 @@ _AFFINE: Final = ("weight", "bias")
 
 
 def linear(source: str, target: str, outputs: int, inputs: int) -> list[Rule]:
-    """Rules of a linear layer."""
+    """Return the rules of a linear layer."""
     return affine(source, target, (outputs, inputs), outputs)
 
 
 def norm(source: str, target: str, channels: int) -> list[Rule]:
-    """Rules of a layer norm with gain and offset."""
+    """Return the rules of a layer norm with gain and offset."""
     return affine(source, target, (channels,), channels)
 
 
 def affine(source: str, target: str, weight: tuple[int, ...], bias: int) -> list[Rule]:
-    """Rules of a layer with a weight of that shape and a bias."""
+    """Return the rules of a layer with a bias and a weight of that shape."""
     shapes = (weight, (bias,))
     return [
         Rule(source=f"{source}.{part}", shape=shape, targets=(f"{target}.{part}",))
@@ -158,7 +163,8 @@ def affine(source: str, target: str, weight: tuple[int, ...], bias: int) -> list
 
 
 def attention(source: str, target: str, channels: int) -> list[Rule]:
-    """Rules of a torch.nn.MultiheadAttention, whose projections are packed, as our attention modules."""
+    """Return the rules of a torch.nn.MultiheadAttention, whose projections are packed, for our attention
+    modules."""
     parts = ("query", "key", "value")
     packed = [
         Rule(

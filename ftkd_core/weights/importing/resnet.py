@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ResNets: torchvision's names are mmdet's names are ours; only what surrounds them differs."""
+"""Key maps of ResNets. Names inside are those of torchvision and mmdet; prefixes and other parts differ."""
 
 from typing import Final
 
 from ftkd_core.weights.importing.key_map import KeyMap, Rule
 
 BLOCKS: Final = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-"""Blocks of each stage by depth."""
+"""Blocks per stage by depth."""
 
 TORCHVISION_IGNORED: Final = ("fc.weight", "fc.bias")
 """The ImageNet classifier."""
 
 MMDET_IGNORED: Final = ("neck.", "rpn_head.", "roi_head.")
-"""What mmdet's two-stage 2-D detectors have besides a backbone."""
+"""Other parts of mmdet's two-stage 2-D detectors."""
 
 
 def resnet_rules(depth: int, source: str, target: str) -> list[Rule]:
-    """Rules of a ResNet without classifier; source and target are prefixes that end in a dot, or empty."""
+    """Return the rules of a ResNet without classifier; source and target are prefixes that end in a dot, or
+    empty."""
     expansion = 1 if depth < 50 else 4
     rules = _conv_and_norm(source, target, "conv1", "bn1", (64, 3, 7, 7))
     inputs = 64
@@ -36,7 +37,7 @@ def resnet_rules(depth: int, source: str, target: str) -> list[Rule]:
 
 
 def resnet_map(depth: int, source: str, ignored: tuple[str, ...]) -> KeyMap:
-    """Key map of a backbone file: our names are `ResNet`'s own."""
+    """Return the key map of a backbone file, whose target names are those of `ResNet`."""
     return KeyMap(rules=tuple(resnet_rules(depth, source, "")), ignored=ignored)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Key map of the public SparseBEV (names read in MCG-NJU/SparseBEV).
+"""Key map of the public SparseBEV (names from MCG-NJU/SparseBEV).
 
 Symbols: C channels, G groups, P points, L levels, T frames, K classes.
 """
@@ -26,7 +26,7 @@ _NECK_INPUTS: Final = (256, 512, 1024, 2048)
 def sparse_bev_config(
     class_names: tuple[str, ...], *, depth: int = 50, num_queries: int = 900, large: bool = False
 ) -> SparseBEVConfig:
-    """Configuration of a public model of 8 frames; `large` is the one of 1408x512 and five levels."""
+    """Return the configuration of a public model with 8 frames; `large` selects 1408x512 and five levels."""
     config = sparse_bev_preset("sparse_bev_r50_704x256")
     decoder = replace(config.decoder, as_published=True, num_queries=num_queries, levels=5 if large else 4)
     image = ImageConfig(width=1408, height=512) if large else config.image
@@ -39,7 +39,7 @@ def sparse_bev_config(
 
 
 def sparse_bev_map(config: SparseBEVConfig, boxes: str) -> KeyMap:
-    """Key map of that model; boxes is the convention its boxes have, NEW_BOXES or OLD_BOXES."""
+    """Return the key map of that model; boxes is its box convention, NEW_BOXES or OLD_BOXES."""
     rules = [
         *resnet_rules(config.backbone.depth, "img_backbone.", "backbone."),
         *_neck_rules(config.decoder.channels),
@@ -109,8 +109,8 @@ def _branch_rules(config: SparseBEVConfig, boxes: str) -> list[Rule]:
         rules += norm(f"{_LAYER}cls_branch.{index}", f"{_OURS}classifier.{index}", channels)
     for index in (0, 2):
         rules += linear(f"{_LAYER}reg_branch.{index}", f"{_OURS}regressor.{index}", channels, channels)
-    answer = linear(f"{_LAYER}reg_branch.4", f"{_OURS}regressor.4", 10, channels)
-    return [*rules, *(replace(rule, convert=_with(our_regressor, boxes)) for rule in answer)]
+    last = linear(f"{_LAYER}reg_branch.4", f"{_OURS}regressor.4", 10, channels)
+    return [*rules, *(replace(rule, convert=_with(our_regressor, boxes)) for rule in last)]
 
 
 def _with(change: Callable[[Tensor, str], Tensor], boxes: str) -> Callable[[Tensor], tuple[Tensor, ...]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Key map of the public StreamPETR (R50; names read in exiawsh/StreamPETR).
+"""Key map of the public StreamPETR (R50; names from exiawsh/StreamPETR).
 
 Symbols: C channels, K classes.
 """
@@ -33,7 +33,7 @@ _CONE: Final = 8
 
 
 def stream_petr_config(name: str, class_names: tuple[str, ...]) -> DetectorConfig:
-    """Configuration of the public model that our preset `name` has the sizes of."""
+    """Return the configuration of the public model that has the sizes of our preset `name`."""
     config = preset(name)
     decoder = replace(config.decoder, as_published=True, point_range_m=POINT_RANGE_M)
     return replace(
@@ -46,7 +46,7 @@ def stream_petr_config(name: str, class_names: tuple[str, ...]) -> DetectorConfi
 
 
 def stream_petr_map(config: DetectorConfig) -> KeyMap:
-    """Key map of that model."""
+    """Return the key map of that model."""
     rules = [
         *resnet_rules(config.backbone.depth, "img_backbone.", "backbone."),
         *_neck_rules(config.backbone.neck_channels),
@@ -118,7 +118,8 @@ def _decoder_rules(config: DetectorConfig) -> list[Rule]:
 
 
 def _branch_rules(config: DetectorConfig) -> list[Rule]:
-    """The two heads, which upstream saves once for every layer though they are one."""
+    """Return the rules of the class and box heads; the public code saves one copy per layer of the shared
+    weights."""
     channels, classes = config.decoder.channels, len(config.class_names)
     square = (channels, channels)
     heads: list[tuple[str, str, list[tuple[int, tuple[int, ...]]]]] = [
@@ -135,14 +136,15 @@ def _branch_rules(config: DetectorConfig) -> list[Rule]:
                 rules.append(
                     Rule(
                         source=names[0], copies=tuple(names[1:]), shape=shape,
-                        targets=(f"{target}.{layer}.{part}",), convert=_our_answer if last else keep,
+                        targets=(f"{target}.{layer}.{part}",), convert=_our_box_layer if last else keep,
                     )
                 )  # fmt: skip
     return rules
 
 
 def _focal_head_rules(config: DetectorConfig) -> list[Rule]:
-    """The 2-D head, which runs in training alone: without it, fine-tuning would start it anew."""
+    """Return the rules of the 2-D head, which is used in training only, so that fine-tuning keeps its
+    weights."""
     channels = config.backbone.neck_channels
     rules: list[Rule] = []
     for name in ("shared_cls", "shared_reg"):
@@ -168,5 +170,5 @@ def _constants(config: DetectorConfig) -> tuple[Constant, ...]:
     return tuple(Constant(source=_HEAD + name, values=value) for name, value in values.items())
 
 
-def _our_answer(parameter: Tensor) -> tuple[Tensor, ...]:
+def _our_box_layer(parameter: Tensor) -> tuple[Tensor, ...]:
     return (our_regressor(parameter, NEW_BOXES),)

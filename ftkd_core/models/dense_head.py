@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Head on the image features: it teaches the backbone to see objects before the decoder can.
+"""Dense 2-D head: heat maps and box geometry for every cell of the image features.
 
-StreamPETR trains a 2-D one; ours is dense (a heat map as in CenterNet, with 2-D box, centre, depth, size and
-heading at the peaks, as FCOS3D, Wang et al. 2021, has them) because every cell then carries gradient from
-the first step, which training from scratch needs. It is dropped at inference, unless the decoder starts
-queries at its peaks (`DecoderConfig.num_image_queries`, after Far3D and BEVFormer v2). Symbols: B batch, N
-cameras, K classes, C channels, H/W feature size, I image queries.
+Supervision of the image features lets the backbone detect objects before the decoder can. StreamPETR's head
+(focal_head.py) is matched to few cells; this one (ours) has a heat map as in CenterNet (Zhou et al. 2019) and
+2-D box, centre, depth, size and heading as in FCOS3D (Wang et al. 2021), so every cell gets a gradient from
+the first step, which training from scratch needs. At inference it runs only if image queries start at its
+peaks (`DecoderConfig.num_image_queries`, after Far3D and BEVFormer v2).
+
+Symbols: B batch, N cameras, K classes, C channels, H/W feature size, I image queries.
 """
 
 from typing import Final, NamedTuple
@@ -14,38 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftkd_core.geometry import full_precision, transform_points
-from ftkd_core.models.anchors import Anchors, turn, view_axis
+from ftkd_core.geometry import full_precision, line_of_sight, rotate_2d, transform_points
+from ftkd_core.models.anchors import Anchors
+from ftkd_core.models.predictions import REFERENCE_FOCAL_PX, DenseMaps
 from ftkd_core.types import CameraRig
-
-REFERENCE_FOCAL_PX: Final = 300.0
-"""Depth is predicted as if seen by this focal length, so that one number fits cameras of any field of
-view."""
 
 _GEOMETRY: Final = (4, 2, 1, 3, 2, 2)  # channels of edges, offset, log_depth, log_size, heading, axis
 
 
-class AuxiliaryMaps(NamedTuple):
-    """heat (B, N, K, H, W) logits; edges (B, N, 4, H, W) distances left, top, right, bottom in cells; offset
-    (B, N, 2, H, W) projected 3-D centre minus cell centre in cells; log_depth (B, N, 1, H, W) of metres times
-    REFERENCE_FOCAL_PX / focal length; log_size (B, N, 3, H, W) width, length, height; heading (B, N, 2, H, W)
-    cosine and sine of the yaw relative to the cell's line of sight in the ground plane; axis (B, N, 2, H, W)
-    cosine and sine of twice that angle, which can be seen long before front and rear can be told apart."""
+class DenseHead(nn.Module):
+    """Compute `DenseMaps` of feature maps (B, N, C, H, W) and their rig.
 
-    heat: Tensor
-    edges: Tensor
-    offset: Tensor
-    log_depth: Tensor
-    log_size: Tensor
-    heading: Tensor
-    axis: Tensor
-
-
-class AuxiliaryHead(nn.Module):
-    """Feature maps (B, N, C, H, W) and the rig they were seen by -> AuxiliaryMaps.
-
-    Each cell is told its line of sight and where that meets the ground (ours): on even ground an object
-    stands where its foot is seen.
+    The geometry branch also gets each cell's ray and the depth at which it meets the ground (ours): on even
+    ground, the image row of an object's foot gives its depth.
     """
 
     def __init__(self, channels: int, num_classes: int, stride: int) -> None:
@@ -59,30 +42,32 @@ class AuxiliaryHead(nn.Module):
             self.output.bias.zero_()  # type: ignore[union-attr]
             self.output.bias[6] = 3.0  # type: ignore[index]  # log of 20 m
 
-    def forward(self, features: Tensor, rig: CameraRig) -> AuxiliaryMaps:
+    def forward(self, features: Tensor, rig: CameraRig) -> DenseMaps:
         shape = features.shape[:2]
-        sight = sight_features(rig, features.shape[-2:], self.stride).flatten(0, 1).to(features.dtype)
+        rays = ray_features(rig, features.shape[-2:], self.stride).flatten(0, 1).to(features.dtype)
         features = features.flatten(0, 1)
         heat = self.heat(self.classes(features))
-        maps = self.output(self.geometry(torch.cat([features, sight], dim=1)))
+        maps = self.output(self.geometry(torch.cat([features, rays], dim=1)))
         parts = maps.unflatten(0, shape).split(_GEOMETRY, dim=2)
-        return AuxiliaryMaps(heat.unflatten(0, shape), *parts)
+        return DenseMaps(heat.unflatten(0, shape), *parts)
 
 
 @full_precision
-def sight_features(rig: CameraRig, size: tuple[int, int] | torch.Size, stride: int) -> Tensor:
-    """What the geometry of a rig says of each cell, (B, N, 3, H, W): slopes x/z and y/z of its ray, and the
-    logarithm of the depth where the ray meets the ground (the ego frame's z = 0), 1 to 200 m, as
-    `AuxiliaryMaps.log_depth`; 200 m for rays that never do."""
+def ray_features(rig: CameraRig, size: tuple[int, int] | torch.Size, stride: int) -> Tensor:
+    """Return features (B, N, 3, H, W) of the cells' rays: slopes x/z and y/z, and log depth of the ground.
+
+    The depth is that at which the ray meets the plane z = 0 of ego, clamped to 1..200 m (200 m if it never
+    does) and normalised as `DenseMaps.log_depth`.
+    """
     height, width = size
     k, pose = rig.intrinsics.float(), rig.ego_from_camera.float()
     u = (torch.arange(width, device=k.device) + 0.5) * stride
     v = (torch.arange(height, device=k.device) + 0.5) * stride
     x = ((u - k[..., 0, 2, None]) / k[..., 0, 0, None])[..., None, :].expand(-1, -1, height, -1)
     y = ((v - k[..., 1, 2, None]) / k[..., 1, 1, None])[..., :, None].expand(-1, -1, -1, width)
-    down = pose[..., 2, :3, None, None]  # (B, N, 3, 1, 1): how much each camera axis points up
-    fall = -(down[:, :, 0] * x + down[:, :, 1] * y + down[:, :, 2])  # metres down per metre of depth
-    depth = torch.where(fall > 1e-3, pose[..., 2, 3, None, None] / fall.clamp(min=1e-3), 200.0)
+    up = pose[..., 2, :3, None, None]  # (B, N, 3, 1, 1), z of each camera axis in ego
+    descent = -(up[:, :, 0] * x + up[:, :, 1] * y + up[:, :, 2])  # metres per metre of depth
+    depth = torch.where(descent > 1e-3, pose[..., 2, 3, None, None] / descent.clamp(min=1e-3), 200.0)
     scaled = depth.clamp(1.0, 200.0) * REFERENCE_FOCAL_PX / k[..., 0, 0, None, None]
     return torch.stack([x, y, scaled.log()], dim=2)
 
@@ -96,19 +81,18 @@ def _tower(in_channels: int, channels: int) -> nn.Sequential:
 
 
 class ImageProposals(NamedTuple):
-    """anchors of I queries, lifted to ego and detached from the head; features (B, I, C) of the cells they
-    come from."""
+    """anchors of I queries in ego, without gradient; features (B, I, C) of the cells they come from."""
 
     anchors: Anchors
     features: Tensor
 
 
 @full_precision
-def propose(maps: AuxiliaryMaps, features: Tensor, rig: CameraRig, stride: int, count: int) -> ImageProposals:
-    """The `count` strongest local peaks over all cameras, lifted to 3-D. Fixed shapes; nothing leaves the
-    device.
+def propose(maps: DenseMaps, features: Tensor, rig: CameraRig, stride: int, count: int) -> ImageProposals:
+    """Return the `count` strongest local peaks of all cameras, lifted to 3-D.
 
-    features (B, N, C, H, W) are the maps' input. Gradient flows into the features, not through the points.
+    All shapes are fixed and nothing is copied to the host. features (B, N, C, H, W) are the input of the
+    maps; gradients flow into the features of the proposals, not into their boxes.
     """
     _batch, _cameras, _, height, width = maps.heat.shape
     heat = maps.heat.detach().float().sigmoid().amax(2)  # (B, N, H, W)
@@ -132,24 +116,24 @@ def propose(maps: AuxiliaryMaps, features: Tensor, rig: CameraRig, stride: int, 
     y = (v - intrinsics[..., 1, 2]) / intrinsics[..., 1, 1] * depth
     points = torch.stack([x, y, depth], dim=-1)[:, :, None]  # (B, I, 1, 3) in camera
     ego = transform_points(_per_camera(rig.ego_from_camera.float(), camera), points)[:, :, 0]
-    sight = view_axis(ego - _per_camera(rig.ego_from_camera.float(), camera)[..., :3, 3])
-    relative = heading_along(at(maps.axis.detach().float()), at(maps.heading.detach().float()))
-    heading = turn(relative, sight)
+    direction = line_of_sight(ego - _per_camera(rig.ego_from_camera.float(), camera)[..., :3, 3])
+    relative = resolve_heading(at(maps.axis.detach().float()), at(maps.heading.detach().float()))
+    heading = rotate_2d(relative, direction)
     codes = torch.cat(
         [ego, at(maps.log_size.detach().float()), heading.flip(-1), torch.zeros_like(heading)], dim=-1
     )
     return ImageProposals(Anchors(codes, at(maps.heat.detach().float())), at(features))
 
 
-def heading_along(axis: Tensor, heading: Tensor) -> Tensor:
-    """Unit vectors (..., 2) along the axis whose doubled angle is given, (..., 2), to the side of
-    `heading` (..., 2)."""
+def resolve_heading(axis: Tensor, heading: Tensor) -> Tensor:
+    """Return unit vectors (..., 2) of the doubled angle `axis` (..., 2), on the side of `heading` (...,
+    2)."""
     angle = torch.atan2(axis[..., 1], axis[..., 0]) / 2
     along = torch.stack([angle.cos(), angle.sin()], dim=-1)
     return torch.where((along * heading).sum(-1, keepdim=True) < 0, -along, along)
 
 
 def _per_camera(values: Tensor, camera: Tensor) -> Tensor:
-    """values (B, N, r, c) of the cameras chosen by camera (B, I) -> (B, I, r, c)."""
+    """Return values (B, N, r, c) of the cameras with index camera (B, I), as (B, I, r, c)."""
     index = camera[..., None, None].expand(-1, -1, *values.shape[2:])
     return values.gather(1, index)

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Construction of streaming detectors from configurations."""
+
+from ftkd_core.config import DetectorConfig
+from ftkd_core.models.anchored_stream_petr import AnchoredStreamPETR
+from ftkd_core.models.corrected_stream_petr import CorrectedStreamPETR
+from ftkd_core.models.stream_petr import StreamPETR
+
+
+def build_stream_petr(config: DetectorConfig) -> StreamPETR:
+    """Return the streaming detector of a configuration with random weights.
+
+    Image queries need anchored queries; without them queries are points, computed as published or corrected.
+    """
+    if config.decoder.num_image_queries:
+        return AnchoredStreamPETR(config)
+    return StreamPETR(config) if config.decoder.as_published else CorrectedStreamPETR(config)

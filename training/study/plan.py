@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of an experiment: everything that defines its runs. It is stored in `plan.json`."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from ftkd_core.errors import UserError
+from training.study.json_files import read_json
+from training.study.matrix import OFFLINE, PAST
+
+HELD_OUT_SEED: Final = 900_000
+"""Seed of the first held-out scene."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Settings of all runs of an experiment. steps are those of every student, teacher_steps those of every
+    teacher that is trained; teacher and past_teacher are weights files that are used instead of training."""
+
+    preset: str
+    teacher_preset: str
+    past_preset: str
+    seeds: int
+    scenes: int
+    held_out: int
+    streams: int
+    steps: int
+    teacher_steps: int
+    share: float
+    lr: float
+    init: str
+    init_parts: str
+    backbone_ratio: float
+    teacher: str
+    past_teacher: str
+    cache_features: bool = False
+    set_method: tuple[str, ...] = ()
+
+    def preset_of(self, method: str) -> str:
+        """Return the preset of a teacher, or of the students of a row."""
+        return {OFFLINE: self.teacher_preset, PAST: self.past_preset}.get(method, self.preset)
+
+    def weights_of(self, teacher: str) -> str:
+        """Return the given weights file of a teacher; empty if it is trained in the experiment."""
+        return self.past_teacher if teacher == PAST else self.teacher
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the content of `plan.json`."""
+        return asdict(self)
+
+
+def load_plan(path: Path) -> Plan:
+    """Return the plan of a file. Raise UserError if it is missing, damaged or not a plan."""
+    found = read_json(path, "restore it, or give another --out")
+    names = {field.name for field in fields(Plan)}
+    if not isinstance(found, dict) or found.keys() != names:
+        raise UserError(
+            f"{str(path)!r} is not the plan of an experiment: expected {', '.join(sorted(names))}; give "
+            "another --out"
+        )
+    return Plan(**(found | {"set_method": tuple(found["set_method"])}))  # a list in JSON
+
+
+def resume_plan(path: Path, requested: Plan) -> Plan:
+    """Return the plan of a file with the requested number of seeds, because runs may be added later.
+
+    Raises UserError if another setting differs. Requested steps of 0 match any number.
+    """
+    found = replace(load_plan(path), seeds=requested.seeds)
+    for name, wanted in requested.as_json().items():
+        planned = getattr(found, name)
+        if wanted != planned and not (name in ("steps", "teacher_steps") and wanted == 0):
+            raise UserError(
+                f"{str(path)!r} has {name} {planned!r}, the command {wanted!r}; give another --out"
+            )
+    return found
+
+
+def check_steps(plan: Plan, teachers: list[str]) -> None:
+    """Raise UserError if a new plan lacks the number of steps of students or of teachers to be trained."""
+    if plan.steps < 1:
+        raise UserError(
+            f"--steps {plan.steps}: a new experiment needs the steps of each student; give --steps"
+        )
+    if plan.teacher_steps < 1 and any(not plan.weights_of(name) for name in teachers):
+        raise UserError(
+            f"--teacher-steps {plan.teacher_steps}: a new experiment needs the steps of each teacher; give "
+            "--teacher-steps, or weights with --teacher and --past-teacher"
+        )
