@@ -70,7 +70,7 @@ def changing_speed(random: np.random.Generator, cruise: float, end_s: float) -> 
 
 
 def lane_changes(random: np.random.Generator, lane: float, length: float) -> Pieces:
-    """Return path pieces of repeated changes between inner and outer lane over a length, starting in `lane`."""
+    """Return path pieces of repeated changes between inner and outer lane, starting in `lane`."""
     pieces: Pieces = []
     inner, covered = lane == INNER_LANE, 0.0
     while covered < length:
@@ -83,7 +83,7 @@ def lane_changes(random: np.random.Generator, lane: float, length: float) -> Pie
 def place_driving(
     placer: Placer, name: str, crossings: Sequence[float], *, along_main: float, turning: float
 ) -> bool:
-    """Place a vehicle that changes speed and lane, or turns at a crossing. Return False if it does not fit."""
+    """Place a vehicle that changes speed and lane or turns at a crossing. Return False if it does not fit."""
     random = placer.random
     time, x, y = meeting_point(placer)
     cycle = name in ("motorcycle", "bicycle")
