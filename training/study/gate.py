@@ -47,6 +47,7 @@ from ftkd_core.models.predictions import Predictions
 from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
 from training.distill import load_teacher
 from training.feature_cache import network_input
+from training.study.json_files import write_json
 from training.study.plan import HELD_OUT_SEED
 
 MOVING_M_S: Final = 0.5
@@ -362,11 +363,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"gate: {error}", file=sys.stderr)
         return 2
     values |= {"weights": options.weights.name, "world": options.world}
-    text = json.dumps(values, indent=1)
-    print(text)
+    print(json.dumps(values, indent=1))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(text + "\n")
+        write_json(options.json, values)
     return 0 if values["passed"] else 1
 
 
