@@ -128,8 +128,13 @@ def commands_page() -> str:
     ]
     for name, text in commands.items():
         parts += [f"## ftkd {name}".rstrip(), _fenced(text)]
+    same = [f"training.{name}" for name in commands if f"training.{name}" in sources.programs()]
+    named = ", ".join(f"`python -m {module}`" for module in same)
     parts.append("# Programs")
-    for module in sources.programs():
+    parts.append(
+        f"{named} have the options of the `ftkd` command of the same name; `torchrun` needs this form."
+    )
+    for module in [name for name in sources.programs() if name not in same]:
         parts += [f"## python -m {module}", _fenced(sources.module_help(module))]
     return _page("Commands", *parts)
 
@@ -137,7 +142,7 @@ def commands_page() -> str:
 def settings_page() -> str:
     """Settings of training and distillation, presets, recipes and methods."""
     classes = sources.training_classes()
-    student = list(sources.settings(classes["student"]))
+    student = sources.settings(classes["student"])
     shared = {setting.path for setting in student}
     teacher = [item for item in sources.settings(classes["teacher"]) if item.path not in shared]
     parts = [
@@ -148,8 +153,11 @@ def settings_page() -> str:
     parts += ["## model, SparseBEV only", _setting_table(teacher)]
     parts += [
         "## FTKD",
-        "Set these with `--set-method NAME=VALUE`.",
-        _setting_table(sources.settings(classes["distillation"])),
+        "Set these with `--set-method NAME=VALUE`. They apply to `ftkd`, its ablations and `logits`.",
+        _setting_table(sources.settings(classes["ftkd"])),
+        "## mgd, cwd and stxd",
+        "Set these with `--set-method NAME=VALUE` as well.",
+        _setting_table(item for item in sources.settings(classes["baseline"]) if item.path != "name"),
         "## Presets",
         _table(["preset", "what"], [[f"`{name}`", text] for name, text in sources.presets().items()]),
         "## Recipes",
