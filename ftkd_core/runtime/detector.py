@@ -94,7 +94,7 @@ class Detector:
         )
 
     def reset(self) -> None:
-        """Start a new stream: the next step uses the learned initial memory."""
+        """Start a new stream: the next step uses the initial memory of training."""
         self._start_ns = None
 
     def warm_up(self, image_size: tuple[int, int] | None = None) -> None:
