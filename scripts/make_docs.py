@@ -24,7 +24,8 @@ _INPUTS: Final = (
     (
         "`/{camera}/image`",
         "sensor_msgs/Image",
-        "With `image_transport: raw`. RGB, BGR, RGBA, BGRA, mono (8 or 16 bits), yuv422, yuv422_yuy2, Bayer.",
+        "With `image_transport: raw`. RGB, BGR, RGBA, BGRA, mono (8 or 16 bits), yuv422, yuv422_yuy2, Bayer; "
+        "others through cv_bridge.",
     ),
     (
         "`/{camera}/camera_info`",
@@ -43,8 +44,8 @@ _OUTPUT_NOTES: Final = {
     "detections/velocities": "Same header. Fields `x y z vx vy vz`, float32. Point i belongs to detection i. "
     "Velocity over ground, m/s.",
     "detections/label_info": "Latched. Class names and the score threshold.",
-    "detections/markers": "Box edges, an arrow as long as the way of one second, and a label. One namespace "
-    "per kind and class.",
+    "detections/markers": "Box edges, an arrow as long as the distance travelled in one second, and a label. "
+    "One namespace per kind and class.",
     "detections/bird_eye": "Top view. Drawn only while the topic has a subscriber.",
     "detections/surround": "The six images with boxes. Drawn only while the topic has a subscriber.",
     "/diagnostics": "1 Hz. Age and rate per camera, rounds, drops and resets by cause, latency per stage.",
