@@ -24,8 +24,7 @@ _INPUTS: Final = (
     (
         "`/{camera}/image`",
         "sensor_msgs/Image",
-        "With `image_transport: raw`. RGB, BGR, RGBA, BGRA, mono (8 or 16 bits), yuv422, yuv422_yuy2, Bayer; "
-        "others through cv_bridge.",
+        "With `image_transport: raw`. rgb, bgr, rgba, bgra, mono, yuv422, yuyv, bayer; others by cv_bridge.",
     ),
     (
         "`/{camera}/camera_info`",
