@@ -15,7 +15,21 @@ from scripts.docs_sources import ROOT
 
 SHELL_LANGUAGES: Final = ("", "bash", "console", "sh")
 OTHER_PROGRAMS: Final = frozenset(
-    ["cd", "colcon", "cp", "export", "git", "ls", "mcap", "pip", "rosdep", "source", "sudo", "tensorboard"]
+    [
+        "cd",
+        "colcon",
+        "trtexec",
+        "cp",
+        "export",
+        "git",
+        "ls",
+        "mcap",
+        "pip",
+        "rosdep",
+        "source",
+        "sudo",
+        "tensorboard",
+    ]
 )
 """Programs that are not part of this repository; their arguments are not checked."""
 _MODULE_FOLDERS: Final = ("benchmarks", "ftkd_core", "ftkd_ros", "scripts", "training")

@@ -29,7 +29,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "weights": "weights file; empty: the shipped weights",
     "preset": "required preset of the weights; empty: any",
     "device": "auto (a GPU if available), cpu, cuda or cuda:N",
-    "runtime": "fast, plain (slower reference), or auto: fast on a CPU, plain on a GPU",
+    "runtime": "engine: openvino, onnx, fast, plain (slower reference), or auto, the fastest proven one",
     "score_threshold": "minimum score of published detections, 0..1",
     "max_detections": "maximum number of detections per round",
     "cameras": "camera names in the order of the model's channels; they replace {camera} in topics",
