@@ -90,7 +90,8 @@ def test_training_commands_pass_their_arguments_unchanged(
 ) -> None:
     received: list[list[str]] = []
 
-    def main(arguments: list[str]) -> int:
+    def main(arguments: list[str], prog: str) -> int:
+        assert prog == f"ftkd {command}"
         received.append(arguments)
         return 3
 
