@@ -36,6 +36,7 @@ class DistillOptions(train.TrainOptions):
     method_overrides: Sequence[str] = ()
     cache: Path | None = None
     fill_cache: bool = False
+    hide_future: bool = False
 
 
 def make_parser(prog: str = "python -m training.distill") -> argparse.ArgumentParser:
@@ -45,6 +46,7 @@ def make_parser(prog: str = "python -m training.distill") -> argparse.ArgumentPa
     add("--teacher", type=Path, required=True, help="weights of the frozen SparseBEV teacher")
     add("--cache", type=Path, help="read the teacher's outputs from this folder")
     add("--fill-cache", action="store_true", help="first run the teacher over the scenes the cache lacks")
+    add("--hide-future", action="store_true", help="hide the future frames from the teacher")
     add("--method", default="ftkd", help=f"distillation method: {', '.join(METHODS)} (default ftkd)")
     add(
         "--set-method", dest="method_overrides", action="append", default=[], metavar="KEY=VALUE",
@@ -72,6 +74,7 @@ def distill(options: DistillOptions) -> Path:
         weights_hash(options.teacher),
         options.cache,
         options.fill_cache,
+        options.hide_future,
     )
     return train.train(options, source)
 
