@@ -75,7 +75,7 @@ def _kernels(name: str, cap_s: float, *arguments: str) -> Stage:
 STAGES: Final = (
     Stage(
         "tests",
-        ("pytest", "-m", "gpu", "-q", "-n", "8", "-p", "no:cacheprovider", _TEST_FILE),
+        ("pytest", "-m", "gpu", "-v", "-n", "8", "-p", "no:cacheprovider", _TEST_FILE),
         200,
         ("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--collect-only", _TEST_FILE),
         needs=("pytest", "xdist", "pytest_timeout", "hypothesis"),

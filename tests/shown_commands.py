@@ -191,7 +191,7 @@ def _choices() -> dict[str, set[str]]:
     kinds = sources.training_classes()
     return {
         "--set": {item.path for key in ("student", "teacher") for item in sources.settings(kinds[key])},
-        "--set-method": {item.path for item in sources.settings(kinds["distillation"])},
+        "--set-method": {item.path for key in ("ftkd", "baseline") for item in sources.settings(kinds[key])},
         "--preset": {*sources.presets(), "init", "PRESET"},
         "--teacher-preset": set(sources.presets()),
         "--past-preset": set(sources.presets()),

@@ -2,8 +2,8 @@
 """Train a detector: the streaming student, or a SparseBEV (teacher or window student), on the synthetic world
 or on nuScenes.
 
-    python -m training.train --preset tiny --out runs/tiny --steps 20000
-    python -m training.train --preset sparse_bev_tiny_offline --out runs/teacher --steps 20000
+    ftkd train --preset tiny --out runs/tiny --steps 20000
+    ftkd train --preset sparse_bev_tiny_offline --out runs/teacher --steps 20000
     torchrun --nproc-per-node 8 -m training.train --recipe stream_petr_r50 --out runs/student \
         --set data.root=/data/nuscenes
 
@@ -312,9 +312,9 @@ def train(options: TrainOptions, source: TeacherSource | None = None) -> Path:
     return weights
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m training.train") -> int:
     """Entry point. Bad input is reported in one sentence with exit code 2."""
-    options = TrainOptions(**vars(make_parser().parse_args(argv)))
+    options = TrainOptions(**vars(make_parser(prog).parse_args(argv)))
     try:
         train(options)
     except (UserError, FloatingPointError) as error:

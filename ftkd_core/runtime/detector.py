@@ -13,7 +13,7 @@ from ftkd_core.config import DetectorConfig
 from ftkd_core.errors import UserError
 from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.stream_petr import StreamPETR
-from ftkd_core.runtime.engine_choice import choose_runtime, make_engine
+from ftkd_core.runtime.engine_choice import EngineOptions, select_engine
 from ftkd_core.runtime.engines import Engine, Rows
 from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
 from ftkd_core.types import CameraRound, CameraView, ObjectList
@@ -46,7 +46,6 @@ class Detector:
         self._our_labels = np.array(our_labels(model.config.class_names), dtype=np.int64)
         if max_detections < 1:
             raise UserError(f"max_detections {max_detections}: expected at least 1")
-        self.runtime, self.runtime_reason = choose_runtime(runtime, device, exported=exported is not None)
         self.model = model.eval().requires_grad_(False)
         self.config: DetectorConfig = model.config
         self.preset = model.config.preset
@@ -57,10 +56,9 @@ class Detector:
         self.device = device
         self.score_threshold = score_threshold
         self.max_detections = max_detections
-        self.engine: Engine = make_engine(
-            self.runtime, model, device, max_detections, weights_hash=weights_hash, exported=exported,
-            threads=threads,
-        )  # fmt: skip
+        self.engine: Engine
+        options = EngineOptions(max_detections, weights_hash, exported, threads)
+        self.engine, (self.runtime, self.runtime_reason) = select_engine(runtime, model, device, options)
         self._start_ns: int | None = None
 
     @classmethod
@@ -104,7 +102,7 @@ class Detector:
         )
 
     def reset(self) -> None:
-        """Start a new stream: the next step uses the learned initial memory."""
+        """Start a new stream: the next step uses the initial memory of training."""
         self._start_ns = None
 
     def warm_up(self, image_size: tuple[int, int] | None = None) -> None:

@@ -2,8 +2,10 @@
 """Which engine runs a detector, and how it is made.
 
 `auto` takes the fastest engine that is proven on the device: on a CPU OpenVINO, if it is installed, then ONNX
-Runtime, then our own fast engine (`benchmarks/results/engines_cpu.json`); on a GPU our fast engine. Engines
-of exported graphs need a file: one that was exported before, or one that is exported now and cached."""
+Runtime, then our own fast engine (`benchmarks/results/engines_cpu.json`); on a GPU our fast engine, if it
+passes its self-check there, else the plain one. Engines of exported graphs need a file: one that was exported
+before, or one that is exported now and cached.
+"""
 
 import hashlib
 import logging
@@ -24,6 +26,7 @@ from ftkd_core.runtime.engines import Engine, PlainEngine
 from ftkd_core.runtime.export import GRAPH_VERSION, ONNX_PACKAGES, export_onnx
 from ftkd_core.runtime.exported_engine import ExportedEngine, OpenSession
 from ftkd_core.runtime.fast import FastEngine
+from ftkd_core.runtime.self_check import Verdict, check_engine, remembered, self_check_key
 from ftkd_core.runtime.sessions import OnnxSession, OpenVinoSession
 
 EXPORTED: Final = {"openvino": "openvino", "onnx": "onnxruntime"}
@@ -39,7 +42,7 @@ class Choice(NamedTuple):
 
 
 def choose_runtime(runtime: str, device: torch.device, *, exported: bool = False) -> Choice:
-    """The engine to use. exported: an exported file is at hand, so that none has to be written.
+    """The engine to try first. exported: an exported file is at hand, so that none has to be written.
 
     Errors: UserError for an unknown name.
     """
@@ -48,7 +51,7 @@ def choose_runtime(runtime: str, device: torch.device, *, exported: bool = False
     if runtime != "auto":
         return Choice(runtime, "requested")
     if device.type == "cuda":
-        return Choice("plain", "the fast engine is not proven on a GPU yet")
+        return Choice("fast", "fastest measured on a GPU")
     exporter = exported or all(find_spec(name) is not None for name in ONNX_PACKAGES)
     for name, package in EXPORTED.items():
         if find_spec(package) is not None and exporter:
@@ -56,12 +59,49 @@ def choose_runtime(runtime: str, device: torch.device, *, exported: bool = False
     return Choice("fast", "neither openvino nor onnxruntime with onnx and onnxscript is installed")
 
 
-def make_engine(
-    name: str, model: StreamPETR, device: torch.device, max_detections: int, *, weights_hash: str = "",
-    exported: Path | None = None, threads: int = 0,
-) -> Engine:  # fmt: skip
-    """The engine of that name. exported: an ONNX file for the engines that need one; None exports the model
-    into the cache. Errors: UserError as the engines raise."""
+class EngineOptions(NamedTuple):
+    """What engines are made with: see `Detector`."""
+
+    max_detections: int
+    weights_hash: str = ""
+    exported: Path | None = None
+    threads: int = 0
+
+
+def select_engine(
+    runtime: str, model: StreamPETR, device: torch.device, options: EngineOptions
+) -> tuple[Engine, Choice]:
+    """The engine of a runtime and the reason for it.
+
+    `auto` replaces an engine that cannot be made or does not pass its self-check, with a warning. Errors:
+    UserError if the requested engine cannot be made.
+    """
+    choice = choose_runtime(runtime, device, exported=options.exported is not None)
+    if runtime != "auto":
+        return make_engine(choice.name, model, device, options), choice
+    if device.type == "cuda":
+        verdict = _self_check(model, device, options)
+        choice = Choice("fast" if verdict.passed else "plain", verdict.reason)
+        return make_engine(choice.name, model, device, options), choice
+    try:
+        return make_engine(choice.name, model, device, options), choice
+    except Exception as error:  # exporters and other libraries raise anything; the fast engine needs neither
+        reason = f"{choice.name} could not be used: {str(error).splitlines()[0] if str(error) else error!r}"
+        _log.warning("%s; using the fast engine", reason)
+        return make_engine("fast", model, device, options), Choice("fast", reason)
+
+
+def _self_check(model: StreamPETR, device: torch.device, options: EngineOptions) -> Verdict:
+    """The cached verdict on the fast engine for this GPU, torch and weights."""
+    key = self_check_key(device, options.weights_hash or state_hash(model))
+    fast, plain = (partial(make_engine, name, model, device, options) for name in ("fast", "plain"))
+    return remembered(cache_folder() / "self_checks.json", key, lambda: check_engine(fast, plain(), model))
+
+
+def make_engine(name: str, model: StreamPETR, device: torch.device, options: EngineOptions) -> Engine:
+    """The engine of that name; without an exported file, engines that need one export the model into the
+    cache. Errors: UserError as the engines raise."""
+    max_detections, weights_hash, exported, threads = options
     if name == "plain":
         return PlainEngine(model, device, max_detections)
     if name == "fast":
