@@ -43,8 +43,11 @@ class BuiltRound:
 def reference_stamp_ns(matched: MatchedRound[Any], rule: str, anchor: int = 0) -> int:
     """Return the time of the detections by rule: `latest` exposure, exposure of camera `anchor`, or `mean`.
 
-    If the anchor camera is missing, the latest exposure is used.
+    If the anchor camera is missing, the latest exposure is used. A round of policy `anchor` has the stamp of
+    its anchor image instead of the latest one, because one image can be in several rounds.
     """
+    if matched.anchor_ns is not None and rule != "mean":
+        return matched.anchor_ns
     stamps = [stamp for stamp in matched.stamps_ns if stamp is not None]
     if rule == "anchor" and (stamp := matched.stamps_ns[anchor]) is not None:
         return stamp
