@@ -33,7 +33,7 @@ class AnchorMatcher(Generic[M]):
         if max_difference_ns <= 0:
             raise ValueError(f"maximum time difference {max_difference_ns} ns; expected a number above 0")
         self.cameras = tuple(cameras)
-        self._anchor = anchor
+        self.anchor = anchor
         self._acting = anchor
         self._max_difference_ns = max_difference_ns
         self._min_cameras = min_cameras
@@ -72,7 +72,7 @@ class AnchorMatcher(Generic[M]):
         self._arrival_ns = [None] * len(self.cameras)
         self._clocks.clear()
         self._started_ns = self._last_ns = None
-        self._acting = self._anchor
+        self._acting = self.anchor
 
     def add(self, camera: int, stamp_ns: int, message: M, now_ns: int) -> list[MatchedRound[M]]:
         """Add a message of camera index `camera`. Returns the round that it releases, if any."""
@@ -91,6 +91,20 @@ class AnchorMatcher(Generic[M]):
         self._arrival_ns[camera] = now_ns
         self._choose_anchor(camera, now_ns)
         return self._release(stamp_ns) if camera == self._acting else []
+
+    def prepare(self, camera: int, stamp_ns: int, message: M, now_ns: int) -> None:
+        """Hold a message without a release, while another policy is in use."""
+        newest = self._newest[camera]
+        if newest is None or not newest[0] - JUMP_NS <= stamp_ns <= newest[0]:
+            self._newest[camera] = (stamp_ns, message)
+        self._arrival_ns[camera] = now_ns
+        self._started_ns = now_ns if self._started_ns is None else min(self._started_ns, now_ns)
+
+    def take_over(self, released_ns: int | None) -> list[MatchedRound[M]]:
+        """Continue after another policy, whose last round has an anchor image of stamp `released_ns`."""
+        self._last_ns = released_ns
+        newest = self._newest[self._acting]
+        return [] if newest is None or released_ns is None or newest[0] <= released_ns else self._release(newest[0])
 
     def poll(self, now_ns: int) -> list[MatchedRound[M]]:
         """Return no round: rounds are released by images only."""
@@ -112,15 +126,15 @@ class AnchorMatcher(Generic[M]):
             for camera, name in enumerate(self.cameras)
             if (fault := self._clocks.fault(camera)) is not None
         ]
-        if self._acting != self._anchor:
+        if self._acting != self.anchor:
             found.append(
-                f"anchor camera {self.cameras[self._anchor]} sends no usable image; "
+                f"anchor camera {self.cameras[self.anchor]} sends no usable image; "
                 f"{self.acting_anchor} takes its place"
             )
         return found
 
     def _choose_anchor(self, camera: int, now_ns: int) -> None:
-        if self._acting != self._anchor and camera == self._anchor:
+        if self._acting != self.anchor and camera == self.anchor:
             self._set_acting(camera, "is back")
             return
         assert self._started_ns is not None

@@ -28,6 +28,7 @@ class AutoMatcher(Generic[M]):
         self._anchor = anchor
         self._matcher: SurroundMatcher[M] | AnchorMatcher[M] = surround
         self._chosen = False
+        self._released_ns: int | None = None  # anchor image of the last round of `surround`
         self._events: list[str] = []
 
     @property
@@ -61,6 +62,8 @@ class AutoMatcher(Generic[M]):
 
     def add(self, camera: int, stamp_ns: int, message: M, now_ns: int) -> list[MatchedRound[M]]:
         """Add a message of camera index `camera`, exposed at `stamp_ns` and received at `now_ns`."""
+        if self._matcher is self._surround and self._surround.is_started and stamp_ns > 0:
+            self._anchor.prepare(camera, stamp_ns, message, now_ns)
         return self._judge(self._matcher.add(camera, stamp_ns, message, now_ns))
 
     def poll(self, now_ns: int) -> list[MatchedRound[M]]:
@@ -83,6 +86,9 @@ class AutoMatcher(Generic[M]):
     def _judge(self, rounds: list[MatchedRound[M]]) -> list[MatchedRound[M]]:
         if self._matcher is not self._surround:
             return rounds
+        for matched in rounds:
+            stamp_ns = matched.stamps_ns[self._anchor.anchor]
+            self._released_ns = self._released_ns if stamp_ns is None else stamp_ns
         if self._surround.misfit is not None:
             return rounds + self._change_to_anchor(self._surround.misfit)
         if self._surround.is_started and not self._chosen:
@@ -102,4 +108,4 @@ class AutoMatcher(Generic[M]):
         for camera, stamp_ns, message, arrival_ns in self._surround.take_held():
             self._anchor.received[self.cameras[camera]] -= 1  # the surround matcher has counted it
             rounds += self._anchor.add(camera, stamp_ns, message, arrival_ns)
-        return rounds
+        return rounds + self._anchor.take_over(self._released_ns) if self._chosen else rounds

@@ -11,6 +11,7 @@ from typing import Final, Generic, TypeVar
 
 from ftkd_ros.sync.clock_check import ClockCheck
 from ftkd_ros.sync.matcher import JUMP_NS, MatchedRound, RoundMatcher
+from ftkd_ros.sync.phases import PhaseMonitor
 from ftkd_ros.sync.time_offsets import MIN_STAMPS, estimate_offset_ns, estimate_offsets_ns, shortest_period_ns
 
 M = TypeVar("M")
@@ -26,7 +27,9 @@ _CHECK_NS: Final = 500_000_000  # between two checks of slop and offsets
 _CHECK_MESSAGES: Final = 8  # images of a camera from which its share of rounds is judged
 _MIN_TOGETHER: Final = 0.7  # share of the images of a camera that must be in rounds with most cameras
 _GAIN: Final = 0.05  # share of a deviation by which an offset follows
+_FREE_RUNNING: Final = 0.25  # movement of the exposures, as a share of the period
 _DRIFT_WARNING_NS: Final = 20_000_000
+_SLOW_NS: Final = 150_000_000  # period from which an offset is guessed from few images and corrected later
 _UNSTABLE_NS: Final = 10_000_000_000  # an offset that needs two corrections within this time is not constant
 
 
@@ -60,6 +63,8 @@ class SurroundMatcher(Generic[M]):
             num_cameras=len(self.cameras), slop_ns=slop_ns, deadline_ns=deadline_ns, min_cameras=min_cameras
         )
         self._max_slop_ns = slop_ns
+        self._wait_ns = deadline_ns
+        self._phases = PhaseMonitor(len(self.cameras))
         self._offsets_ns: list[float | None] = (
             [None] * len(self.cameras) if offsets_ns is None else list(offsets_ns)
         )
@@ -115,6 +120,7 @@ class SurroundMatcher(Generic[M]):
         self._matcher.clear()
         self._waiting.clear()
         self._clocks.clear()
+        self._phases.clear()
         self._first_now_ns = self._checked_ns = None
         self._added, self._together = [0] * len(self.cameras), [0] * len(self.cameras)
         for history in self._history:
@@ -133,6 +139,7 @@ class SurroundMatcher(Generic[M]):
             self._first_now_ns = now_ns if self._first_now_ns is None else min(self._first_now_ns, now_ns)
             return self._start(now_ns) if self._can_start(now_ns) else []
         self._added[camera] += 1
+        self._phases.add(camera, now_ns - stamp_ns)
         self._check(now_ns)
         if self._offsets_ns[camera] is None:
             self._join_late(camera, now_ns)
@@ -211,9 +218,11 @@ class SurroundMatcher(Generic[M]):
 
     def _start(self, now_ns: int) -> list[MatchedRound[M]]:
         self._offsets_ns = [*estimate_offsets_ns([list(history) for history in self._history], 2)]
+        self._guess_from_one_stamp()
         self._first_offsets_ns = list(self._offsets_ns)
         self._started = True
         self._limit_slop()
+        self._extend_deadline()
         self.misfit = self._misfit_at_start()
         if self.misfit is not None and self._hold_misfit:
             return []
@@ -226,6 +235,13 @@ class SurroundMatcher(Generic[M]):
             else:
                 rounds += self._matcher.add(camera, stamp_ns, message, now_ns, round(offset))
         return self._track(rounds, now_ns)
+
+    def _guess_from_one_stamp(self) -> None:
+        """At low rates some cameras have sent a single image: take the distance to the nearest reference."""
+        reference = self._history[self._offsets_ns.index(0)]
+        for camera, history in enumerate(self._history):
+            if len(history) == 1 and reference[1] - reference[0] > _SLOW_NS:
+                self._offsets_ns[camera] = min((history[0] - stamp for stamp in reference), key=abs)
 
     def _misfit_at_start(self) -> str | None:
         different = self._different_rates()
@@ -288,6 +304,8 @@ class SurroundMatcher(Generic[M]):
             return
         self._checked_ns = now_ns
         self._limit_slop()
+        self._extend_deadline()
+        self._find_free_running()
         apart = []
         for camera, added in enumerate(self._added):
             if added < _CHECK_MESSAGES:
@@ -318,6 +336,7 @@ class SurroundMatcher(Generic[M]):
         name, last = self.cameras[camera], self._corrected_ns[camera]
         self._corrected_ns[camera] = now_ns
         self._offsets_ns[camera] = self._first_offsets_ns[camera] = after
+        self._phases.clear()
         if self._given:
             self._contradicted.add(camera)
         if after is None or (last is not None and now_ns - last < _UNSTABLE_NS):
@@ -353,13 +372,31 @@ class SurroundMatcher(Generic[M]):
                 f"the shortest period is {min(periods) / 1e6:.0f} ms"
             )
 
+    def _extend_deadline(self) -> None:
+        """Count the deadline from the exposure of the last camera, because the offsets are known."""
+        known = [offset for offset in self._offsets_ns if offset is not None]
+        self._matcher.deadline_ns = self._wait_ns + (round(max(known) - min(known)) if known else 0)
+
+    def _find_free_running(self) -> None:
+        """Set `misfit` if exposures move against each other: the offset changes but the lag does not."""
+        moved = self._phases.moved_ns(self._offsets_ns)
+        for camera, shift in moved.items():
+            period = shortest_period_ns(self._history[camera])
+            if period is not None and abs(shift) > _FREE_RUNNING * period:
+                self.misfit = (
+                    f"the exposures of {self.cameras[camera]} have moved by {shift / 1e6:.0f} ms against those "
+                    "of the other cameras, so there is no common trigger"
+                )
+
     def _join_late(self, camera: int, now_ns: int) -> None:
         history = self._history[camera]
         reference = self._reference(now_ns, ())
         if reference is None:  # no other camera is left: this one sets the time
             self._offsets_ns[camera] = self._first_offsets_ns[camera] = 0
             return
-        found = estimate_offset_ns(self._history[reference], list(history)[-2 * MIN_STAMPS :])
+        base = self._history[reference]
+        slow = len(base) > 1 and base[-1] - base[-2] > _SLOW_NS
+        found = estimate_offset_ns(base, list(history)[-2 * MIN_STAMPS :], 2 if slow else MIN_STAMPS)
         if found is not None:
             offset = (self._offsets_ns[reference] or 0) + found
             self._offsets_ns[camera] = self._first_offsets_ns[camera] = offset
