@@ -5,6 +5,11 @@ It publishes each serialized message unchanged at its log time, always reliable 
 durability, and it publishes /clock. A thread reads ahead, so that disk access does not affect the timing.
 """
 
+from ftkd_ros.signals import exit_quietly_on_signals
+
+if __name__ == "__main__":
+    exit_quietly_on_signals()  # the imports below take seconds
+
 import queue
 import sys
 import threading

@@ -6,6 +6,11 @@ writes the received messages to disk as a complete chunk, so that a killed recor
 second.
 """
 
+from ftkd_ros.signals import exit_quietly_on_signals
+
+if __name__ == "__main__":
+    exit_quietly_on_signals()  # the imports below take seconds
+
 import shutil
 import sys
 import threading

@@ -104,7 +104,11 @@ class AnchorMatcher(Generic[M]):
         """Continue after another policy, whose last round has an anchor image of stamp `released_ns`."""
         self._last_ns = released_ns
         newest = self._newest[self._acting]
-        return [] if newest is None or released_ns is None or newest[0] <= released_ns else self._release(newest[0])
+        return (
+            []
+            if newest is None or released_ns is None or newest[0] <= released_ns
+            else self._release(newest[0])
+        )
 
     def poll(self, now_ns: int) -> list[MatchedRound[M]]:
         """Return no round: rounds are released by images only."""

@@ -3,7 +3,8 @@
 
 The lag of an image is its time of arrival minus its stamp. The lags of cameras with one clock are similar,
 because exposure and transport take similar times. The largest group of cameras with similar lags is right; a
-camera outside of it has a wrong clock. Pure logic without ROS and without a clock.
+camera outside of it has a wrong clock. A slow drift is followed, because time offsets follow it too. Pure
+logic without ROS and without a clock.
 """
 
 from collections import deque
@@ -15,6 +16,7 @@ LIMIT_NS: Final = 500_000_000
 ALIVE_NS: Final = 2_000_000_000
 """A camera without an image for this long has no vote."""
 _MESSAGES: Final = 6  # images in a row that must deviate; a loop of a bag takes one image of each camera
+_FOLLOW: Final = 0.02  # share by which the usual shift of a camera follows a slow drift of its clock
 _REPEATS: Final = 3  # images in a row with an equal stamp
 _SMOOTHED: Final = 3  # lags of which the smallest counts, because transport only delays
 
@@ -36,6 +38,7 @@ class ClockCheck:
         self._lags: list[deque[int]] = [deque(maxlen=_SMOOTHED) for _ in self._cameras]
         self._deviating = [0] * num_cameras
         self._shift_ns = [0] * num_cameras
+        self._usual_ns = [0.0] * num_cameras
         self._stamp_ns: list[int | None] = [None] * num_cameras
         self._repeats = [0] * num_cameras
         self._zeros = [0] * num_cameras
@@ -60,7 +63,10 @@ class ClockCheck:
             lags.clear()
             lags.append(now_ns - stamp_ns)
         self._shift_ns[camera] = self._lag(camera) - self._common_lag(now_ns)
-        deviates = abs(self._shift_ns[camera]) > LIMIT_NS
+        change = self._shift_ns[camera] - self._usual_ns[camera]
+        deviates = abs(change) > LIMIT_NS
+        if not deviates:
+            self._usual_ns[camera] += _FOLLOW * change
         self._deviating[camera] = self._deviating[camera] + 1 if deviates else 0
         return WRONG_CLOCK if self._deviating[camera] >= _MESSAGES else None
 

@@ -326,7 +326,9 @@ class SurroundMatcher(Generic[M]):
             if camera == reference:
                 continue
             before = self._offsets_ns[camera]
-            found = estimate_offset_ns(self._history[reference], list(self._history[camera])[-2 * MIN_STAMPS :])
+            found = estimate_offset_ns(
+                self._history[reference], list(self._history[camera])[-2 * MIN_STAMPS :]
+            )
             after = None if found is None else base + found
             if before is not None and after is not None and abs(after - before) <= self.slop_ns / 2:
                 continue
@@ -341,7 +343,9 @@ class SurroundMatcher(Generic[M]):
             self._contradicted.add(camera)
         if after is None or (last is not None and now_ns - last < _UNSTABLE_NS):
             different = self._different_rates()
-            self.misfit = different or f"the stamps of {name} have no constant offset to those of the other cameras"
+            self.misfit = (
+                different or f"the stamps of {name} have no constant offset to those of the other cameras"
+            )
         if after is not None:
             was = "unknown" if before is None else f"{before / 1e6:.1f} ms"
             self._events.append(

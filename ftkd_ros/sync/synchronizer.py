@@ -16,7 +16,6 @@ import message_filters
 
 from ftkd_ros.convert.from_ros import stamp_to_ns
 from ftkd_ros.sync.matcher import MatchedRound
-from ftkd_ros.sync.surround import SurroundMatcher as SurroundMatcher
 
 
 class Matcher(Protocol):

@@ -65,9 +65,7 @@ def estimate_offset_ns(
     return max((s, -abs(c), c) for s, c in near if abs(c - smallest) <= window)[2]
 
 
-def estimate_offsets_ns(
-    stamps_ns: Sequence[Sequence[int]], min_stamps: int = MIN_STAMPS
-) -> list[int | None]:
+def estimate_offsets_ns(stamps_ns: Sequence[Sequence[int]], min_stamps: int = MIN_STAMPS) -> list[int | None]:
     """Return the offsets of N cameras to the first camera with the most stamps; None if unknown."""
     reference = max(range(len(stamps_ns)), key=lambda index: (len(stamps_ns[index]), -index))
     return [
