@@ -122,7 +122,8 @@ def _exposures(case: Case, camera: int, random: np.random.Generator) -> NDArray[
     if case.free_running:
         times += random.uniform(0, 1e3 / rate)
     times += random.uniform(-case.jitter_ms, case.jitter_ms, len(times))
-    return START_NS + np.round(times * MS).astype(np.int64)
+    exposures: NDArray[np.int64] = START_NS + np.round(times * MS).astype(np.int64)
+    return exposures
 
 
 def make_auto() -> AutoMatcher[Image]:

@@ -85,8 +85,8 @@ def _raw_to_rgb(message: Any, topic: str) -> RgbImage:
         return _as_uint8(cv2.cvtColor(mosaic, _BAYER_TO_RGB[name]))
     if encoding in _VIDEO_ENCODINGS:
         raise UserError(
-            f"{topic}: encoding {encoding!r} is not supported; set the driver to {_FIX}, or convert the topic "
-            "with the image_proc or image_transport package"
+            f"{topic}: encoding {encoding!r} is not supported; set the driver to {_FIX}, or convert the "
+            "topic with the image_proc or image_transport package"
         )
     return cv_bridge_images.decode(message, byte_view(message.data), topic, SUPPORTED)
 
@@ -150,7 +150,7 @@ def decode_compressed(data: Any, topic: str, format_name: str = "") -> RgbImage:
     if "compressedDepth" in format_name or size is _NOT_AN_IMAGE:
         if any(name in format_name.lower() for name in _VIDEO_FORMATS):
             raise UserError(
-                f"{topic}: format {format_name!r} is a video stream, whose images cannot be decoded one by one; "
+                f"{topic}: format {format_name!r} is a video stream, which cannot be decoded image by image; "
                 "publish JPEG images, such as with `ros2 run image_transport republish`"
             )
         raise UserError(

@@ -13,7 +13,6 @@ from ftkd_ros.signals import exit_quietly_on_signals
 if __name__ == "__main__":
     exit_quietly_on_signals()  # the imports below take seconds
 
-import gc
 import signal
 import sys
 import threading
@@ -42,7 +41,8 @@ from ftkd_ros.convert.from_ros import stamp_to_ns
 from ftkd_ros.node.camera_health import LOST_S, CameraHealth, CameraState
 from ftkd_ros.node.diagnostics import build_diagnostics
 from ftkd_ros.node.inputs import CameraInputs
-from ftkd_ros.node.parameters import DetectorParameters, changed_parameters, declare_parameters
+from ftkd_ros.node.loading import DetectorFactory, free_memory, load_detector
+from ftkd_ros.node.parameters import changed_parameters, declare_parameters
 from ftkd_ros.node.publishing import ResultPublishers
 from ftkd_ros.node.spinning import make_executor, spin
 from ftkd_ros.node.stream_monitor import StreamMonitor
@@ -51,30 +51,10 @@ from ftkd_ros.node.worker import DetectionWorker, Outcome
 from ftkd_ros.sync.assembly import RoundBuilder
 from ftkd_ros.sync.matcher import MatchedRound
 
-DetectorFactory = Callable[[DetectorParameters], Any]
-
 _DIAGNOSTICS_S: Final = 1.0
 _HEALTH_S: Final = 0.25
 _REPEAT_S: Final = 5.0
 _FAULT_S: Final = 2.0  # a camera that was masked within this time has a fault
-
-
-def load_detector(parameters: DetectorParameters) -> Any:
-    """Load the detector that the parameters select.
-
-    torch is imported here, so that bad parameters are reported without waiting for the import. The detector
-    returns all scores, because the thresholds of the node can be changed at run time.
-    """
-    from ftkd_core.runtime.detector import Detector
-
-    return Detector.from_weights(
-        parameters.weights or None,
-        preset=parameters.preset or None,
-        device=parameters.device,
-        runtime=parameters.runtime,
-        score_threshold=0.0,
-        max_detections=parameters.max_detections,
-    )
 
 
 class DetectorNode(LifecycleNode):
@@ -146,7 +126,10 @@ class DetectorNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Stop the worker, log a summary, write the summary file and release all. A second call has no effect."""
+        """Stop the worker, log a summary, write the summary file and release all.
+
+        A second call has no effect.
+        """
         if self._worker is None:
             return
         self._worker.stop()
@@ -254,11 +237,8 @@ class DetectorNode(LifecycleNode):
     def _drop_detector(self) -> None:
         """Drop the detector and give its GPU memory back."""
         self._detector = None
-        self._builder = None
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self.__dict__.pop("_builder", None)  # its rig holds the tf buffer
+        free_memory()
 
     def _drop_buffer(self) -> None:
         """Destroy the service of the tf buffer and drop the buffer."""
@@ -266,7 +246,7 @@ class DetectorNode(LifecycleNode):
         if service is not None:
             self.destroy_service(service)
         self._buffer.clear()
-        self._buffer = None
+        del self._buffer
 
     def _check_cameras(self, channels: Sequence[str]) -> None:
         if len(self.parameters.cameras) > len(channels):
@@ -312,16 +292,14 @@ class DetectorNode(LifecycleNode):
 
     def _add_services(self) -> None:
         keep, steady = self._resources.callback, Clock(clock_type=ClockType.STEADY_TIME)
-        reset_service = self.create_service(Trigger, "~/reset", self._on_reset)
-        keep(lambda: self.destroy_service(reset_service))
+        keep(self.destroy_service, self.create_service(Trigger, "~/reset", self._on_reset))
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        keep(lambda: self.destroy_publisher(self._diagnostics))
+        keep(self.destroy_publisher, self._diagnostics)
         for period_s, callback in (
             (_DIAGNOSTICS_S, self._publish_diagnostics),
             (_HEALTH_S, self._log_health),
         ):
-            timer = self.create_timer(period_s, callback, clock=steady)
-            keep(lambda timer=timer: self.destroy_timer(timer))
+            keep(self.destroy_timer, self.create_timer(period_s, callback, clock=steady))
 
     def _publish(self, outcome: Outcome) -> None:
         self._results.publish(outcome.objects, outcome.camera_round)

@@ -82,20 +82,20 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "queue_depth": "queue depth of the subscriptions to cameras",
     "base_frame": "frame of the detections: the vehicle, x forward, y left, z up",
     "map_frame": "frame fixed to the ground: map or odom",
-    "tf_timeout_s": "maximum wait per round for camera_info and tf, in seconds; the wait ends when they arrive",
+    "tf_timeout_s": "maximum wait per round for camera_info and tf, in seconds; ends when they arrive",
     "tf_cache_s": "length of the tf buffer in seconds",
-    "sync_policy": "auto (chooses surround or anchor), surround (cameras of one rate), anchor (other rates, no "
-    "trigger), or approximate or exact of message_filters",
+    "sync_policy": "auto (chooses surround or anchor), surround (cameras of one rate), anchor (other rates, "
+    "no trigger), or approximate or exact of message_filters",
     "sync_slop_s": "maximum stamp difference in a round after offsets, in seconds; surround limits it to 0.4 "
     "of the period",
     "sync_deadline_s": "seconds after the last expected exposure at which an incomplete round is processed "
     "(policy surround)",
-    "max_camera_time_diff_s": "maximum stamp difference to the image of the anchor camera, in seconds (policy "
-    "anchor)",
+    "max_camera_time_diff_s": "maximum stamp difference to the image of the anchor camera, in seconds "
+    "(policy anchor)",
     "camera_time_offsets_s": "exposure of each camera after the trigger, in seconds; empty: estimated",
     "min_cameras": "minimum number of cameras in a round; 0: half of the cameras",
-    "reference_time": "time of the detections: latest exposure, exposure of the anchor camera, or mean; policy "
-    "anchor: exposure of the anchor camera, or mean",
+    "reference_time": "time of the detections: latest exposure, exposure of the anchor camera, or mean; "
+    "policy anchor: exposure of the anchor camera, or mean",
     "anchor_camera": "camera of policy anchor and of reference_time anchor; empty: the first camera",
     "memory_max_gap_s": "a longer gap between rounds, in seconds, resets the memory",
     "memory_max_speed": "a faster pose change, in m/s, starts a new scene and resets the memory",
@@ -199,8 +199,8 @@ class DetectorParameters:
             name, _, value = text.partition("=")
             if name.strip() not in found or not _is_share(value):
                 raise UserError(
-                    f"parameter class_score_thresholds: {text!r}; expected CLASS=SCORE with a score of 0 to 1 "
-                    f"and one of {', '.join(CLASS_NAMES)}"
+                    f"parameter class_score_thresholds: {text!r}; expected CLASS=SCORE with a score of 0 to 1"
+                    f" and one of {', '.join(CLASS_NAMES)}"
                 )
             found[name.strip()] = float(value)
         return found

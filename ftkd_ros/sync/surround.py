@@ -12,16 +12,21 @@ from typing import Final, Generic, TypeVar
 from ftkd_ros.sync.clock_check import ClockCheck
 from ftkd_ros.sync.matcher import JUMP_NS, MatchedRound, RoundMatcher
 from ftkd_ros.sync.phases import PhaseMonitor
-from ftkd_ros.sync.time_offsets import MIN_STAMPS, estimate_offset_ns, estimate_offsets_ns, shortest_period_ns
+from ftkd_ros.sync.time_offsets import (
+    MIN_STAMPS,
+    different_rates,
+    estimate_offset_ns,
+    estimate_offsets_ns,
+    shortest_period_ns,
+)
 
 M = TypeVar("M")
 
 SLOP_OF_PERIOD: Final = 0.4
 """Largest slop, as a share of the shortest period, that never mixes two rounds."""
-SAME_RATE: Final = 1.3
-"""Ratio of the shortest periods of two cameras from which they have different rates."""
 START_UP_NS: Final = 900_000_000
 """Time after the first image at which offsets are estimated without the missing cameras."""
+_MAX_WAITING: Final = 16  # messages per camera that are held back at start-up
 _HISTORY: Final = 64  # stamps per camera
 _CHECK_NS: Final = 500_000_000  # between two checks of slop and offsets
 _CHECK_MESSAGES: Final = 8  # images of a camera from which its share of rounds is judged
@@ -30,6 +35,7 @@ _GAIN: Final = 0.05  # share of a deviation by which an offset follows
 _FREE_RUNNING: Final = 0.25  # movement of the exposures, as a share of the period
 _DRIFT_WARNING_NS: Final = 20_000_000
 _SLOW_NS: Final = 150_000_000  # period from which an offset is guessed from few images and corrected later
+_NOT_CONSTANT: Final = "its stamps have no constant offset to those of the other cameras"
 _UNSTABLE_NS: Final = 10_000_000_000  # an offset that needs two corrections within this time is not constant
 
 
@@ -71,7 +77,7 @@ class SurroundMatcher(Generic[M]):
         self._first_offsets_ns = list(self._offsets_ns)
         self._given = offsets_ns is not None
         self._contradicted: set[int] = set()
-        self._started = self._given
+        self.is_started = self._given
         self._hold_misfit = hold_misfit
         self._clocks = ClockCheck(len(self.cameras))
         self._history: list[deque[int]] = [deque(maxlen=_HISTORY) for _ in self.cameras]
@@ -110,11 +116,6 @@ class SurroundMatcher(Generic[M]):
         """Number of messages that are held back."""
         return len(self._waiting) + self._matcher.held
 
-    @property
-    def is_started(self) -> bool:
-        """True when the time offsets are known."""
-        return self._started
-
     def clear(self) -> None:
         """Clear the queues, as after a jump of the clock; known offsets are kept."""
         self._matcher.clear()
@@ -134,8 +135,11 @@ class SurroundMatcher(Generic[M]):
             self.counts[unusable] += 1
             return self.poll(now_ns)
         self._store_stamp(camera, stamp_ns)
-        if not self._started:
+        if not self.is_started:
             self._waiting.append((camera, stamp_ns, message, now_ns))
+            if len(self._waiting) > _MAX_WAITING * len(self.cameras):
+                self._waiting.pop(0)
+                self.counts["start_up"] += 1
             self._first_now_ns = now_ns if self._first_now_ns is None else min(self._first_now_ns, now_ns)
             return self._start(now_ns) if self._can_start(now_ns) else []
         self._added[camera] += 1
@@ -151,7 +155,7 @@ class SurroundMatcher(Generic[M]):
 
     def poll(self, now_ns: int) -> list[MatchedRound[M]]:
         """Return incomplete rounds whose deadline has passed, and all rounds at the end of the start-up."""
-        if not self._started:
+        if not self.is_started:
             return self._start(now_ns) if self._waiting and self._can_start(now_ns) else []
         return self._track(self._matcher.poll(now_ns), now_ns)
 
@@ -168,12 +172,9 @@ class SurroundMatcher(Generic[M]):
     def fault(self, camera: int) -> str | None:
         """Return why the images of a camera are in no round; None if they are or if it sends nothing."""
         fault = self._clocks.fault(camera)
-        if fault is None and self._started and self._offsets_ns[camera] is None:
-            if len(self._history[camera]) >= MIN_STAMPS:
-                return (
-                    "its stamps have no constant offset to those of the other cameras; check trigger, rate "
-                    "and clock, or set sync_policy: anchor"
-                )
+        is_excluded = self.is_started and self._offsets_ns[camera] is None
+        if fault is None and is_excluded and len(self._history[camera]) >= MIN_STAMPS:
+            return f"{_NOT_CONSTANT}; check trigger, rate and clock, or set sync_policy: anchor"
         return fault
 
     def warnings(self) -> list[str]:
@@ -220,7 +221,7 @@ class SurroundMatcher(Generic[M]):
         self._offsets_ns = [*estimate_offsets_ns([list(history) for history in self._history], 2)]
         self._guess_from_one_stamp()
         self._first_offsets_ns = list(self._offsets_ns)
-        self._started = True
+        self.is_started = True
         self._limit_slop()
         self._extend_deadline()
         self.misfit = self._misfit_at_start()
@@ -228,13 +229,13 @@ class SurroundMatcher(Generic[M]):
             return []
         self._events.append(f"time offsets: {self._describe_offsets()}")
         rounds: list[MatchedRound[M]] = []
-        for camera, stamp_ns, message, _ in self.take_held():
+        for camera, stamp_ns, message, arrival_ns in self.take_held():
             offset = self._offsets_ns[camera]
             if offset is None:
                 self.counts["unaligned"] += 1
             else:
-                rounds += self._matcher.add(camera, stamp_ns, message, now_ns, round(offset))
-        return self._track(rounds, now_ns)
+                rounds += self._matcher.add(camera, stamp_ns, message, arrival_ns, round(offset))
+        return self._track(rounds + self._matcher.poll(now_ns), now_ns)
 
     def _guess_from_one_stamp(self) -> None:
         """At low rates some cameras have sent a single image: take the distance to the nearest reference."""
@@ -244,29 +245,13 @@ class SurroundMatcher(Generic[M]):
                 self._offsets_ns[camera] = min((history[0] - stamp for stamp in reference), key=abs)
 
     def _misfit_at_start(self) -> str | None:
-        different = self._different_rates()
+        different = different_rates(self.cameras, self._history)
         if different is not None:
             return different
         for camera, name in enumerate(self.cameras):
             if self._offsets_ns[camera] is None and len(self._history[camera]) >= MIN_STAMPS:
                 return f"the stamps of {name} have no constant offset to those of the other cameras"
         return None
-
-    def _different_rates(self) -> str | None:
-        periods = {
-            name: period
-            for name, history in zip(self.cameras, self._history, strict=True)
-            if (period := shortest_period_ns(history)) is not None
-        }
-        if not periods:
-            return None
-        fastest, slowest = min(periods, key=periods.__getitem__), max(periods, key=periods.__getitem__)
-        if periods[slowest] < SAME_RATE * periods[fastest]:
-            return None
-        return (
-            f"{fastest} sends an image every {periods[fastest] / 1e6:.0f} ms and {slowest} every "
-            f"{periods[slowest] / 1e6:.0f} ms"
-        )
 
     def _describe_offsets(self) -> str:
         return ", ".join(
@@ -277,7 +262,7 @@ class SurroundMatcher(Generic[M]):
     # -- tracking and checks ---------------------------------------------------------------------------------
 
     def _track(self, rounds: list[MatchedRound[M]], now_ns: int) -> list[MatchedRound[M]]:
-        """Let the offsets follow the stamps of released rounds, and count who is in rounds with most cameras."""
+        """Let the offsets follow the stamps of released rounds; count images in rounds with most cameras."""
         alive = sum(self._clocks.is_alive(camera, now_ns) for camera in range(len(self.cameras)))
         for matched in rounds:
             compensated = {
@@ -342,7 +327,7 @@ class SurroundMatcher(Generic[M]):
         if self._given:
             self._contradicted.add(camera)
         if after is None or (last is not None and now_ns - last < _UNSTABLE_NS):
-            different = self._different_rates()
+            different = different_rates(self.cameras, self._history)
             self.misfit = (
                 different or f"the stamps of {name} have no constant offset to those of the other cameras"
             )
@@ -372,14 +357,15 @@ class SurroundMatcher(Generic[M]):
         if limit < self._max_slop_ns and not self._limited_slop:
             self._limited_slop = True
             self._events.append(
-                f"sync_slop_s of {self._max_slop_ns / 1e6:.0f} ms is limited to {limit / 1e6:.0f} ms, because "
-                f"the shortest period is {min(periods) / 1e6:.0f} ms"
+                f"sync_slop_s of {self._max_slop_ns / 1e6:.0f} ms is limited to {limit / 1e6:.0f} ms, "
+                f"because the shortest period is {min(periods) / 1e6:.0f} ms"
             )
 
     def _extend_deadline(self) -> None:
-        """Count the deadline from the exposure of the last camera, because the offsets are known."""
+        """Leave at least half of the deadline after the exposure of the last camera."""
         known = [offset for offset in self._offsets_ns if offset is not None]
-        self._matcher.deadline_ns = self._wait_ns + (round(max(known) - min(known)) if known else 0)
+        span_ns = round(max(known) - min(known)) if known else 0
+        self._matcher.deadline_ns = max(self._wait_ns, span_ns + self._wait_ns // 2)
 
     def _find_free_running(self) -> None:
         """Set `misfit` if exposures move against each other: the offset changes but the lag does not."""
@@ -388,8 +374,8 @@ class SurroundMatcher(Generic[M]):
             period = shortest_period_ns(self._history[camera])
             if period is not None and abs(shift) > _FREE_RUNNING * period:
                 self.misfit = (
-                    f"the exposures of {self.cameras[camera]} have moved by {shift / 1e6:.0f} ms against those "
-                    "of the other cameras, so there is no common trigger"
+                    f"the exposures of {self.cameras[camera]} have moved by {shift / 1e6:.0f} ms against "
+                    "those of the other cameras, so there is no common trigger"
                 )
 
     def _join_late(self, camera: int, now_ns: int) -> None:

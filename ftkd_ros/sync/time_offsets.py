@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 MIN_STAMPS: Final = 6
 """Number of stamps per camera for a reliable offset; fewer may agree by chance."""
+_SAME_RATE: Final = 1.3  # ratio of the shortest periods from which two cameras have different rates
 _FEWEST: Final = 2  # stamps for a first guess
 _TIE: Final = 0.75  # offsets with this share of the best support compete
 _MIN_SUPPORT: Final = 0.5  # pairs that must agree, as a share of the stamps
@@ -29,6 +31,24 @@ def shortest_period_ns(stamps_ns: Sequence[int]) -> int | None:
     if len(intervals) < 2:
         return None
     return int(np.percentile(intervals, 10, method="lower"))
+
+
+def different_rates(cameras: Sequence[str], stamps_ns: Sequence[Sequence[int]]) -> str | None:
+    """Return a sentence that names the fastest and the slowest camera; None if all have about one rate."""
+    periods = {
+        name: period
+        for name, stamps in zip(cameras, stamps_ns, strict=True)
+        if (period := shortest_period_ns(stamps)) is not None
+    }
+    if not periods:
+        return None
+    fastest, slowest = min(periods, key=periods.__getitem__), max(periods, key=periods.__getitem__)
+    if periods[slowest] < _SAME_RATE * periods[fastest]:
+        return None
+    return (
+        f"{fastest} sends an image every {periods[fastest] / 1e6:.0f} ms and {slowest} every "
+        f"{periods[slowest] / 1e6:.0f} ms"
+    )
 
 
 def estimate_offset_ns(
@@ -74,10 +94,9 @@ def estimate_offsets_ns(stamps_ns: Sequence[Sequence[int]], min_stamps: int = MI
     ]
 
 
-def _overlap(
-    stamps: "np.ndarray[tuple[int], np.dtype[np.int64]]",
-    other: "np.ndarray[tuple[int], np.dtype[np.int64]]",
-    reach: int,
-) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+def _overlap(stamps: NDArray[np.int64], other: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
     """Return the stamps within the time range of `other`, extended by `reach`."""
-    return stamps[(stamps >= other[0] - reach) & (stamps <= other[-1] + reach)]
+    if len(other) == 0:
+        return stamps[:0]
+    inside: NDArray[np.bool_] = (stamps >= other[0] - reach) & (stamps <= other[-1] + reach)
+    return stamps[inside]
