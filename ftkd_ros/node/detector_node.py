@@ -319,8 +319,10 @@ class DetectorNode(LifecycleNode):
         for event in self._inputs.take_events():
             self.get_logger().info(event)
         for is_fault, sentence in self._health.changes(self._camera_states()):
-            log = self.get_logger().warning if is_fault else self.get_logger().info
-            log(sentence)
+            if is_fault:  # two calls, because rclpy refuses two severities in one line
+                self.get_logger().warning(sentence)
+            else:
+                self.get_logger().info(sentence)
 
     def _publish_diagnostics(self) -> None:
         if self._worker is None or not self._inputs.is_open:
