@@ -7,8 +7,8 @@ A case is a rig of six cameras: rate, time offsets, jitter, transport delay, dro
 that are absent, die or have a wrong clock. Each case runs through policy `auto` with its default parameters
 (no time offsets given) and through the stock `ApproximateTimeSynchronizer`.
 
-`complete_rounds`: rounds of which every camera with a usable clock has sent its image; for rigs without a
-trigger, images of the anchor for which each other camera has an image within `max_camera_time_diff_s`.
+`complete_rounds`: rounds with an image of every camera that lives and has a usable clock; for rigs without a
+trigger, images of the anchor with an image of each other camera within `max_camera_time_diff_s`.
 `found`: those that came out with all these images. `mixed`: rounds with images of two triggers (without a
 trigger: farther apart than allowed). `partial`: rounds without all cameras. `held_max`: largest number of
 messages held at any time. `policy` is the policy that `auto` ends with.
@@ -197,7 +197,7 @@ def score(case: Case, images: Sequence[Image], rounds: Sequence[MatchedRound[Ima
 
 
 def _wanted_of_triggers(case: Case, images: Sequence[Image]) -> dict[int, set[int]]:
-    """Return the cameras of each trigger of which all that still live have sent an image."""
+    """Return the cameras of each trigger, if all living cameras have sent an image."""
     sent: dict[int, set[int]] = {}
     last = dict.fromkeys(range(6), -1)
     for image in images:
@@ -212,7 +212,7 @@ def _wanted_of_triggers(case: Case, images: Sequence[Image]) -> dict[int, set[in
 
 
 def _wanted_of_anchor(case: Case, images: Sequence[Image]) -> dict[int, set[int]]:
-    """Return the images of camera 0 for which each usable camera has sent an image in time."""
+    """Return the images of camera 0, if each usable camera has sent an image in time."""
     newest: dict[int, int] = {}
     wanted = {}
     for image in images:

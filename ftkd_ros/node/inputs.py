@@ -130,7 +130,7 @@ class CameraInputs:
         return {camera: fault for camera, fault in found.items() if fault is not None}
 
     def take_events(self) -> list[str]:
-        """Return and clear sentences about decisions of the matcher, for the log."""
+        """Return sentences about decisions of the matcher and clear them; the node logs them."""
         return self.matcher.take_events() if self.matcher is not None else []
 
     def _subscribe(self, message_type: Any, topic: str) -> Any:

@@ -115,7 +115,7 @@ class AnchorMatcher(Generic[M]):
         return []
 
     def take_events(self) -> list[str]:
-        """Return and clear sentences about changes of the anchor, for the log."""
+        """Return sentences about changes of the anchor and clear them; the node logs them."""
         events, self._events = self._events, []
         return events
 

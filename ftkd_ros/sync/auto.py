@@ -71,7 +71,7 @@ class AutoMatcher(Generic[M]):
         return self._judge(self._matcher.poll(now_ns))
 
     def take_events(self) -> list[str]:
-        """Return and clear sentences about decisions, for the log."""
+        """Return sentences about decisions and clear them; the node logs them."""
         events, self._events = self._events + self._matcher.take_events(), []
         return events
 

@@ -18,7 +18,7 @@ ALIVE_NS: Final = 2_000_000_000
 _MESSAGES: Final = 6  # images in a row that must deviate; a loop of a bag takes one image of each camera
 _FOLLOW: Final = 0.02  # share by which the usual shift of a camera follows a slow drift of its clock
 _REPEATS: Final = 3  # images in a row with an equal stamp
-_SMOOTHED: Final = 3  # lags of which the smallest counts, because transport only delays
+_SMOOTHED: Final = 3  # number of lags; the smallest counts, because transport only delays
 
 ZERO: Final = "zero_stamp"
 FROZEN: Final = "frozen_stamp"
@@ -76,7 +76,7 @@ class ClockCheck:
         return arrival is not None and now_ns - arrival <= ALIVE_NS
 
     def fault(self, camera: int) -> str | None:
-        """Return what is wrong with the stamps of a camera, and what to do; None if nothing is."""
+        """Return the fault of the stamps of a camera and what to do; None for usable stamps."""
         if self._zeros[camera] >= _REPEATS:
             return "its stamps are zero; set header.stamp to the time of exposure in the driver"
         if self._repeats[camera] >= _REPEATS:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
-_SMOOTHING: Final = 0.05  # share of a new lag in the mean, against the jitter of the transport
+_SMOOTHING: Final = 0.05  # weight of a new lag; averages the jitter of the transport
 _SETTLED: Final = 40  # images until the mean of the lags is used
 
 

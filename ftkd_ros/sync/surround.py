@@ -160,7 +160,7 @@ class SurroundMatcher(Generic[M]):
         return self._track(self._matcher.poll(now_ns), now_ns)
 
     def take_events(self) -> list[str]:
-        """Return and clear sentences about decisions and corrections, for the log."""
+        """Return sentences about decisions and corrections and clear them; the node logs them."""
         events, self._events = self._events, []
         return events
 
