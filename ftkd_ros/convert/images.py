@@ -85,8 +85,8 @@ def _raw_to_rgb(message: Any, topic: str) -> RgbImage:
         return _as_uint8(cv2.cvtColor(mosaic, _BAYER_TO_RGB[name]))
     if encoding in _VIDEO_ENCODINGS:
         raise UserError(
-            f"{topic}: encoding {encoding!r} is not supported; set the driver to {_FIX}, or convert the "
-            "topic with the image_proc or image_transport package"
+            f"{topic}: encoding {encoding!r} is not supported; expected {_FIX}: set it in "
+            "the driver, or convert the topic with image_proc or image_transport"
         )
     return cv_bridge_images.decode(message, byte_view(message.data), topic, SUPPORTED)
 

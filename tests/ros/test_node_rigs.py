@@ -269,7 +269,9 @@ def test_lists_need_one_entry_per_camera() -> None:
 def test_planar_video_encodings_are_refused_with_the_fix(encoding: str) -> None:
     message = rgb_to_image(RCLPY, np.zeros((4, 4, 3), dtype=np.uint8), 1, "cam")
     message.encoding = encoding
-    with pytest.raises(UserError, match=f"/cam: encoding '{encoding}' .* set the driver to rgb8"):
+    with pytest.raises(
+        UserError, match=f"/cam: encoding '{encoding}' .*; expected rgb8, .* set it in the driver"
+    ):
         image_to_rgb(message, "/cam")
 
 
