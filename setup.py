@@ -74,6 +74,8 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "onnx": ["onnx", "onnxruntime", "onnxscript"],  # ftkd export, runtime onnx
+        "openvino": ["onnx", "onnxscript", "openvino"],  # runtime openvino, the fastest on a CPU
         "train": ["lightning-fabric", "tensorboard"],
         # The packages that the parts of nuscenes-devkit used here import: with them `pip install --no-deps
         # nuscenes-devkit` is enough on any Python version.

@@ -8,8 +8,9 @@ own with a time cap, so that no stage can stop the next one; DIR/gpu.json is wri
 so that an interrupted run keeps what was measured. DIR/gpu.log holds what the stages printed. The first stage
 also compiles what later stages time, on all cores at once: torch keeps compiled code in a cache on disk.
 
-Needs PyTorch with CUDA, OpenCV, SciPy, safetensors, tqdm, PyYAML, Lightning Fabric and pytest. A stage whose
-packages are missing (the loader needs the nuScenes devkit) is reported as skipped, with the reason.
+Needs PyTorch with CUDA, OpenCV, SciPy, safetensors, tqdm, PyYAML, pydantic, Lightning Fabric and pytest. A
+stage whose packages are missing (the loader needs the nuScenes devkit) is reported as skipped, with the
+reason.
 
 `--rehearse` runs every stage on a CPU with small sizes, to find mistakes before the GPU is there.
 Exit codes: 0 all stages ended well, 1 a stage failed or had no time left, 2 bad options.
@@ -74,7 +75,7 @@ def _kernels(name: str, cap_s: float, *arguments: str) -> Stage:
 STAGES: Final = (
     Stage(
         "tests",
-        ("pytest", "-m", "gpu", "-q", "-n", "8", "-p", "no:cacheprovider", _TEST_FILE),
+        ("pytest", "-m", "gpu", "-v", "-n", "8", "-p", "no:cacheprovider", _TEST_FILE),
         200,
         ("pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--collect-only", _TEST_FILE),
         needs=("pytest", "xdist", "pytest_timeout", "hypothesis"),

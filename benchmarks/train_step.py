@@ -10,7 +10,7 @@ On a GPU everything is measured in float32 (convolutions in TF32, PyTorch's defa
 are random with a fixed seed, so the figures are times, not scores. `processor_ms` is the processor time of
 all threads, which depends little on other load.
 
-`--keep-features` adds the student with a frozen backbone, on images (`frozen`) and on cached features
+`--cache-features` adds the student with a frozen backbone, on images (`frozen`) and on cached features
 (`kept`).
 """
 
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--streams", type=int, default=2, help="batch size (default 2)")
     add("--repeats", type=int, default=20, help="timed steps of each variant (default 20)")
     add(
-        "--keep-features",
+        "--cache-features",
         action="store_true",
         help="also time a frozen backbone, on images and on cached features",
     )

@@ -213,7 +213,10 @@ class LossConfig:
     code_weights: Annotated[tuple[NotNegative, ...], Field(min_length=10, max_length=10)] = (
         2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0,
     )  # fmt: skip
-    """Weight per element of the 10-d box code. Velocity takes no part in the matching."""
+    """Weight per element of the 10-d box code in the loss."""
+    weighted_matching: bool = False
+    """Whether the box cost of the matching has the `code_weights` and includes velocity [public code:
+    SparseBEV]; without it the eight elements before velocity have equal weights."""
     denoising: NotNegative = 1.0
     """Losses of the denoising queries."""
     denoising_groups: Count = 10
@@ -290,6 +293,9 @@ class SparseBEVConfig(ModelConfig):
     """Past frames of the window."""
     num_future: Count = 0
     """Future frames of the window; more than 0 makes an offline teacher."""
+    dense_head: bool = False
+    """Whether a model without image queries has the dense 2-D head, for training only [ours]. A model with
+    image queries always has it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -304,11 +310,16 @@ class SparseBEVConfig(ModelConfig):
             "model_from_ego: expected null, because image queries are in the ego frame",
         )
         require(
-            not count or self.auxiliary_level >= 0,
+            not self.has_dense_head or self.auxiliary_level >= 0,
             f"backbone.auxiliary_stride {self.backbone.auxiliary_stride}: expected one of the "
-            f"{self.decoder.levels} pyramid levels, because image queries start there",
+            f"{self.decoder.levels} pyramid levels, because the 2-D head reads it",
         )
         _check_image_queries(self, count)
+
+    @property
+    def has_dense_head(self) -> bool:
+        """Whether the model has the dense 2-D head."""
+        return self.dense_head or self.decoder.num_image_queries > 0
 
     @property
     def num_frames(self) -> int:

@@ -9,8 +9,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Summary:
-    """Median, 95th and 99th percentile, mean and maximum of `count` samples in the unit of the samples; None
-    if there are no samples."""
+    """Median, 95th and 99th percentile, mean, maximum and minimum of `count` samples, in the samples' unit;
+    None if there are no samples."""
 
     p50: float | None
     p95: float | None
@@ -18,6 +18,7 @@ class Summary:
     mean: float | None
     max: float | None
     count: int
+    min: float | None = None
 
     def as_dict(self) -> dict[str, float | int | None]:
         """Fields for JSON, rounded to three digits after the point (microseconds if samples are in ms)."""
@@ -34,4 +35,7 @@ def summarize(samples: Sequence[float]) -> Summary:
     if values.size == 0:
         return Summary(None, None, None, None, None, 0)
     p50, p95, p99 = (float(value) for value in np.percentile(values, [50, 95, 99]))
-    return Summary(p50, p95, p99, float(values.mean()), float(values.max()), int(values.size))
+    return Summary(
+        p50, p95, p99, float(values.mean()), float(values.max()), int(values.size),
+        float(values.min()),
+    )  # fmt: skip

@@ -129,6 +129,32 @@ def sparse_bev_r18_352x128_offline() -> SparseBEVConfig:
     return replace(sparse_bev_r18_352x128(), preset="sparse_bev_r18_352x128_offline", num_future=3)
 
 
+def sparse_bev_small() -> SparseBEVConfig:
+    """SparseBEV as published at small scale, 352x128, current + 4 past frames: student B whose boxes,
+    headings and velocities are predicted from features alone, without image proposals and linking.
+
+    Backbone, neck and the training-only 2-D head have the shapes of `sparse_bev_tiny`, so that they can start
+    from its weights (ours).
+    """
+    return SparseBEVConfig(
+        preset="sparse_bev_small",
+        image=ImageConfig(width=352, height=128),
+        backbone=BackboneConfig(depth=18, base_channels=32, auxiliary_stride=8),
+        decoder=SparseDecoderConfig(
+            channels=96, num_layers=3, num_heads=4, ffn_channels=384, dropout=0.0, num_queries=256, levels=3,
+            out_points=32, point_range_m=(-61.2, -61.2, -5.0, 61.2, 61.2, 3.0),
+        ),
+        loss=LossConfig(weighted_matching=True, denoising_groups=1),
+        num_past=4,
+        dense_head=True,
+    )  # fmt: skip
+
+
+def sparse_bev_small_offline() -> SparseBEVConfig:
+    """The teacher of `sparse_bev_small`: 4 past + current + 4 future frames."""
+    return replace(sparse_bev_small(), preset="sparse_bev_small_offline", num_future=4)
+
+
 PRESETS: Final[dict[str, Callable[[], DetectorConfig]]] = {
     builder.__name__: builder for builder in (tiny, r18_352x128, r50_704x256_428q, r50_704x256_900q)
 }
@@ -136,7 +162,7 @@ SPARSE_BEV_PRESETS: Final[dict[str, Callable[[], SparseBEVConfig]]] = {
     builder.__name__: builder
     for builder in (
         sparse_bev_tiny, sparse_bev_tiny_offline, sparse_bev_r18_352x128, sparse_bev_r18_352x128_offline,
-        sparse_bev_r50_704x256, sparse_bev_r101_704x256_offline,
+        sparse_bev_small, sparse_bev_small_offline, sparse_bev_r50_704x256, sparse_bev_r101_704x256_offline,
     )
 }  # fmt: skip
 

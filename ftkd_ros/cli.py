@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import click
 
 from ftkd_core.errors import UserError
-from ftkd_ros.commands import bags, bench, data, demo, training, weights
+from ftkd_ros.commands import bags, bench, data, demo, export, training, weights
 from ftkd_ros.commands.packages import missing_package
 
 COMMANDS: tuple[click.Command, ...] = (
@@ -28,6 +28,7 @@ COMMANDS: tuple[click.Command, ...] = (
     training.distill,
     training.validate,
     weights.import_weights,
+    export.export,
     bench.bench,
 )
 

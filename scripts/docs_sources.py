@@ -5,7 +5,6 @@ import ast
 import contextlib
 import dataclasses
 import functools
-import inspect
 import io
 import os
 import re
@@ -17,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
+
+from ftkd_core.config import describe
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 HELP_WIDTH: Final = 100
@@ -138,25 +139,31 @@ def programs() -> list[str]:
     return names
 
 
-def settings(kind: type[Any], above: str = "") -> Iterator[Setting]:
-    """Yield the settings of a configuration class, those of nested classes in place."""
-    from ftkd_core import config
-
-    describe = getattr(config, "describe", None)
-    if describe is None:
-        yield from _dataclass_settings(kind, above)
-        return
-    for entry in describe(kind, above):
-        default = "required" if entry.default is dataclasses.MISSING else _yaml(entry.default)
-        yield Setting(entry.path, entry.type, default, entry.docstring)
+def settings(kind: type[Any]) -> list[Setting]:
+    """Return the settings of a configuration class, those of nested classes in place."""
+    return [
+        Setting(
+            entry.path,
+            entry.type,
+            "required" if entry.default is dataclasses.MISSING else _yaml(entry.default),
+            entry.docstring,
+        )
+        for entry in describe(kind)
+    ]
 
 
 def training_classes() -> dict[str, type[Any]]:
-    """Return the configuration class that holds all settings of a student, a teacher and the distillation."""
+    """Return the configuration classes of a student's run, a teacher's run, FTKD and the baseline methods."""
+    from ftkd_core.distillation.baselines import BaselineConfig
     from ftkd_core.distillation.config import FTKDConfig
     from training.config import TrainConfig, WindowTrainConfig
 
-    return {"student": TrainConfig, "teacher": WindowTrainConfig, "distillation": FTKDConfig}
+    return {
+        "student": TrainConfig,
+        "teacher": WindowTrainConfig,
+        "ftkd": FTKDConfig,
+        "baseline": BaselineConfig,
+    }
 
 
 def presets() -> dict[str, str]:
@@ -210,45 +217,6 @@ def make_targets() -> set[str]:
 def options(help_text: str) -> set[str]:
     """Return the long options that a help text names."""
     return set(re.findall(r"(--[a-z][a-z0-9-]*)", help_text))
-
-
-def _dataclass_settings(kind: type[Any], above: str) -> Iterator[Setting]:
-    """Yield the settings of a plain dataclass."""
-    texts: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        texts |= _field_docstrings(base) if dataclasses.is_dataclass(base) else {}
-    hints = inspect.get_annotations(kind, eval_str=True)
-    for base in kind.__mro__[1:]:
-        hints = {**inspect.get_annotations(base, eval_str=True), **hints}
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        path = f"{above}{field.name}"
-        if dataclasses.is_dataclass(hint):
-            assert isinstance(hint, type)
-            yield from _dataclass_settings(hint, f"{path}.")
-            continue
-        default = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        text = "required" if default is dataclasses.MISSING else _yaml(default)
-        yield Setting(
-            path, hint.__name__ if isinstance(hint, type) else str(hint), text, texts.get(field.name, "")
-        )
-
-
-def _field_docstrings(kind: type[Any]) -> dict[str, str]:
-    """Return the string that follows each field in the source of a class."""
-    (definition,) = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
-    assert isinstance(definition, ast.ClassDef)
-    found = {}
-    for field, text in zip(definition.body, definition.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(text, ast.Expr)
-            and isinstance(text.value, ast.Constant)
-        ):
-            found[ast.unparse(field.target)] = _one_line(str(text.value.value))
-    return found
 
 
 def _printed(run: Any) -> str:

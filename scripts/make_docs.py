@@ -24,7 +24,7 @@ _INPUTS: Final = (
     (
         "`/{camera}/image`",
         "sensor_msgs/Image",
-        "With `image_transport: raw`. RGB, BGR, RGBA, BGRA, mono (8 or 16 bits), yuv422, yuv422_yuy2, Bayer.",
+        "With `image_transport: raw`. rgb, bgr, rgba, bgra, mono, yuv422, yuyv, bayer; others by cv_bridge.",
     ),
     (
         "`/{camera}/camera_info`",
@@ -43,11 +43,11 @@ _OUTPUT_NOTES: Final = {
     "detections/velocities": "Same header. Fields `x y z vx vy vz`, float32. Point i belongs to detection i. "
     "Velocity over ground, m/s.",
     "detections/label_info": "Latched. Class names and the score threshold.",
-    "detections/markers": "Box edges, an arrow as long as the way of one second, and a label. Namespaces "
-    "`boxes`, `velocities`, `labels`.",
+    "detections/markers": "Box edges, an arrow as long as the distance travelled in one second, and a label. "
+    "Namespaces `boxes`, `velocities`, `labels`.",
     "detections/bird_eye": "Top view. Drawn only while the topic has a subscriber.",
     "detections/surround": "The six images with boxes. Drawn only while the topic has a subscriber.",
-    "/diagnostics": "1 Hz. Age and rate per camera, rounds, drops and resets by cause, latency per stage.",
+    "/diagnostics": "1 Hz. Cameras, rounds and latency of the last `health_window_s`, with reasons.",
     "~/reset": "Clears the memory before the next round.",
 }
 """Description of each topic and service; a topic without one, or one too many, is an error."""
@@ -131,8 +131,13 @@ def commands_page() -> str:
     ]
     for name, text in commands.items():
         parts += [f"## ftkd {name}".rstrip(), _fenced(text)]
+    same = [f"training.{name}" for name in commands if f"training.{name}" in sources.programs()]
+    named = ", ".join(f"`python -m {module}`" for module in same)
     parts.append("# Programs")
-    for module in sources.programs():
+    parts.append(
+        f"{named} have the options of the `ftkd` command of the same name; `torchrun` needs this form."
+    )
+    for module in [name for name in sources.programs() if name not in same]:
         parts += [f"## python -m {module}", _fenced(sources.module_help(module))]
     return _page("Commands", *parts)
 
@@ -140,7 +145,7 @@ def commands_page() -> str:
 def settings_page() -> str:
     """Settings of training and distillation, presets, recipes and methods."""
     classes = sources.training_classes()
-    student = list(sources.settings(classes["student"]))
+    student = sources.settings(classes["student"])
     shared = {setting.path for setting in student}
     teacher = [item for item in sources.settings(classes["teacher"]) if item.path not in shared]
     parts = [
@@ -151,8 +156,11 @@ def settings_page() -> str:
     parts += ["## model, SparseBEV only", _setting_table(teacher)]
     parts += [
         "## FTKD",
-        "Set these with `--set-method NAME=VALUE`.",
-        _setting_table(sources.settings(classes["distillation"])),
+        "Set these with `--set-method NAME=VALUE`. They apply to `ftkd`, its ablations and `logits`.",
+        _setting_table(sources.settings(classes["ftkd"])),
+        "## mgd, cwd and stxd",
+        "Set these with `--set-method NAME=VALUE` as well.",
+        _setting_table(item for item in sources.settings(classes["baseline"]) if item.path != "name"),
         "## Presets",
         _table(["preset", "what"], [[f"`{name}`", text] for name, text in sources.presets().items()]),
         "## Recipes",

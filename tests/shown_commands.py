@@ -15,7 +15,21 @@ from scripts.docs_sources import ROOT
 
 SHELL_LANGUAGES: Final = ("", "bash", "console", "sh")
 OTHER_PROGRAMS: Final = frozenset(
-    ["cd", "colcon", "cp", "export", "git", "ls", "mcap", "pip", "rosdep", "source", "sudo", "tensorboard"]
+    [
+        "cd",
+        "colcon",
+        "trtexec",
+        "cp",
+        "export",
+        "git",
+        "ls",
+        "mcap",
+        "pip",
+        "rosdep",
+        "source",
+        "sudo",
+        "tensorboard",
+    ]
 )
 """Programs that are not part of this repository; their arguments are not checked."""
 _MODULE_FOLDERS: Final = ("benchmarks", "ftkd_core", "ftkd_ros", "scripts", "training")
@@ -177,7 +191,7 @@ def _choices() -> dict[str, set[str]]:
     kinds = sources.training_classes()
     return {
         "--set": {item.path for key in ("student", "teacher") for item in sources.settings(kinds[key])},
-        "--set-method": {item.path for item in sources.settings(kinds["distillation"])},
+        "--set-method": {item.path for key in ("ftkd", "baseline") for item in sources.settings(kinds[key])},
         "--preset": {*sources.presets(), "init", "PRESET"},
         "--teacher-preset": set(sources.presets()),
         "--past-preset": set(sources.presets()),

@@ -10,6 +10,7 @@ from pydantic import Field
 from ftkd_core.config import DetectorConfig, SparseBEVConfig
 from ftkd_core.config_class import Count, NotNegative, Positive, PositiveCount, Probability, config_class
 from ftkd_core.data.augmentation import AugmentConfig
+from ftkd_core.data.synthetic.traffic import world_config
 
 SLOW_RATIO: Final = 0.1
 """Learning rate of the parameters in `OptimConfig.slow`, as a share of their rate [public code]."""
@@ -35,6 +36,11 @@ class DataConfig:
     """Last frames of such a window that have a loss, at most `window`."""
     cache: str = "build/clips"
     """Folder of rendered clips, cached features and the index of a data set."""
+    world: str = "ordinary"
+    """Synthetic world: `ordinary`, or `traffic`, in which most objects move and brake, turn and overtake."""
+    hide_future: Probability = 0.0
+    """Share of a teacher's windows whose future frames are hidden in training, so that one teacher predicts
+    with and without its future."""
     version: str = ""
     """Version of the synthetic world whose clips in `cache` are used; empty is the current one."""
     workers: Count = 1
@@ -53,6 +59,9 @@ class DataConfig:
     almost the same pixels."""
     cache_features: bool = False
     """Read the features of a frozen backbone from `cache` instead of computing them (feature_cache.py)."""
+
+    def __post_init__(self) -> None:
+        world_config(self.world)
 
 
 @config_class

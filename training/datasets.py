@@ -55,7 +55,7 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
         fabric.barrier()
         return real, len(real)
     rendered = SyntheticClips(
-        0, config.model.image, Path(data.cache), data.duration_s, data.version, data.intervals_s
+        0, config.model.image, Path(data.cache), data.duration_s, data.version, data.intervals_s, data.world
     )
     chosen = select_cameras(rendered, config.model.channels)
     if fabric.is_global_zero:
@@ -116,6 +116,7 @@ def make_windows(
         rank=fabric.global_rank,
         ranks=fabric.world_size,
         order=_epoch_order(config, clips, scenes, 1),
+        hide_future=config.data.hide_future if teacher is None else 0.0,
     )
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a student with FTKD: ground truth plus a frozen offline teacher that sees future frames.
 
-    python -m training.train --preset sparse_bev_tiny_offline --out runs/teacher --steps 20000
-    python -m training.distill --teacher runs/teacher/weights.safetensors --preset tiny --out runs/ftkd
+    ftkd train --preset sparse_bev_tiny_offline --out runs/teacher --steps 20000
+    ftkd distill --teacher runs/teacher/weights.safetensors --preset tiny --out runs/ftkd
 
 The student is a streaming preset or a SparseBEV without future frames. The weights file holds only the
 student, with the same parameters as without a teacher. `--method` selects a competing method or an ablation.
-Settings of the distillation are set by `--set-method pv_weight=0`, all others as in training.train.
+Settings of the distillation are set by `--set-method pv_weight=0`, all others as in `ftkd train`.
 
 With `--cache DIR` a streaming student reads the teacher's outputs from disk instead of running it. They are
 for unaugmented scenes, so it needs `--set augment.flip=0 --set augment.rotation=0`. `--fill-cache` first runs
@@ -36,15 +36,17 @@ class DistillOptions(train.TrainOptions):
     method_overrides: Sequence[str] = ()
     cache: Path | None = None
     fill_cache: bool = False
+    hide_future: bool = False
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(prog: str = "python -m training.distill") -> argparse.ArgumentParser:
     """Return the command-line parser."""
-    parser = train.make_parser("python -m training.distill", __doc__)
+    parser = train.make_parser(prog, __doc__)
     add = parser.add_argument
     add("--teacher", type=Path, required=True, help="weights of the frozen SparseBEV teacher")
     add("--cache", type=Path, help="read the teacher's outputs from this folder")
     add("--fill-cache", action="store_true", help="first run the teacher over the scenes the cache lacks")
+    add("--hide-future", action="store_true", help="hide the future frames from the teacher")
     add("--method", default="ftkd", help=f"distillation method: {', '.join(METHODS)} (default ftkd)")
     add(
         "--set-method", dest="method_overrides", action="append", default=[], metavar="KEY=VALUE",
@@ -72,13 +74,14 @@ def distill(options: DistillOptions) -> Path:
         weights_hash(options.teacher),
         options.cache,
         options.fill_cache,
+        options.hide_future,
     )
     return train.train(options, source)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m training.distill") -> int:
     """Entry point. Bad input is reported in one sentence with exit code 2."""
-    options = DistillOptions(**vars(make_parser().parse_args(argv)))
+    options = DistillOptions(**vars(make_parser(prog).parse_args(argv)))
     try:
         distill(options)
     except (UserError, FloatingPointError) as error:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ftkd_core.config import TOKEN_STRIDE
 from ftkd_core.data.clips import Clip
-from ftkd_core.data.windows import WindowBatch
+from ftkd_core.data.windows import WindowBatch, hide_future
 from ftkd_core.distillation.cache import Manifest, describe
 from ftkd_core.distillation.config import FTKDConfig
 from ftkd_core.distillation.methods import MethodConfig, build_method
@@ -41,15 +41,16 @@ class Distiller(nn.Module):
     """A frozen teacher and a method between it and a student with `student_channels` query channels and maps
     of map_channels {stride: channels}.
 
-    The teacher is not a submodule, so it is never saved, averaged or trained.
+    With hide_future the teacher sees no future frames. The teacher is not a submodule, so it is never saved,
+    averaged or trained.
     """
 
     def __init__(
         self, teacher: SparseBEV, config: MethodConfig, student_channels: int,
-        map_channels: Mapping[int, int], code_weights: tuple[float, ...],
+        map_channels: Mapping[int, int], code_weights: tuple[float, ...], *, hide_future: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.config = config
+        self.config, self.hide_future = config, hide_future
         self._frozen = (teacher.eval().requires_grad_(False),)
         teacher_channels = teacher.config.decoder.channels
         self.method = build_method(
@@ -69,13 +70,16 @@ class Distiller(nn.Module):
     @torch.no_grad()
     def run_teacher(self, batch: WindowBatch) -> TeacherOutput:
         """Return the teacher's output for the current frames of a batch of windows."""
+        if self.hide_future:
+            batch = hide_future(batch, self.teacher.config.num_past)
         window = batch.window(normalise(batch.images, self.teacher.config.image))
         predictions, pyramid = self.teacher(window)
         return self._output(predictions, pyramid, batch.real)
 
     def run_teacher_on_clip(self, clip: Clip) -> Iterator[TeacherOutput]:
         """Yield the teacher's outputs for all frames of a clip in order, in batches."""
-        for windows, predictions, pyramid in infer_clip(self.teacher, clip):
+        outputs = infer_clip(self.teacher, clip, hide_future=self.hide_future)
+        for windows, predictions, pyramid in outputs:
             yield self._output(predictions, pyramid, windows.real)
 
     def describe(self, teacher: str, data: str) -> Manifest:
@@ -83,7 +87,7 @@ class Distiller(nn.Module):
         the name of the clips."""
         return describe(
             teacher=teacher, data=data, map_target=self.method.map_target, strides=self.method.strides,
-            with_previous=self.method.needs_previous,
+            with_previous=self.method.needs_previous, hide_future=self.hide_future,
         )  # fmt: skip
 
     def _output(self, predictions: Predictions, pyramid: Sequence[Tensor], real: Tensor) -> TeacherOutput:
@@ -107,8 +111,11 @@ class Distiller(nn.Module):
         return terms
 
 
-def make_distiller(teacher: SparseBEV, student: StreamPETR | SparseBEV, config: MethodConfig) -> Distiller:
-    """Return the distiller between two models. Raise UserError if their images, classes or cameras differ."""
+def make_distiller(
+    teacher: SparseBEV, student: StreamPETR | SparseBEV, config: MethodConfig, *, hide_future: bool = False
+) -> Distiller:
+    """Return the distiller between two models; with hide_future the teacher sees no future frames. Raise
+    UserError if their images, classes or cameras differ."""
     own, other = student.config, teacher.config
     for name in ("image", "class_names", "channels"):
         if getattr(own, name) != getattr(other, name):
@@ -116,7 +123,8 @@ def make_distiller(teacher: SparseBEV, student: StreamPETR | SparseBEV, config: 
                 f"student has {name} {getattr(own, name)}, teacher {getattr(other, name)}; expected the same"
             )
     channels = _map_channels(student, other.decoder.levels, config)
-    return Distiller(teacher, config, own.decoder.channels, channels, own.loss.code_weights)
+    width, weights = own.decoder.channels, own.loss.code_weights
+    return Distiller(teacher, config, width, channels, weights, hide_future=hide_future)
 
 
 def _map_channels(

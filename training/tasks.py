@@ -186,8 +186,9 @@ def _check_cameras(rig: CameraRig, channels: tuple[str, ...]) -> None:
 
 
 def _settings(detector: StreamPETR | SparseBEV, distiller: Distiller | None) -> dict[str, Any]:
-    settings = {"model": to_dict(detector.config)}
+    settings: dict[str, Any] = {"model": to_dict(detector.config)}
     if distiller is not None:
         settings["method"] = to_dict(distiller.config)
         settings["teacher"] = to_dict(distiller.teacher.config)
+        settings["hide_future"] = distiller.hide_future
     return settings

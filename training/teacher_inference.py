@@ -12,6 +12,7 @@ from torch import Tensor
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import Clip, make_sample
 from ftkd_core.data.windows import WindowBatch, collate_windows, make_window, window_order
+from ftkd_core.data.windows import hide_future as with_hidden_future
 from ftkd_core.models.predictions import Predictions
 from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
 from training.feature_cache import network_input
@@ -36,9 +37,11 @@ def by_stride(pyramid: Sequence[Tensor]) -> dict[int, Tensor]:
 
 
 @torch.no_grad()
-def infer_clip(model: SparseBEV, clip: Clip, batch: int = 4) -> Iterator[WindowOutput]:
+def infer_clip(
+    model: SparseBEV, clip: Clip, batch: int = 4, *, hide_future: bool = False
+) -> Iterator[WindowOutput]:
     """Yield the model's output for all frames of a clip in order, `batch` windows at a time, without
-    augmentation.
+    augmentation; with hide_future the model sees no future frames.
 
     The output equals that of the model on each window alone. The model's training mode is not changed.
     """
@@ -50,13 +53,14 @@ def infer_clip(model: SparseBEV, clip: Clip, batch: int = 4) -> Iterator[WindowO
     pyramid = tuple(torch.cat(level) for level in zip(*levels, strict=True))  # (T, N, C, H, W) per level
     for first in range(0, length, batch):
         chosen = range(first, min(first + batch, length))
-        windows = move_data_to_device(
-            collate_windows(
-                [make_window(clip, i, Augmentation(), config.num_past, config.num_future) for i in chosen]
-            ),
-            device,
+        windows = collate_windows(
+            [make_window(clip, i, Augmentation(), config.num_past, config.num_future) for i in chosen]
         )
         order = [window_order(i, length, config.num_past, config.num_future)[0] for i in chosen]
+        if hide_future:
+            windows = with_hidden_future(windows, config.num_past)
+            order = [[*row[: 1 + config.num_past], *row[:1] * config.num_future] for row in order]
+        windows = move_data_to_device(windows, device)
         index = torch.tensor(order, device=device)
         features = tuple(level[index] for level in pyramid)  # (B, T, N, C, H, W) per level
         predictions = model.decode_window(WindowFeatures(features, windows.rig, windows.time))

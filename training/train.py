@@ -2,8 +2,8 @@
 """Train a detector: the streaming student, or a SparseBEV (teacher or window student), on the synthetic world
 or on nuScenes.
 
-    python -m training.train --preset tiny --out runs/tiny --steps 20000
-    python -m training.train --preset sparse_bev_tiny_offline --out runs/teacher --steps 20000
+    ftkd train --preset tiny --out runs/tiny --steps 20000
+    ftkd train --preset sparse_bev_tiny_offline --out runs/teacher --steps 20000
     torchrun --nproc-per-node 8 -m training.train --recipe stream_petr_r50 --out runs/student \
         --set data.root=/data/nuscenes
 
@@ -74,20 +74,23 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TeacherSource:
-    """The teacher of a run: its method, the hash of its weights, and the cache of its outputs."""
+    """The teacher of a run: its method, the hash of its weights, the cache of its outputs, and whether its
+    future frames are hidden."""
 
     teacher: SparseBEV
     method: MethodConfig
     weights_hash: str = ""
     cache: Path | None = None
     fill_cache: bool = False
+    hide_future: bool = False
 
     @property
     def notes(self) -> dict[str, Any]:
         """Entries of the student's weights file: the method's name, or its settings if it has none, and the
-        hash of the teacher's weights."""
+        hash of the teacher's weights; `hide_future` if the teacher's future was hidden."""
         names = [name for name, config in METHODS.items() if config == self.method]
-        return {"method": names[0] if names else to_dict(self.method), "teacher": self.weights_hash}
+        hidden = {"hide_future": True} if self.hide_future else {}
+        return {"method": names[0] if names else to_dict(self.method), "teacher": self.weights_hash} | hidden
 
 
 def make_parser(
@@ -203,7 +206,9 @@ def run_training(
         )
     fabric.seed_everything(config.seed, verbose=False)
     model = _build_model(config, init, fabric)
-    distiller = None if source is None else make_distiller(source.teacher, model, source.method)
+    distiller = None
+    if source is not None:
+        distiller = make_distiller(source.teacher, model, source.method, hide_future=source.hide_future)
     out.mkdir(parents=True, exist_ok=True)
     clips, scenes = open_clips(config, fabric)
     inputs = with_cached_features(config, model, clips, scenes, fabric)
@@ -307,9 +312,9 @@ def train(options: TrainOptions, source: TeacherSource | None = None) -> Path:
     return weights
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m training.train") -> int:
     """Entry point. Bad input is reported in one sentence with exit code 2."""
-    options = TrainOptions(**vars(make_parser().parse_args(argv)))
+    options = TrainOptions(**vars(make_parser(prog).parse_args(argv)))
     try:
         train(options)
     except (UserError, FloatingPointError) as error:

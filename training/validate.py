@@ -2,7 +2,7 @@
 """Compute the official nuScenes metrics of a weights file on a data set, frame by frame through the detector.
 
     ftkd synth --output build/held_out --scenes 8 --first-seed 900000 --split held_out
-    python -m training.validate --dataroot build/held_out --weights runs/tiny/weights.safetensors
+    ftkd validate --dataroot build/held_out --weights runs/tiny/weights.safetensors
 
 Key frames are streamed scene by scene at 2 Hz, as in training. Prints the metrics as JSON.
 """
@@ -41,10 +41,10 @@ class ValidateOptions:
     output: Path | None = None
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(prog: str = "python -m training.validate") -> argparse.ArgumentParser:
     """Return the command-line parser."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.validate",
+        prog=prog,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -103,9 +103,9 @@ def validate(options: ValidateOptions) -> dict[str, Any]:
     return metrics
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m training.validate") -> int:
     """Entry point. Bad input is reported in one sentence with exit code 2."""
-    options = ValidateOptions(**vars(make_parser().parse_args(argv)))
+    options = ValidateOptions(**vars(make_parser(prog).parse_args(argv)))
     try:
         metrics = validate(options)
     except UserError as error:

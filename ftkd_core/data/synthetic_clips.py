@@ -19,6 +19,7 @@ from ftkd_core.config import ImageConfig
 from ftkd_core.data.clips import Clip
 from ftkd_core.data.synthetic.frame import SceneFrame, render_frame
 from ftkd_core.data.synthetic.rig import LIDAR_OFFSET_S, SurroundRig, nuscenes_rig
+from ftkd_core.data.synthetic.traffic import world_config
 from ftkd_core.data.synthetic.world import Scene, make_scene
 from ftkd_core.data.targets import ClipObjects
 from ftkd_core.errors import UserError
@@ -38,11 +39,12 @@ def training_rig(image: ImageConfig) -> SurroundRig:
 
 
 def render_clip(
-    seed: int, image: ImageConfig, duration_s: float = 20.0, interval_s: float = KEY_FRAME_INTERVAL_S
-) -> Clip:
+    seed: int, image: ImageConfig, duration_s: float = 20.0, interval_s: float = KEY_FRAME_INTERVAL_S,
+    world: str = "ordinary",
+) -> Clip:  # fmt: skip
     """Render the scene of a seed at the network's resolution, with frames interval_s apart (default: nuScenes
     key frames)."""
-    scene, rig = make_scene(seed, duration_s), training_rig(image)
+    scene, rig = make_scene(seed, duration_s, world_config(world)), training_rig(image)
     times = key_times(scene, interval_s)
     frames = [render_frame(scene, float(t), rig) for t in times]
     ego_from_camera = [_ego_from_camera(frame, rig) for frame in frames]
@@ -147,15 +149,20 @@ class SyntheticClips:
 
     def __init__(
         self, first_seed: int, image: ImageConfig, cache: Path, duration_s: float = 20.0, version: str = "",
-        intervals_s: tuple[float, ...] = (KEY_FRAME_INTERVAL_S,),
+        intervals_s: tuple[float, ...] = (KEY_FRAME_INTERVAL_S,), world: str = "ordinary",
     ) -> None:  # fmt: skip
+        world_config(world)
         if not intervals_s or not all(0.05 <= interval <= 2.0 for interval in intervals_s):
             raise UserError(f"data.intervals_s {intervals_s}: expected one or more of 0.05 to 2 s")
         self.first_seed = first_seed
         self.image = image
         self.duration_s = duration_s
         self.intervals_s = intervals_s
-        self.cache = cache / f"{image.width}x{image.height}-{duration_s:g}s-{version or world_version()}"
+        self.world = world
+        suffix = "" if world == "ordinary" else f"-{world}"
+        self.cache = (
+            cache / f"{image.width}x{image.height}-{duration_s:g}s-{version or world_version()}{suffix}"
+        )
 
     @property
     def name(self) -> str:
@@ -172,7 +179,7 @@ class SyntheticClips:
         faster = "" if interval == KEY_FRAME_INTERVAL_S else f"-every-{interval:g}s"
         folder = self.cache / f"seed-{seed:07d}{faster}"
         if not folder.is_dir():
-            save_clip(render_clip(seed, self.image, self.duration_s, interval), folder)
+            save_clip(render_clip(seed, self.image, self.duration_s, interval, self.world), folder)
         return load_clip(folder)
 
     def render_all(self, count: int, progress: Callable[..., tqdm] = tqdm) -> None:  # type: ignore[type-arg]

@@ -80,6 +80,29 @@ def make_window(
     )
 
 
+def hide_future(window: WindowBatch, num_past: int) -> WindowBatch:
+    """Return windows (B, T) in which the current frame replaces every future frame: its images and rig, time
+    0, `real` False."""
+    first, future = 1 + num_past, window.time.shape[1] - 1 - num_past
+    rig = CameraRig(*(value[:, :first] for value in window.rig))
+    past = WindowBatch(
+        window.images[:, :first], rig, window.time[:, :first], window.real[:, :first], window.targets
+    )
+    return add_hidden_future(past, future)
+
+
+def add_hidden_future(window: WindowBatch, count: int) -> WindowBatch:
+    """Return windows without future frames with `count` hidden ones added: repetitions of the current frame,
+    `real` False."""
+
+    def extended(value: Tensor) -> Tensor:
+        return torch.cat([value, value[:, :1].expand(-1, count, *value.shape[2:])], dim=1)
+
+    rig = CameraRig(*(extended(value) for value in window.rig))
+    real = torch.cat([window.real, window.real.new_zeros(len(window.real), count)], dim=1)
+    return WindowBatch(extended(window.images), rig, extended(window.time), real, window.targets)
+
+
 def collate_windows(windows: list[WindowBatch]) -> WindowBatch:
     """Concatenate windows to one batch; object slots are padded to the largest number."""
     slots = max(1, *(window.targets.labels.shape[1] for window in windows))
@@ -94,7 +117,8 @@ def collate_windows(windows: list[WindowBatch]) -> WindowBatch:
 
 class WindowDataset(Dataset[WindowBatch]):
     """Batches of windows; item `step` depends only on (seed, rank, step). Windows are random or, with an
-    `order` of segments of one frame, the next ones in that order that no other of `ranks` processes uses."""
+    `order` of segments of one frame, the next ones in that order that no other of `ranks` processes uses. The
+    future of a window is hidden with probability `hide_future`."""
 
     def __init__(
         self,
@@ -109,6 +133,7 @@ class WindowDataset(Dataset[WindowBatch]):
         rank: int = 0,
         ranks: int = 1,
         order: EpochOrder | None = None,
+        hide_future: float = 0.0,
     ) -> None:
         if num_clips < 1 or batch < 1:
             raise ValueError(f"{num_clips} clips, batch {batch}: expected at least 1 of each")
@@ -118,6 +143,7 @@ class WindowDataset(Dataset[WindowBatch]):
         self.num_clips, self.batch = num_clips, batch
         self.num_past, self.num_future = num_past, num_future
         self.augment, self.seed, self.rank, self.ranks, self.order = augment, seed, rank, ranks, order
+        self.hide_future = hide_future
 
     def __getitem__(self, step: int) -> WindowBatch:
         return collate_windows([self._window(step, place) for place in range(self.batch)])
@@ -131,7 +157,10 @@ class WindowDataset(Dataset[WindowBatch]):
             number, index = self.order((step * self.ranks + self.rank) * self.batch + place)
             clip = self._load(number)
         augmentation = draw_augmentation(self.augment, random)
-        return make_window(clip, index, augmentation, self.num_past, self.num_future)
+        if random.random() >= self.hide_future:
+            return make_window(clip, index, augmentation, self.num_past, self.num_future)
+        past = make_window(clip, index, augmentation, self.num_past, 0)
+        return add_hidden_future(past, self.num_future)
 
 
 def without_color_change(augmentation: Augmentation) -> Augmentation:

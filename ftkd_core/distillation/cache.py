@@ -34,15 +34,17 @@ Manifest = dict[str, Any]
 
 
 def describe(
-    *, teacher: str, data: str, map_target: str, strides: Iterable[int], with_previous: bool = False
-) -> Manifest:
+    *, teacher: str, data: str, map_target: str, strides: Iterable[int], with_previous: bool = False,
+    hide_future: bool = False,
+) -> Manifest:  # fmt: skip
     """Return the part of a manifest that the outputs depend on.
 
     Args: teacher, the hash of its weights; data, name and version of the clips; map_target as
     `FTKDConfig.pv_target`; strides of the stored maps; with_previous, whether the maps of the previous frame
-    are stored too.
+    are stored too; hide_future, whether the teacher saw no future frames. The manifest has `hide_future`
+    only if it is True, so that older caches stay valid.
     """
-    return {
+    description = {
         "format": _FORMAT,
         "teacher": teacher,
         "data": data,
@@ -50,6 +52,7 @@ def describe(
         "strides": sorted(strides),
         "with_previous": with_previous,
     }
+    return description | ({"hide_future": True} if hide_future else {})
 
 
 def fill_cache(
@@ -239,6 +242,13 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 def _check_same(folder: Path, manifest: Manifest, description: Manifest) -> None:
     """Raise a UserError if the cache does not fit a run's description. A cache may store more than a run
     needs: maps of other strides, or of the previous frame."""
+    hidden = manifest.get("hide_future", False)
+    if hidden != description.get("hide_future", False):
+        seen, needed = ("without", "with") if hidden else ("with", "without")
+        raise UserError(
+            f"teacher cache {str(folder)!r} was written {seen} future frames, but this run needs outputs "
+            f"{needed} them; give another folder"
+        )
     for name, wanted in description.items():
         found = manifest.get(name)
         if name == "strides" and isinstance(found, list) and set(wanted) <= set(found):

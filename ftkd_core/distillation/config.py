@@ -36,10 +36,11 @@ class FTKDConfig:
     """Share of the channels of a student's query features that are masked [note: the ratio; ours: channels,
     because a generator per query learns nothing from a query that is masked as a whole]. 0 masks nothing
     (`bev_mask=none` in ftkd_settings.json)."""
-    pv_target: Literal["mean_residual", "current"] = "mean_residual"
+    pv_target: Literal["mean_residual", "cosine", "current"] = "mean_residual"
     """Target of the image features. `mean_residual`: the teacher's feature plus its attention to future
     frames, averaged over them [note: their sum alone; ours: the mean, whose size does not grow with the
-    window, and the residual, a target for places where the future shows nothing]. `current`: the teacher's
+    window, and the residual, a target for places where the future shows nothing]. `cosine`: the same with
+    cosine attention, whose weights do not depend on the norm of the features [ours]. `current`: the teacher's
     feature, without the future [ours]."""
     pv_strides: Annotated[tuple[Literal[4, 8, 16, 32], ...], Field(min_length=1)] = (16, 32)
     """Strides of the feature maps that are reconstructed, if the student has them; a streaming student has
@@ -55,6 +56,9 @@ class FTKDConfig:
     logit_layers: Literal["last", "all"] = "last"
     """Decoder layers whose logits are distilled: the last, or each with the teacher's, counted from the last
     if their numbers differ [ours; `all` was measured in ftkd_settings.json]."""
+    foreground_by_score: bool = False
+    """Whether the boxes and query features of foreground pairs are weighted by the teacher's score, because
+    pairs with low scores hold most of the teacher's errors [ours]."""
     background_reach_m: NotNegative = 4.0
     """Largest distance in metres between the boxes of a background pair, for logits and BEV-FFR; 0 keeps all
     pairs [note: no limit; ours: half of all pairs are more than 6 m apart]."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ftkd_core.config import SparseBEVConfig
 from ftkd_core.distillation.config import FTKDConfig
-from ftkd_core.distillation.logits import Alignment, align, logit_losses
+from ftkd_core.distillation.logits import Alignment, align, logit_losses, pair_weights
 from ftkd_core.distillation.reconstruction import PerspectiveReconstruction, QueryReconstruction
 from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherOutput
 from ftkd_core.losses.matching import match
@@ -76,8 +76,10 @@ class FTKD(nn.Module):
         if self.query_branch is not None or config.logits_weight:
             alignments = self.alignments(student, output, targets)
             if self.query_branch is not None:
-                teacher_of_student = alignments[-1].teacher
-                loss = self.query_branch(student.features, output.features, teacher_of_student, generator)
+                loss = self.query_branch(
+                    student.features, output.features, alignments[-1].teacher, generator,
+                    self._foreground_weights(output, alignments[-1]),
+                )  # fmt: skip
                 terms["ftkd/bev"] = config.bev_weight * loss
             if config.logits_weight:
                 terms |= self._logit_terms(student, output, alignments)
@@ -102,6 +104,13 @@ class FTKD(nn.Module):
             )  # fmt: skip
         return alignments
 
+    def _foreground_weights(self, output: TeacherOutput, alignment: Alignment) -> Tensor | None:
+        """Return the weights (B, Qs) of pairs in BEV-FFR; None if all are equal."""
+        if not self.config.foreground_by_score:
+            return None
+        scores = output.logits[-1].float().sigmoid()
+        return pair_weights(scores, alignment, foreground_by_score=True, background_by_score=False)
+
     def _map_terms(
         self, maps: Mapping[int, Tensor], output: TeacherOutput, generator: torch.Generator
     ) -> dict[str, Tensor]:
@@ -122,6 +131,7 @@ class FTKD(nn.Module):
                 student.logits[layer], student.codes[layer], output.logits[layer], output.codes[layer],
                 alignment, self.code_weights,
                 background_by_score=self.config.matching == "object",
+                foreground_by_score=self.config.foreground_by_score,
             )  # fmt: skip
             for name, value in losses.items():
                 full = f"ftkd/logits_{name}"

@@ -138,13 +138,14 @@ def logit_losses(
     code_weights: Tensor,
     *,
     background_by_score: bool = True,
+    foreground_by_score: bool = False,
 ) -> dict[str, Tensor]:
     """Return the weighted class and box terms of foreground and background pairs, each divided by the number
     of foreground pairs [ours: divided by 900 queries the loss would vanish].
 
     logits (B, Qs, K) and codes (B, Qs, 10) are the student's; the teacher's (B, Qt, .) are detached. With
-    background_by_score a background box is weighted by the teacher's score. The heading is compared as sine
-    and cosine in ego, which both models predict.
+    background_by_score a background box is weighted by the teacher's score, with foreground_by_score a
+    foreground box. The heading is compared as sine and cosine in ego, which both models predict.
     """
     quality = teacher_logits.detach().float().sigmoid()
     classes, width = quality.shape[-1], codes.shape[-1]
@@ -156,7 +157,10 @@ def logit_losses(
     paired = alignment.teacher >= 0
     count = shared_count(alignment.foreground.sum())
     terms: dict[str, Tensor] = {}
-    weights = pair_weights(teacher_logits.float().sigmoid(), alignment) if background_by_score else paired
+    weights = pair_weights(
+        teacher_logits.float().sigmoid(), alignment, foreground_by_score=foreground_by_score,
+        background_by_score=background_by_score,
+    )  # fmt: skip
     parts = {"foreground": paired & alignment.foreground, "background": paired & ~alignment.foreground}
     for name, pairs in parts.items():
         terms[f"{name}_class"] = CLASS_WEIGHT * (by_class * pairs).sum() / count
@@ -164,9 +168,14 @@ def logit_losses(
     return terms
 
 
-def pair_weights(teacher_scores: Tensor, alignment: Alignment) -> Tensor:
-    """Return the weights (B, Qs) of pairs from the teacher's scores (B, Qt, K): 1 in the foreground, the best
-    score of the teacher's query in the background, 0 without a pair."""
+def pair_weights(
+    teacher_scores: Tensor, alignment: Alignment, *, foreground_by_score: bool = False,
+    background_by_score: bool = True,
+) -> Tensor:  # fmt: skip
+    """Return the weights (B, Qs) of pairs from the teacher's scores (B, Qt, K): the best score of the
+    teacher's query if pairs of its kind are weighted by score, else 1; 0 without a pair."""
     best = teacher_scores.detach().amax(-1).gather(1, alignment.teacher.clamp(min=0))
-    weights = torch.where(alignment.foreground, torch.ones_like(best), best)
+    one = torch.ones_like(best)
+    foreground = best if foreground_by_score else one
+    weights = torch.where(alignment.foreground, foreground, best if background_by_score else one)
     return weights * (alignment.teacher >= 0)

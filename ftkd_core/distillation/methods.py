@@ -33,7 +33,7 @@ METHODS: Final[dict[str, MethodConfig]] = {
     "cwd": BaselineConfig(name="cwd"),
     "stxd": BaselineConfig(name="stxd"),
 }  # fmt: skip
-"""The row `ftkd_past_teacher` of the experiment is `ftkd` with a teacher without future frames."""
+"""The row `ftkd_blind` of the experiment is `ftkd` with the teacher's future frames hidden."""
 
 
 def method_config(name: str) -> MethodConfig:

@@ -8,12 +8,15 @@ batch, J future frames, N cameras, C channels (s student, t teacher), H/W featur
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkd_core.losses.normalizer import shared_count
+
+_COSINE_TEMPERATURE: Final = 0.1
 
 
 @torch.no_grad()
@@ -22,9 +25,11 @@ def future_aware_target(
 ) -> tuple[Tensor, Tensor]:
     """Return the target of the PV branch and its weight (`FTKDConfig.pv_target`).
 
-    `mean_residual`: the teacher's feature plus its attention to future frames, averaged over them; `current`:
-    the teacher's feature. Attention has no parameters, softmax(Q K^T / sqrt(C)) V, between the
-    frames of one camera [ours: a learned one that is trained by this loss alone can collapse to a constant].
+    `mean_residual`: the teacher's feature plus its attention to future frames, averaged over them; `cosine`:
+    the same with normalised queries and keys and a temperature of 0.1, because keys of large norm attract
+    most queries otherwise; `current`: the teacher's feature. Attention has no parameters,
+    softmax(Q K^T / sqrt(C)) V, between the frames of one camera [ours: a learned one that is trained by this
+    loss alone can collapse to a constant].
 
     Args: current (B, N, C, H, W) and future (B, J, N, C, H, W) teacher features; real (B, J) bool, False for
     frames that repeat the last frame of the scene. Returns the target (B, N, C, H, W) and its weight (B,), 1;
@@ -36,7 +41,10 @@ def future_aware_target(
         return current, weight
     query = current.flatten(3).mT.unsqueeze(1)  # (B, 1, N, HW, C)
     value = future.flatten(4).mT  # (B, J, N, HW, C)
-    attended = F.scaled_dot_product_attention(query.expand_as(value), value, value)  # (B, J, N, HW, C)
+    key, scale = value, None
+    if mode == "cosine":
+        query, key, scale = F.normalize(query, dim=-1), F.normalize(value, dim=-1), 1 / _COSINE_TEMPERATURE
+    attended = F.scaled_dot_product_attention(query.expand_as(key), key, value, scale=scale)
     is_real = real.to(attended.dtype)
     total = (attended * is_real[:, :, None, None, None]).sum(1).mT.reshape(current.shape)
     mean = total / is_real.sum(1).clamp(min=1)[:, None, None, None, None]
@@ -86,7 +94,7 @@ class QueryReconstruction(nn.Module):
     norm and an FFN reconstruct the features (B, Qt, Ct) of their paired teacher queries [note: an FFN with
     layer norm; ours: the norm first, because a norm at the end fixes the size of the output even if the
     input does not determine it]. teacher_of_student (B, Qs) int64 is the index of the paired teacher query,
-    -1 for none. The loss is the mean squared error over all pairs.
+    -1 for none. The loss is the mean squared error over all pairs, weighted by weight (B, Qs) if it is given.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, mask_ratio: float = 0.5) -> None:
@@ -100,10 +108,13 @@ class QueryReconstruction(nn.Module):
         )
 
     def forward(
-        self, student: Tensor, teacher: Tensor, teacher_of_student: Tensor, generator: torch.Generator
-    ) -> Tensor:
+        self, student: Tensor, teacher: Tensor, teacher_of_student: Tensor, generator: torch.Generator,
+        weight: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         rebuilt = self.rebuild(student, generator)
         is_paired = (teacher_of_student >= 0).float()
+        if weight is not None:
+            is_paired = is_paired * weight
         index = teacher_of_student.clamp(min=0)[..., None].expand(-1, -1, teacher.shape[-1])
         target = teacher.detach().float().gather(1, index)
         error = (rebuilt.float() - target).square().mean(-1)  # (B, Qs)

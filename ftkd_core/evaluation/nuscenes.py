@@ -223,7 +223,7 @@ def _sample_results(token: str, posed: PosedObjects) -> list[dict[str, Any]]:
     pose = posed.global_from_ego
     centers = transform_points(pose, boxes[:, :3])
     velocities = np.nan_to_num(boxes[:, 7:9]) @ pose[:2, :2].T
-    headings = Rotation.from_matrix(pose[:3, :3]) * Rotation.from_euler("z", boxes[:, 6])
+    headings = Rotation.from_matrix(pose[:3, :3]) * Rotation.from_euler("z", boxes[:, 6, None])
     columns = (
         centers.tolist(),
         boxes[:, [4, 3, 5]].tolist(),

@@ -46,7 +46,10 @@ class DetectionCriterion(nn.Module):
         for layer in layers:
             logits, codes = predictions.logits[layer].float(), predictions.codes[layer].float()
             name = f"layer{layer}"
-            assigned = match(logits, codes, targets, loss.classification, loss.box_l1, part=name)
+            assigned = match(
+                logits, codes, targets, loss.classification, loss.box_l1, part=name,
+                code_weights=loss.code_weights if loss.weighted_matching else None,
+            )  # fmt: skip
             terms |= self._layer(name, logits, codes, assigned, targets, None, 1.0)
         if denoising is not None and predictions.denoising_logits is not None:
             assert predictions.denoising_codes is not None

@@ -4,6 +4,9 @@
 Symbols: B batch, Q queries, G ground-truth slots, K classes.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -15,9 +18,9 @@ _MATCHED_CODE_DIM = 8  # without velocity
 
 
 def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Return the cost (Q, G) of assigning the class of object g to query q, of logits (Q, K) and labels
-    (G,)."""
-    probability = logits.sigmoid()[:, labels]
+    """Return the cost (..., Q, G) of assigning class labels (..., G) to queries with logits (..., Q, K)."""
+    index = labels[..., None, :].expand(*logits.shape[:-1], labels.shape[-1])
+    probability = logits.sigmoid().gather(-1, index)
     negative = -(1 - probability + 1e-12).log() * (1 - alpha) * probability**gamma
     positive = -(probability + 1e-12).log() * alpha * (1 - probability) ** gamma
     return positive - negative
@@ -32,28 +35,31 @@ def match(
     box_l1: float = 0.25,
     *,
     part: str = "matching",
+    code_weights: Sequence[float] | None = None,
 ) -> Tensor:
     """Return the index (B, Q) int64 of the object matched to each query, -1 for background.
 
-    logits (B, Q, K), codes (B, Q, 10). The Hungarian algorithm runs on the CPU over the real objects only.
-    Raises FloatingPointError if a cost is not finite; the message names `part` and class or box.
+    logits (B, Q, K), codes (B, Q, 10). code_weights: weights of the elements of the code in the box cost;
+    None: 1 for all but velocity. The Hungarian algorithm runs on the CPU over the real objects only. Raises
+    FloatingPointError if a cost is not finite; the message names `part` and class or box.
     """
     batch, queries, _ = logits.shape
     assigned = torch.full((batch, queries), -1, dtype=torch.long)
-    target_codes = encode_boxes(targets.boxes.float())[..., :_MATCHED_CODE_DIM]
+    weights = codes.new_tensor(code_weights or (1.0,) * _MATCHED_CODE_DIM, dtype=torch.float32)
+    goal = encode_boxes(targets.boxes.float())[..., : len(weights)].nan_to_num()
+    cost = classification * focal_cost(logits.float(), targets.labels)
+    cost = cost + box_l1 * torch.cdist(codes[..., : len(weights)].float() * weights, goal * weights, p=1)
+    costs, real = cost.cpu().numpy(), targets.mask.cpu().numpy()  # one copy to the CPU
     for sample in range(batch):
-        objects = targets.mask[sample].nonzero()[:, 0]
+        objects = np.flatnonzero(real[sample])
         if len(objects) == 0:
             continue
-        cost = classification * focal_cost(logits[sample].float(), targets.labels[sample, objects])
-        cost = cost + box_l1 * torch.cdist(
-            codes[sample, :, :_MATCHED_CODE_DIM].float(), target_codes[sample, objects], p=1
-        )
-        if not torch.isfinite(cost).all():
+        cost_of_sample = costs[sample][:, objects]
+        if not np.isfinite(cost_of_sample).all():
             kind = "box" if torch.isfinite(logits[sample]).all() else "class"
             raise FloatingPointError(
                 f"{part}/{kind}: the cost is not finite because predictions or targets contain nan or inf"
             )
-        rows, columns = linear_sum_assignment(cost.cpu().numpy())
-        assigned[sample, torch.as_tensor(rows)] = objects.cpu()[torch.as_tensor(columns)]
+        rows, columns = linear_sum_assignment(cost_of_sample)
+        assigned[sample, torch.as_tensor(rows)] = torch.as_tensor(objects[columns])
     return assigned.to(logits.device)

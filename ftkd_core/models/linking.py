@@ -135,7 +135,9 @@ def link_proposals(
 
 
 def _observe(frames: FrameProposals) -> _Observations:
-    points, score = frames.codes[..., :2], frames.logits.sigmoid().amax(-1).sqrt()
+    # Not codes[..., :2]: OpenVINO drops a slice in front of a gather.
+    points = torch.stack([frames.codes[..., 0], frames.codes[..., 1]], dim=-1)
+    score = frames.logits.sigmoid().amax(-1).sqrt()
     length = frames.codes[..., 3:6].amax(-1).exp().clamp(max=_MAX_LENGTH_M)
     distance = (points - frames.origin[:, :, None]).norm(dim=-1)
     spread = _NEAR_M + _SHARE_OF_DISTANCE * distance + _SHARE_OF_LENGTH * length

@@ -215,10 +215,10 @@ class SparseBEV(nn.Module):
         # One row per class for denoising queries and one for learned queries; the last channel, added later,
         # marks denoising queries (DAB-DETR).
         self.label_embedding = nn.Embedding(len(config.class_names) + 1, decoder.channels - 1)
-        self.auxiliary = None
-        if decoder.num_image_queries:
-            classes = len(config.class_names)
+        self.auxiliary, classes = None, len(config.class_names)
+        if config.has_dense_head:
             self.auxiliary = DenseHead(decoder.channels, classes, config.backbone.auxiliary_stride)
+        if decoder.num_image_queries:
             self.proposal_content = nn.Linear(decoder.channels, decoder.channels)
             self.anchor_content = nn.Linear(7 + classes, decoder.channels)
 
@@ -267,14 +267,16 @@ class SparseBEV(nn.Module):
         )  # fmt: skip
 
     def propose(self, window: WindowFeatures) -> tuple[DenseMaps | None, ImageProposals | None]:
-        """Return the maps of the dense head for the current frame and the boxes at which image queries
-        start."""
-        if self.auxiliary is None:
+        """Return the maps of the dense head for the current frame and the boxes at which image queries start;
+        None if there are none. A head without image queries runs only in training mode."""
+        if self.auxiliary is None or not (self.training or self.config.decoder.num_image_queries):
             return None, None
         stride, count = self.auxiliary.stride, self.config.decoder.num_image_queries
         fine = window.pyramid[self.config.auxiliary_level]
         rig = CameraRig(*(value[:, 0] for value in window.rig))
         auxiliary = self.auxiliary(fine[:, 0], rig)
+        if not count:
+            return auxiliary, None
         proposals = propose(auxiliary, fine[:, 0], rig, stride, count)
         if not self.config.decoder.link_proposals:
             return auxiliary, proposals

@@ -3,6 +3,6 @@
 
 from typing import Final
 
-RUNTIMES: Final = ("auto", "fast", "plain")
+RUNTIMES: Final = ("auto", "fast", "plain", "onnx", "openvino")
 """Names of engines, see `detector.Detector`; defined here so that parameters can be checked without importing
 torch."""

@@ -13,21 +13,20 @@ from ftkd_core.config import DetectorConfig
 from ftkd_core.errors import UserError
 from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.stream_petr import StreamPETR
-from ftkd_core.runtime import RUNTIMES
-from ftkd_core.runtime.engines import Engine, PlainEngine, Rows
-from ftkd_core.runtime.fast import FastEngine
+from ftkd_core.runtime.engine_choice import EngineOptions, select_engine
+from ftkd_core.runtime.engines import Engine, Rows
 from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
 from ftkd_core.types import CameraRound, CameraView, ObjectList
-from ftkd_core.weights import SHIPPED, load_into, read_weights
+from ftkd_core.weights import SHIPPED, load_into, read_weights, weights_hash
 
 
 class Detector:
     """`objects = detector.step(camera_round)`; `reset()` starts a new stream. Not thread-safe.
 
-    score_threshold: for all classes or by class name (see `thresholds`). runtime: fast, or plain, its
-    reference implementation; auto is fast on a CPU and plain on a GPU, because the fast engine is not
-    validated on GPUs yet (docs/explanation/runtime.md). training: description of the weights' training.
-    """
+    score_threshold: for all classes or by class name (see `thresholds`). runtime: an engine, or auto, the
+    fastest proven one (`engine_choice`); attributes `runtime` and `runtime_reason` hold the choice. exported:
+    an ONNX file for the engines that run one; None exports the model once into a cache. threads: of these
+    engines (0: the library's choice). training: description of the weights' training."""
 
     def __init__(
         self,
@@ -39,13 +38,14 @@ class Detector:
         max_detections: int = 300,
         runtime: str = "auto",
         training: str = "",
+        weights_hash: str = "",
+        exported: Path | None = None,
+        threads: int = 0,
     ) -> None:
         self._thresholds = class_thresholds(score_threshold, model.config.class_names)
         self._our_labels = np.array(our_labels(model.config.class_names), dtype=np.int64)
         if max_detections < 1:
             raise UserError(f"max_detections {max_detections}: expected at least 1")
-        if runtime not in RUNTIMES:
-            raise UserError(f"runtime {runtime!r}: expected one of {', '.join(RUNTIMES)}")
         self.model = model.eval().requires_grad_(False)
         self.config: DetectorConfig = model.config
         self.preset = model.config.preset
@@ -56,9 +56,9 @@ class Detector:
         self.device = device
         self.score_threshold = score_threshold
         self.max_detections = max_detections
-        fast = runtime == "fast" or (runtime == "auto" and device.type == "cpu")
-        kind = FastEngine if fast else PlainEngine
-        self.engine: Engine = kind(model, device, max_detections)
+        self.engine: Engine
+        options = EngineOptions(max_detections, weights_hash, exported, threads)
+        self.engine, (self.runtime, self.runtime_reason) = select_engine(runtime, model, device, options)
         self._start_ns: int | None = None
 
     @classmethod
@@ -71,8 +71,12 @@ class Detector:
         score_threshold: ScoreThreshold = DEFAULT_THRESHOLD,
         max_detections: int = 300,
         runtime: str = "auto",
+        threads: int = 0,
     ) -> "Detector":
         """Load a detector from a weights file (None: the shipped one).
+
+        Engines that run an exported graph take FILE.onnx next to FILE.safetensors, if `ftkd export` wrote it;
+        otherwise they export the model once into a cache.
 
         UserError if the file is missing, damaged or of another preset than requested, the device does not
         exist, or an argument is out of range.
@@ -83,6 +87,7 @@ class Detector:
             raise UserError(f"weights {str(path)!r} belong to preset {config.preset!r}; expected {preset!r}")
         model = build_stream_petr(config)
         load_into(model, state, str(path))
+        exported = path.with_suffix(".onnx")
         return cls(
             model,
             weights_name=path.name,
@@ -91,10 +96,13 @@ class Detector:
             max_detections=max_detections,
             runtime=runtime,
             training=describe_training(notes),
+            weights_hash=weights_hash(path),
+            exported=exported if exported.is_file() else None,
+            threads=threads,
         )
 
     def reset(self) -> None:
-        """Start a new stream: the next step uses the learned initial memory."""
+        """Start a new stream: the next step uses the initial memory of training."""
         self._start_ns = None
 
     def warm_up(self, image_size: tuple[int, int] | None = None) -> None:

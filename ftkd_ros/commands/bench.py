@@ -19,7 +19,9 @@ _WARM_UP: Final = 5
 @click.option("--preset", default="tiny", help="Model to time.")
 @click.option("--weights", type=options.PATH, metavar="FILE", help="Weights of that preset.")
 @click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
-@click.option("--runtime", default="fast", help="fast, or plain (the slower reference).")
+@click.option(
+    "--runtime", default="auto", help="Engine: openvino, onnx, fast, plain (the slower reference) or auto."
+)
 @click.option("--repeats", type=int, default=50, metavar="N", help="Number of timed rounds.")
 @click.option(
     "--json", "json_file", type=options.PATH, metavar="FILE", help="Also write the figures to this file."
@@ -36,7 +38,7 @@ def bench(
         raise UserError(f"--repeats {repeats}: expected at least 1")
     figures = measure(preset, weights, device, runtime, repeats=repeats)
     latency, processor = figures["latency_ms"], figures["processor_ms"]
-    print(f"{figures['preset']} ({figures['weights']}) on {figures['device']}, {runtime} runtime")
+    print(f"{figures['preset']} ({figures['weights']}) on {figures['device']}, engine {figures['runtime']}")
     print(f"first round after {figures['ready_s']:.1f} s")
     print(
         f"six 1600x900 images to objects: p50 {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms, "
@@ -69,7 +71,7 @@ def measure(preset: str, weights: Path | None, device: str, runtime: str, *, rep
         "preset": preset,
         "weights": weights_name,
         "device": str(place),
-        "runtime": runtime,
+        "runtime": detector.runtime,
         "latency_ms": times.wall.as_dict(),
         "processor_ms": times.processor.as_dict(),
         "peak_memory_mb": round(measuring.peak_memory_mb(place), 1),

@@ -18,6 +18,7 @@ from ftkd_ros.commands import options
 @click.option(
     "--size", callback=options.size, default="800x450", metavar="WxH", help="Width and height of the images."
 )
+@click.option("--world", default="ordinary", help="ordinary, or traffic: dense and moving.")
 def synth(
     output: Path,
     version: str,
@@ -26,6 +27,7 @@ def synth(
     first_seed: int,
     duration: float,
     size: tuple[int, int],
+    world: str,
 ) -> int:
     """Render driving scenes and write them as a data set that the nuScenes devkit loads.
 
@@ -42,6 +44,7 @@ def synth(
         width=size[0],
         height=size[1],
         duration_s=duration,
+        world=world,
     )
     print(f"wrote {written}")
     return 0

@@ -48,7 +48,7 @@ def weights_and_device(function: Function) -> Function:
         click.option(
             "--runtime",
             default="auto",
-            help="fast, plain (the slower reference), or auto: fast on a CPU, plain on a GPU.",
+            help="Engine: openvino, onnx, fast, plain (slow reference), or auto: the fastest proven one.",
         ),
         click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N."),
         click.option("--weights", type=PATH, metavar="FILE", help="Weights.  [default: the shipped ones]"),

@@ -20,7 +20,7 @@ def train(arguments: tuple[str, ...]) -> int:
     """Train a detector, as `python -m training.train` does."""
     from training.train import main
 
-    return main(list(arguments))
+    return main(list(arguments), prog="ftkd train")
 
 
 @click.command(short_help="Train a student with a teacher (FTKD and its baselines).", **_PASS_THROUGH)
@@ -29,7 +29,7 @@ def distill(arguments: tuple[str, ...]) -> int:
     """Train a student with a teacher, as `python -m training.distill` does."""
     from training.distill import main
 
-    return main(list(arguments))
+    return main(list(arguments), prog="ftkd distill")
 
 
 @click.command(short_help="Compute the nuScenes metrics of weights on a split.", **_PASS_THROUGH)
@@ -38,4 +38,4 @@ def validate(arguments: tuple[str, ...]) -> int:
     """Score weights on a split, as `python -m training.validate` does."""
     from training.validate import main
 
-    return main(list(arguments))
+    return main(list(arguments), prog="ftkd validate")

@@ -88,7 +88,7 @@ def yaw_quaternions(yaws: Matrix) -> list[list[float]]:
     """Return quaternions (x, y, z, w) of rotations about z by yaws (N,) in radians."""
     if len(yaws) == 0:  # older SciPy versions refuse an empty array
         return []
-    quaternions: list[list[float]] = Rotation.from_euler("z", yaws).as_quat().tolist()
+    quaternions: list[list[float]] = Rotation.from_euler("z", yaws[:, None]).as_quat().tolist()
     return quaternions
 
 

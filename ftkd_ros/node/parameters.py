@@ -66,7 +66,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "weights": "weights file; empty: the shipped weights",
     "preset": "required preset of the weights; empty: any",
     "device": "auto (a GPU if available), cpu, cuda or cuda:N",
-    "runtime": "fast, plain (slower reference), or auto: fast on a CPU, plain on a GPU",
+    "runtime": "engine: openvino, onnx, fast, plain (slower reference), or auto, the fastest proven one",
     "score_threshold": "minimum score of published detections, 0..1",
     "class_score_thresholds": "minimum scores of single classes, such as [car=0.3, pedestrian=0.2]",
     "min_range_m": "minimum horizontal distance of published detections to base_frame, in m",

@@ -110,9 +110,10 @@ def balance(
 
 def balance_row(
     plan: Plan, method: str, settings: Sequence[str], teacher: Path, cache: Path, clips: SyntheticClips,
-    device: torch.device,
+    device: torch.device, *, hide_future: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Balance a method, changed by `settings` (each `name=value`), on the cached outputs of a teacher.
+    """Balance a method, changed by `settings` (each `name=value`), on the cached outputs of a teacher, with
+    hide_future those without future frames.
 
     Returns `{"settings": weights, "terms": measured terms}`.
     """
@@ -130,7 +131,8 @@ def balance_row(
         inputs, plan.scenes, num_streams=plan.streams, segment=10, augment=_NO_AUGMENTATION, seed=0
     )
     chosen = override(method_config(method), settings)
-    description = make_distiller(guide, model, chosen).describe(weights_hash(teacher), clips.name)
+    distiller = make_distiller(guide, model, chosen, hide_future=hide_future)
+    description = distiller.describe(weights_hash(teacher), clips.name)
     items = CachedDataset(data, TeacherCache(cache, description, plan.scenes))
     config, terms = balance(
         guide, model.to(device), chosen, items, streams=plan.streams, share=plan.share,

@@ -5,11 +5,12 @@
     python -m training.study.experiments --out runs/matrix --phase score
     python -m training.study.experiments --table runs/matrix/matrix.json
 
-Trains an offline teacher, which sees future frames, and a past-only teacher; caches their outputs; scales
-every part of every method to the same share of the detection loss; trains each row of the table with each
-seed, all for --steps steps (`none_long`: twice as many); detects on held-out scenes; scores with the nuScenes
-devkit. Runs of the same seed are paired: they share initial weights and data order. Students see the scenes
-unmirrored and unrotated, because the cached outputs belong to those scenes.
+Trains one teacher, whose future frames are hidden in a share of its windows; caches its outputs with and
+without the future (`ftkd_blind`); scales every part of every method to the same share of the detection loss;
+trains each row of the table with each seed, all for --steps steps (`none_long`: twice as many); detects on
+held-out scenes; scores with the nuScenes devkit. Runs of the same seed are paired: they share initial weights
+and data order. Students see the scenes unmirrored and unrotated, because the cached outputs belong to those
+scenes.
 
 The experiment can be stopped at any time: the same command resumes it. With --minutes, the call stops itself:
 training processes are killed at that time and resume from their last checkpoint (at most 100 steps earlier),
@@ -26,6 +27,7 @@ from pathlib import Path
 
 from ftkd_core.errors import UserError
 from ftkd_core.presets import preset, sparse_bev_preset
+from training.config import DataConfig
 from training.study.deadline import Deadline, OutOfTime
 from training.study.json_files import write_json
 from training.study.matrix import (
@@ -74,13 +76,17 @@ def _add_plan_options(group: "argparse._ArgumentGroup") -> None:
     add = group.add_argument
     add("--preset", default="r18_352x128", help="streaming student (default r18_352x128)")
     add("--teacher-preset", default="sparse_bev_r18_352x128_offline", help="teacher with future frames")
-    add("--past-preset", default="sparse_bev_r18_352x128", help="teacher without future frames")
+    add("--world", default="ordinary", help="synthetic world of all scenes: ordinary (default) or traffic")
+    add(
+        "--hide-future", type=float, default=0.5, metavar="SHARE",
+        help="share of the teacher's training windows whose future is hidden (default 0.5)",
+    )  # fmt: skip
     add("--seeds", type=int, default=3, help="runs per row (default 3); may grow later")
     add("--scenes", type=int, default=200, help="training scenes, seeds from 0 (default 200)")
     add("--held-out", type=int, default=40, help="held-out scenes, seeds from 900000 (default 40)")
     add("--streams", type=int, default=4, help="batch size (default 4)")
     add("--steps", type=int, default=0, help="steps of each student; required for a new experiment")
-    add("--teacher-steps", type=int, default=0, help="steps of each teacher; required if one is trained")
+    add("--teacher-steps", type=int, default=0, help="steps of the teacher; required if it is trained")
     add("--share", type=float, default=0.1, help="share of each part in the detection loss (default 0.1)")
     add(
         "--set-method", action="append", default=[], metavar="KEY=VALUE",
@@ -90,8 +96,7 @@ def _add_plan_options(group: "argparse._ArgumentGroup") -> None:
     add("--init", type=Path, help="initial weights of all students (default: random, by seed)")
     add("--init-parts", default="", help="parts of --init to load, e.g. backbone,neck (default all)")
     add("--backbone-ratio", type=float, default=1.0, help="share of --lr for the students' backbones")
-    add("--teacher", type=Path, help="weights of the offline teacher, instead of training one")
-    add("--past-teacher", type=Path, help="weights of the past-only teacher, instead of training one")
+    add("--teacher", type=Path, help="weights of the teacher, instead of training one")
     add(
         "--cache-features", action="store_true",
         help="read features of the frozen backbone of --init from disk; needs --backbone-ratio 0",
@@ -102,12 +107,11 @@ def requested_plan(arguments: argparse.Namespace) -> Plan:
     """Return the plan of a command line; steps are 0 if they are not given."""
     a = arguments
     return Plan(
-        preset=a.preset, teacher_preset=a.teacher_preset, past_preset=a.past_preset, seeds=a.seeds,
-        scenes=a.scenes, held_out=a.held_out, streams=a.streams, steps=a.steps,
-        teacher_steps=a.teacher_steps, share=a.share, lr=a.lr, init=str(a.init or ""),
-        init_parts=a.init_parts, backbone_ratio=a.backbone_ratio, teacher=str(a.teacher or ""),
-        past_teacher=str(a.past_teacher or ""), cache_features=a.cache_features,
-        set_method=tuple(a.set_method),
+        preset=a.preset, teacher_preset=a.teacher_preset, seeds=a.seeds, scenes=a.scenes,
+        held_out=a.held_out, streams=a.streams, steps=a.steps, teacher_steps=a.teacher_steps, share=a.share,
+        lr=a.lr, init=str(a.init or ""), init_parts=a.init_parts, backbone_ratio=a.backbone_ratio,
+        teacher=str(a.teacher or ""), world=a.world, hide_future=a.hide_future,
+        cache_features=a.cache_features, set_method=tuple(a.set_method),
     )  # fmt: skip
 
 
@@ -116,8 +120,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.out is None:
         raise UserError("no folder; give one with --out, or a matrix to print with --table")
     preset(arguments.preset)
-    for name in (arguments.teacher_preset, arguments.past_preset):
-        sparse_bev_preset(name)
+    teacher = sparse_bev_preset(arguments.teacher_preset)
+    if not teacher.num_future:
+        raise UserError(f"--teacher-preset {arguments.teacher_preset}: expected a preset with future frames")
+    DataConfig(world=arguments.world, hide_future=arguments.hide_future)  # raises UserError for bad values
     if arguments.cache_features and (arguments.init is None or arguments.backbone_ratio):
         raise UserError("--cache-features needs a frozen backbone: give --init and --backbone-ratio 0")
     check_settings(arguments.set_method)

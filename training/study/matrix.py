@@ -15,16 +15,23 @@ from ftkd_core.errors import UserError
 from training.study.json_files import read_json
 
 SCORES: Final = ("mAP", "NDS", "mATE", "mASE", "mAOE", "mAVE", "mAAE")
-OFFLINE, PAST = "teacher", "past_teacher"
+OFFLINE, BLIND = "teacher", "teacher_blind"
+"""The teacher with its future frames, and the same weights with the future hidden."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: distillation method (empty: none), teacher, and factor on the number of steps."""
+    """A row of the table: distillation method (empty: none), teacher (OFFLINE or BLIND), and factor on the
+    number of steps."""
 
     method: str = ""
     teacher: str = OFFLINE
     step_factor: int = 1
+
+    @property
+    def hide_future(self) -> bool:
+        """Whether the future is hidden from the teacher."""
+        return self.teacher == BLIND
 
 
 ROWS: Final[dict[str, Row]] = {
@@ -38,7 +45,7 @@ ROWS: Final[dict[str, Row]] = {
     "ftkd_no_pv": Row("ftkd_no_pv"),
     "ftkd_no_bev": Row("ftkd_no_bev"),
     "ftkd_no_fld": Row("ftkd_no_fld"),
-    "ftkd_past_teacher": Row("ftkd", PAST),
+    "ftkd_blind": Row("ftkd", BLIND),
 }
 """The student rows; teachers are scored as well."""
 
@@ -63,9 +70,9 @@ def row_settings(row: str, settings: Sequence[str]) -> list[str]:
 
 
 def teachers_of(rows: Sequence[str]) -> list[str]:
-    """Return the teachers that rows are distilled from, the offline one first."""
+    """Return the teachers that rows are distilled from: `teacher`, `teacher_blind`, both or none."""
     used = {ROWS[row].teacher for row in rows if ROWS[row].method}
-    return [name for name in (OFFLINE, PAST) if name in used]
+    return [name for name in (OFFLINE, BLIND) if name in used]
 
 
 def method_of(run: str) -> str:
@@ -139,7 +146,7 @@ def subset_table(entries: Sequence[dict[str, Any]], score: str) -> str:
 
 
 def _by_method(entries: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    known = [OFFLINE, PAST, *ROWS]
+    known = [OFFLINE, BLIND, *ROWS]
     names = sorted({e["method"] for e in entries}, key=lambda n: (known.index(n) if n in known else 99, n))
     return {name: [e for e in entries if e["method"] == name] for name in names}
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from ftkd_core.errors import UserError
 from training.study.json_files import read_json
-from training.study.matrix import OFFLINE, PAST
+from training.study.matrix import OFFLINE
 
 HELD_OUT_SEED: Final = 900_000
 """Seed of the first held-out scene."""
@@ -15,12 +15,12 @@ HELD_OUT_SEED: Final = 900_000
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Settings of all runs of an experiment. steps are those of every student, teacher_steps those of every
-    teacher that is trained; teacher and past_teacher are weights files that are used instead of training."""
+    """Settings of all runs of an experiment. steps: of every student; teacher_steps: of the teacher, if it is
+    trained; teacher: weights file that is used instead of training one; world: synthetic world of all scenes;
+    hide_future: share of the teacher's training windows whose future is hidden."""
 
     preset: str
     teacher_preset: str
-    past_preset: str
     seeds: int
     scenes: int
     held_out: int
@@ -33,17 +33,14 @@ class Plan:
     init_parts: str
     backbone_ratio: float
     teacher: str
-    past_teacher: str
+    world: str = "ordinary"
+    hide_future: float = 0.5
     cache_features: bool = False
     set_method: tuple[str, ...] = ()
 
     def preset_of(self, method: str) -> str:
-        """Return the preset of a teacher, or of the students of a row."""
-        return {OFFLINE: self.teacher_preset, PAST: self.past_preset}.get(method, self.preset)
-
-    def weights_of(self, teacher: str) -> str:
-        """Return the given weights file of a teacher; empty if it is trained in the experiment."""
-        return self.past_teacher if teacher == PAST else self.teacher
+        """Return the preset of the teacher, or of the students of a row."""
+        return self.teacher_preset if method == OFFLINE else self.preset
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `plan.json`."""
@@ -78,13 +75,13 @@ def resume_plan(path: Path, requested: Plan) -> Plan:
 
 
 def check_steps(plan: Plan, teachers: list[str]) -> None:
-    """Raise UserError if a new plan lacks the number of steps of students or of teachers to be trained."""
+    """Raise UserError if a new plan lacks the number of steps of students, or of a teacher to be trained."""
     if plan.steps < 1:
         raise UserError(
             f"--steps {plan.steps}: a new experiment needs the steps of each student; give --steps"
         )
-    if plan.teacher_steps < 1 and any(not plan.weights_of(name) for name in teachers):
+    if plan.teacher_steps < 1 and teachers and not plan.teacher:
         raise UserError(
-            f"--teacher-steps {plan.teacher_steps}: a new experiment needs the steps of each teacher; give "
-            "--teacher-steps, or weights with --teacher and --past-teacher"
+            f"--teacher-steps {plan.teacher_steps}: a new experiment needs the steps of the teacher; give "
+            "--teacher-steps, or weights with --teacher"
         )

@@ -28,20 +28,25 @@ _MIN_SCORE: Final = 0.01  # detections below it change no metric
 
 
 @torch.inference_mode()
-def detect_clip(model: StreamPETR | SparseBEV, clip: Clip, device: torch.device) -> list[Detections]:
+def detect_clip(
+    model: StreamPETR | SparseBEV, clip: Clip, device: torch.device, *, hide_future: bool = False
+) -> list[Detections]:
     """Return the detections of every frame of a clip in order; labels are indices into CLASS_NAMES.
 
-    A StreamPETR streams the clip, a SparseBEV runs window by window. A model with cached features takes clips
-    that have them.
+    A StreamPETR streams the clip, a SparseBEV runs window by window, with hide_future without future frames.
+    A model with cached features takes clips that have them.
     """
     model = model.to(device).eval()
     labels = torch.tensor(our_labels(model.config.class_names), device=device)
-    frames = _detect_windows(model, clip) if isinstance(model, SparseBEV) else _stream(model, clip, device)
+    if isinstance(model, SparseBEV):
+        frames = _detect_windows(model, clip, hide_future)
+    else:
+        frames = _stream(model, clip, device)
     return [found._replace(labels=labels[found.labels]) for found in frames]
 
 
-def _detect_windows(model: SparseBEV, clip: Clip) -> Iterator[Detections]:
-    for output in infer_clip(model, clip):
+def _detect_windows(model: SparseBEV, clip: Clip, hide_future: bool) -> Iterator[Detections]:
+    for output in infer_clip(model, clip, hide_future=hide_future):
         found = decode(output.predictions)
         for row in range(len(found.boxes)):
             yield Detections(*(value[row : row + 1] for value in found))
@@ -57,15 +62,16 @@ def _stream(model: StreamPETR, clip: Clip, device: torch.device) -> Iterator[Det
 
 
 def predict(
-    model: StreamPETR | SparseBEV, load: Callable[[int], Clip], count: int, output: Path, device: torch.device
-) -> Path:
+    model: StreamPETR | SparseBEV, load: Callable[[int], Clip], count: int, output: Path,
+    device: torch.device, *, hide_future: bool = False,
+) -> Path:  # fmt: skip
     """Write the detections on clips 0 .. count - 1 to an .npz file: boxes (M, 9) in ego, scores and labels
     (M,), counts (F,) of detections per frame, global_from_ego (F, 4, 4)."""
     frames: list[Detections] = []
     poses = []
     for index in tqdm(range(count), desc="detect", unit="scene"):
         clip = load(index)
-        frames += detect_clip(model, clip, device)
+        frames += detect_clip(model, clip, device, hide_future=hide_future)
         poses.append(clip.global_from_ego)
     boxes, scores, labels = (
         [getattr(f, name)[0].float().cpu().numpy() for f in frames] for name in ("boxes", "scores", "labels")

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ftkd_core.errors import UserError
 from training.study.deadline import Deadline, OutOfTime
 from training.study.json_files import read_json, write_json
-from training.study.matrix import OFFLINE, PAST, ROWS, method_of, teachers_of
+from training.study.matrix import BLIND, OFFLINE, ROWS, method_of, teachers_of
 from training.study.model_files import model_preset, trained_steps
 from training.study.plan import Plan
 from training.study.provenance import made_with
@@ -27,17 +27,16 @@ class Runner:
         self.out, self.plan, self.rows, self.work, self.deadline = out, plan, list(rows), work, deadline
 
     def run(self) -> None:
-        """Train the teachers, fill their caches, balance the methods, then train all students; detect with
-        each model."""
-        teachers = {name: self.train_teacher(name) for name in teachers_of(self.rows)}
-        for row_name in self.rows:
-            row = ROWS[row_name]
-            if row.method:
-                cache, teacher = self.cache_folder(row_name), teachers[row.teacher]
-                self.work.fill_cache(row_name, cache, teacher, self.deadline.remaining)
-                self.balance(row_name, teacher)
+        """Train the teacher, fill its caches, balance the methods, then train all students; detect with each
+        model, and with the teacher without its future if a row hides it."""
+        teachers = teachers_of(self.rows)
+        weights_of_teacher = self.train_teacher() if teachers else None
+        if weights_of_teacher is not None:
+            for row_name in self.rows:
+                self._prepare_row(row_name, weights_of_teacher)
         if self.plan.cache_features:
-            self.work.cache_held_out_features([Path(self.plan.init), *teachers.values()])
+            files = [] if weights_of_teacher is None else [weights_of_teacher]
+            self.work.cache_held_out_features([Path(self.plan.init), *files])
         runs = [(row, seed) for seed in range(self.plan.seeds) for row in self.rows]
         parallel = self.work.machine.parallel
         with (
@@ -47,25 +46,32 @@ class Runner:
         ):
 
             def train_and_detect(row_name: str, seed: int) -> None:
-                weights = self.train_student(row_name, seed, teachers)
+                weights = self.train_student(row_name, seed, weights_of_teacher)
                 self.detect(f"{row_name}-{seed}", weights, detectors)
                 bar.update()
 
             futures = [pool.submit(train_and_detect, *run) for run in runs]
-            for name, weights in teachers.items():
-                futures.append(pool.submit(self.detect, f"{name}-0", weights, detectors))
+            for name in teachers:
+                futures.append(pool.submit(self.detect, f"{name}-0", self.weights(name), detectors))
             _wait(futures)
 
-    def train_teacher(self, name: str) -> Path:
-        """Return the weights of a teacher: given, or trained if necessary."""
-        given = self.plan.weights_of(name)
-        return Path(given) if given else self._train(name, steps=self.plan.teacher_steps, seed=0)
+    def train_teacher(self) -> Path:
+        """Return the weights of the teacher: given, or trained if necessary."""
+        given = self.plan.teacher
+        return Path(given) if given else self._train(OFFLINE, steps=self.plan.teacher_steps, seed=0)
 
-    def train_student(self, row_name: str, seed: int, teachers: dict[str, Path]) -> Path:
+    def _prepare_row(self, row_name: str, teacher: Path) -> None:
+        """Fill the cache of a row's teacher and balance its method, if it has one."""
+        if ROWS[row_name].method:
+            cache = self.cache_folder(row_name)
+            self.work.fill_cache(row_name, cache, teacher, self.deadline.remaining)
+            self.balance(row_name, teacher)
+
+    def train_student(self, row_name: str, seed: int, teacher: Path | None) -> Path:
         """Return the weights of a student run, trained if necessary."""
         row, distillation = ROWS[row_name], {}
         if row.method:
-            teacher = teachers[row.teacher]
+            assert teacher is not None
             distillation = {
                 "teacher": teacher,
                 "cache": self.cache_folder(row_name),
@@ -114,16 +120,17 @@ class Runner:
             return
         self.deadline.remaining()
         notes_file = self.notes_file(name)
-        self.work.detect(weights, notes_file.with_suffix(".npz"), detectors)
+        hidden = method_of(name) == BLIND
+        self.work.detect(weights, notes_file.with_suffix(".npz"), detectors, hide_future=hidden)
         notes = {"preset": model_preset(weights), "steps": trained_steps(weights)}
         write_json(notes_file, notes | made_with(self.work.machine.device))
 
     def weights(self, name: str) -> Path:
         """Return the path of a run's weights, of a teacher or a student."""
         method = method_of(name)
-        if method not in (OFFLINE, PAST):
+        if method not in (OFFLINE, BLIND):
             return self.out / "runs" / name / "weights.safetensors"
-        return Path(self.plan.weights_of(method) or self.out / "runs" / method / "weights.safetensors")
+        return Path(self.plan.teacher or self.out / "runs" / OFFLINE / "weights.safetensors")
 
     def notes_file(self, name: str) -> Path:
         """Return the path of the notes on a run's detections. They are written last: a run that was killed

@@ -101,11 +101,13 @@ def _load_arrays(predictions: Path) -> dict[str, NDArray[Any]]:
     return values
 
 
-def write_held_out(folder: Path, count: int) -> None:
-    """Export the held-out scenes as a nuScenes data set if the folder does not exist."""
+def write_held_out(folder: Path, count: int, world: str) -> None:
+    """Export the held-out scenes of a world as a nuScenes data set if the folder does not exist."""
     if not folder.is_dir():
         seeds = range(HELD_OUT_SEED, HELD_OUT_SEED + count)
-        write_dataset(folder, seeds, version=VERSION, split=SPLIT, width=704, height=396, sweeps=False)
+        write_dataset(
+            folder, seeds, version=VERSION, split=SPLIT, width=704, height=396, world=world, sweeps=False
+        )
 
 
 def score_files(files: Sequence[Path], folder: Path, *, subsets: bool) -> Iterator[dict[str, Any]]:
@@ -136,7 +138,7 @@ def score_runs(out: Path, plan: Plan, *, subsets: bool) -> Path:
         raise UserError(f"no detections in {str(out / 'predictions')!r}; train first")
     runs = {(method_of(f.stem), seed_of(f.stem)): f.with_suffix(".npz") for f in notes_files}
     checksums = {run: checksum(file) for run, file in runs.items()}
-    write_held_out(out / "held_out", plan.held_out)
+    write_held_out(out / "held_out", plan.held_out, plan.world)
     for of_subsets in (False, True) if subsets else (False,):
         missing = [run for run in runs if not is_scored(entries.get(run), checksums[run], subsets=of_subsets)]
         scores = score_files([runs[run] for run in missing], out / "held_out", subsets=of_subsets)

@@ -43,15 +43,19 @@ def widest_method(kind: str) -> MethodConfig:
 
 def fill_teacher_cache(
     folder: Path, kind: str, teacher: Path, student: str, clips: SyntheticClips, scenes: int,
-    device: torch.device, *, cached_features: bool = False, before_scene: Callable[[], object] = lambda: None,
+    device: torch.device, *, hide_future: bool = False, cached_features: bool = False,
+    before_scene: Callable[[], object] = lambda: None,
 ) -> None:  # fmt: skip
     """Fill a cache with everything that methods of its kind read. `student` is the students' preset.
 
-    With cached_features, the teacher's backbone is replaced by its feature cache. before_scene is called
-    before each scene; an exception from it stops the work between two scenes.
+    With hide_future, the teacher sees no future frames. With cached_features, the teacher's backbone is
+    replaced by its feature cache. before_scene is called before each scene; an exception from it stops the
+    work between two scenes.
     """
     model = load_teacher(teacher)
-    distiller = make_distiller(model, build_stream_petr(preset(student)), widest_method(kind))
+    distiller = make_distiller(
+        model, build_stream_petr(preset(student)), widest_method(kind), hide_future=hide_future
+    )
     model.to(device)
     description = distiller.describe(weights_hash(teacher), clips.name)
     inputs = cache_features(model, clips, clips.cache.parent, scenes, device) if cached_features else clips

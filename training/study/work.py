@@ -58,7 +58,9 @@ class Work:
     def clips(self, first_seed: int = 0) -> SyntheticClips:
         """Return scenes of consecutive seeds at the student's resolution."""
         image = preset(self.plan.preset).image
-        return SyntheticClips(first_seed, image, self.machine.clips, version=self.machine.clips_version)
+        return SyntheticClips(
+            first_seed, image, self.machine.clips, version=self.machine.clips_version, world=self.plan.world
+        )
 
     def render(self) -> None:
         """Render the missing scenes on all CPU cores."""
@@ -93,15 +95,17 @@ class Work:
         kind = cache_kind(ROWS[row_name].method, self.plan.set_method)
         fill_teacher_cache(
             folder, kind, teacher, self.plan.preset, self.clips(), self.plan.scenes, self.machine.device,
-            cached_features=self.plan.cache_features, before_scene=before_scene,
+            hide_future=ROWS[row_name].hide_future, cached_features=self.plan.cache_features,
+            before_scene=before_scene,
         )  # fmt: skip
 
     def balance(self, row_name: str, cache: Path, teacher: Path) -> dict[str, Any]:
         """Return the balanced weights of a row's method, as `balance_row`."""
-        settings = row_settings(row_name, self.plan.set_method)
+        row, settings = ROWS[row_name], row_settings(row_name, self.plan.set_method)
         return balance_row(
-            self.plan, ROWS[row_name].method, settings, teacher, cache, self.clips(), self.machine.device
-        )
+            self.plan, row.method, settings, teacher, cache, self.clips(), self.machine.device,
+            hide_future=row.hide_future,
+        )  # fmt: skip
 
     def cache_held_out_features(self, files: Sequence[Path]) -> None:
         """Extract the features of the held-out scenes for the backbones of weights files, so that parallel
@@ -110,11 +114,14 @@ class Work:
         for file in files:
             cache_features(load_model(file), clips, clips.cache.parent, self.plan.held_out, device)
 
-    def detect(self, weights: Path, output: Path, pool: ProcessPoolExecutor) -> None:
-        """Write the detections of a weights file on the held-out scenes, in a process of the pool."""
+    def detect(
+        self, weights: Path, output: Path, pool: ProcessPoolExecutor, *, hide_future: bool = False
+    ) -> None:
+        """Write the detections of a weights file on the held-out scenes, in a process of the pool; with
+        hide_future those of a teacher that sees no future frames."""
         pool.submit(
             _detect, weights, self.clips(HELD_OUT_SEED), self.plan.held_out, output, self.machine.device,
-            self.machine.threads, self.plan.cache_features,
+            self.machine.threads, self.plan.cache_features, hide_future,
         ).result()  # fmt: skip
 
 
@@ -125,7 +132,8 @@ def training_command(
     """Return the module and arguments of a training run of a teacher, or of a student of the row `name`; with
     a teacher, its cache and the balanced weights, of a distillation."""
     settings = {
-        "data.scenes": plan.scenes, "data.cache": machine.clips, "save_every": _SAVE_EVERY,
+        "data.scenes": plan.scenes, "data.cache": machine.clips, "data.world": plan.world,
+        "save_every": _SAVE_EVERY,
         "optim.lr": plan.lr, "optim.warmup_steps": min(200, 1 + steps // 10),
     }  # fmt: skip
     if machine.clips_version:
@@ -143,9 +151,12 @@ def training_command(
             command = [
                 "training.distill", "--teacher", str(teacher), "--method", ROWS[name].method, "--cache",
                 str(cache), *(f"--set-method={change}" for change in changes),
+                *(["--hide-future"] if ROWS[name].hide_future else []),
             ]  # fmt: skip
         if plan.init:
             command += ["--init", plan.init, "--init-parts", plan.init_parts]
+    else:
+        settings["data.hide_future"] = plan.hide_future
     return [
         *command, "--preset", plan.preset_of(name), "--out", str(folder), "--steps", str(steps),
         "--seed", str(seed), "--streams", str(plan.streams), "--accelerator", machine.accelerator,
@@ -164,10 +175,10 @@ def _render(clips: SyntheticClips, index: int) -> None:
 
 def _detect(
     weights: Path, clips: SyntheticClips, count: int, output: Path, device: torch.device, threads: int,
-    cached_features: bool,
+    cached_features: bool, hide_future: bool,
 ) -> None:  # fmt: skip
     if threads:
         torch.set_num_threads(threads)
     model = load_model(weights)
     inputs = cache_features(model, clips, clips.cache.parent, count, device) if cached_features else clips
-    predicting.predict(model, inputs, count, output, device)
+    predicting.predict(model, inputs, count, output, device, hide_future=hide_future)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ftkd_core.data.synthetic.export_scene import ExportOptions, SceneWriter, key_frame_count, round_times
 from ftkd_core.data.synthetic.export_tables import DatasetTables
 from ftkd_core.data.synthetic.rig import nuscenes_rig
+from ftkd_core.data.synthetic.traffic import world_config
 from ftkd_core.data.synthetic.world import make_scene
 from ftkd_core.errors import UserError
 from ftkd_core.json_files import write_json
@@ -38,14 +39,16 @@ def run_synth(
     width: int,
     height: int,
     duration_s: float,
+    world: str = "ordinary",
 ) -> Path:
     """Write `scenes` scenes of consecutive seeds and return the data set's folder (`ftkd synth`)."""
     if scenes < 1:
         raise UserError(f"number of scenes {scenes} is not positive; expected at least 1")
     seeds = range(first_seed, first_seed + scenes)
     return write_dataset(
-        output, seeds, version=version, split=split, width=width, height=height, duration_s=duration_s
-    )
+        output, seeds, version=version, split=split, width=width, height=height, duration_s=duration_s,
+        world=world,
+    )  # fmt: skip
 
 
 def write_dataset(
@@ -57,6 +60,7 @@ def write_dataset(
     width: int,
     height: int,
     duration_s: float = 20.0,
+    world: str = "ordinary",
     sweeps: bool = True,
     jpeg_quality: int = 90,
     progress: bool = True,
@@ -68,6 +72,7 @@ def write_dataset(
     annotations. Raises UserError for arguments out of range and for a folder that exists and is not empty.
     """
     _check_arguments(scene_seeds, version, split, width, height, duration_s, jpeg_quality)
+    config = world_config(world)
     final = _free_folder(dataroot)
     partial = _hidden_folder(final)
     rig = nuscenes_rig(width, height)
@@ -78,7 +83,7 @@ def write_dataset(
             options = ExportOptions(sweeps=sweeps, jpeg_quality=jpeg_quality, on_image=bar.update)
             tables = DatasetTables()
             for seed in scene_seeds:
-                scene = make_scene(seed, duration_s)
+                scene = make_scene(seed, duration_s, config)
                 SceneWriter(scene, rig, partial, tables, options).write()
                 names.append(scene.name)
         tables.write(partial / version)

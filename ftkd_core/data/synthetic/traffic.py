@@ -14,17 +14,20 @@ from numpy.typing import NDArray
 
 from ftkd_core.data.synthetic.actors import Actor
 from ftkd_core.data.synthetic.bodies import build_body, sample_size
+from ftkd_core.data.synthetic.manoeuvres import place_driving, place_overtaking
 from ftkd_core.data.synthetic.paths import Motion, Path2D, SpeedProfile, static_motion, turn_at_crossing
 from ftkd_core.data.synthetic.roads import CROSSINGS_X, ROAD_HALF, SIDEWALK, is_on_road
 from ftkd_core.data.synthetic.scenery import Fixture
+from ftkd_core.data.synthetic.shares import ORDINARY, TRAFFIC, WorldShares
+from ftkd_core.errors import UserError
 
 _CHECK_STEP_S: Final = 0.25
-_TURNING_FRACTION: Final = 0.35  # fraction of the moving vehicles that turn at a crossing
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """Mean numbers of objects along the drive; `spread_m` is the largest distance from the ego's path."""
+    """Mean numbers of objects along the drive; `spread_m` is the largest distance from the ego's path;
+    `shares` decides how they move."""
 
     cars: int = 16
     trucks: int = 4
@@ -37,6 +40,24 @@ class WorldConfig:
     bicycles: int = 5
     pedestrians: int = 16
     spread_m: float = 45.0
+    shares: WorldShares = ORDINARY
+
+
+WORLDS: Final = {
+    "ordinary": WorldConfig(),
+    "traffic": WorldConfig(
+        cars=22, trucks=7, construction_vehicles=1, buses=6, trailers=1, barrier_rows=2, cones=4,
+        motorcycles=6, bicycles=6, pedestrians=16, shares=TRAFFIC,
+    ),
+}  # fmt: skip
+"""Settings of the synthetic worlds by name."""
+
+
+def world_config(name: str) -> WorldConfig:
+    """Return the settings of a world. Raises UserError for an unknown name."""
+    if name not in WORLDS:
+        raise UserError(f"unknown world {name!r}; expected one of {', '.join(sorted(WORLDS))}")
+    return WORLDS[name]
 
 
 class TrafficPlacer:
@@ -117,25 +138,25 @@ class TrafficPlacer:
 
 def place_actors(placer: TrafficPlacer, config: WorldConfig) -> None:
     """Place all actors of a scene; rare and large objects come first, so that they find room."""
-    counts = [
-        ("bus", config.buses, 0.7),
-        ("trailer", config.trailers, 0.2),
-        ("construction_vehicle", config.construction_vehicles, 0.3),
-        ("truck", config.trucks, 0.6),
-        ("motorcycle", config.motorcycles, 0.6),
-        ("bicycle", config.bicycles, 0.5),
-        ("car", config.cars, 0.55),
-    ]
-    random = placer.random
+    counts = {
+        "bus": config.buses,
+        "trailer": config.trailers,
+        "construction_vehicle": config.construction_vehicles,
+        "truck": config.trucks,
+        "motorcycle": config.motorcycles,
+        "bicycle": config.bicycles,
+        "car": config.cars,
+    }
+    random, tries = placer.random, 40 if config.shares.manoeuvring else 12
     for _ in range(config.barrier_rows):
         _place_barrier_row(placer, config.spread_m * 0.5)
-    for name, mean, moving in counts:
+    for name, mean in counts.items():
         for _ in range(max(1, round(mean * random.uniform(0.6, 1.4)))):
-            _retry(lambda name=name, moving=moving: _place_vehicle(placer, name, moving, config.spread_m))  # type: ignore[misc]
+            _retry(lambda name=name: _place_vehicle(placer, name, config), tries)  # type: ignore[misc]
     for _ in range(round(config.cones * random.uniform(0.7, 1.3))):
         _retry(lambda: _place_cone(placer, config.spread_m * 0.55))
     for _ in range(round(config.pedestrians * random.uniform(0.7, 1.3))):
-        _retry(lambda: _place_pedestrian(placer, config.spread_m * 0.8))
+        _retry(lambda: _place_pedestrian(placer, config.spread_m * 0.8, config.shares))
 
 
 def _retry(place: Callable[[], bool], tries: int = 12) -> None:
@@ -145,14 +166,18 @@ def _retry(place: Callable[[], bool], tries: int = 12) -> None:
             return
 
 
-def _place_vehicle(placer: TrafficPlacer, name: str, moving: float, spread: float) -> bool:
-    random = placer.random
-    x, y = placer.point_near_ego(spread)
+def _place_vehicle(placer: TrafficPlacer, name: str, config: WorldConfig) -> bool:
+    random, shares = placer.random, config.shares
+    x, y = placer.point_near_ego(config.spread_m)
     cycle = name in ("motorcycle", "bicycle")
-    if random.random() >= moving:
+    if random.random() >= getattr(shares.moving, name):
         return _place_parked(placer, name, x, y)
+    if name in ("bus", "truck") and shares.overtaking and random.random() < shares.overtaking:
+        return place_overtaking(placer, name)
+    if shares.manoeuvring and random.random() < shares.manoeuvring:
+        return place_driving(placer, name, CROSSINGS_X, along_main=shares.along_main, turning=shares.turning)
     crossing = min(CROSSINGS_X, key=lambda c: abs(c - x))
-    along_main = random.random() < 0.75
+    along_main = random.random() < shares.along_main
     direction = 1.0 if random.random() < 0.5 else -1.0
     lane = float(random.choice([1.75, 5.25])) if not cycle else float(random.choice([3.5, 6.2]))
     if along_main:
@@ -160,11 +185,10 @@ def _place_vehicle(placer: TrafficPlacer, name: str, moving: float, spread: floa
     else:
         path = Path2D(crossing + direction * lane, y, direction * np.pi / 2)
     speed = float(random.uniform(2.0, 6.0) if name == "bicycle" else random.uniform(3.0, 12.0))
-    if name != "trailer" and random.random() < _TURNING_FRACTION:
+    if name != "trailer" and random.random() < shares.turning:
         return _place_turning_vehicle(placer, name, crossing, speed)
-    return placer.add(
-        name, Motion(path, _random_speed_profile(random, speed, placer.times[-1])), rider=cycle, margin=0.3
-    )
+    profile = _random_speed_profile(random, speed, placer.times[-1], shares)
+    return placer.add(name, Motion(path, profile), rider=cycle, margin=0.3)
 
 
 def _place_turning_vehicle(placer: TrafficPlacer, name: str, crossing: float, speed: float) -> bool:
@@ -182,13 +206,15 @@ def _place_turning_vehicle(placer: TrafficPlacer, name: str, crossing: float, sp
     return placer.add(name, motion, rider=name in ("motorcycle", "bicycle"), margin=0.3)
 
 
-def _random_speed_profile(random: np.random.Generator, cruise: float, end_s: float) -> SpeedProfile:
+def _random_speed_profile(
+    random: np.random.Generator, cruise: float, end_s: float, shares: WorldShares
+) -> SpeedProfile:
     kind = random.random()
-    if kind < 0.45:
+    if kind < shares.steady:
         return SpeedProfile.constant(cruise)
     start = float(random.uniform(0.0, 0.8)) * float(end_s)
     change = cruise / float(random.uniform(1.5, 3.0))
-    if kind < 0.75:  # brakes and stops
+    if kind < shares.steady + shares.braking:  # brakes and stops
         return SpeedProfile(((0.0, cruise), (start, cruise), (start + change, 0.0)))
     return SpeedProfile(((0.0, 0.0), (start, 0.0), (start + change, cruise)))  # waits and starts
 
@@ -229,16 +255,16 @@ def _place_cone(placer: TrafficPlacer, spread: float) -> bool:
     return placer.add("traffic_cone", static_motion(x, y, float(random.uniform(-np.pi, np.pi))))
 
 
-def _place_pedestrian(placer: TrafficPlacer, spread: float) -> bool:
+def _place_pedestrian(placer: TrafficPlacer, spread: float, shares: WorldShares) -> bool:
     random = placer.random
     x, _y = placer.point_near_ego(spread)
     kind = random.random()
     side = float(random.choice([-1.0, 1.0])) * (ROAD_HALF + float(random.uniform(0.5, SIDEWALK - 0.3)))
     heading = float(random.choice([0.0, np.pi])) + float(random.normal(0, 0.05))
-    if kind < 0.35:
+    if kind < shares.standing:
         return placer.add("pedestrian", static_motion(x, side, float(random.uniform(-np.pi, np.pi))))
     speed = SpeedProfile.constant(float(random.uniform(0.7, 1.8)))
-    if kind < 0.8:
+    if kind < shares.standing + shares.walking:
         return placer.add("pedestrian", Motion(Path2D(x, side, heading), speed))
     # Crosses the main road, starting at a random time.
     start = float(random.uniform(0, 0.7)) * float(placer.times[-1])

@@ -13,21 +13,20 @@ from ftkd_core.weights import save_weights
 from tests.core.helpers import small_config
 from tests.training.helpers import small_sparse
 from training.study.deadline import OutOfTime
-from training.study.matrix import OFFLINE, PAST, SCORES
+from training.study.matrix import OFFLINE, SCORES
 from training.study.plan import Plan
 from training.study.work import Machine, Work
 
 PLAN = Plan(
-    preset="tiny", teacher_preset="sparse_bev_tiny_offline", past_preset="sparse_bev_tiny", seeds=2, scenes=2,
-    held_out=3, streams=2, steps=100, teacher_steps=100, share=0.1, lr=4e-4, init="", init_parts="",
-    backbone_ratio=1.0, teacher="", past_teacher="",
+    preset="tiny", teacher_preset="sparse_bev_tiny_offline", seeds=2, scenes=2, held_out=3, streams=2,
+    steps=100, teacher_steps=100, share=0.1, lr=4e-4, init="", init_parts="", backbone_ratio=1.0, teacher="",
 )  # fmt: skip
 
 
 def arguments(out: Path, *more: str) -> list[str]:
     """Return a command line of `training.study.experiments` with tiny models."""
     return ["--out", str(out), "--preset", "tiny", "--teacher-preset", "sparse_bev_tiny_offline",
-            "--past-preset", "sparse_bev_tiny", "--accelerator", "cpu", *more]  # fmt: skip
+            "--accelerator", "cpu", *more]  # fmt: skip
 
 
 def entry(method: str, seed: int, score: float, **more: object) -> dict[str, object]:
@@ -58,6 +57,7 @@ class SimulatedWork(Work):
     scenes_filled: dict[str, int] = field(default_factory=dict)
     balanced: list[str] = field(default_factory=list)
     detected: list[str] = field(default_factory=list)
+    detected_without_future: list[str] = field(default_factory=list)
 
     def render(self) -> None:
         pass
@@ -74,7 +74,7 @@ class SimulatedWork(Work):
             raise OutOfTime(f"run {name} was stopped")
         self.clock.now += left
         self.trained.append(name)
-        config = small_sparse(past=1).config if name in (OFFLINE, PAST) else small_config()
+        config = small_sparse(past=1).config if name == OFFLINE else small_config()
         weights = log.with_name("weights.safetensors")
         save_weights(weights, {"some": torch.zeros(1)}, config, notes={"steps": steps})
 
@@ -91,8 +91,12 @@ class SimulatedWork(Work):
         self.clock.now += 20
         return {"settings": {"pv_weight": 2.0}, "terms": {}}
 
-    def detect(self, weights: Path, output: Path, pool: ProcessPoolExecutor) -> None:
+    def detect(
+        self, weights: Path, output: Path, pool: ProcessPoolExecutor, *, hide_future: bool = False
+    ) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.touch()
         self.detected.append(output.stem)
+        if hide_future:
+            self.detected_without_future.append(output.stem)
         self.clock.now += 2 * self.plan.held_out

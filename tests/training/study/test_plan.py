@@ -41,9 +41,9 @@ def test_resuming_with_another_setting_is_refused(tmp_path: Path) -> None:
 def test_new_experiment_needs_the_steps_of_what_it_trains(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--steps 0: a new experiment needs"):
         plan_of(tmp_path)
-    with pytest.raises(UserError, match="--teacher-steps 0: .*weights with --teacher and --past-teacher"):
+    with pytest.raises(UserError, match="--teacher-steps 0: .*or weights with --teacher"):
         plan_of(tmp_path, "--steps", "5")
-    given = ("--teacher", "a", "--past-teacher", "b")
+    given = ("--teacher", "a")
     assert plan_of(tmp_path / "given", "--steps", "5", *given).teacher_steps == 0
     assert plan_of(tmp_path / "none", "--steps", "5", "--rows", "none").teacher_steps == 0
     assert not (tmp_path / "plan.json").exists(), "a refused plan is not stored"
@@ -75,6 +75,9 @@ def test_bad_options_are_refused_before_any_work(tmp_path: Path, capsys: pytest.
         (["--rows", "none,fgd"], "unknown row 'fgd'"),
         (["--set-method", "matching=half"], "matching"),
         (["--cache-features"], "give --init and --backbone-ratio 0"),
+        (["--world", "rural"], "unknown world 'rural'"),
+        (["--hide-future", "1.5"], "hide_future is 1.5; expected a value less than or equal to 1"),
+        (["--teacher-preset", "sparse_bev_tiny"], "expected a preset with future frames"),
         (["--phase", "score"], "holds no experiment"),
     ):
         assert main(arguments(tmp_path / "out", *more)) == 2

@@ -55,6 +55,26 @@ def test_experiment_trains_each_row_with_each_seed_and_detects(tmp_path: Path) -
     assert [note["preset"] for note in notes] == [small_sparse().config.preset, "tiny"]
 
 
+def test_one_teacher_is_used_with_and_without_its_future(tmp_path: Path) -> None:
+    work = SimulatedWork(replace(PLAN, seeds=1))
+    runner = make_runner(tmp_path, work, rows=["ftkd", "ftkd_blind"])
+    runner.run()
+    assert work.trained == ["teacher", "ftkd-0", "ftkd_blind-0"]
+    assert work.scenes_filled == {"cache_teacher_future": 2, "cache_teacher_blind_future": 2}
+    assert work.balanced == ["ftkd", "ftkd_blind"]
+    assert sorted(work.detected) == ["ftkd-0", "ftkd_blind-0", "teacher-0", "teacher_blind-0"]
+    assert work.detected_without_future == ["teacher_blind-0"]
+    assert runner.weights("teacher_blind-0") == runner.weights("teacher-0")
+    assert "--hide-future" in work.commands["ftkd_blind-0"]
+    assert "--hide-future" not in work.commands["ftkd-0"]
+    caches = [
+        command[command.index("--cache") + 1]
+        for command in map(work.commands.get, ("ftkd-0", "ftkd_blind-0"))
+    ]
+    assert len(set(caches)) == 2
+    assert runner.count_runs() == (0, 4)
+
+
 def test_completed_parts_are_not_repeated_and_seeds_can_be_added(tmp_path: Path) -> None:
     make_runner(tmp_path, SimulatedWork(PLAN)).run()
     again = SimulatedWork(PLAN, scenes_filled={"cache_teacher_future": 2})

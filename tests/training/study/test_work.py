@@ -53,17 +53,31 @@ def test_commands_are_accepted_by_the_training_programs(tmp_path: Path) -> None:
     config = train.resolve_config(train.TrainOptions(**vars(train.make_parser().parse_args(command))))
     assert config.model.preset == "sparse_bev_tiny_offline"
     assert config.augment.flip > 0, "teachers are trained with augmentation"
+    assert config.data.hide_future == 0.5
+
+
+def test_blind_row_hides_the_future_and_all_runs_share_the_world(tmp_path: Path) -> None:
+    plan = replace(PLAN, world="traffic")
+    for row, hidden in (("ftkd", False), ("ftkd_blind", True)):
+        _, *command = training_command(
+            plan, MACHINE, row, tmp_path, steps=1, seed=0, teacher=Path("t"), cache=Path("c")
+        )
+        options = distill.DistillOptions(**vars(distill.make_parser().parse_args(command)))
+        assert options.hide_future is hidden
+        data = train.resolve_config(options).data
+        assert (data.world, data.hide_future) == ("traffic", 0.0)
+    assert Work(plan, MACHINE).clips().world == "traffic"
 
 
 def test_settings_of_ftkd_apply_to_its_rows_only(tmp_path: Path) -> None:
     plan = replace(PLAN, set_method=("pv_target=current",))
     changed = {
         row
-        for row in ("mgd", "logits", "ftkd_no_pv", "ftkd_past_teacher")
+        for row in ("mgd", "logits", "ftkd_no_pv", "ftkd_blind")
         if "--set-method=pv_target=current"
         in training_command(plan, MACHINE, row, tmp_path, steps=1, seed=0, teacher=Path("t"))
     }
-    assert changed == {"ftkd_no_pv", "ftkd_past_teacher"}
+    assert changed == {"ftkd_no_pv", "ftkd_blind"}
 
 
 def test_training_process_is_stopped_at_its_timeout(tmp_path: Path) -> None:

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which engine runs a detector, and how it is made.
+
+`auto` takes the fastest engine that is proven on the device: on a CPU OpenVINO, if it is installed, then ONNX
+Runtime, then our own fast engine (`benchmarks/results/engines_cpu.json`); on a GPU our fast engine, if it
+passes its self-check there, else the plain one. Engines of exported graphs need a file: one that was exported
+before, or one that is exported now and cached.
+"""
+
+import hashlib
+import logging
+import os
+import platform
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+from filelock import FileLock
+
+from ftkd_core.errors import UserError
+from ftkd_core.models.stream_petr import StreamPETR
+from ftkd_core.runtime import RUNTIMES
+from ftkd_core.runtime.engines import Engine, PlainEngine
+from ftkd_core.runtime.export import GRAPH_VERSION, ONNX_PACKAGES, export_onnx
+from ftkd_core.runtime.exported_engine import ExportedEngine, OpenSession
+from ftkd_core.runtime.fast import FastEngine
+from ftkd_core.runtime.self_check import Verdict, check_engine, remembered, self_check_key
+from ftkd_core.runtime.sessions import OnnxSession, OpenVinoSession
+
+EXPORTED: Final = {"openvino": "openvino", "onnx": "onnxruntime"}
+"""Engines of exported graphs, fastest first, and the package that each needs."""
+_log = logging.getLogger(__name__)
+
+
+class Choice(NamedTuple):
+    """The name of an engine, and the reason for it in words."""
+
+    name: str
+    reason: str
+
+
+def choose_runtime(runtime: str, device: torch.device, *, exported: bool = False) -> Choice:
+    """The engine to try first. exported: an exported file is at hand, so that none has to be written.
+
+    Errors: UserError for an unknown name.
+    """
+    if runtime not in RUNTIMES:
+        raise UserError(f"runtime {runtime!r}: expected one of {', '.join(RUNTIMES)}")
+    if runtime != "auto":
+        return Choice(runtime, "requested")
+    if device.type == "cuda":
+        return Choice("fast", "fastest measured on a GPU")
+    exporter = exported or all(find_spec(name) is not None for name in ONNX_PACKAGES)
+    for name, package in EXPORTED.items():
+        if find_spec(package) is not None and exporter:
+            return Choice(name, f"{package} is installed: fastest measured on a CPU")
+    return Choice("fast", "neither openvino nor onnxruntime with onnx and onnxscript is installed")
+
+
+class EngineOptions(NamedTuple):
+    """What engines are made with: see `Detector`."""
+
+    max_detections: int
+    weights_hash: str = ""
+    exported: Path | None = None
+    threads: int = 0
+
+
+def select_engine(
+    runtime: str, model: StreamPETR, device: torch.device, options: EngineOptions
+) -> tuple[Engine, Choice]:
+    """The engine of a runtime and the reason for it.
+
+    `auto` replaces an engine that cannot be made or does not pass its self-check, with a warning. Errors:
+    UserError if the requested engine cannot be made.
+    """
+    choice = choose_runtime(runtime, device, exported=options.exported is not None)
+    if runtime != "auto":
+        return make_engine(choice.name, model, device, options), choice
+    if device.type == "cuda":
+        verdict = _self_check(model, device, options)
+        choice = Choice("fast" if verdict.passed else "plain", verdict.reason)
+        return make_engine(choice.name, model, device, options), choice
+    try:
+        return make_engine(choice.name, model, device, options), choice
+    except Exception as error:  # exporters and other libraries raise anything; the fast engine needs neither
+        reason = f"{choice.name} could not be used: {str(error).splitlines()[0] if str(error) else error!r}"
+        _log.warning("%s; using the fast engine", reason)
+        return make_engine("fast", model, device, options), Choice("fast", reason)
+
+
+def _self_check(model: StreamPETR, device: torch.device, options: EngineOptions) -> Verdict:
+    """The cached verdict on the fast engine for this GPU, torch and weights."""
+    key = self_check_key(device, options.weights_hash or state_hash(model))
+    fast, plain = (partial(make_engine, name, model, device, options) for name in ("fast", "plain"))
+    return remembered(cache_folder() / "self_checks.json", key, lambda: check_engine(fast, plain(), model))
+
+
+def make_engine(name: str, model: StreamPETR, device: torch.device, options: EngineOptions) -> Engine:
+    """The engine of that name; without an exported file, engines that need one export the model into the
+    cache. Errors: UserError as the engines raise."""
+    max_detections, weights_hash, exported, threads = options
+    if name == "plain":
+        return PlainEngine(model, device, max_detections)
+    if name == "fast":
+        return FastEngine(model, device, max_detections)
+    if exported is None:
+        exported = cached_export(model, weights_hash or state_hash(model), max_detections)
+        weights_hash = ""
+    if name == "openvino":
+        if device.type != "cpu":
+            raise UserError(f"runtime openvino on {device}: it runs on a CPU only; give device cpu")
+        open_session: OpenSession = partial(OpenVinoSession, threads=threads)
+    else:
+        open_session = partial(OnnxSession, device=device, threads=threads)
+    return ExportedEngine(exported, model.config, open_session, weights_hash=weights_hash)
+
+
+def cache_folder() -> Path:
+    """Where exported files are cached: FTKD_CACHE, or `ftkd` in the user's cache folder."""
+    given = os.environ.get("FTKD_CACHE")
+    if given:
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftkd"
+
+
+def cached_export(model: StreamPETR, weights_hash: str, max_detections: int) -> Path:
+    """The model's ONNX file in the cache, exported first if it is not there (about half a minute)."""
+    key = f"{weights_hash}-{max_detections}-{GRAPH_VERSION}-{torch.__version__}"
+    name = f"{model.config.preset}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.onnx"
+    path = cache_folder() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # another process may be exporting the same model
+        if not path.exists():
+            name = model.config.preset
+            _log.warning("exporting %s to %s, once; this takes about half a minute", name, path)
+            export_onnx(model, path, weights_hash=weights_hash, max_detections=max_detections, replace=True)
+    return path
+
+
+def state_hash(model: torch.nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers."""
+    digest = hashlib.sha256(platform.machine().encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

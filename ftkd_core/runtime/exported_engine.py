@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine that runs an exported detector (`export.py`), whatever library executes its graphs.
+
+The memory passes from round to round as arrays. Host code turns global poses into the motion since the
+previous round, in float64."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ftkd_core.config import DetectorConfig
+from ftkd_core.errors import UserError
+from ftkd_core.geometry import invert_rigid
+from ftkd_core.runtime.engines import Rows
+from ftkd_core.runtime.export import rig_path
+from ftkd_core.runtime.header import RigKey, rig_key
+from ftkd_core.runtime.preprocess import round_rig, stack_images
+from ftkd_core.runtime.streaming_graph import GEOMETRY, MEMORY, OUTPUTS, RIG_INPUTS
+from ftkd_core.types import CameraRound
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Session(Protocol):
+    """A graph that a library has loaded: `notes` is the file's metadata, `shapes` are those of its inputs."""
+
+    notes: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+
+    def run(self, outputs: Sequence[str], inputs: Arrays) -> list[NDArray[Any]]:
+        """The named outputs."""
+        ...
+
+
+OpenSession = Callable[[Path], Session]
+
+
+class ExportedEngine:
+    """See `engines.Engine`. config: of the model that was exported; weights_hash: of its weights, "" for any.
+
+    Errors: UserError if a file is missing or damaged, or was exported from another preset or other weights.
+    """
+
+    def __init__(
+        self, path: Path, config: DetectorConfig, open_session: OpenSession, *, weights_hash: str = ""
+    ) -> None:
+        for file in (path, rig_path(path)):
+            if not file.is_file():
+                raise UserError(f"no file {str(file)!r}; write it with ftkd export --format onnx")
+        self.device = torch.device("cpu")
+        self.config, self.path = config, path
+        self.session, self._rig_session = open_session(path), open_session(rig_path(path))
+        for session, file in ((self.session, path), (self._rig_session, rig_path(path))):
+            check_notes(session.notes, file, config.preset, weights_hash)
+        self._empty = {name: np.zeros(self.session.shapes[name], dtype=np.float32) for name in MEMORY}
+        self._memory: Arrays = self._empty
+        self._geometry: Arrays = {}
+        self._rig_key: RigKey | None = None
+        self._previous: tuple[NDArray[np.float64], float] | None = None
+
+    def start(self, camera_round: CameraRound, *, time_s: float, is_first: bool) -> Callable[[], Rows]:
+        """See `Engine`; the work is done when this returns."""
+        config = self.config
+        rig = round_rig(camera_round, config.image, config.channels)  # refuses what cannot be used
+        rig_inputs = dict(zip(RIG_INPUTS, (value[0].numpy() for value in rig), strict=True))
+        key = rig_key(rig)
+        if key != self._rig_key:
+            self._geometry = dict(zip(GEOMETRY, self._rig_session.run(GEOMETRY, rig_inputs), strict=True))
+            self._rig_key = key
+        pose = camera_round.global_from_ego
+        before, time_before = (pose, time_s) if is_first or self._previous is None else self._previous
+        inputs: dict[str, NDArray[Any]] = {
+            "images": stack_images(camera_round.views, config.image),
+            "previous_from_current": (invert_rigid(before) @ pose).astype(np.float32),
+            "elapsed_s": np.array([time_s - time_before], dtype=np.float32),
+            "is_first": np.array([is_first]),
+            **rig_inputs,
+            **self._geometry,
+            **(self._empty if is_first else self._memory),
+        }
+        found = self.session.run((*OUTPUTS, *(f"next_{name}" for name in MEMORY)), inputs)
+        boxes, scores, labels = found[: len(OUTPUTS)]
+        self._memory = dict(zip(MEMORY, found[len(OUTPUTS) :], strict=True))
+        self._previous = (pose, time_s)
+        rows = np.concatenate([boxes, scores[:, None], labels[:, None]], axis=1).astype(np.float64)
+        return lambda: rows
+
+
+def check_notes(notes: Mapping[str, Any], path: Path, preset: str, weights_hash: str) -> None:
+    """UserError if a file was exported from another preset or from other weights."""
+    if notes["preset"] != preset:
+        raise UserError(
+            f"{str(path)!r} was exported from preset {notes['preset']!r}; expected {preset!r}: export it "
+            "again"
+        )
+    if weights_hash and notes["weights_hash"] != weights_hash:
+        raise UserError(
+            f"{str(path)!r} was exported from other weights ({notes['weights_hash']}); expected "
+            f"{weights_hash}: export it again"
+        )

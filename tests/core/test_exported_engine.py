@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exported detectors: ONNX Runtime and OpenVINO stream as the plain engine does; bad files are refused."""
+
+import dataclasses
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from ftkd_core.errors import UserError
+from ftkd_core.evaluation.detector_benchmark import compare_detectors
+from ftkd_core.geometry import invert_rigid, yaw_transform
+from ftkd_core.models.memory import Memory
+from ftkd_core.models.stream_petr import StreamPETR
+from ftkd_core.runtime import engine_choice, export
+from ftkd_core.runtime.detector import Detector
+from ftkd_core.runtime.engine_choice import choose_runtime
+from ftkd_core.runtime.export import METADATA_KEY, export_onnx, export_pt2, operators, rig_path
+from ftkd_core.runtime.exported_engine import ExportedEngine, OpenSession
+from ftkd_core.runtime.sessions import OnnxSession, OpenVinoSession, providers_for
+from ftkd_core.runtime.streaming_graph import MEMORY, relative_to
+from ftkd_core.types import CameraRound
+from tests.core.helpers import small_model
+from tests.core.rounds import make_round, turn_camera
+
+CPU = torch.device("cpu")
+SESSIONS: dict[str, OpenSession] = {
+    "onnx": partial(OnnxSession, device=CPU, threads=1),
+    "openvino": partial(OpenVinoSession, threads=1),
+}
+HASH = "0123"
+
+
+@pytest.fixture(scope="module")
+def model() -> StreamPETR:
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def exported(model: StreamPETR, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("export") / "small.onnx"
+    export_onnx(model, path, weights_hash=HASH, max_detections=50)
+    return path
+
+
+def detector(model: StreamPETR, engine: ExportedEngine | None = None) -> Detector:
+    found = Detector(
+        model, weights_name="small", device=CPU, score_threshold=0.0, max_detections=50, runtime="plain"
+    )
+    if engine is not None:
+        found.engine = engine
+    return found
+
+
+def far_away(camera_round: CameraRound, index: int) -> CameraRound:
+    """The round of a vehicle that turns and climbs, tens of kilometres from the origin of its map."""
+    pose = yaw_transform(
+        0.07 * index, (41_000.0 + 4.0 * index, -23_000.0 + 0.8 * index, 300.0 + 0.05 * index)
+    )
+    moved = tuple(
+        None if view is None else dataclasses.replace(view, global_from_ego=pose)
+        for view in camera_round.views
+    )
+    return dataclasses.replace(camera_round, views=moved, global_from_ego=pose)
+
+
+@pytest.mark.parametrize("library", SESSIONS)
+def test_an_exported_detector_streams_as_the_plain_one(
+    library: str, model: StreamPETR, exported: Path
+) -> None:
+    """20 rounds with ego motion, a missing camera and a camera that is turned."""
+    rounds = [far_away(make_round(index, missing=4 if index == 7 else None), index) for index in range(20)]
+    rounds[12] = turn_camera(rounds[12])
+    engine = ExportedEngine(exported, model.config, SESSIONS[library], weights_hash=HASH)
+    agreement = compare_detectors(detector(model), detector(model, engine), rounds, top=20)
+    assert agreement.unmatched == 0 and agreement.compared == 400
+    assert agreement.center_m < 1e-3 and agreement.score < 1e-3
+
+
+@pytest.mark.parametrize("library", SESSIONS)
+def test_a_reset_forgets_the_earlier_stream(library: str, model: StreamPETR, exported: Path) -> None:
+    used, fresh = (
+        detector(model, ExportedEngine(exported, model.config, SESSIONS[library])) for _ in range(2)
+    )
+    for index in range(3):
+        used.step(far_away(make_round(index), index))
+    used.reset()
+    for index in range(3, 5):
+        a, b = (each.step(far_away(make_round(index), index)) for each in (used, fresh))
+        assert np.array_equal(a.boxes, b.boxes) and np.array_equal(a.scores, b.scores)
+
+
+def test_a_published_configuration_is_exported_too(tmp_path: Path) -> None:
+    """The form of imported StreamPETR weights, whose model frame is not the vehicle's."""
+    published = small_model(
+        "decoder.as_published=true", "decoder.num_depths=32", "backbone.neck_channels=32",
+        "model_from_ego=[[0, -1, 0, 0.5], [1, 0, 0, 0], [0, 0, 1, -1.8], [0, 0, 0, 1]]", image_queries=0,
+    )  # fmt: skip
+    path = tmp_path / "published.onnx"
+    export_onnx(published, path, weights_hash=HASH, max_detections=50)
+    engine = ExportedEngine(path, published.config, SESSIONS["onnx"])
+    rounds = [far_away(make_round(index), index) for index in range(6)]
+    agreement = compare_detectors(detector(published), detector(published, engine), rounds, top=20)
+    assert agreement.unmatched == 0 and agreement.center_m < 1e-3 and agreement.score < 1e-3
+
+
+def test_a_torch_export_program_computes_as_the_graph_it_was_made_from(
+    model: StreamPETR, tmp_path: Path
+) -> None:
+    frame, rig = export.streaming_graphs(model, 50)
+    files = export_pt2(model, tmp_path / "small.pt2", weights_hash=HASH, max_detections=50)
+    for graph, file in zip((frame, rig), files, strict=True):
+        extra = {METADATA_KEY: ""}
+        program = torch.export.load(file, extra_files=extra)
+        with torch.no_grad():
+            expected, found = graph.module(*graph.inputs), program.module()(*graph.inputs)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(expected, found, strict=True))
+        assert json.loads(extra[METADATA_KEY])["preset"] == model.config.preset
+
+
+def test_an_export_has_metadata_and_no_float64(model: StreamPETR, exported: Path) -> None:
+    import onnx
+
+    for path in (exported, rig_path(exported)):
+        proto = onnx.shape_inference.infer_shapes(onnx.load(path))
+        values = [*proto.graph.input, *proto.graph.output, *proto.graph.value_info]
+        assert not [v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.DOUBLE]
+        notes = json.loads({p.key: p.value for p in proto.metadata_props}[METADATA_KEY])
+        assert notes["weights_hash"] == HASH and notes["cameras"] == list(model.config.channels)
+    assert operators(exported)["Conv"] > 5
+
+
+@pytest.mark.parametrize("library", SESSIONS)
+def test_files_that_do_not_fit_are_refused(
+    library: str, model: StreamPETR, exported: Path, tmp_path: Path
+) -> None:
+    session = SESSIONS[library]
+    with pytest.raises(UserError, match=r"other weights \(0123\); expected ffff"):
+        ExportedEngine(exported, model.config, session, weights_hash="ffff")
+    with pytest.raises(UserError, match="from preset 'tiny'; expected 'other'"):
+        ExportedEngine(exported, dataclasses.replace(model.config, preset="other"), session)
+    with pytest.raises(UserError, match="ftkd export --format onnx"):
+        ExportedEngine(tmp_path / "missing.onnx", model.config, session)
+    damaged = tmp_path / "damaged.onnx"
+    for path in (damaged, rig_path(damaged)):
+        path.write_bytes(exported.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot read .*damaged"):
+        ExportedEngine(damaged, model.config, session)
+
+
+@pytest.mark.parametrize("library", SESSIONS)
+def test_an_onnx_file_of_another_program_is_refused(library: str, tmp_path: Path) -> None:
+    import onnx
+    from onnx import helper
+
+    value = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "ab"]
+    graph = helper.make_graph([helper.make_node("Relu", ["a"], ["b"])], "g", value[:1], value[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    path = tmp_path / "foreign.onnx"
+    onnx.save(model, path)
+    with pytest.raises(UserError, match="was not written by ftkd export"):
+        SESSIONS[library](path)
+
+
+def test_an_existing_file_is_not_overwritten(model: StreamPETR, exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exists already"):
+        export_onnx(model, exported, weights_hash=HASH)
+    with pytest.raises(UserError, match=r"ends in \.onnx"):
+        export_onnx(model, tmp_path / "small.bin", weights_hash=HASH)
+    with pytest.raises(UserError, match=r"ends in \.pt2"):
+        export_pt2(model, tmp_path / "small.onnx", weights_hash=HASH)
+
+
+def test_a_missing_package_is_named_with_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"onnx, onnxscript.*pip install 'ftkd_ros\[onnx\]'"):
+        export.require_packages(export.ONNX_PACKAGES, "onnx", "exporting to ONNX")
+
+
+def test_auto_takes_the_fastest_engine_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def install(*names: str) -> None:
+        monkeypatch.setattr(engine_choice, "find_spec", lambda name: name if name in names else None)
+
+    install("openvino", "onnxruntime", "onnx", "onnxscript")
+    assert choose_runtime("auto", CPU).name == "openvino"
+    install("onnxruntime", "onnx", "onnxscript")
+    assert choose_runtime("auto", CPU).name == "onnx"
+    install("onnxruntime")  # nothing here can write a file for it
+    assert choose_runtime("auto", CPU).name == "fast"
+    assert choose_runtime("auto", CPU, exported=True).name == "onnx"
+    install()
+    assert choose_runtime("auto", CPU).name == "fast"
+    assert choose_runtime("plain", CPU) == ("plain", "requested")
+    with pytest.raises(UserError, match="runtime 'tensorrt': expected one of auto, "):
+        choose_runtime("tensorrt", CPU)
+
+
+def test_a_detector_exports_its_model_once_into_the_cache(
+    model: StreamPETR, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The export itself, which takes half a minute, is replaced by a copy of another test's files."""
+    exports = []
+
+    def copy_files(_: StreamPETR, path: Path, **__: object) -> None:
+        exports.append(path.name)
+        for source, target in ((exported, path), (rig_path(exported), rig_path(path))):
+            shutil.copy(source, target)
+
+    monkeypatch.setenv("FTKD_CACHE", str(tmp_path))
+    monkeypatch.setattr(engine_choice, "export_onnx", copy_files)
+    for limit in (50, 50, 40):
+        found = Detector(model, weights_name="small", device=CPU, max_detections=limit, runtime="onnx")
+        assert isinstance(found.engine, ExportedEngine) and found.runtime == "onnx"
+    assert len(exports) == len(set(exports)) == 2  # one per limit
+
+
+@pytest.mark.parametrize(
+    ("device", "available", "expected"),
+    [
+        ("cpu", ["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]),
+        (
+            "cuda",
+            ["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"],
+            ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+        ),
+    ],
+)
+def test_providers_are_tried_best_first(device: str, available: list[str], expected: list[str]) -> None:
+    assert providers_for(torch.device(device), available) == expected
+
+
+def test_a_gpu_without_a_provider_is_refused() -> None:
+    with pytest.raises(UserError, match="onnxruntime-gpu, or use device cpu"):
+        providers_for(torch.device("cuda"), ["CPUExecutionProvider"])
+
+
+def rigid(seed: int) -> NDArray[np.float64]:
+    from scipy.spatial.transform import Rotation
+
+    random = np.random.default_rng(seed)
+    pose = np.eye(4)
+    pose[:3, :3] = Rotation.from_euler(
+        "xyz", random.uniform(-0.02, 0.02, 3) + np.array([0, 0, seed])
+    ).as_matrix()
+    pose[:3, 3] = random.uniform(-20, 20, 3)
+    return pose
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_memory_moves_with_the_vehicle(seed: int) -> None:
+    """Points, poses and times of a memory, and its empty slots, under a rigid motion."""
+    past, pose = rigid(seed), rigid(seed + 100)
+    poses = np.stack([past, np.zeros((4, 4))])[None]
+    random = torch.Generator().manual_seed(seed)
+    memory = Memory(
+        *(torch.randn(1, 2, size, generator=random) for size in (4, 3, 2, 5, 3)),
+        time=torch.tensor([[-1.0, 0.0]]),
+        global_from_ego=torch.from_numpy(poses).float(),
+    )
+    moved = relative_to(memory, torch.from_numpy(pose)[None].float(), torch.tensor([0.5]))
+    current_from_previous = invert_rigid(pose)
+    points = memory.centers_global[0].numpy() @ current_from_previous[:3, :3].T + current_from_previous[:3, 3]
+    assert np.allclose(moved.centers_global[0].numpy(), points, atol=1e-4)
+    assert np.allclose(moved.global_from_ego[0, 0].numpy(), current_from_previous @ past, atol=1e-4)
+    assert not moved.global_from_ego[0, 1].any()
+    assert moved.time.tolist() == [[-1.5, -0.5]]
+    assert len(moved) == len(MEMORY)
