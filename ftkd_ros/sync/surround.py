@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SurroundMatcher: time offsets, then rounds, for cameras of one rate with a common trigger.
-
-Pure logic without ROS and without a clock: every call gets the time.
-"""
+"""SurroundMatcher: offsets, then rounds, for cameras of one rate; pure logic, every call gets the time."""
 
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -49,6 +46,8 @@ class SurroundMatcher(Generic[M]):
     starts later joins after six messages. The slop is limited to 0.4 of the shortest period.
     """
 
+    policy = "surround"
+
     def __init__(
         self,
         cameras: Sequence[str],
@@ -91,10 +90,6 @@ class SurroundMatcher(Generic[M]):
         self._limited_slop = False
         self.misfit: str | None = None
         self.received: Counter[str] = Counter()
-
-    @property
-    def policy(self) -> str:
-        return "surround"
 
     @property
     def counts(self) -> Counter[str]:
