@@ -24,7 +24,7 @@ def report(figures: dict[str, Any], path: Path | None, note: str | None = None) 
         write_figures(path, figures)
 
 
-def write_figures(path: Path, figures: dict[str, Any]) -> None:
+def write_figures(path: Path, figures: dict[str, Any] | list[dict[str, Any]]) -> None:
     """Write figures as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, figures)

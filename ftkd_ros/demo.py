@@ -169,7 +169,10 @@ def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
         )
         recorder.wait_for("recording to", _READY_TIMEOUT_S)
         detector = processes.start(
-            "detector", _node("ftkd_ros.node.detector_node", detector_parameters(options, offsets_ns))
+            "detector",
+            _node(
+                "ftkd_ros.node.detector_node", detector_parameters(options, offsets_ns), nuscenes_parameters()
+            ),
         )
         detector.wait_for("is ready", _READY_TIMEOUT_S)
         for topic in (DETECTIONS_TOPIC, VELOCITIES_TOPIC):
@@ -195,7 +198,7 @@ def detector_parameters(options: DemoOptions, offsets_ns: Sequence[int | None]) 
         "summary_file": str(options.output.resolve() / SUMMARY_NAME),
         "qos_reliability": "reliable",
         "sync_deadline_s": _DEADLINE_S[options.sweeps],
-        # The node needs six rounds to estimate offsets, and a scene can be shorter.
+        # Measured in the whole bag, because the estimation at start-up needs a second of images.
         "camera_time_offsets_s": [(offset or 0) * 1e-9 for offset in offsets_ns],
     }
     if options.weights is not None:
@@ -246,9 +249,21 @@ def _choose_scene(options: DemoOptions) -> tuple[Path, str, str]:
     return dataroot, version, scene
 
 
-def _node(module: str, parameters: Mapping[str, Any]) -> list[str]:
-    """Return the command line of a node; parameters are JSON, which is valid YAML."""
+def nuscenes_parameters() -> Path:
+    """Return the parameter file of the nuScenes rig, from the repository or the installed package."""
+    file = Path(__file__).resolve().parents[1] / "config" / "nuscenes.yaml"
+    if file.is_file():
+        return file
+    from ament_index_python.packages import get_package_share_directory
+
+    return Path(get_package_share_directory("ftkd_ros")) / "config" / "nuscenes.yaml"
+
+
+def _node(module: str, parameters: Mapping[str, Any], params_file: Path | None = None) -> list[str]:
+    """Return the command line of a node; parameters are JSON, which is valid YAML, and override the file."""
     command = [sys.executable, "-m", module, "--ros-args", "--disable-external-lib-logs"]
+    if params_file is not None:
+        command += ["--params-file", str(params_file)]
     for name, value in parameters.items():
         command += ["-p", f"{name}:={json.dumps(value)}"]
     return command

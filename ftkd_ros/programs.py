@@ -5,6 +5,7 @@ import importlib
 import sys
 
 from ftkd_ros.commands.packages import missing_package
+from ftkd_ros.signals import exit_quietly_on_signals
 
 
 def detector() -> int:
@@ -24,6 +25,7 @@ def recorder() -> int:
 
 def _run(name: str, module: str) -> int:
     """Import the node's module and run its `main`. Returns the exit code."""
+    exit_quietly_on_signals()
     try:
         program = importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -61,7 +61,10 @@ def make_recorder() -> Node:
         output="screen",
         parameters=[
             str(SHARE / "config" / "recorder.yaml"),
-            {"output": ParameterValue(LaunchConfiguration("output"), value_type=str)},
+            {
+                "output": ParameterValue(LaunchConfiguration("output"), value_type=str),
+                "use_sim_time": True,
+            },
         ],
         condition=IfCondition(PythonExpression(["'", LaunchConfiguration("output"), "' != ''"])),
     )

@@ -44,10 +44,10 @@ _OUTPUT_NOTES: Final = {
     "Velocity over ground, m/s.",
     "detections/label_info": "Latched. Class names and the score threshold.",
     "detections/markers": "Box edges, an arrow as long as the distance travelled in one second, and a label. "
-    "One namespace per kind and class.",
+    "Namespaces `boxes`, `velocities`, `labels`.",
     "detections/bird_eye": "Top view. Drawn only while the topic has a subscriber.",
     "detections/surround": "The six images with boxes. Drawn only while the topic has a subscriber.",
-    "/diagnostics": "1 Hz. Age and rate per camera, rounds, drops and resets by cause, latency per stage.",
+    "/diagnostics": "1 Hz. Cameras, rounds and latency of the last `health_window_s`, with reasons.",
     "~/reset": "Clears the memory before the next round.",
 }
 """Description of each topic and service; a topic without one, or one too many, is an error."""
@@ -86,10 +86,13 @@ def parameters_page() -> str:
     """Parameters of the three nodes."""
     return _page(
         "Node parameters",
-        "Parameters are read when a node starts. Set them in a parameter file or with "
-        "`--ros-args -p NAME:=VALUE`.",
+        "Set parameters in a parameter file or with "
+        "`--ros-args -p NAME:=VALUE`. `score_threshold`, `class_score_thresholds`, `min_range_m`, "
+        "`max_range_m` and `marker_min_score` of the detector can be changed with `ros2 param set`; the "
+        "other parameters are read when a node starts.",
         "## detector",
-        "Defaults for a rig like that of nuScenes are in [config/detector.yaml](../../config/detector.yaml).",
+        "[config/detector.yaml](../../config/detector.yaml) has neutral values; "
+        "[config/nuscenes.yaml](../../config/nuscenes.yaml) has those of the nuScenes rig.",
         _parameter_table(sources.detector_parameters()),
         "## player",
         _parameter_table(sources.tool_parameters("player")),

@@ -5,6 +5,11 @@ It publishes each serialized message unchanged at its log time, always reliable 
 durability, and it publishes /clock. A thread reads ahead, so that disk access does not affect the timing.
 """
 
+from ftkd_ros.signals import exit_quietly_on_signals
+
+if __name__ == "__main__":
+    exit_quietly_on_signals()  # the imports below take seconds
+
 import queue
 import sys
 import threading
@@ -35,6 +40,7 @@ from ftkd_ros.bag.node_running import (
 _READ_AHEAD: Final = 128  # messages
 _SETTLE_S: Final = 0.2  # both sides of a DDS match are notified at slightly different times
 _ACKNOWLEDGE_S: Final = 5.0
+_LOOP_PAUSE_S: Final = 0.5  # before /clock jumps back, and again before the first message
 _TIMINGS_KEPT: Final = 100_000
 
 Message = tuple[Connection, int, bytes]
@@ -64,7 +70,9 @@ class PlayerNode(Node):
                 "topics that need a subscriber before the start; NAME=COUNT for several subscribers",
             )
         )
-        descriptor = ParameterDescriptor(description="play again after the end; /clock jumps back")
+        descriptor = ParameterDescriptor(
+            description="play again after the end, after a pause of one second; /clock jumps back"
+        )
         self._loop = bool(self.declare_parameter("loop", False, descriptor).value)
         self._bag = BagReader(bag)
         self._outputs = self._make_publishers()
@@ -84,6 +92,10 @@ class PlayerNode(Node):
             self._play_once(stop)
             if not self._loop:
                 break
+            # Rounds in progress finish before the clock jumps, and tf buffers are cleared after it.
+            stop.wait(_LOOP_PAUSE_S)
+            self._publish_clock(self._bag.start_ns)
+            stop.wait(_LOOP_PAUSE_S)
         for publisher in self._outputs.values():
             publisher.wait_for_all_acked(Duration(seconds=0 if stop.is_set() else _ACKNOWLEDGE_S))
         elapsed = time.monotonic() - started

@@ -6,6 +6,11 @@ writes the received messages to disk as a complete chunk, so that a killed recor
 second.
 """
 
+from ftkd_ros.signals import exit_quietly_on_signals
+
+if __name__ == "__main__":
+    exit_quietly_on_signals()  # the imports below take seconds
+
 import shutil
 import sys
 import threading
@@ -67,6 +72,8 @@ class RecorderNode(Node):
         self._subscribed: dict[str, tuple[Any, QoSProfile]] = {}
         self._refused: set[str] = set()
         self._last_arrival = time.monotonic()
+        self._use_sim_time = bool(self.get_parameter("use_sim_time").value)
+        self._early: list[tuple[str, bytes]] = []
 
     def record(self, stop: threading.Event) -> str:
         """Record until `stop` is set; return a summary in one sentence.
@@ -139,9 +146,29 @@ class RecorderNode(Node):
             if not self._open or self._broken is not None:
                 return
             try:
-                self._bag.write_raw(topic, time.time_ns(), content)
+                self._write(topic, content)
             except UserError as error:
                 self._broken = error
+
+    def _write(self, topic: str, content: bytes) -> None:
+        """Write a message with the time of the node's clock: of /clock if use_sim_time is true.
+
+        Messages that arrive before the first /clock are kept and written with its time.
+        """
+        now_ns = self._clock_ns()
+        if now_ns <= 0:
+            self._early.append((topic, content))
+            return
+        self._write_early(now_ns)
+        self._bag.write_raw(topic, now_ns, content)
+
+    def _clock_ns(self) -> int:
+        return int(self.get_clock().now().nanoseconds) if self._use_sim_time else time.time_ns()
+
+    def _write_early(self, now_ns: int) -> None:
+        early, self._early = self._early, []
+        for topic, content in early:
+            self._bag.write_raw(topic, now_ns, content)
 
     def _flush(self) -> UserError | None:
         """Flush the bag; return the error if there is too little disk space."""
@@ -180,6 +207,7 @@ class RecorderNode(Node):
             if self._broken is not None:
                 self._bag.abandon()
                 raise UserError(f"{self._broken}; {_RECOVERY}")
+            self._write_early(max(self._clock_ns(), 1))
             self._bag.close()
         for topic in self._topics:
             if not self._bag.counts[topic]:

@@ -40,6 +40,9 @@ _BAYER_TO_RGB: Final = {
     "bayer_gbrg": cv2.COLOR_BayerGBRG2RGB,
     "bayer_grbg": cv2.COLOR_BayerGRBG2RGB,
 }
+_VIDEO_ENCODINGS: Final = ("nv12", "nv21", "nv16", "nv24", "yuv420", "i420", "yuv420p")
+_VIDEO_FORMATS: Final = ("h264", "h265", "hevc", "avc", "vp8", "vp9", "av1", "mpeg4")
+_FIX: Final = "rgb8, bgr8, yuv422 or JPEG"
 SUPPORTED: Final = (
     "rgb8, bgr8, rgba8, bgra8, mono8, their 16-bit forms, yuv422, uyvy, yuv422_yuy2, yuyv, bayer_*, "
     "or an encoding that cv_bridge converts"
@@ -80,6 +83,11 @@ def _raw_to_rgb(message: Any, topic: str) -> RgbImage:
         _check_pixel_blocks(message, topic, width >= 2 and height >= 2, "at least 2 x 2 pixels")
         mosaic = _pixel_view(message, topic, channels=1, depth=depth)
         return _as_uint8(cv2.cvtColor(mosaic, _BAYER_TO_RGB[name]))
+    if encoding in _VIDEO_ENCODINGS:
+        raise UserError(
+            f"{topic}: encoding {encoding!r} is not supported; expected {_FIX}: set it in "
+            "the driver, or convert the topic with image_proc or image_transport"
+        )
     return cv_bridge_images.decode(message, byte_view(message.data), topic, SUPPORTED)
 
 
@@ -140,6 +148,11 @@ def decode_compressed(data: Any, topic: str, format_name: str = "") -> RgbImage:
     content = byte_view(data)
     size = _jpeg_size(content) if _starts_with(content, b"\xff\xd8") else _png_size(content)
     if "compressedDepth" in format_name or size is _NOT_AN_IMAGE:
+        if any(name in format_name.lower() for name in _VIDEO_FORMATS):
+            raise UserError(
+                f"{topic}: format {format_name!r} is a video stream, which cannot be decoded image by image; "
+                "publish JPEG images, such as with `ros2 run image_transport republish`"
+            )
         raise UserError(
             f"{topic}: compressed image of format {format_name!r} and {len(content)} bytes "
             "is neither JPEG nor PNG"

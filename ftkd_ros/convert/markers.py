@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detections as RViz markers: box edges with a heading line, velocity arrows, labels.
 
-All edges of a class form one LINE_LIST marker. Each kind and class has its own namespace (`boxes/car`,
-`velocity/car`, `label/car`), so that RViz can hide it.
+All edges of a class form one LINE_LIST marker. There are three namespaces, which RViz can hide: `boxes`,
+`velocities` and `labels`.
 """
 
 import math
@@ -29,38 +29,39 @@ _LABEL_HEIGHT_M: Final = 0.5  # above the box
 
 
 def objects_to_markers(
-    objects: ObjectList, frame_id: str, *, lifetime_s: float = 1.0, min_score: float = 0.0
+    objects: ObjectList, frame_id: str, *, lifetime_s: float = 2.5, min_score: float = 0.0
 ) -> MarkerArray:
     """Return a visualization_msgs/MarkerArray of the objects with at least `min_score`, after a DELETEALL
     marker.
 
-    A `lifetime_s` of two detector cycles prevents flicker and removes the boxes soon after the detector
-    stops. Arrows end at the position one second later. Boxes that are not finite are omitted.
+    A `lifetime_s` of more than two detector cycles prevents flicker and removes the boxes soon after the
+    detector stops. Arrows end at the position one second later. Boxes that are not finite are omitted.
     """
     header = make_header(RCLPY, objects.stamp_ns, frame_id)
     shown = objects.select((objects.scores >= min_score) & np.isfinite(objects.boxes[:, :7]).all(axis=1))
     markers = [Marker(header=header, action=Marker.DELETEALL)]
     for label in np.unique(shown.labels).tolist():
         same_class = shown.select(shown.labels == label)
-        markers.append(_edges(same_class, CLASS_NAMES[label]))
-        markers += _arrows(same_class, CLASS_NAMES[label])
-        markers += _labels(same_class, CLASS_NAMES[label])
+        markers.append(_edges(same_class, label))
+        markers += _arrows(same_class, label)
+        markers += _labels(same_class, label)
     for marker in markers[1:]:
         marker.header = Header(stamp=header.stamp, frame_id=frame_id)
         marker.lifetime = Duration(seconds=lifetime_s).to_msg()
     return MarkerArray(markers=markers)
 
 
-def _marker(kind: int, namespace: str, identity: int, class_name: str) -> Marker:
-    red, green, blue = (value / 255 for value in CLASS_COLORS[class_name])
-    marker = Marker(ns=f"{namespace}/{class_name}", id=identity, type=kind, action=Marker.ADD)
+def _marker(kind: int, namespace: str, index: int, label: int) -> Marker:
+    """Return a marker of the class `label`; `index` numbers the markers of a class in a namespace."""
+    red, green, blue = (value / 255 for value in CLASS_COLORS[CLASS_NAMES[label]])
+    marker = Marker(ns=namespace, id=index * len(CLASS_NAMES) + label, type=kind, action=Marker.ADD)
     marker.color = ColorRGBA(r=red, g=green, b=blue, a=1.0)
     marker.pose.orientation.w = 1.0
     return marker
 
 
-def _edges(objects: ObjectList, class_name: str) -> Marker:
-    marker = _marker(Marker.LINE_LIST, "boxes", 0, class_name)
+def _edges(objects: ObjectList, label: int) -> Marker:
+    marker = _marker(Marker.LINE_LIST, "boxes", 0, label)
     marker.scale.x = _LINE_WIDTH_M
     for corners in box_corners(objects.boxes):
         front_bottom = (corners[2] + corners[3]) / 2
@@ -70,13 +71,13 @@ def _edges(objects: ObjectList, class_name: str) -> Marker:
     return marker
 
 
-def _arrows(objects: ObjectList, class_name: str) -> list[Marker]:
+def _arrows(objects: ObjectList, label: int) -> list[Marker]:
     arrows = []
     for index, box in enumerate(objects.boxes.tolist()):
         vx, vy = box[7:9]
         if not math.hypot(vx, vy) >= _MIN_SPEED_M_S:  # also false for nan
             continue
-        marker = _marker(Marker.ARROW, "velocity", index, class_name)
+        marker = _marker(Marker.ARROW, "velocities", index, label)
         marker.scale.x, marker.scale.y, marker.scale.z = 0.15, 0.4, 0.5
         start = np.array(box[:3])
         marker.points = [_point(start), _point(start + _ARROW_SECONDS * np.array([vx, vy, 0.0]))]
@@ -84,7 +85,7 @@ def _arrows(objects: ObjectList, class_name: str) -> list[Marker]:
     return arrows
 
 
-def _labels(objects: ObjectList, class_name: str) -> list[Marker]:
+def _labels(objects: ObjectList, label: int) -> list[Marker]:
     labels = []
     centers = objects.boxes[:, :3] + [0.0, 0.0, _LABEL_HEIGHT_M]
     centers[:, 2] += objects.boxes[:, 5] / 2
@@ -92,10 +93,10 @@ def _labels(objects: ObjectList, class_name: str) -> list[Marker]:
     for index, (center, quaternion, score) in enumerate(
         zip(centers.tolist(), quaternions, objects.scores.tolist(), strict=True)
     ):
-        marker = _marker(Marker.TEXT_VIEW_FACING, "label", index, class_name)
+        marker = _marker(Marker.TEXT_VIEW_FACING, "labels", index, label)
         marker.pose = box_pose(RCLPY, center, quaternion)
         marker.scale.z = 0.7
-        marker.text = f"{class_name} {score:.2f}"
+        marker.text = f"{CLASS_NAMES[label]} {score:.2f}"
         labels.append(marker)
     return labels
 

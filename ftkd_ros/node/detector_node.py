@@ -8,30 +8,41 @@ the detector on its own thread, and `ResultPublishers` publishes. The thread of 
 messages on.
 """
 
+from ftkd_ros.signals import exit_quietly_on_signals
+
+if __name__ == "__main__":
+    exit_quietly_on_signals()  # the imports below take seconds
+
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 from tf2_ros import TransformListener
 
 from ftkd_core.errors import UserError
 from ftkd_core.json_files import write_json
-from ftkd_ros.node.diagnostics import CameraActivity, build_diagnostics
+from ftkd_ros.convert.from_ros import stamp_to_ns
+from ftkd_ros.node.camera_health import LOST_S, CameraHealth, CameraState
+from ftkd_ros.node.diagnostics import build_diagnostics
 from ftkd_ros.node.inputs import CameraInputs
-from ftkd_ros.node.parameters import DetectorParameters, declare_parameters
+from ftkd_ros.node.loading import DetectorFactory, free_memory, load_detector
+from ftkd_ros.node.parameters import changed_parameters, declare_parameters
 from ftkd_ros.node.publishing import ResultPublishers
 from ftkd_ros.node.spinning import make_executor, spin
 from ftkd_ros.node.stream_monitor import StreamMonitor
@@ -40,27 +51,10 @@ from ftkd_ros.node.worker import DetectionWorker, Outcome
 from ftkd_ros.sync.assembly import RoundBuilder
 from ftkd_ros.sync.matcher import MatchedRound
 
-DetectorFactory = Callable[[DetectorParameters], Any]
-
 _DIAGNOSTICS_S: Final = 1.0
+_HEALTH_S: Final = 0.25
 _REPEAT_S: Final = 5.0
-
-
-def load_detector(parameters: DetectorParameters) -> Any:
-    """Load the detector that the parameters select.
-
-    torch is imported here, so that bad parameters are reported without waiting for the import.
-    """
-    from ftkd_core.runtime.detector import Detector
-
-    return Detector.from_weights(
-        parameters.weights or None,
-        preset=parameters.preset or None,
-        device=parameters.device,
-        runtime=parameters.runtime,
-        score_threshold=parameters.score_threshold,
-        max_detections=parameters.max_detections,
-    )
+_FAULT_S: Final = 2.0  # a camera that was masked within this time has a fault
 
 
 class DetectorNode(LifecycleNode):
@@ -83,13 +77,17 @@ class DetectorNode(LifecycleNode):
         self._detector_factory = detector_factory
         self._last_warning_s: dict[str, float] = {}
         self._worker: DetectionWorker | None = None  # set while configured
-        self._activity = CameraActivity(self.parameters.cameras)
+        self._resources = ExitStack()  # what configure has created
+        self._health = CameraHealth(self.parameters.cameras)
+        self._active_since_s = time.monotonic()
+        self._parameter_handle = self.add_on_set_parameters_callback(self._on_set_parameters)
 
     # -- lifecycle -------------------------------------------------------------------------------------------
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm up the detector; create tf buffer, outputs, service and worker."""
         if not self._succeeds(self._configure, "configure"):
+            self._release()
             return TransitionCallbackReturn.FAILURE
         self.get_logger().info(f"{self._detector.weights_name} on {self._detector.device} is ready")
         return TransitionCallbackReturn.SUCCESS
@@ -100,6 +98,8 @@ class DetectorNode(LifecycleNode):
 
         def open_inputs() -> None:
             self._results.publish_labels(self.get_clock().now().nanoseconds)
+            self._health.clear()
+            self._active_since_s = time.monotonic()
             self._inputs.open()
 
         if not self._succeeds(open_inputs, "activate"):
@@ -116,8 +116,8 @@ class DetectorNode(LifecycleNode):
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Release all that configure created."""
-        self._release()
+        """Log and write the summary; release all that configure created, the detector too."""
+        self.close()
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -126,7 +126,10 @@ class DetectorNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Stop the worker, log a summary and write the summary file. A second call has no effect."""
+        """Stop the worker, log a summary, write the summary file and release all.
+
+        A second call has no effect.
+        """
         if self._worker is None:
             return
         self._worker.stop()
@@ -170,13 +173,16 @@ class DetectorNode(LifecycleNode):
         return self.failure is None
 
     def _configure(self) -> None:
-        parameters = self.parameters
+        parameters, keep = self.parameters, self._resources.callback
         self._detector = self._detector_factory(parameters)
+        keep(self._drop_detector)
         self._check_cameras(self._detector.channels)
         self._detector.warm_up()
         self._buffer = RewindingBuffer(cache_time=Duration(seconds=parameters.tf_cache_s), node=self)
-        self._listener = TransformListener(self._buffer, self)
+        keep(self._drop_buffer)
+        keep(TransformListener(self._buffer, self).unregister)
         self._results = ResultPublishers(self, parameters, tuple(self._detector.channels))
+        keep(self._results.close)
         self._add_services()
         rig = RigReader(
             parameters.cameras, self._buffer, base_frame=parameters.base_frame, map_frame=parameters.map_frame
@@ -190,9 +196,12 @@ class DetectorNode(LifecycleNode):
             on_clock_jump=self._reset_after_clock_jump,
             on_error=self._warn,
         )
-        # `_release` requires that all of the above exists if there is a worker.
-        self._worker = self._make_worker(rig)
-        self._worker.start()
+        keep(self._inputs.close)
+        worker = self._make_worker(rig)
+        keep(self._builder.close)
+        keep(worker.stop)
+        worker.start()
+        self._worker = worker
 
     def _make_worker(self, rig: RigReader) -> DetectionWorker:
         parameters = self.parameters
@@ -207,32 +216,51 @@ class DetectorNode(LifecycleNode):
         monitor = StreamMonitor(
             max_gap_s=parameters.memory_max_gap_s, max_speed_m_s=parameters.memory_max_speed
         )
-        return DetectionWorker(self._detector, self._builder.build, self._publish, self._warn, monitor)
+        return DetectionWorker(
+            self._detector,
+            self._builder.build,
+            self._publish,
+            self._warn,
+            monitor,
+            cameras=parameters.cameras,
+            on_reset=self.get_logger().info,
+            clock_ns=lambda: int(self.get_clock().now().nanoseconds),
+        )
 
     def _release(self) -> None:
-        if self._worker is None:
-            return
-        self._worker.stop()
-        self._worker = None
-        self._inputs.close()
-        self._builder.close()
-        self._listener.unregister()
-        self._results.close()
-        self.destroy_timer(self._diagnostics_timer)
-        self.destroy_publisher(self._diagnostics)
-        self.destroy_service(self._reset_service)
+        """Release what configure has created, in reverse order."""
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+        self._resources.close()
+
+    def _drop_detector(self) -> None:
+        """Drop the detector and give its GPU memory back."""
+        self._detector = None
+        self.__dict__.pop("_builder", None)  # its rig holds the tf buffer
+        free_memory()
+
+    def _drop_buffer(self) -> None:
+        """Destroy the service of the tf buffer and drop the buffer."""
+        service = getattr(self._buffer, "srv", None)
+        if service is not None:
+            self.destroy_service(service)
+        self._buffer.clear()
+        del self._buffer
 
     def _check_cameras(self, channels: Sequence[str]) -> None:
         if len(self.parameters.cameras) > len(channels):
+            extra = self.parameters.cameras[len(channels) :]
             raise UserError(
                 f"parameter cameras: {len(self.parameters.cameras)} cameras; "
-                f"expected at most {len(channels)}, the number of cameras of the weights"
+                f"expected at most {len(channels)}, the number of cameras of the weights; "
+                f"remove {', '.join(extra)} or use weights for more cameras"
             )
 
     # -- inputs: callbacks on the thread of the executor -----------------------------------------------------
 
-    def _note_image(self, camera: str) -> None:
-        self._activity.add_message(camera, time.monotonic())
+    def _note_image(self, camera: str, message: Any) -> None:
+        self._health.add(camera, time.monotonic(), stamp_to_ns(message.header.stamp))
 
     def _submit(self, matched: MatchedRound[Any]) -> None:
         if self._worker is not None:
@@ -248,20 +276,56 @@ class DetectorNode(LifecycleNode):
         response.success, response.message = True, "the memory will be reset before the next round"
         return response
 
+    def _on_set_parameters(self, changed: Sequence[Parameter]) -> SetParametersResult:
+        """Apply thresholds and range limits; rclpy refuses the other parameters, which are read-only."""
+        try:
+            self.parameters = changed_parameters(
+                self.parameters, {parameter.name: parameter.value for parameter in changed}
+            )
+        except UserError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        if self._worker is not None:
+            self._results.parameters = self.parameters
+        return SetParametersResult(successful=True)
+
     # -- outputs ---------------------------------------------------------------------------------------------
 
     def _add_services(self) -> None:
-        self._reset_service = self.create_service(Trigger, "~/reset", self._on_reset)
+        keep, steady = self._resources.callback, Clock(clock_type=ClockType.STEADY_TIME)
+        keep(self.destroy_service, self.create_service(Trigger, "~/reset", self._on_reset))
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._diagnostics_timer = self.create_timer(
-            _DIAGNOSTICS_S, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME)
-        )
+        keep(self.destroy_publisher, self._diagnostics)
+        for period_s, callback in (
+            (_DIAGNOSTICS_S, self._publish_diagnostics),
+            (_HEALTH_S, self._log_health),
+        ):
+            keep(self.destroy_timer, self.create_timer(period_s, callback, clock=steady))
 
     def _publish(self, outcome: Outcome) -> None:
         self._results.publish(outcome.objects, outcome.camera_round)
 
+    def _camera_states(self) -> dict[str, CameraState]:
+        assert self._worker is not None
+        faults = self._worker.recent_faults(_FAULT_S) | self._inputs.faults
+        return self._health.states(
+            time.monotonic(), self.get_clock().now().nanoseconds, self.parameters.health_window_s, faults
+        )
+
+    def _log_health(self) -> None:
+        """Log decisions of the synchronizer, and cameras that are lost, left out or back."""
+        active_s = time.monotonic() - self._active_since_s
+        if self._worker is None or not self._inputs.is_open or active_s < LOST_S:
+            return
+        for event in self._inputs.take_events():
+            self.get_logger().info(event)
+        for is_fault, sentence in self._health.changes(self._camera_states()):
+            if is_fault:  # two calls, because rclpy refuses two severities in one line
+                self.get_logger().warning(sentence)
+            else:
+                self.get_logger().info(sentence)
+
     def _publish_diagnostics(self) -> None:
-        if self._worker is None:
+        if self._worker is None or not self._inputs.is_open:
             return
         warnings = self._inputs.warnings
         for warning in warnings:
@@ -270,11 +334,13 @@ class DetectorNode(LifecycleNode):
             build_diagnostics(
                 self.get_clock().now().to_msg(),
                 self.get_name(),
-                self._activity.report(time.monotonic()),
+                self._camera_states(),
+                self._worker.recent(self.parameters.health_window_s),
                 self._worker.snapshot(),
                 self._inputs.sync_counts,
                 warnings,
-                self._worker.recent_faults(_REPEAT_S),
+                max_silence_s=self.parameters.max_silence_s,
+                active_s=time.monotonic() - self._active_since_s,
             )
         )
 

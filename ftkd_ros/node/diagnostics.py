@@ -1,67 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/diagnostics of the detector: status of cameras, rounds and latency, each with a level."""
+"""/diagnostics of the detector: cameras, rounds and latency of a recent window, each with a level."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-TIMEOUT_S: Final = 2.0
-"""A camera without a message for this long has level ERROR."""
+from ftkd_ros.node.camera_health import CameraState
+from ftkd_ros.node.statistics import RecentRounds
 
-
-@dataclass
-class CameraActivity:
-    """Time of the last message and message rate per camera.
-
-    Both methods run on the thread of the executor.
-    """
-
-    cameras: Sequence[str]
-    _last_s: dict[str, float] = field(default_factory=dict)
-    _count: dict[str, int] = field(default_factory=dict)
-    _reported: dict[str, int] = field(default_factory=dict)
-    _reported_s: float | None = None
-
-    def add_message(self, camera: str, now_s: float) -> None:
-        """Store the arrival time of a message."""
-        self._last_s[camera] = now_s
-        self._count[camera] = self._count.get(camera, 0) + 1
-
-    def report(self, now_s: float) -> dict[str, tuple[float | None, float | None]]:
-        """Return (age of the last message in s, rate since the last report in Hz) by camera, or None."""
-        elapsed = None if self._reported_s is None else now_s - self._reported_s
-        result = {}
-        for camera in self.cameras:
-            last, count = self._last_s.get(camera), self._count.get(camera, 0)
-            rate = (count - self._reported.get(camera, 0)) / elapsed if elapsed else None
-            result[camera] = (None if last is None else now_s - last, rate)
-        self._reported, self._reported_s = dict(self._count), now_s
-        return result
+MAX_SHARE: Final = 0.1
+"""A larger share of partial or dropped rounds in the window has level WARN."""
+MAX_STAMP_AGE_S: Final = 10.0
+"""Stamps that differ more from the clock of the node have level WARN: age and latency mean nothing then."""
 
 
 def build_diagnostics(
     stamp: Time,
     node_name: str,
-    cameras: Mapping[str, tuple[float | None, float | None]],
+    cameras: Mapping[str, CameraState],
+    recent: RecentRounds,
     summary: Mapping[str, Any],
     sync_counts: Mapping[str, int],
     warnings: Sequence[str],
-    faults: Mapping[str, str],
+    *,
+    max_silence_s: float,
+    active_s: float,
 ) -> DiagnosticArray:
-    """Return a DiagnosticArray: one status per camera, one for rounds (counters, drops, resets), one for
-    latency.
+    """Return one status per camera, one for rounds and one for latency.
+
+    `recent` is judged; `summary` and `sync_counts` are counters since the start, added as values. `active_s`:
+    seconds since the node subscribed to the cameras.
     """
     message = DiagnosticArray()
     message.header.stamp = stamp
     message.status = [
-        _camera_status(node_name, camera, *state, faults.get(camera)) for camera, state in cameras.items()
+        _camera_status(node_name, camera, state, recent.used.get(camera)) for camera, state in cameras.items()
     ]
-    message.status.append(_rounds_status(node_name, summary, sync_counts, warnings))
-    message.status.append(_latency_status(node_name, summary))
+    silent_s = active_s if recent.silent_s is None else min(recent.silent_s, active_s)
+    lost = [f"{camera}: {state.fault}" for camera, state in cameras.items() if state.fault is not None]
+    level, text = _judge(recent, silent_s, max_silence_s, warnings, lost)
+    message.status.append(_rounds_status(node_name, level, text, recent, summary, sync_counts))
+    message.status.append(_latency_status(node_name, recent))
     return message
+
+
+def _judge(
+    recent: RecentRounds, silent_s: float, max_silence_s: float, warnings: Sequence[str], lost: Sequence[str]
+) -> tuple[bytes, str]:
+    if silent_s > max_silence_s:
+        # A camera that sends nothing explains the silence better than a drop of long ago.
+        reason = recent.last_drop if recent.dropped else "; ".join(lost) or recent.last_drop
+        return DiagnosticStatus.ERROR, (
+            f"nothing published for {silent_s:.1f} s; last reason: {reason or 'no round of images'}"
+        )
+    found = []
+    if recent.dropped_share > MAX_SHARE:
+        found.append(f"{recent.dropped_share:.0%} of the rounds dropped; last reason: {recent.last_drop}")
+    if recent.partial_share > MAX_SHARE:
+        found.append(f"{recent.partial_share:.0%} of the rounds partial; the last one {recent.last_partial}")
+    found += warnings
+    if found:
+        return DiagnosticStatus.WARN, "; ".join(found)
+    if recent.detected == 0:
+        return DiagnosticStatus.WARN, "no round detected yet"
+    return DiagnosticStatus.OK, "detecting"
 
 
 def _status(name: str, level: bytes, text: str, values: Mapping[str, Any]) -> DiagnosticStatus:
@@ -70,43 +74,70 @@ def _status(name: str, level: bytes, text: str, values: Mapping[str, Any]) -> Di
     return status
 
 
-def _camera_status(
-    node_name: str, camera: str, age_s: float | None, rate_hz: float | None, fault: str | None
-) -> DiagnosticStatus:
+def _camera_status(node_name: str, camera: str, state: CameraState, used: float | None) -> DiagnosticStatus:
     level, text = DiagnosticStatus.OK, "receiving"
-    if age_s is None:
-        level, text = DiagnosticStatus.ERROR, "no message yet"
-    elif age_s > TIMEOUT_S:
-        level, text = DiagnosticStatus.ERROR, f"no message for {age_s:.1f} s"
-    elif fault is not None:
-        level, text = DiagnosticStatus.WARN, fault
-    values = {"age_s": _number(age_s), "rate_hz": _number(rate_hz)}
+    if state.fault is not None:
+        level, text = DiagnosticStatus.ERROR if state.is_lost else DiagnosticStatus.WARN, state.fault
+    elif state.stamp_age_s is not None and abs(state.stamp_age_s) > MAX_STAMP_AGE_S:
+        side = "behind" if state.stamp_age_s > 0 else "ahead of"
+        level = DiagnosticStatus.WARN
+        text = (
+            f"its stamps are {abs(state.stamp_age_s):.0f} s {side} the clock of the node; "
+            "set use_sim_time for a replay, or synchronise the clocks"
+        )
+    elif used is not None and used < 1 - MAX_SHARE:
+        level, text = DiagnosticStatus.WARN, f"used in {used:.0%} of the rounds"
+    values = {
+        "rate_hz": _number(state.rate_hz),
+        "age_s": _number(state.age_s),
+        "stamp_age_s": _number(state.stamp_age_s),
+        "share_of_rounds": _number(used),
+        "fault": state.fault or "",
+    }
     return _status(f"{node_name}: camera {camera}", level, text, values)
 
 
 def _rounds_status(
-    node_name: str, summary: Mapping[str, Any], sync_counts: Mapping[str, int], warnings: Sequence[str]
+    node_name: str,
+    level: bytes,
+    text: str,
+    recent: RecentRounds,
+    summary: Mapping[str, Any],
+    sync_counts: Mapping[str, int],
 ) -> DiagnosticStatus:
-    level, text = DiagnosticStatus.OK, "detecting"
-    if summary["rounds_detected"] == 0:
-        level, text = DiagnosticStatus.WARN, "no round detected yet"
-    if warnings:
-        level, text = DiagnosticStatus.WARN, "; ".join(warnings)
+    values: dict[str, Any] = {
+        "recent.detected": recent.detected,
+        "recent.dropped_share": _number(recent.dropped_share),
+        "recent.partial_share": _number(recent.partial_share),
+        "recent.silent_s": _number(recent.silent_s),
+        "recent.last_drop": recent.last_drop,
+        "recent.last_partial": recent.last_partial,
+    }
     names = ("rounds_in", "rounds_detected", "rounds_dropped", "partial_rounds")
-    values: dict[str, Any] = {name: summary[name] for name in names}
+    values |= {name: summary[name] for name in names}
     for group in ("dropped", "resets", "camera_faults"):
         values |= {f"{group}.{cause}": count for cause, count in summary[group].items() if count}
     values |= {f"sync.{cause}": count for cause, count in sync_counts.items()}
     return _status(f"{node_name}: rounds", level, text, values)
 
 
-def _latency_status(node_name: str, summary: Mapping[str, Any]) -> DiagnosticStatus:
-    values = {f"latency_ms.{name}": _number(value) for name, value in summary["latency_ms"].items()}
-    for stage, quantiles in summary["stage_ms"].items():
-        values |= {f"{stage}_ms.{name}": _number(value) for name, value in quantiles.items()}
-    median = summary["latency_ms"]["p50"]
-    text = "no round detected yet" if median is None else f"{median:.1f} ms from last image to publication"
-    return _status(f"{node_name}: latency", DiagnosticStatus.OK, text, values)
+def _latency_status(node_name: str, recent: RecentRounds) -> DiagnosticStatus:
+    values = {
+        f"{name}_ms.{quantile}": _number(value)
+        for name, quantiles in recent.times_ms.items()
+        for quantile, value in quantiles.items()
+    }
+    name = f"{node_name}: latency"
+    median, from_stamp = recent.times_ms["latency"]["p50"], recent.times_ms["stamp"]["p50"]
+    if median is None:
+        return _status(name, DiagnosticStatus.WARN, "no round detected in the window", values)
+    if from_stamp is not None and abs(from_stamp) > 1e3 * MAX_STAMP_AGE_S:
+        text = f"{median:.1f} ms from last image to publication; stamps and the clock of the node differ"
+        return _status(name, DiagnosticStatus.WARN, text, values)
+    stamped = "" if from_stamp is None else f", {from_stamp:.1f} ms from header.stamp"
+    return _status(
+        name, DiagnosticStatus.OK, f"{median:.1f} ms from last image to publication{stamped}", values
+    )
 
 
 def _number(value: float | None) -> str:

@@ -18,8 +18,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from ftkd_ros.convert.from_ros import stamp_to_ns
 from ftkd_ros.node.parameters import DetectorParameters
 from ftkd_ros.node.tf_rig import RigReader
+from ftkd_ros.sync.anchor import AnchorMatcher
+from ftkd_ros.sync.auto import AutoMatcher
 from ftkd_ros.sync.matcher import JUMP_NS, MatchedRound
-from ftkd_ros.sync.synchronizer import SurroundMatcher, SurroundSynchronizer
+from ftkd_ros.sync.surround import SurroundMatcher
+from ftkd_ros.sync.synchronizer import Matcher, SurroundSynchronizer
 
 _POLL_S: Final = 0.01
 
@@ -27,7 +30,7 @@ _POLL_S: Final = 0.01
 class CameraInputs:
     """Subscribes to the cameras between `open` and `close`, and calls back with their rounds.
 
-    on_image(camera): an image has arrived. on_round(matched): a round is complete or has timed out.
+    on_image(camera, message): an image has arrived. on_round(matched): a round is complete or has timed out.
     on_clock_jump(): the node's clock has jumped back. on_error(text): a callback has failed.
     camera_info messages go to `rig`.
     """
@@ -38,7 +41,7 @@ class CameraInputs:
         parameters: DetectorParameters,
         rig: RigReader,
         *,
-        on_image: Callable[[str], None],
+        on_image: Callable[[str, Any], None],
         on_round: Callable[[MatchedRound[Any]], None],
         on_clock_jump: Callable[[], None],
         on_error: Callable[[str], None],
@@ -59,13 +62,16 @@ class CameraInputs:
     def open(self) -> None:
         """Subscribe to all cameras with a new synchronizer. After an error, call `close`."""
         parameters = self._parameters
-        image_type = CompressedImage if parameters.image_transport == "compressed" else Image
         images = []
-        for camera, image_topic, info_topic in zip(
-            parameters.cameras, parameters.image_topics, parameters.camera_info_topics, strict=True
+        for camera, transport, image_topic, info_topic in zip(
+            parameters.cameras,
+            parameters.image_transports,
+            parameters.image_topics,
+            parameters.camera_info_topics,
+            strict=True,
         ):
-            image = self._subscribe(image_type, image_topic)
-            image.registerCallback(lambda _, camera: self._on_image(camera), camera)
+            image = self._subscribe(CompressedImage if transport == "compressed" else Image, image_topic)
+            image.registerCallback(lambda message, camera: self._on_image(camera, message), camera)
             images.append(image)
             self._subscribe(CameraInfo, info_topic).registerCallback(self._rig.add_camera_info, camera)
         self._synchronizer = make_synchronizer(
@@ -93,20 +99,39 @@ class CameraInputs:
             self._node.destroy_subscription(self._subscribers.pop().sub)
 
     @property
-    def matcher(self) -> SurroundMatcher[Any] | None:
-        """The matcher of policy `surround`; None before `open` and for the policies of message_filters."""
-        surround = isinstance(self._synchronizer, SurroundSynchronizer)
-        return self._synchronizer.matcher if surround else None
+    def is_open(self) -> bool:
+        """True between `open` and `close`."""
+        return bool(self._subscribers)
+
+    @property
+    def matcher(self) -> Matcher | None:
+        """The matcher of our policies; None before `open` and for the policies of message_filters."""
+        ours = isinstance(self._synchronizer, SurroundSynchronizer)
+        return self._synchronizer.matcher if ours else None
 
     @property
     def sync_counts(self) -> dict[str, int]:
         """Counters of the matcher; empty without one."""
-        return dict(self.matcher.counts) if self.matcher is not None else {}
+        if self.matcher is None:
+            return {}
+        return dict(self.matcher.counts) | {"callback_errors": self._synchronizer.callback_errors}
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings of the matcher about slop and clocks; empty without one."""
+        """Warnings of the matcher about offsets and clocks; empty without one."""
         return self.matcher.warnings() if self.matcher is not None else []
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """By camera, why its images are in no round; empty without a matcher."""
+        if self.matcher is None:
+            return {}
+        found = {camera: self.matcher.fault(index) for index, camera in enumerate(self._parameters.cameras)}
+        return {camera: fault for camera, fault in found.items() if fault is not None}
+
+    def take_events(self) -> list[str]:
+        """Return sentences about decisions of the matcher and clear them; the node logs them."""
+        return self.matcher.take_events() if self.matcher is not None else []
 
     def _subscribe(self, message_type: Any, topic: str) -> Any:
         reliable = self._parameters.qos_reliability == "reliable"
@@ -152,12 +177,27 @@ def make_synchronizer(
         return message_filters.ApproximateTimeSynchronizer(
             images, parameters.queue_depth, parameters.sync_slop_s
         )
+    return SurroundSynchronizer(images, make_matcher(parameters), now_ns=now_ns, on_error=on_error)
+
+
+def make_matcher(parameters: DetectorParameters) -> Matcher:
+    """Return the matcher of policy `auto`, `surround` or `anchor`."""
     offsets = parameters.camera_time_offsets_s
-    matcher: SurroundMatcher[Any] = SurroundMatcher(
+    anchor: AnchorMatcher[Any] = AnchorMatcher(
+        parameters.cameras,
+        anchor=parameters.anchor,
+        max_difference_ns=round(parameters.max_camera_time_diff_s * 1e9),
+        min_cameras=parameters.min_round_cameras,
+    )
+    if parameters.sync_policy == "anchor":
+        return anchor
+    automatic = parameters.sync_policy == "auto"
+    surround: SurroundMatcher[Any] = SurroundMatcher(
         parameters.cameras,
         slop_ns=round(parameters.sync_slop_s * 1e9),
         deadline_ns=round(parameters.sync_deadline_s * 1e9),
         offsets_ns=[round(offset * 1e9) for offset in offsets] if offsets else None,
         min_cameras=parameters.min_round_cameras,
+        hold_misfit=automatic,
     )
-    return SurroundSynchronizer(images, matcher, now_ns=now_ns, on_error=on_error)
+    return AutoMatcher(surround, anchor) if automatic else surround

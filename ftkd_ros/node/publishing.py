@@ -11,6 +11,7 @@ from sensor_msgs.msg import Image, PointCloud2
 from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import MarkerArray
 
+from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_core.visualization import draw_bird_eye, draw_surround
 from ftkd_ros.convert.cv_bridge_images import load_cv_bridge
@@ -37,7 +38,7 @@ class ResultPublishers:
         self, node: LifecycleNode, parameters: DetectorParameters, channels: tuple[str, ...]
     ) -> None:
         self._node = node
-        self._parameters = parameters
+        self.parameters = parameters  # replaced when a parameter of RUN_TIME changes
         self._channels = channels
         self._publishers: list[Any] = []
         self._detections = self._create(Detection3DArray, "detections", 10)
@@ -63,7 +64,7 @@ class ResultPublishers:
 
     def publish_labels(self, stamp_ns: int) -> None:
         """Publish the class names once; the topic is latched for late subscribers."""
-        parameters = self._parameters
+        parameters = self.parameters
         self._labels.publish(label_info(RCLPY, parameters.base_frame, parameters.score_threshold, stamp_ns))
 
     def publish(self, objects: ObjectList, camera_round: CameraRound) -> None:
@@ -72,11 +73,13 @@ class ResultPublishers:
 
         Velocities precede the detections, so that a subscriber to both has them when the detections arrive.
         """
-        base_frame, min_score = self._parameters.base_frame, self._parameters.marker_min_score
+        parameters = self.parameters
+        objects = select_output(objects, parameters)
+        base_frame, min_score = parameters.base_frame, parameters.marker_min_score
         self._velocities.publish(objects_to_velocities(RCLPY, objects, base_frame))
         self._detections.publish(objects_to_detections(RCLPY, objects, base_frame))
         if _has_subscriber(self._markers):
-            lifetime_s = self._parameters.marker_lifetime_s
+            lifetime_s = parameters.marker_lifetime_s
             self._markers.publish(
                 objects_to_markers(objects, base_frame, lifetime_s=lifetime_s, min_score=min_score)
             )
@@ -86,6 +89,17 @@ class ResultPublishers:
         if _has_subscriber(self._surround):
             picture = draw_surround(camera_round, objects, min_score=min_score, channels=self._channels)
             self._surround.publish(make_image(picture, objects.stamp_ns, base_frame))
+
+
+def select_output(objects: ObjectList, parameters: DetectorParameters) -> ObjectList:
+    """Return the objects above the score threshold of their class and within the range limits."""
+    limits = parameters.class_thresholds
+    thresholds = np.array([limits[name] for name in CLASS_NAMES])
+    distance = np.hypot(objects.boxes[:, 0], objects.boxes[:, 1])
+    keep = (objects.scores >= thresholds[objects.labels]) & (distance >= parameters.min_range_m)
+    if parameters.max_range_m > 0:
+        keep &= distance <= parameters.max_range_m
+    return objects if keep.all() else objects.select(keep)
 
 
 def make_image(picture: NDArray[np.uint8], stamp_ns: int, frame_id: str) -> Any:

@@ -22,6 +22,8 @@ class StreamMonitor:
 
     max_gap_s: float = 3.0
     max_speed_m_s: float = 70.0
+    explanation: str = ""
+    """Figures of the last cause, for the log."""
     _stamp_ns: int | None = None
     _position: NDArray[np.float64] | None = None
 
@@ -35,10 +37,17 @@ class StreamMonitor:
         if last_ns is None or last_position is None:
             return None
         elapsed_s = (stamp_ns - last_ns) * 1e-9
+        distance_m = float(np.linalg.norm(position - last_position))
         if elapsed_s < 0:
+            self.explanation = f"the stamp is {-elapsed_s:.3f} s before that of the previous round"
             return "backward_time"
         if elapsed_s > self.max_gap_s:
+            self.explanation = f"{elapsed_s:.1f} s without a round (memory_max_gap_s {self.max_gap_s:g})"
             return "gap"
-        if np.linalg.norm(position - last_position) > self.max_speed_m_s * elapsed_s + _SLACK_M:
+        if distance_m > self.max_speed_m_s * elapsed_s + _SLACK_M:
+            self.explanation = (
+                f"the vehicle pose changed by {distance_m:.1f} m in {elapsed_s:.2f} s "
+                f"(memory_max_speed {self.max_speed_m_s:g} m/s)"
+            )
             return "pose_jump"
         return None

@@ -7,13 +7,13 @@ instead of a growing queue; overwritten rounds are counted.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from ftkd_core.errors import UserError
 from ftkd_core.types import CameraRound, ObjectList
-from ftkd_ros.node.statistics import WorkerStatistics
+from ftkd_ros.node.statistics import RecentRounds, RoundRecord, WorkerStatistics
 from ftkd_ros.node.stream_monitor import StreamMonitor
 from ftkd_ros.sync.assembly import BuiltRound
 from ftkd_ros.sync.matcher import MatchedRound
@@ -79,7 +79,8 @@ class DetectionWorker:
     """Runs build -> detector.step -> publish on its own thread.
 
     build: matched round -> BuiltRound; raises UserError for an unusable round. publish: called on the
-    worker's thread with every Outcome. report: called with one sentence per problem. Errors of a round do not
+    worker's thread with every Outcome. report: called with one sentence per problem. on_reset: called with
+    one sentence per memory reset. clock_ns: clock of header.stamp, for the latency. Errors of a round do not
     stop the thread.
     """
 
@@ -90,6 +91,10 @@ class DetectionWorker:
         publish: Callable[[Outcome], None],
         report: Callable[[str], None],
         monitor: StreamMonitor | None = None,
+        *,
+        cameras: Sequence[str] = (),
+        on_reset: Callable[[str], None] | None = None,
+        clock_ns: Callable[[], int] | None = None,
     ) -> None:
         self.statistics = WorkerStatistics()
         self._detector = detector
@@ -97,6 +102,9 @@ class DetectionWorker:
         self._publish = publish
         self._report = report
         self._monitor = monitor if monitor is not None else StreamMonitor()
+        self._cameras = tuple(cameras)
+        self._on_reset = on_reset
+        self._clock_ns = clock_ns
         self._mailbox: Mailbox[tuple[MatchedRound[Any], float]] = Mailbox()
         self._lock = threading.Lock()
         self._pending_reset: str | None = None
@@ -124,6 +132,8 @@ class DetectionWorker:
                 self._pending_reset = "backward_time"
             if self._mailbox.put((matched, time.perf_counter())):
                 self.statistics.dropped["overwritten"] += 1
+                reason = "the detector is slower than the cameras, so a newer round replaced it"
+                self.statistics.add_record(RoundRecord(time_s=time.monotonic(), dropped=reason))
 
     def request_reset(self, cause: str) -> None:
         """Reset the detector before the next round and count the reset under `cause`."""
@@ -164,9 +174,25 @@ class DetectionWorker:
         finished = time.perf_counter()
         with self._lock:
             self.statistics.rounds_detected += 1
-            self.statistics.add_times(
-                {**stage_ms, "publish": (finished - detected) * 1e3}, (finished - submitted_s) * 1e3
+            stage_ms["publish"] = (finished - detected) * 1e3
+            latency_ms = (finished - submitted_s) * 1e3
+            self.statistics.add_times(stage_ms, latency_ms)
+            self.statistics.add_record(
+                RoundRecord(
+                    time_s=time.monotonic(),
+                    missing=self._missing(matched, built.faults),
+                    latency_ms=latency_ms,
+                    stamp_latency_ms=self._age_ms(built.camera_round.reference_stamp_ns),
+                    stage_ms=stage_ms,
+                )
             )
+
+    def _missing(self, matched: MatchedRound[Any], faults: dict[str, str]) -> tuple[str, ...]:
+        stamps = zip(self._cameras, matched.stamps_ns, strict=False)
+        return tuple(camera for camera, stamp in stamps if stamp is None or camera in faults)
+
+    def _age_ms(self, stamp_ns: int) -> float | None:
+        return None if self._clock_ns is None else (self._clock_ns() - stamp_ns) * 1e-6
 
     def _reset_if_needed(self, camera_round: CameraRound) -> None:
         found = self._monitor.cause_of_reset(camera_round)
@@ -176,6 +202,9 @@ class DetectionWorker:
                 self.statistics.resets[cause] += 1
         if cause is not None:
             self._detector.reset()
+            if self._on_reset is not None:
+                detail = self._monitor.explanation if cause == found else ""
+                self._on_reset(f"memory reset: {cause}{f', {detail}' if detail else ''}")
 
     def _count_faults(self, faults: dict[str, str]) -> None:
         for camera, reason in faults.items():
@@ -187,12 +216,19 @@ class DetectionWorker:
     def _drop(self, cause: str, sentence: str) -> None:
         with self._lock:
             self.statistics.dropped[cause] += 1
+            reason = sentence.removeprefix("round dropped: ")
+            self.statistics.add_record(RoundRecord(time_s=time.monotonic(), dropped=reason))
         self._report(sentence)
 
     def snapshot(self) -> dict[str, Any]:
         """Return a consistent summary of the statistics."""
         with self._lock:
             return self.statistics.summary()
+
+    def recent(self, window_s: float) -> RecentRounds:
+        """Return what happened to the rounds of the last `window_s` seconds."""
+        with self._lock:
+            return self.statistics.recent(self._cameras, time.monotonic(), window_s)
 
     def recent_faults(self, within_s: float) -> dict[str, str]:
         """Return by camera why it was masked during the last `within_s` seconds."""

@@ -2,10 +2,11 @@
 """Matched round of messages -> CameraRound for the detector; unusable cameras are masked with a reason."""
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,10 @@ from ftkd_ros.convert.calibration import CameraGeometry
 from ftkd_ros.convert.images import RgbImage, image_to_rgb
 from ftkd_ros.sync.matcher import MatchedRound
 
+T = TypeVar("T")
+
+_POSE: Final = "vehicle pose"
+_MISSES: Final = 3
 REFERENCE_TIMES: Final = ("latest", "anchor", "mean")
 
 
@@ -43,8 +48,11 @@ class BuiltRound:
 def reference_stamp_ns(matched: MatchedRound[Any], rule: str, anchor: int = 0) -> int:
     """Return the time of the detections by rule: `latest` exposure, exposure of camera `anchor`, or `mean`.
 
-    If the anchor camera is missing, the latest exposure is used.
+    If the anchor camera is missing, the latest exposure is used. A round of policy `anchor` has the stamp of
+    its anchor image instead of the latest one, because one image can be in several rounds.
     """
+    if matched.anchor_ns is not None and rule != "mean":
+        return matched.anchor_ns
     stamps = [stamp for stamp in matched.stamps_ns if stamp is not None]
     if rule == "anchor" and (stamp := matched.stamps_ns[anchor]) is not None:
         return stamp
@@ -57,7 +65,8 @@ class RoundBuilder:
 
     Images are decoded in parallel, because OpenCV releases the GIL. `topics` are the image topics, for error
     messages. Views have the order of the cameras, filled up with None to `num_views`. `tf_timeout_s` limits
-    the wait for camera_info and tf per round.
+    the wait for camera_info and tf per round. What was missing in three rounds in a row is waited for no
+    longer, until it is there again: a camera, or the vehicle pose.
     """
 
     rig: Rig
@@ -65,8 +74,9 @@ class RoundBuilder:
     num_views: int
     reference_time: str = "latest"
     anchor: int = 0
-    tf_timeout_s: float = 0.1
+    tf_timeout_s: float = 0.5
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
+    _misses: Counter[str] = field(init=False, repr=False, default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=min(4, len(self.topics)), thread_name_prefix="decode")
@@ -105,7 +115,9 @@ class RoundBuilder:
     ) -> CameraRound:
         wait_until = time.monotonic() + self.tf_timeout_s
         stamp_ns = reference_stamp_ns(matched, self.reference_time, self.anchor)
-        global_from_ego = self.rig.global_from_ego(stamp_ns, wait_until)
+        global_from_ego = self._waiting(
+            _POSE, wait_until, lambda until: self.rig.global_from_ego(stamp_ns, until)
+        )
         views: list[CameraView | None] = [None] * self.num_views
         for index, image in enumerate(images):
             if not isinstance(image, np.ndarray):
@@ -119,13 +131,31 @@ class RoundBuilder:
             raise UserError(f"no camera of the round is usable: {next(iter(faults.values()))}")
         return CameraRound(views=tuple(views), reference_stamp_ns=stamp_ns, global_from_ego=global_from_ego)
 
+    def _waiting(self, what: str, wait_until: float, look_up: Callable[[float], T]) -> T:
+        """Look up with the deadline, or without waiting if `what` is known to be missing."""
+        known_missing = self._misses[what] >= _MISSES
+        try:
+            found = look_up(time.monotonic() if known_missing else wait_until)
+        except UserError as error:
+            self._misses[what] += 1
+            if known_missing or time.monotonic() < wait_until:
+                raise
+            raise UserError(f"{error} (waited for tf_timeout_s, {self.tf_timeout_s:g} s)") from error
+        self._misses[what] = 0
+        return found
+
     def _view(self, matched: MatchedRound[Any], index: int, image: RgbImage, wait_until: float) -> CameraView:
         stamp_ns = matched.stamps_ns[index]
         message = matched.messages[index]
         assert stamp_ns is not None and message is not None
         height, width = image.shape[:2]
-        geometry = self.rig.geometry(
-            self.rig.cameras[index], message.header.frame_id, stamp_ns, (width, height), wait_until
+        camera = self.rig.cameras[index]
+        geometry = self._waiting(
+            camera,
+            wait_until,
+            lambda until: self.rig.geometry(
+                camera, message.header.frame_id, stamp_ns, (width, height), until
+            ),
         )
         return CameraView(
             image=image,

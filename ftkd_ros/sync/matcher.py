@@ -26,12 +26,14 @@ _MAX_STALE: Final = 32  # messages of the previous stream, per camera, that are 
 class MatchedRound(Generic[M]):
     """One round: messages and true stamps in the order of the cameras; None for a missing camera.
 
-    `after_jump` is True for the first round after the stamps have jumped backwards.
+    `after_jump` is True for the first round after the stamps have jumped backwards. `anchor_ns` is the stamp
+    of the anchor camera in rounds of `AnchorMatcher`.
     """
 
     messages: tuple[M | None, ...]
     stamps_ns: tuple[int | None, ...]
     after_jump: bool = False
+    anchor_ns: int | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -119,6 +121,15 @@ class RoundMatcher(Generic[M]):
     def poll(self, now_ns: int) -> list[MatchedRound[M]]:
         """Return incomplete rounds whose deadline has passed."""
         return self._release(now_ns)
+
+    @property
+    def held(self) -> int:
+        """Number of messages in open rounds."""
+        return sum(waiting.size for waiting in self._open) + len(self._suspects)
+
+    def held_of(self, camera: int) -> int:
+        """Number of messages of one camera in open rounds."""
+        return sum(not waiting.lacks(camera) for waiting in self._open)
 
     def _accept(self, arrival: _Arrival[M], now_ns: int) -> list[MatchedRound[M]]:
         newest = self._newest[arrival.camera]

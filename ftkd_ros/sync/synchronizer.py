@@ -1,159 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """SurroundSynchronizer: a message_filters filter that outputs rounds of N cameras.
 
-`SurroundMatcher` contains the logic (offsets, then rounds) without ROS; `SurroundSynchronizer` provides it
-with the API of message_filters. On nuScenes stamps, ApproximateTimeSynchronizer mixes two rounds in up to 83
-% of its sets, and it stops when one camera stops; this filter does neither.
+A matcher (`SurroundMatcher`, `AnchorMatcher` or `AutoMatcher`) contains the logic without ROS;
+`SurroundSynchronizer` provides it with the API of message_filters. On nuScenes stamps,
+ApproximateTimeSynchronizer mixes two rounds in up to 83 % of its sets, and it stops when one camera stops;
+this filter does neither.
 """
 
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Protocol
 
 import message_filters
 
 from ftkd_ros.convert.from_ros import stamp_to_ns
-from ftkd_ros.sync.matcher import JUMP_NS, MatchedRound, RoundMatcher
-from ftkd_ros.sync.time_offsets import MIN_STAMPS, estimate_offset_ns, estimate_offsets_ns, shortest_period_ns
-
-M = TypeVar("M")
-
-SLOP_OF_PERIOD: Final = 0.4
-"""Largest slop, as a share of the shortest period, that never mixes two rounds."""
-_MAX_START_UP_NS: Final = (
-    3_500_000_000  # stamps after which offsets are estimated without the missing cameras
-)
-_HISTORY: Final = 64  # stamps per camera
+from ftkd_ros.sync.matcher import MatchedRound
 
 
-class SurroundMatcher(Generic[M]):
-    """Estimates time offsets and matches messages to rounds; `add` and `poll` return rounds, oldest first.
+class Matcher(Protocol):
+    """Common interface of the matchers."""
 
-    `offsets_ns`: one per camera, or None to estimate them at start-up. Then messages are held back until each
-    camera has sent six, or stamps span 3.5 s, and none is lost. A camera without a constant offset to the
-    others (another clock) is excluded and counted as `unaligned`; a camera that starts later joins after six
-    messages.
-    """
-
-    def __init__(
-        self,
-        cameras: Sequence[str],
-        *,
-        slop_ns: int,
-        deadline_ns: int,
-        offsets_ns: Sequence[int] | None = None,
-        min_cameras: int = 1,
-    ) -> None:
-        if offsets_ns is not None and len(offsets_ns) != len(cameras):
-            raise ValueError(
-                f"{len(offsets_ns)} time offsets for {len(cameras)} cameras; expected one per camera, or None"
-            )
-        self.cameras = tuple(cameras)
-        self._matcher: RoundMatcher[M] = RoundMatcher(
-            num_cameras=len(self.cameras), slop_ns=slop_ns, deadline_ns=deadline_ns, min_cameras=min_cameras
-        )
-        self._offsets_ns: list[int | None] = (
-            [None] * len(self.cameras) if offsets_ns is None else list(offsets_ns)
-        )
-        self._reference: int | None = None
-        self._history: list[deque[int]] = [deque(maxlen=_HISTORY) for _ in self.cameras]
-        self._waiting: list[tuple[int, int, M, int]] = []
-        self.received: Counter[str] = Counter()
+    cameras: tuple[str, ...]
 
     @property
-    def counts(self) -> Counter[str]:
-        """Numbers of rounds (complete, partial, too_few_cameras) and of unused messages by cause."""
-        return self._matcher.counts
+    def policy(self) -> str: ...
 
     @property
-    def offsets_ns(self) -> tuple[int | None, ...]:
-        """Time offset of each camera; None if unknown."""
-        return tuple(self._offsets_ns)
+    def counts(self) -> Counter[str]: ...
 
-    def clear(self) -> None:
-        """Clear the queues, as after a jump of the clock; known offsets are kept."""
-        self._matcher.clear()
-        self._waiting.clear()
-        for history in self._history:
-            history.clear()
+    @property
+    def offsets_ns(self) -> tuple[int | None, ...]: ...
 
-    def add(self, camera: int, stamp_ns: int, message: M, now_ns: int) -> list[MatchedRound[M]]:
-        """Add a message of camera index `camera`, exposed at `stamp_ns` and received at `now_ns`."""
-        self.received[self.cameras[camera]] += 1
-        if stamp_ns > 0:
-            self._store_stamp(camera, stamp_ns)
-        offset = self._offsets_ns[camera]
-        if offset is not None or stamp_ns <= 0:
-            return self._matcher.add(camera, stamp_ns, message, now_ns, offset or 0)
-        if self._reference is None:
-            self._waiting.append((camera, stamp_ns, message, now_ns))
-            return self._estimate(now_ns) if self._can_estimate() else []
-        self._join_late(camera)
-        offset = self._offsets_ns[camera]
-        if offset is None:
-            self.counts["unaligned"] += 1
-            return []
-        return self._matcher.add(camera, stamp_ns, message, now_ns, offset)
+    @property
+    def held(self) -> int: ...
 
-    def poll(self, now_ns: int) -> list[MatchedRound[M]]:
-        """Return incomplete rounds whose deadline has passed."""
-        return self._matcher.poll(now_ns)
+    def clear(self) -> None: ...
 
-    def warnings(self) -> list[str]:
-        """Return warnings about a slop that is too large and about excluded cameras."""
-        periods = [period for history in self._history if (period := shortest_period_ns(history)) is not None]
-        limit = SLOP_OF_PERIOD * min(periods) if periods else None
-        slop = self._matcher.slop_ns
-        found = []
-        if limit is not None and slop > 1.1 * limit:  # 10 %, because jitter shortens the measured period
-            found.append(
-                f"sync slop of {slop / 1e6:.0f} ms is more than {SLOP_OF_PERIOD} of the shortest period "
-                f"({min(periods) / 1e6:.0f} ms): rounds may be mixed; set it to {limit / 1e6:.0f} ms or less"
-            )
-        if self._reference is not None:
-            excluded = [
-                name for name, offset in zip(self.cameras, self._offsets_ns, strict=True) if offset is None
-            ]
-            found += [
-                f"{name}: its stamps have no constant offset to those of {self.cameras[self._reference]}; "
-                "the camera is excluded until they have (check that the clocks are synchronised)"
-                for name in excluded
-                if self.received[name] >= MIN_STAMPS
-            ]
-        return found
+    def add(self, camera: int, stamp_ns: int, message: Any, now_ns: int) -> list[MatchedRound[Any]]: ...
 
-    def _store_stamp(self, camera: int, stamp_ns: int) -> None:
-        history = self._history[camera]
-        if history and abs(stamp_ns - history[-1]) > 20 * JUMP_NS:
-            history.clear()  # a new stream: its period may differ
-        if not history or stamp_ns > history[-1]:
-            history.append(stamp_ns)
-        elif stamp_ns < history[-1] - JUMP_NS:
-            history.clear()
-            history.append(stamp_ns)
+    def poll(self, now_ns: int) -> list[MatchedRound[Any]]: ...
 
-    def _can_estimate(self) -> bool:
-        counts = [len(history) for history in self._history]
-        longest = max(history[-1] - history[0] for history in self._history if history)
-        return min(counts) >= MIN_STAMPS or (max(counts) >= MIN_STAMPS and longest >= _MAX_START_UP_NS)
+    def take_events(self) -> list[str]: ...
 
-    def _estimate(self, now_ns: int) -> list[MatchedRound[M]]:
-        self._offsets_ns = estimate_offsets_ns([list(history) for history in self._history])
-        self._reference = self._offsets_ns.index(0)
-        waiting, self._waiting = self._waiting, []
-        rounds: list[MatchedRound[M]] = []
-        for camera, stamp_ns, message, _ in waiting:
-            offset = self._offsets_ns[camera]
-            if offset is None:
-                self.counts["unaligned"] += 1
-            else:
-                rounds += self._matcher.add(camera, stamp_ns, message, now_ns, offset)
-        return rounds
+    def fault(self, camera: int) -> str | None: ...
 
-    def _join_late(self, camera: int) -> None:
-        assert self._reference is not None
-        self._offsets_ns[camera] = estimate_offset_ns(self._history[self._reference], self._history[camera])
+    def warnings(self) -> list[str]: ...
 
 
 class SurroundSynchronizer(message_filters.SimpleFilter):
@@ -168,7 +60,7 @@ class SurroundSynchronizer(message_filters.SimpleFilter):
     def __init__(
         self,
         filters: Sequence[Any],
-        matcher: SurroundMatcher[Any],
+        matcher: Matcher,
         *,
         now_ns: Callable[[], int],
         on_error: Callable[[Exception], None],
@@ -181,6 +73,7 @@ class SurroundSynchronizer(message_filters.SimpleFilter):
         self.matcher = matcher
         self._now_ns = now_ns
         self._on_error = on_error
+        self.callback_errors = 0
         self._lock = threading.Lock()
         self.connectInput(filters)
 
@@ -213,5 +106,5 @@ class SurroundSynchronizer(message_filters.SimpleFilter):
             try:
                 self.signalMessage(matched)
             except Exception as error:
-                self.matcher.counts["callback_errors"] += 1
+                self.callback_errors += 1
                 self._on_error(error)

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 MIN_STAMPS: Final = 6
-"""Minimum number of stamps per camera; fewer may agree by chance."""
+"""Number of stamps per camera for a reliable offset; fewer may agree by chance."""
+_SAME_RATE: Final = 1.3  # ratio of the shortest periods from which two cameras have different rates
+_FEWEST: Final = 2  # stamps for a first guess
 _TIE: Final = 0.75  # offsets with this share of the best support compete
 _MIN_SUPPORT: Final = 0.5  # pairs that must agree, as a share of the stamps
 _WINDOW_OF_PERIOD: Final = 0.2  # tolerance between agreeing pairs, as a share of the shortest interval
@@ -30,24 +33,49 @@ def shortest_period_ns(stamps_ns: Sequence[int]) -> int | None:
     return int(np.percentile(intervals, 10, method="lower"))
 
 
-def estimate_offset_ns(reference_ns: Sequence[int], camera_ns: Sequence[int]) -> int | None:
+def different_rates(cameras: Sequence[str], stamps_ns: Sequence[Sequence[int]]) -> str | None:
+    """Return a sentence that names the fastest and the slowest camera; None if all have about one rate."""
+    periods = {
+        name: period
+        for name, stamps in zip(cameras, stamps_ns, strict=True)
+        if (period := shortest_period_ns(stamps)) is not None
+    }
+    if not periods:
+        return None
+    fastest, slowest = min(periods, key=periods.__getitem__), max(periods, key=periods.__getitem__)
+    if periods[slowest] < _SAME_RATE * periods[fastest]:
+        return None
+    return (
+        f"{fastest} sends an image every {periods[fastest] / 1e6:.0f} ms and {slowest} every "
+        f"{periods[slowest] / 1e6:.0f} ms"
+    )
+
+
+def estimate_offset_ns(
+    reference_ns: Sequence[int], camera_ns: Sequence[int], min_stamps: int = MIN_STAMPS
+) -> int | None:
     """Return the nanoseconds by which a camera's stamps follow those of the reference camera.
 
-    Gaps in the sequences are allowed. None means too few stamps, or a camera with another clock or rate.
+    Gaps in the sequences are allowed, and only the time that both sequences cover is used. None means fewer
+    than `min_stamps` (at least two) stamps, or a camera with another clock or rate.
     """
     reference = np.unique(np.asarray(reference_ns, dtype=np.int64))
     camera = np.unique(np.asarray(camera_ns, dtype=np.int64))
-    if min(len(reference), len(camera)) < MIN_STAMPS:
+    least = max(min_stamps, _FEWEST)
+    if min(len(reference), len(camera)) < least:
+        return None
+    reach = int(max(np.median(np.diff(reference)), np.median(np.diff(camera))))
+    reference, camera = _overlap(reference, camera, reach), _overlap(camera, reference, reach)
+    if min(len(reference), len(camera)) < least:
         return None
     window = int(_WINDOW_OF_PERIOD * min(np.diff(reference).min(), np.diff(camera).min()))
-    reach = int(max(np.median(np.diff(reference)), np.median(np.diff(camera))))
     differences = np.sort((camera[:, None] - reference[None, :]).ravel())
     differences = differences[np.abs(differences) <= reach]
     if len(differences) == 0:
         return None
     ends = np.searchsorted(differences, differences + window, side="right")
     support = ends - np.arange(len(differences))
-    if support.max() < _MIN_SUPPORT * min(len(reference), len(camera)):
+    if support.max() < max(_FEWEST, _MIN_SUPPORT * min(len(reference), len(camera))):
         return None
     starts = np.flatnonzero(support >= _TIE * support.max())
     centers = [int(np.median(differences[start : ends[start]])) for start in starts]
@@ -57,10 +85,18 @@ def estimate_offset_ns(reference_ns: Sequence[int], camera_ns: Sequence[int]) ->
     return max((s, -abs(c), c) for s, c in near if abs(c - smallest) <= window)[2]
 
 
-def estimate_offsets_ns(stamps_ns: Sequence[Sequence[int]]) -> list[int | None]:
+def estimate_offsets_ns(stamps_ns: Sequence[Sequence[int]], min_stamps: int = MIN_STAMPS) -> list[int | None]:
     """Return the offsets of N cameras to the first camera with the most stamps; None if unknown."""
     reference = max(range(len(stamps_ns)), key=lambda index: (len(stamps_ns[index]), -index))
     return [
-        0 if index == reference else estimate_offset_ns(stamps_ns[reference], stamps)
+        0 if index == reference else estimate_offset_ns(stamps_ns[reference], stamps, min_stamps)
         for index, stamps in enumerate(stamps_ns)
     ]
+
+
+def _overlap(stamps: NDArray[np.int64], other: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
+    """Return the stamps within the time range of `other`, extended by `reach`."""
+    if len(other) == 0:
+        return stamps[:0]
+    inside: NDArray[np.bool_] = (stamps >= other[0] - reach) & (stamps <= other[-1] + reach)
+    return stamps[inside]

@@ -119,6 +119,7 @@ class FakeRig:
         red: int = 100,
         without: tuple[str, ...] = (),
         truncated: tuple[str, ...] = (),
+        with_info: tuple[str, ...] = (),
         offsets_s: tuple[float, ...] = OFFSETS_S,
     ) -> None:
         """Publish one round: tf at every exposure (10 m/s along x of map), then camera_info and images."""
@@ -127,12 +128,14 @@ class FakeRig:
             self._transform("map", "base_link", stamp, SPEED * stamp * 1e-9) for stamp in stamps.values()
         ]
         self._tf.sendTransform(poses)
-        for camera in sorted(set(CAMERAS) - set(without), key=lambda name: stamps[name]):
+        for camera in sorted((set(CAMERAS) - set(without)) | set(with_info), key=lambda name: stamps[name]):
             info = CameraInfo(
                 header=make_header(RCLPY, stamps[camera], camera), width=SIZE[0], height=SIZE[1]
             )
             info.k = [50.0, 0.0, 32.0, 0.0, 50.0, 24.0, 0.0, 0.0, 1.0]
             self._infos[camera].publish(info)
+            if camera in without:
+                continue
             content = solid_jpeg(red)
             content = content[: len(content) // 2] if camera in truncated else content
             self._images[camera].publish(compressed_image(RCLPY, content, stamps[camera], camera))

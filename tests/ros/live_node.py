@@ -74,6 +74,7 @@ def _active_node(context: Context, offsets_s: list[float], make_detector: Callab
         "qos_reliability": "reliable",
         "sync_deadline_s": 5.0,
         "tf_timeout_s": 5.0,
+        "score_threshold": 0.0,
         "camera_time_offsets_s": offsets_s,
     }
     node = DetectorNode(

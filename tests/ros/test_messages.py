@@ -264,15 +264,15 @@ def test_markers_begin_with_deleteall_and_have_a_lifetime() -> None:
     assert all(marker.lifetime.sec == 1 and marker.header.frame_id == "base_link" for marker in markers[1:])
     lines = [marker for marker in markers if marker.type == Marker.LINE_LIST and marker.ns]
     assert sum(len(marker.points) for marker in lines) == 19 * 2 * 13
-    assert sum(marker.ns.startswith("label/") for marker in markers) == 19
-    assert sum(marker.ns.startswith("velocity/") for marker in markers) == 17
+    assert sum(marker.ns == "labels" for marker in markers) == 19
+    assert sum(marker.ns == "velocities" for marker in markers) == 17
     assert len({(marker.ns, marker.id) for marker in markers}) == len(markers)
 
 
 def test_markers_omit_detections_below_the_score() -> None:
     objects = random_objects(3, 20)
     markers = objects_to_markers(objects, "base_link", min_score=0.5).markers
-    assert sum(marker.ns.startswith("label/") for marker in markers) == int((objects.scores >= 0.5).sum())
+    assert sum(marker.ns == "labels" for marker in markers) == int((objects.scores >= 0.5).sum())
 
 
 def test_label_info_lists_the_classes_in_order() -> None:

@@ -125,13 +125,13 @@ def test_parameters_are_passed_to_the_detector(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Detector, "from_weights", lambda weights, **options: calls.append((weights, options)))
     load_detector(DetectorParameters(runtime="plain", device="cpu", max_detections=7))
     load_detector(DetectorParameters())
-    options = {"preset": None, "device": "cpu", "runtime": "plain", "score_threshold": 0.05}
+    options = {"preset": None, "device": "cpu", "runtime": "plain", "score_threshold": 0.0}
     assert calls[0] == (None, {**options, "max_detections": 7})
     assert calls[1][1]["runtime"] == "auto"
 
 
 BAD_PARAMETERS = [
-    ("sync_policy:=nearest", "parameter sync_policy: 'nearest'; expected surround or approximate or exact"),
+    ("sync_policy:=nearest", "parameter sync_policy: 'nearest'; expected auto or surround or anchor or "),
     ("runtime:=fastest", "parameter runtime: 'fastest'; expected auto or fast or plain"),
     ("score_threshold:=1.5", "parameter score_threshold: 1.5; expected 0 to 1"),
     ("score_threshold:=high", "parameter score_threshold: 'high' is a str; expected a float"),

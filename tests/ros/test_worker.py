@@ -4,6 +4,7 @@
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ import pytest
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.types import CameraRound, ObjectList
+from ftkd_ros.convert.calibration import CameraGeometry
+from ftkd_ros.node.statistics import RoundRecord, WorkerStatistics
 from ftkd_ros.node.stream_monitor import StreamMonitor
 from ftkd_ros.node.worker import DetectionWorker, Mailbox, Outcome
-from ftkd_ros.sync.assembly import BuiltRound, reference_stamp_ns
+from ftkd_ros.sync.assembly import BuiltRound, RoundBuilder, reference_stamp_ns
 from ftkd_ros.sync.matcher import MatchedRound
 
 MS = 1_000_000
@@ -224,6 +227,72 @@ def test_closed_mailbox_returns_none() -> None:
     assert box.get() is None
     assert box.put(4)
     assert box.close() == 0
+
+
+def test_recent_rounds_are_judged_within_the_window() -> None:
+    statistics = WorkerStatistics()
+    statistics.add_record(RoundRecord(time_s=0.0, dropped="long ago"))
+    for time_s, missing in ((8.0, ()), (9.0, ("back",)), (9.5, ("back",))):
+        statistics.add_record(
+            RoundRecord(time_s=time_s, missing=missing, latency_ms=20.0, stage_ms={"detect": 5.0})
+        )
+    statistics.add_record(RoundRecord(time_s=9.9, dropped="no transform"))
+    recent = statistics.recent(["front", "back"], 10.0, 5.0)
+    assert (recent.detected, recent.dropped, recent.partial) == (3, 1, 2)
+    assert (recent.dropped_share, recent.partial_share) == (0.25, 2 / 3)
+    assert (recent.last_drop, recent.last_partial) == ("no transform", "without back")
+    assert recent.used == {"front": 1.0, "back": pytest.approx(1 / 3)}
+    assert recent.silent_s == pytest.approx(0.5)
+    assert recent.times_ms["detect"]["p95"] == 5.0 and recent.times_ms["stamp"]["p50"] is None
+    later = statistics.recent(["front"], 60.0, 5.0)
+    assert (later.detected, later.dropped, later.silent_s) == (0, 0, 50.5)
+
+
+class SlowRig:
+    """A rig without geometry for camera b and, before `pose_at`, without a pose; stores the waits."""
+
+    cameras = ("a", "b")
+
+    def __init__(self, pose_at: float = 0.0) -> None:
+        self.pose_at = pose_at
+
+    def global_from_ego(self, stamp_ns: int, wait_until: float) -> np.ndarray:
+        while time.monotonic() < self.pose_at:
+            if time.monotonic() >= wait_until:
+                raise UserError("no pose")
+            time.sleep(0.001)
+        return np.eye(4)
+
+    def geometry(
+        self, camera: str, frame_id: str, stamp_ns: int, image_size: tuple[int, int], wait_until: float
+    ) -> CameraGeometry:
+        if camera == "b":
+            time.sleep(max(0.0, wait_until - time.monotonic()))
+            raise UserError("b: no camera_info")
+        return CameraGeometry(intrinsics=np.eye(3), ego_from_camera=np.eye(4), global_from_ego=np.eye(4))
+
+
+def make_image_round(stamp_ns: int) -> MatchedRound[object]:
+    message = SimpleNamespace(
+        header=SimpleNamespace(frame_id=""), encoding="rgb8", width=2, height=2, step=6, is_bigendian=0,
+        data=np.zeros(12, dtype=np.uint8),
+    )  # fmt: skip
+    return MatchedRound(messages=(message, message), stamps_ns=(stamp_ns, stamp_ns))
+
+
+def test_late_transforms_are_waited_for() -> None:
+    builder = RoundBuilder(SlowRig(time.monotonic() + 0.2), topics=("a", "b"), num_views=2, tf_timeout_s=0.5)
+    assert builder.build(make_image_round(1)).faults == {
+        "b": "b: no camera_info (waited for tf_timeout_s, 0.5 s)"
+    }
+    builder.close()
+
+
+def test_camera_without_calibration_delays_only_three_rounds() -> None:
+    builder = RoundBuilder(SlowRig(), topics=("a", "b"), num_views=2, tf_timeout_s=0.05)
+    waits = [builder.build(make_image_round(1 + number)).stage_ms["geometry"] for number in range(6)]
+    assert min(waits[:3]) >= 45 and max(waits[3:]) < 45
+    builder.close()
 
 
 def test_reference_stamp_follows_its_rule() -> None:

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading of the detector, and release of its memory."""
+
+import gc
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ftkd_ros.node.parameters import DetectorParameters
+
+DetectorFactory = Callable[[DetectorParameters], Any]
+
+
+def load_detector(parameters: DetectorParameters) -> Any:
+    """Load the detector that the parameters select.
+
+    torch is imported here, so that bad parameters are reported without waiting for the import. The detector
+    returns all scores, because the thresholds of the node can be changed at run time.
+    """
+    from ftkd_core.runtime.detector import Detector
+
+    return Detector.from_weights(
+        parameters.weights or None,
+        preset=parameters.preset or None,
+        device=parameters.device,
+        runtime=parameters.runtime,
+        score_threshold=0.0,
+        max_detections=parameters.max_detections,
+    )
+
+
+def free_memory() -> None:
+    """Give the memory of dropped detectors back, on a GPU too."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
