@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streaming detector: takes a round of camera images, returns objects, keeps the memory inside."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ftkd_core.canonical_cameras import CanonicalCamera
 from ftkd_core.classes import our_labels
 from ftkd_core.config import DetectorConfig
 from ftkd_core.errors import UserError
@@ -17,8 +18,9 @@ from ftkd_core.runtime import RUNTIMES
 from ftkd_core.runtime.engines import Engine, PlainEngine, Rows
 from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
+from ftkd_core.runtime.virtual_camera import VirtualCameras
 from ftkd_core.types import CameraRound, CameraView, ObjectList
-from ftkd_core.weights import SHIPPED, load_into, read_weights
+from ftkd_core.weights import SHIPPED, load_into, read_cameras, read_weights
 
 
 class Detector:
@@ -27,6 +29,8 @@ class Detector:
     score_threshold: for all classes or by class name (see `thresholds`). runtime: fast, or plain, its
     reference implementation; auto is fast on a CPU and plain on a GPU, because the fast engine is not
     validated on GPUs yet (docs/explanation/runtime.md). training: description of the weights' training.
+    camera_model: virtual, as_is or auto (see `virtual_camera`); cameras: how they are seen, and which of them
+    are masked and why.
     """
 
     def __init__(
@@ -39,6 +43,8 @@ class Detector:
         max_detections: int = 300,
         runtime: str = "auto",
         training: str = "",
+        camera_model: str = "auto",
+        canonical_cameras: Sequence[CanonicalCamera] = (),
     ) -> None:
         self._thresholds = class_thresholds(score_threshold, model.config.class_names)
         self._our_labels = np.array(our_labels(model.config.class_names), dtype=np.int64)
@@ -59,6 +65,9 @@ class Detector:
         fast = runtime == "fast" or (runtime == "auto" and device.type == "cpu")
         kind = FastEngine if fast else PlainEngine
         self.engine: Engine = kind(model, device, max_detections)
+        self.cameras = VirtualCameras(
+            canonical_cameras, model.config.image, model.config.channels, camera_model
+        )
         self._start_ns: int | None = None
 
     @classmethod
@@ -71,6 +80,7 @@ class Detector:
         score_threshold: ScoreThreshold = DEFAULT_THRESHOLD,
         max_detections: int = 300,
         runtime: str = "auto",
+        camera_model: str = "auto",
     ) -> "Detector":
         """Load a detector from a weights file (None: the shipped one).
 
@@ -91,6 +101,8 @@ class Detector:
             max_detections=max_detections,
             runtime=runtime,
             training=describe_training(notes),
+            camera_model=camera_model,
+            canonical_cameras=read_cameras(path),
         )
 
     def reset(self) -> None:
@@ -112,7 +124,8 @@ class Detector:
             stamp_ns=0,
         )
         views: tuple[CameraView | None, ...] = (view,) * len(self.channels)
-        self.step(CameraRound(views=views, reference_stamp_ns=0, global_from_ego=np.eye(4)))
+        empty = CameraRound(views=views, reference_stamp_ns=0, global_from_ego=np.eye(4))
+        self.engine.start(empty, time_s=0.0, is_first=True)()
         self.reset()
 
     def step(self, camera_round: CameraRound) -> ObjectList:
@@ -130,7 +143,8 @@ class Detector:
         is_first = self._start_ns is None
         start_ns = camera_round.reference_stamp_ns if self._start_ns is None else self._start_ns
         time_s = (camera_round.reference_stamp_ns - start_ns) * 1e-9
-        wait = self.engine.start(camera_round, time_s=time_s, is_first=is_first)
+        seen = self.cameras.see(camera_round)
+        wait = self.engine.start(seen, time_s=time_s, is_first=is_first)
         self._start_ns = start_ns
         return lambda: self._objects(wait(), camera_round.reference_stamp_ns)
 
