@@ -60,6 +60,7 @@ def load_detector(parameters: DetectorParameters) -> Any:
         runtime=parameters.runtime,
         score_threshold=parameters.score_threshold,
         max_detections=parameters.max_detections,
+        camera_model=parameters.camera_model,
     )
 
 
@@ -179,7 +180,13 @@ class DetectorNode(LifecycleNode):
         self._results = ResultPublishers(self, parameters, tuple(self._detector.channels))
         self._add_services()
         rig = RigReader(
-            parameters.cameras, self._buffer, base_frame=parameters.base_frame, map_frame=parameters.map_frame
+            parameters.cameras,
+            self._buffer,
+            base_frame=parameters.base_frame,
+            map_frame=parameters.map_frame,
+            image_geometry=parameters.image_geometry,
+            image_topics=dict(zip(parameters.cameras, parameters.image_topics, strict=True)),
+            log=self.get_logger().info,
         )
         self._inputs = CameraInputs(
             self,

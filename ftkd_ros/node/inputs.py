@@ -11,7 +11,7 @@ import message_filters
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -67,7 +67,9 @@ class CameraInputs:
             image = self._subscribe(image_type, image_topic)
             image.registerCallback(lambda _, camera: self._on_image(camera), camera)
             images.append(image)
-            self._subscribe(CameraInfo, info_topic).registerCallback(self._rig.add_camera_info, camera)
+            for latched in (False, True):
+                info = self._subscribe(CameraInfo, info_topic, latched=latched)
+                info.registerCallback(self._rig.add_camera_info, camera)
         self._synchronizer = make_synchronizer(
             parameters,
             images,
@@ -108,14 +110,17 @@ class CameraInputs:
         """Warnings of the matcher about slop and clocks; empty without one."""
         return self.matcher.warnings() if self.matcher is not None else []
 
-    def _subscribe(self, message_type: Any, topic: str) -> Any:
-        reliable = self._parameters.qos_reliability == "reliable"
+    def _subscribe(self, message_type: Any, topic: str, *, latched: bool = False) -> Any:
+        """Subscribe to a topic. latched: also get the last message that was published before, from publishers
+        that offer it (transient_local); others do not match such a subscription."""
+        reliable = latched or self._parameters.qos_reliability == "reliable"
         qos = QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
             depth=self._parameters.queue_depth,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+            durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
         )
-        overriding = QoSOverridingOptions.with_default_policies()
+        overriding = QoSOverridingOptions.with_default_policies(entity_id="latched" if latched else None)
         subscriber = message_filters.Subscriber(
             self._node, message_type, topic, qos_profile=qos, qos_overriding_options=overriding
         )

@@ -15,9 +15,11 @@ from rclpy.exceptions import InvalidTopicNameException
 from rclpy.node import Node
 from rclpy.validate_topic_name import validate_topic_name
 
+from ftkd_core.canonical_cameras import CAMERA_MODELS
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.errors import UserError
 from ftkd_core.runtime import RUNTIMES
+from ftkd_ros.convert.calibration import IMAGE_GEOMETRIES
 from ftkd_ros.sync.assembly import REFERENCE_TIMES
 
 SYNC_POLICIES: Final = ("surround", "approximate", "exact")
@@ -36,6 +38,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "image_transport": "compressed (sensor_msgs/CompressedImage) or raw (sensor_msgs/Image)",
     "image_topic": "image topic of each camera; empty: /{camera}/image/compressed, for raw /{camera}/image",
     "camera_info_topic": "camera_info topic of each camera",
+    "image_geometry": "rectified (images fit P), raw (they fit K and D), or auto: by topic and D",
+    "camera_model": "virtual (cameras as in training), as_is, or auto: virtual for cameras that differ",
     "qos_reliability": "best_effort (sensor data) or reliable (replay without losses)",
     "queue_depth": "queue depth of the subscriptions to cameras",
     "base_frame": "frame of the detections: the vehicle, x forward, y left, z up",
@@ -78,6 +82,8 @@ class DetectorParameters:
     image_transport: str = "compressed"
     image_topic: str = ""
     camera_info_topic: str = "/{camera}/camera_info"
+    image_geometry: str = "auto"
+    camera_model: str = "auto"
     qos_reliability: str = "best_effort"
     queue_depth: int = 10
     base_frame: str = "base_link"
@@ -158,6 +164,8 @@ class DetectorParameters:
         choices = {
             "runtime": RUNTIMES,
             "image_transport": IMAGE_TRANSPORTS,
+            "image_geometry": IMAGE_GEOMETRIES,
+            "camera_model": CAMERA_MODELS,
             "qos_reliability": RELIABILITIES,
             "sync_policy": SYNC_POLICIES,
             "reference_time": REFERENCE_TIMES,
