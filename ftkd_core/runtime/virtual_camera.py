@@ -120,6 +120,7 @@ class VirtualCameras:
         self._calibrations: dict[int, Calibration] = {}
         self._keys: dict[int, bytes] = {}
         self._remaps: OrderedDict[bytes, ImageRemap] = OrderedDict()
+        self._logged: dict[str, object] = {}
 
     def see(self, camera_round: CameraRound) -> CameraRound:
         """Return the round as the network sees it. Raises UserError for unusable calibration, too many
@@ -234,7 +235,7 @@ class VirtualCameras:
             camera_from_pixel = rotation @ np.linalg.inv(intrinsics)
 
             def pixel_map(pixels: Array) -> tuple[Array, NDArray[np.bool_]]:
-                rays = np.column_stack([pixels, np.ones(len(pixels))]) @ camera_from_pixel.T
+                rays: Array = np.column_stack([pixels, np.ones(len(pixels))]) @ camera_from_pixel.T
                 return project_pixels(rays, camera.intrinsics, camera.lens)
 
             output = (self._image.width, self._image.height)
@@ -245,7 +246,12 @@ class VirtualCameras:
         return self._remaps[key]
 
     def _log(self) -> None:
+        """Log each camera once per decision; its calibration may change often, as with a moving mount."""
         for seen in self.seen:
+            decision = (seen.channel, seen.remap is None)
+            if self._logged.get(seen.name) == decision:
+                continue
+            self._logged[seen.name] = decision
             if seen.remap is None:
                 continue
             what = "its lens distortion removed"
@@ -255,8 +261,10 @@ class VirtualCameras:
                     f"of the training, so a virtual camera replaces it; {seen.share:.0%} of that is visible"
                 )
             _logger.warning("%s: %s", seen.name, what)
-        for fault in self.faults.values():
-            _logger.warning("%s", fault)
+        for name, fault in self.faults.items():
+            if self._logged.get(name) != fault:
+                self._logged[name] = fault
+                _logger.warning("%s", fault)
 
 
 class _CanonicalView(NamedTuple):
