@@ -159,6 +159,11 @@ class Drive:
         self._offsets_ns = list(offsets_ns) if offsets_ns is not None else self._estimate_offsets()
 
     @property
+    def image_topics(self) -> tuple[str, ...]:
+        """Image topic of each camera."""
+        return tuple(self._topics)
+
+    @property
     def offsets_ns(self) -> tuple[int | None, ...]:
         """Time offset of each camera; None if the camera is missing or has another clock."""
         return tuple(self._offsets_ns)
@@ -272,6 +277,14 @@ def nearest(stamps_ns: Sequence[int], stamp_ns: int, within_ns: int) -> int | No
     """Return the stamp that is nearest to `stamp_ns`; None if none is within `within_ns`."""
     found = min(stamps_ns, key=lambda candidate: abs(candidate - stamp_ns), default=None)
     return found if found is not None and abs(found - stamp_ns) <= within_ns else None
+
+
+def read_image_stamps(drive: Drive) -> list[list[int]]:
+    """Return the header stamps in nanoseconds of the images of each camera, in the order of the bag."""
+    stamps: list[list[int]] = [[] for _ in drive.channels]
+    for connection, _, content in drive.bag.raw(drive.image_topics, optional=True):
+        stamps[drive.image_topics.index(connection.topic)].append(_header_stamp_ns(content))
+    return stamps
 
 
 def _image_topics(bag: BagReader, channels: Sequence[str]) -> list[str]:
