@@ -29,7 +29,9 @@ class ImageRemap:
     """Turns camera images of one size into output images (H, W, 3).
 
     visible (H/16, W/16) float32: share of each token's cell that the camera sees; share: of the whole output.
-    Output pixels of which the camera sees less than half are black.
+    Output pixels that the camera does not see repeat the border of its image: a black border is an edge that
+    the weights have never seen (pitch -2 degrees: mAP 0.23 with a black border, 0.31 with this one, 0.31 on
+    the trained rig; one scene of 12 s).
     """
 
     def __init__(self, pixel_map: PixelMap, source: tuple[int, int], output: tuple[int, int]) -> None:
@@ -43,12 +45,9 @@ class ImageRemap:
         shape = (height // TOKEN_STRIDE, cells, width // TOKEN_STRIDE, cells)
         self.visible: NDArray[np.float32] = seen.reshape(shape).mean(axis=(1, 3), dtype=np.float32)
         self.share = float(seen.mean())
-        blocks = (height, self._oversampling, width, self._oversampling)
-        unseen = seen.reshape(blocks).mean(axis=(1, 3)) < 0.5
-        self._unseen = unseen if unseen.any() else None
         self._window = _window(pixels[seen] if seen.any() else np.zeros((1, 2)), source, self._shrink)
         left, top, _, _ = self._window
-        positions = (pixels - (left, top)) / self._shrink - 0.5
+        positions = (np.clip(pixels, 0, source) - (left, top)) / self._shrink - 0.5
         maps = positions.astype(np.float32)
         self._maps = cv2.convertMaps(maps[..., 0], maps[..., 1], cv2.CV_16SC2)
         self._output = output
@@ -63,8 +62,6 @@ class ImageRemap:
         result = cv2.remap(part, *self._maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         if self._oversampling > 1:
             result = cv2.resize(result, self._output, interpolation=cv2.INTER_AREA)
-        if self._unseen is not None:
-            result[self._unseen] = 0
         return np.asarray(result, dtype=np.uint8)
 
 

@@ -117,11 +117,17 @@ def test_virtual_image_is_that_of_the_trained_camera(change: dict[str, float], m
     rig = turned(big, **change)
     view = cameras().see(one_camera(rig, rendered(rig)[0])).views[0]
     assert view is not None
-    seen = view.image.any(axis=2)
+    seen = inside(view)
     unaligned = resize_and_crop(rendered(rig)[0], IMAGE).astype(float)
     error = np.abs(view.image.astype(float) - expected)[seen].mean()
     assert error < most
     assert error < 0.5 * np.abs(unaligned - expected)[seen].mean()
+
+
+def inside(view: CameraView) -> NDArray[np.bool_]:
+    """Return the pixels (H, W) of the cells that the camera sees entirely."""
+    cells = np.ones((4, 12)) if view.visible is None else view.visible
+    return np.kron(cells >= 1, np.ones((16, 16))) > 0
 
 
 def one_camera(rig: SurroundRig, image: NDArray[np.uint8], lens: Lens | None = None) -> CameraRound:
@@ -149,7 +155,7 @@ def test_distortion_is_removed(model: str, lens: Lens) -> None:
     view = seen.see(one_camera(rig, raw, lens)).views[0]
     assert view is not None and view.lens is None
     expected = resize_and_crop(rendered(rig)[0], IMAGE).astype(float)
-    where = view.image.any(axis=2)
+    where = inside(view)
     ignored = resize_and_crop(raw, IMAGE).astype(float)
     error = np.abs(view.image.astype(float) - expected)[where].mean()
     assert where.mean() > 0.7
@@ -184,8 +190,8 @@ def test_cells_that_the_camera_does_not_see_are_masked() -> None:
     assert ((share > 0.2) & (share < 0.9)).all()
     view = found.views[0]
     assert view is not None and view.visible is not None
-    hidden = np.kron(view.visible == 0, np.ones((16, 16))) > 0
-    assert hidden.any() and not view.image[hidden].any() and view.image[~hidden].any()
+    assert (view.visible == 0).any() and (view.visible == 1).any()
+    assert (view.image == 90).all()  # the border is repeated
 
 
 @pytest.mark.parametrize("image_queries", [0, 8])

@@ -95,8 +95,8 @@ def test_unknown_image_geometry_is_refused() -> None:
 
 
 def test_jpeg_with_a_foreign_marker_in_its_data_is_refused() -> None:
-    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    content = bytearray(encode_jpeg(pixels))
+    pixels = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
+    content = bytearray(encode_jpeg(pixels, quality=100))
     stuffed = content.find(b"\xff\x00", content.rfind(b"\xff\xda"))
     assert stuffed > 0
     content[stuffed + 1] ^= 1 << 6  # one flipped bit makes a marker of it
