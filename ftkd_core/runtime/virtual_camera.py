@@ -235,7 +235,8 @@ class VirtualCameras:
             camera_from_pixel = rotation @ np.linalg.inv(intrinsics)
 
             def pixel_map(pixels: Array) -> tuple[Array, NDArray[np.bool_]]:
-                rays: Array = np.column_stack([pixels, np.ones(len(pixels))]) @ camera_from_pixel.T
+                points = np.concatenate([pixels, np.ones((len(pixels), 1))], axis=1)
+                rays: Array = points @ camera_from_pixel.T
                 return project_pixels(rays, camera.intrinsics, camera.lens)
 
             output = (self._image.width, self._image.height)

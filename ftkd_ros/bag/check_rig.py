@@ -71,7 +71,8 @@ def check_rig(
         decisions, faults = dict(drive.rig.decisions), dict(drive.faults)
     virtual = VirtualCameras(canonical, config.image, config.channels, "virtual" if canonical else "as_is")
     virtual.see(camera_round)
-    cameras, pictures = [], []
+    cameras: list[dict[str, Any]] = []
+    pictures: list[tuple[str, NDArray[np.uint8]]] = []
     reference = max(range(len(stamps)), key=lambda index: len(stamps[index]))
     for index, name in enumerate(names):
         lines = _time_lines(stamps[reference], stamps[index])
