@@ -144,7 +144,7 @@ def _time_lines(reference: Sequence[int], own: Sequence[int]) -> list[Line]:
         )
         lines.append(
             Line(
-                check="clock drift", value=f"{slope:.1f} ppm", ok=abs(slope) <= _MAX_DRIFT_PPM,
+                check="clock drift", value=f"{slope:.1f} ppm", ok=bool(abs(slope) <= _MAX_DRIFT_PPM),
                 advice="synchronise the clocks (PTP) or trigger the cameras together",
             )
         )  # fmt: skip
@@ -205,7 +205,7 @@ def _canonical_lines(
                 advice="the weights miss the rest: turn the camera, or use a wider lens or a taller image",
             ),
             Line(
-                check="height against training", value=f"{lower:+.2f} m", ok=abs(lower) <= _MAX_HEIGHT_M,
+                check="height against training", value=f"{lower:+.2f} m", ok=bool(abs(lower) <= _MAX_HEIGHT_M),
                 advice="a virtual camera cannot correct height; docs/how-to/own-cameras.md lists the loss",
             ),
         ]  # fmt: skip
