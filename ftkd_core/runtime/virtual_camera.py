@@ -121,16 +121,18 @@ class VirtualCameras:
         self._keys: dict[int, bytes] = {}
         self._remaps: OrderedDict[bytes, ImageRemap] = OrderedDict()
         self._logged: dict[str, object] = {}
+        self._is_planned = False
 
     def see(self, camera_round: CameraRound) -> CameraRound:
         """Return the round as the network sees it. Raises UserError for unusable calibration, too many
         cameras and a round in which every camera is masked."""
-        changed = False
+        self._check_count(camera_round)
         for index, view in enumerate(camera_round.views):
-            if view is not None:
-                changed |= self._note(index, view)
-        if changed:
+            if view is not None and self._note(index, view):
+                self._is_planned = False
+        if not self._is_planned:
             self._plan()
+            self._is_planned = True
         views: list[CameraView | None] = [None] * max(len(self._channels), 1)
         for seen in self.seen:
             view = camera_round.views[seen.camera] if seen.camera < len(camera_round.views) else None
@@ -140,6 +142,16 @@ class VirtualCameras:
         if present and self.faults and not any(view is not None for view in views):
             raise UserError(f"no camera of the round is usable: {next(iter(self.faults.values()))}")
         return replace(camera_round, views=tuple(views))
+
+    def _check_count(self, camera_round: CameraRound) -> None:
+        """Raise UserError that names the cameras for which the weights have no channel."""
+        names = {i: v.name or f"camera {i}" for i, v in enumerate(camera_round.views) if v is not None}
+        names |= {index: camera.name for index, camera in self._calibrations.items()}
+        if len(names) > len(self._channels):
+            extra = ", ".join(name for _, name in sorted(names.items())[len(self._channels) :])
+            raise UserError(
+                f"{len(names)} cameras; the weights have {len(self._channels)} channels, so leave out {extra}"
+            )
 
     def _note(self, index: int, view: CameraView) -> bool:
         """Store the calibration of a camera; return whether it is new."""
@@ -160,12 +172,6 @@ class VirtualCameras:
     def _plan(self) -> None:
         """Decide how each known camera is seen."""
         cameras = self._calibrations
-        if len(cameras) > len(self._channels):
-            extra = ", ".join(c.name for _, c in sorted(cameras.items())[len(self._channels) :])
-            raise UserError(
-                f"{len(cameras)} cameras; the weights have {len(self._channels)} channels, so leave out "
-                f"{extra}"
-            )
         self.faults, self.seen = {}, []
         usable = []
         for index, camera in sorted(cameras.items()):

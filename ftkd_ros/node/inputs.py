@@ -10,6 +10,7 @@ from typing import Any, Final
 import message_filters
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -121,8 +122,15 @@ class CameraInputs:
             durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
         )
         overriding = QoSOverridingOptions.with_default_policies(entity_id="latched" if latched else None)
+        # rclpy warns of every publisher that does not match, as most do not match the latched subscription.
+        events = SubscriptionEventCallbacks(use_default_callbacks=not latched)
         subscriber = message_filters.Subscriber(
-            self._node, message_type, topic, qos_profile=qos, qos_overriding_options=overriding
+            self._node,
+            message_type,
+            topic,
+            qos_profile=qos,
+            qos_overriding_options=overriding,
+            event_callbacks=events,
         )
         self._subscribers.append(subscriber)
         return subscriber
