@@ -194,7 +194,7 @@ def _canonical_lines(
     lines = []
     for camera in seen:
         trained = canonical[camera.channel]
-        lower = float(view.ego_from_camera[2, 3] - trained.ego_from_camera[2, 3])
+        height = float(view.ego_from_camera[2, 3] - trained.ego_from_camera[2, 3])
         same = camera.difference_deg <= AUTO_TOLERANCE_DEG
         value = "as in training" if same else f"{camera.difference_deg:.1f} degrees apart, corrected"
         lines += [
@@ -205,8 +205,9 @@ def _canonical_lines(
                 advice="the weights miss the rest: turn the camera, or use a wider lens or a taller image",
             ),
             Line(
-                check="height against training", value=f"{lower:+.2f} m", ok=bool(abs(lower) <= _MAX_HEIGHT_M),
-                advice="a virtual camera cannot correct height; docs/how-to/own-cameras.md lists the loss",
+                check="height against training", value=f"{height:+.2f} m",
+                ok=bool(abs(height) <= _MAX_HEIGHT_M),
+                advice="a virtual camera cannot correct height; docs/explanation/cameras.md lists the loss",
             ),
         ]  # fmt: skip
     return lines
