@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ftkd_core.lens import Lens
+
 
 class CameraRig(NamedTuple):
     """Geometry of N cameras, compensated for ego motion between exposures.
@@ -119,7 +121,9 @@ class CameraView:
     """One camera image with its geometry.
 
     image (H, W, 3) uint8 RGB; intrinsics (3, 3) in pixels of that image; ego_from_camera (4, 4), the
-    extrinsic calibration; global_from_ego (4, 4) at the time of exposure; stamp_ns, the time of exposure.
+    extrinsic calibration; global_from_ego (4, 4) at the time of exposure; stamp_ns, the time of exposure;
+    lens, the distortion of the image, None for a rectified image; name, for messages; visible, the share
+    (H/16, W/16) of the cells of the *network* image that the camera sees, None if it sees all of it.
     """
 
     image: NDArray[np.uint8]
@@ -127,6 +131,9 @@ class CameraView:
     ego_from_camera: NDArray[np.float64]
     global_from_ego: NDArray[np.float64]
     stamp_ns: int
+    lens: Lens | None = None
+    name: str = ""
+    visible: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

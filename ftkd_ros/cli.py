@@ -14,13 +14,14 @@ from collections.abc import Sequence
 import click
 
 from ftkd_core.errors import UserError
-from ftkd_ros.commands import bags, bench, data, demo, export, training, weights
+from ftkd_ros.commands import bags, bench, data, demo, export, rig, training, weights
 from ftkd_ros.commands.packages import missing_package
 
 COMMANDS: tuple[click.Command, ...] = (
     demo.demo,
     data.synth,
     data.convert,
+    rig.check_rig,
     bags.detect,
     bags.evaluate,
     bags.report,

@@ -19,7 +19,7 @@ _INPUTS: Final = (
     (
         "`/{camera}/image/compressed`",
         "sensor_msgs/CompressedImage",
-        "With `image_transport: compressed`. JPEG or PNG, rectified. `header.stamp` is the time of exposure.",
+        "With `image_transport: compressed`. JPEG or PNG. `header.stamp` is the time of exposure.",
     ),
     (
         "`/{camera}/image`",
@@ -29,7 +29,7 @@ _INPUTS: Final = (
     (
         "`/{camera}/camera_info`",
         "sensor_msgs/CameraInfo",
-        "`k` and the size of the image. May change at run time. Distortion is not removed.",
+        "P for rectified images, K and D for raw ones (`image_geometry`). May change, may be latched.",
     ),
     (
         "`/tf`, `/tf_static`",

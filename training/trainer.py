@@ -21,6 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from ftkd_core.classes import CAMERA_CHANNELS
+from ftkd_core.data.synthetic.rig import canonical_cameras, nuscenes_rig
 from ftkd_core.errors import UserError
 from ftkd_core.weights import save_weights
 from training import checkpoint
@@ -197,8 +199,11 @@ class Trainer:
             return
         best = self.average if self.average is not None else self.raw
         notes = {"steps": self.step, "hours": round(self.seconds / 3600, 3), "seed": self.seed, **self.notes}
+        cameras = canonical_cameras(nuscenes_rig()) if self.config.channels == CAMERA_CHANNELS else ()
         try:
-            save_weights(self.out / WEIGHTS_NAME, best.state_dict(), self.config, notes=notes)
+            save_weights(
+                self.out / WEIGHTS_NAME, best.state_dict(), self.config, notes=notes, cameras=cameras
+            )
         except ValueError as error:
             raise self._not_finite(str(error)) from None
         checkpoint.write_checkpoint(

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from ftkd_core.config import DetectorConfig
+from ftkd_core.config import TOKEN_STRIDE, DetectorConfig
 from ftkd_core.models.anchors import (
     MIN_AGE_S,
     Anchors,
@@ -26,7 +26,7 @@ from ftkd_core.models.anchors import (
 )
 from ftkd_core.models.corrected_stream_petr import CorrectedStreamPETR
 from ftkd_core.models.decoder_layer import DecoderContext, DecoderLayer, QuerySet, decoder_inputs
-from ftkd_core.models.dense_head import DenseHead, ImageProposals, propose
+from ftkd_core.models.dense_head import DenseHead, ImageProposals, propose, token_cells
 from ftkd_core.models.heads import PRIOR_LOGIT, start_near_zero
 from ftkd_core.models.linking import (
     FrameProposals,
@@ -82,7 +82,8 @@ class AnchoredStreamPETR(CorrectedStreamPETR):
         geometry = self.geometry(frame.rig) if geometry is None else geometry
         auxiliary = self.auxiliary(fine, frame.rig)
         stride, count = self.config.backbone.auxiliary_stride, self.config.decoder.num_image_queries
-        proposals = propose(auxiliary, fine, frame.rig, stride, count)
+        cells = token_cells(geometry.mask, fine.shape, TOKEN_STRIDE // stride)
+        proposals = propose(auxiliary, fine, frame.rig, stride, count, cells)
         past = self.align_memory(memory, frame)
         proposals = proposals._replace(anchors=self.link(proposals.anchors, past))
         context, queries = self.prepare(features, geometry, past, denoising, proposals)

@@ -88,16 +88,26 @@ class ImageProposals(NamedTuple):
 
 
 @full_precision
-def propose(maps: DenseMaps, features: Tensor, rig: CameraRig, stride: int, count: int) -> ImageProposals:
-    """Return the `count` strongest local peaks of all cameras, lifted to 3-D.
+def propose(
+    maps: DenseMaps,
+    features: Tensor,
+    rig: CameraRig,
+    stride: int,
+    count: int,
+    cells: Tensor | None = None,
+) -> ImageProposals:
+    """Return the `count` strongest local peaks of all cameras, lifted to 3-D, of masked cells only if there
+    are not enough others.
 
-    All shapes are fixed and nothing is copied to the host. features (B, N, C, H, W) are the input of the
-    maps; gradients flow into the features of the proposals, not into their boxes.
+    cells (B, N, H, W) bool, False for masked cells; default: those of missing cameras. All shapes are fixed
+    and nothing is copied to the host. features (B, N, C, H, W) are the input of the maps; gradients flow into
+    the features of the proposals, not into their boxes.
     """
     _batch, _cameras, _, height, width = maps.heat.shape
     heat = maps.heat.detach().float().sigmoid().amax(2)  # (B, N, H, W)
     peak = F.max_pool2d(heat, 3, stride=1, padding=1) == heat
-    heat = torch.where(peak, heat, heat * 1e-3) * rig.mask[:, :, None, None]
+    seen = rig.mask[:, :, None, None] if cells is None else cells
+    heat = torch.where(peak, heat, heat * 1e-3) * seen
     index = heat.flatten(1).topk(count, dim=1).indices  # (B, I)
     camera, cell = index // (height * width), index % (height * width)
     rows, columns = cell // width, cell % width
@@ -123,6 +133,14 @@ def propose(maps: DenseMaps, features: Tensor, rig: CameraRig, stride: int, coun
         [ego, at(maps.log_size.detach().float()), heading.flip(-1), torch.zeros_like(heading)], dim=-1
     )
     return ImageProposals(Anchors(codes, at(maps.heat.detach().float())), at(features))
+
+
+def token_cells(mask: Tensor, shape: torch.Size, ratio: int) -> Tensor:
+    """Return the mask of tokens (B, L) for the cells of feature maps of `shape` (B, N, C, H, W), `ratio` x
+    `ratio` cells per token, as (B, N, H, W) bool."""
+    batch, cameras, _, height, width = shape
+    cells = mask.view(batch, cameras, height // ratio, width // ratio)
+    return cells.repeat_interleave(ratio, dim=2).repeat_interleave(ratio, dim=3)
 
 
 def resolve_heading(axis: Tensor, heading: Tensor) -> Tensor:

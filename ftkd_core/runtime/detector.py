@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Streaming detector: takes a round of camera images, returns objects, keeps the memory inside."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ftkd_core.canonical_cameras import CanonicalCamera
 from ftkd_core.classes import our_labels
 from ftkd_core.config import DetectorConfig
 from ftkd_core.errors import UserError
@@ -16,8 +17,9 @@ from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.engine_choice import EngineOptions, select_engine
 from ftkd_core.runtime.engines import Engine, Rows
 from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
+from ftkd_core.runtime.virtual_camera import VirtualCameras
 from ftkd_core.types import CameraRound, CameraView, ObjectList
-from ftkd_core.weights import SHIPPED, load_into, read_weights, weights_hash
+from ftkd_core.weights import SHIPPED, load_into, read_cameras, read_weights, weights_hash
 
 
 class Detector:
@@ -26,7 +28,10 @@ class Detector:
     score_threshold: for all classes or by class name (see `thresholds`). runtime: an engine, or auto, the
     fastest proven one (`engine_choice`); attributes `runtime` and `runtime_reason` hold the choice. exported:
     an ONNX file for the engines that run one; None exports the model once into a cache. threads: of these
-    engines (0: the library's choice). training: description of the weights' training."""
+    engines (0: the library's choice). training: description of the weights' training.
+    camera_model: virtual, as_is or auto (see `virtual_camera`); cameras: how they are seen, and which of them
+    are masked and why.
+    """
 
     def __init__(
         self,
@@ -41,6 +46,8 @@ class Detector:
         weights_hash: str = "",
         exported: Path | None = None,
         threads: int = 0,
+        camera_model: str = "auto",
+        canonical_cameras: Sequence[CanonicalCamera] = (),
     ) -> None:
         self._thresholds = class_thresholds(score_threshold, model.config.class_names)
         self._our_labels = np.array(our_labels(model.config.class_names), dtype=np.int64)
@@ -59,6 +66,9 @@ class Detector:
         self.engine: Engine
         options = EngineOptions(max_detections, weights_hash, exported, threads)
         self.engine, (self.runtime, self.runtime_reason) = select_engine(runtime, model, device, options)
+        self.cameras = VirtualCameras(
+            canonical_cameras, model.config.image, model.config.channels, camera_model
+        )
         self._start_ns: int | None = None
 
     @classmethod
@@ -72,6 +82,7 @@ class Detector:
         max_detections: int = 300,
         runtime: str = "auto",
         threads: int = 0,
+        camera_model: str = "auto",
     ) -> "Detector":
         """Load a detector from a weights file (None: the shipped one).
 
@@ -99,6 +110,8 @@ class Detector:
             weights_hash=weights_hash(path),
             exported=exported if exported.is_file() else None,
             threads=threads,
+            camera_model=camera_model,
+            canonical_cameras=read_cameras(path),
         )
 
     def reset(self) -> None:
@@ -120,7 +133,8 @@ class Detector:
             stamp_ns=0,
         )
         views: tuple[CameraView | None, ...] = (view,) * len(self.channels)
-        self.step(CameraRound(views=views, reference_stamp_ns=0, global_from_ego=np.eye(4)))
+        empty = CameraRound(views=views, reference_stamp_ns=0, global_from_ego=np.eye(4))
+        self.engine.start(empty, time_s=0.0, is_first=True)()
         self.reset()
 
     def step(self, camera_round: CameraRound) -> ObjectList:
@@ -138,7 +152,8 @@ class Detector:
         is_first = self._start_ns is None
         start_ns = camera_round.reference_stamp_ns if self._start_ns is None else self._start_ns
         time_s = (camera_round.reference_stamp_ns - start_ns) * 1e-9
-        wait = self.engine.start(camera_round, time_s=time_s, is_first=is_first)
+        seen = self.cameras.see(camera_round)
+        wait = self.engine.start(seen, time_s=time_s, is_first=is_first)
         self._start_ns = start_ns
         return lambda: self._objects(wait(), camera_round.reference_stamp_ns)
 

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ftkd_core.models.position import TokenGeometry
 from ftkd_core.models.predictions import decode
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.devices import device_context, with_device_index
-from ftkd_core.runtime.preprocess import round_to_frame
+from ftkd_core.runtime.preprocess import round_to_frame, visible_tokens
 from ftkd_core.types import CameraRound, Detections
 
 Rows = NDArray[np.float64]
@@ -44,6 +45,12 @@ def pack_detections(detections: Detections) -> Tensor:
     )
 
 
+def mask_tokens(geometry: TokenGeometry, visible: NDArray[np.bool_]) -> TokenGeometry:
+    """Return a geometry of batch 1 without the tokens (L,) that no camera sees."""
+    mask = geometry.mask & torch.from_numpy(visible).to(geometry.mask.device)
+    return geometry._replace(mask=mask)
+
+
 class PlainEngine:
     """The model as it was trained, step by step."""
 
@@ -62,7 +69,9 @@ class PlainEngine:
                 camera_round, config.image, config.channels, time_s=time_s, is_first=is_first, device=device
             )
             frame = frame._replace(images=frame.images.contiguous())  # NCHW
-            predictions, self._memory = self.model(frame, self._memory)
+            visible = visible_tokens(camera_round, config.image)
+            geometry = None if visible is None else mask_tokens(self.model.geometry(frame.rig), visible)
+            predictions, self._memory = self.model(frame, self._memory, geometry=geometry)
             rows: Rows = pack_detections(decode(predictions, self.max_detections)).double().cpu().numpy()
         return lambda: rows
 

@@ -21,10 +21,10 @@ from ftkd_core.models.predictions import decode
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.compiling import compile_separately
 from ftkd_core.runtime.devices import device_context, with_device_index
-from ftkd_core.runtime.engines import Rows, pack_detections
+from ftkd_core.runtime.engines import Rows, mask_tokens, pack_detections
 from ftkd_core.runtime.header import Header, RigKey, pack_header, rig_key, unpack_header
 from ftkd_core.runtime.inference_model import inference_model
-from ftkd_core.runtime.preprocess import round_rig
+from ftkd_core.runtime.preprocess import round_rig, visible_tokens
 from ftkd_core.runtime.replay import Replay
 from ftkd_core.runtime.uploads import CpuImages, DeviceImages
 from ftkd_core.types import CameraRound, Frame
@@ -113,9 +113,12 @@ class FastEngine:
             self._wait()  # the previous round may still read the buffers below
             self._header.upload(pack_header(rig, camera_round.global_from_ego, time_s, is_first))
             self._images.upload(camera_round.views, self._header.device_values)
-            key = rig_key(rig)
+            visible = visible_tokens(camera_round, config.image)
+            key = rig_key(rig) + (b"" if visible is None else visible.tobytes())
             if key != self._rig_key:
                 self._rig_step()
+                if visible is not None:
+                    self._geometry.mask.copy_(mask_tokens(self._geometry, visible).mask)
                 self._rig_key = key
                 self.rigs_encoded += 1
             self._frame_step()

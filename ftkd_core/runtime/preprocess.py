@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ftkd_core.config import ImageConfig
+from ftkd_core.config import TOKEN_STRIDE, ImageConfig
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid, is_rigid
 from ftkd_core.types import CameraRig, CameraRound, CameraView, Frame
@@ -138,6 +138,18 @@ def stack_images(views: Sequence[CameraView | None], config: ImageConfig) -> NDA
         if view is not None:
             images[index] = resize_and_crop(view.image, config)
     return images
+
+
+def visible_tokens(camera_round: CameraRound, config: ImageConfig) -> NDArray[np.bool_] | None:
+    """Return the tokens (L,) of which the cameras see at least half, camera by camera; None if they see
+    all."""
+    if all(view is None or view.visible is None for view in camera_round.views):
+        return None
+    everything = np.ones((config.height // TOKEN_STRIDE, config.width // TOKEN_STRIDE), dtype=np.float32)
+    shares = [
+        v.visible if v is not None and v.visible is not None else everything for v in camera_round.views
+    ]
+    return np.asarray(np.stack(shares).reshape(-1) >= 0.5)
 
 
 def round_rig(camera_round: CameraRound, config: ImageConfig, channels: Sequence[str]) -> CameraRig:

@@ -16,7 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ftkd_core.canonical_cameras import CanonicalCamera, cameras_from_json, cameras_to_json
+from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.config import BackboneConfig, ConfigT, DetectorConfig, SparseBEVConfig, from_dict, to_dict
+from ftkd_core.data.synthetic.rig import canonical_cameras, nuscenes_rig
 from ftkd_core.errors import UserError
 
 FORMAT: Final = "ftkd-weights-1"
@@ -42,8 +45,11 @@ def save_weights(
     *,
     half: bool = True,
     notes: dict[str, Any] | None = None,
+    cameras: Sequence[CanonicalCamera] = (),
 ) -> None:
     """Write the state of a model or backbone with its configuration; `half` stores floats as float16.
+
+    cameras: the canonical cameras, those of the training data.
 
     Raises ValueError if a tensor contains nan or inf or overflows half precision.
     """
@@ -63,6 +69,8 @@ def save_weights(
         "config": json.dumps(to_dict(config)),
         "notes": json.dumps(notes or {}),
     }
+    if cameras:
+        metadata["cameras"] = json.dumps(cameras_to_json(cameras))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata=metadata)
@@ -176,6 +184,21 @@ def read_config(path: Path) -> DetectorConfig | SparseBEVConfig | BackboneConfig
     """Return the configuration of a weights file of any kind. Raises UserError if it is no weights file."""
     kind = _KINDS.get(_metadata(path).get("kind", ""), DetectorConfig)
     return _read(path, kind)[1]
+
+
+def read_cameras(path: Path) -> tuple[CanonicalCamera, ...]:
+    """Return the canonical cameras of a weights file. Files without them that have nuScenes' channels were
+    trained on nuScenes or its synthetic copy; others have none. UserError for damaged entries."""
+    metadata = _metadata(path)
+    if "cameras" in metadata:
+        try:
+            rows = json.loads(metadata["cameras"])
+        except json.JSONDecodeError as error:
+            raise UserError(f"weights {str(path)!r}: cameras are not JSON ({error})") from None
+        return cameras_from_json(rows, str(path))
+    config = read_config(path)
+    channels = () if isinstance(config, BackboneConfig) else config.channels
+    return canonical_cameras(nuscenes_rig()) if channels == CAMERA_CHANNELS else ()
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -76,15 +76,19 @@ class DetectionSummary:
         }
 
 
-def load_detector(weights: Path | None, device: str, score_threshold: float, runtime: str) -> RoundDetector:
+def load_detector(
+    weights: Path | None, device: str, score_threshold: float, runtime: str, camera_model: str
+) -> RoundDetector:
     """Load the shipped weights or a weights file. Imports torch."""
     from ftkd_core.runtime.detector import Detector
 
-    return Detector.from_weights(weights, device=device, score_threshold=score_threshold, runtime=runtime)
+    return Detector.from_weights(
+        weights, device=device, score_threshold=score_threshold, runtime=runtime, camera_model=camera_model
+    )
 
 
-DetectorFactory = Callable[[Path | None, str, float, str], RoundDetector]
-"""Function of (weights, device, score threshold, runtime)."""
+DetectorFactory = Callable[[Path | None, str, float, str, str], RoundDetector]
+"""Function of (weights, device, score threshold, runtime, camera model)."""
 
 
 def detect_bag(
@@ -95,6 +99,8 @@ def detect_bag(
     device: str = "auto",
     score_threshold: float = 0.05,
     runtime: str = "auto",
+    camera_model: str = "auto",
+    image_geometry: str = "auto",
     factory: DetectorFactory = load_detector,
     progress: bool = True,
 ) -> DetectionSummary:
@@ -105,8 +111,8 @@ def detect_bag(
     """
     with BagReader(input_path) as source:
         check_new(output)
-        detector = factory(weights, device, score_threshold, runtime)
-        drive = Drive(source, detector.channels)
+        detector = factory(weights, device, score_threshold, runtime, camera_model)
+        drive = Drive(source, detector.channels, image_geometry=image_geometry)
         detector.warm_up()
         custom_data = {"detector_weights": detector.weights_name, "detector_device": str(detector.device)}
         with BagWriter(output, custom_data=custom_data) as bag:

@@ -21,7 +21,7 @@ from ftkd_core.errors import UserError
 from ftkd_core.geometry import interpolate_rigid
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.bag.io import BagReader
-from ftkd_ros.convert.calibration import CameraGeometry, read_intrinsics, read_rigid
+from ftkd_ros.convert.calibration import CameraGeometry, read_calibration, read_rigid
 from ftkd_ros.convert.from_ros import detections_to_objects, stamp_to_ns
 from ftkd_ros.sync.assembly import RoundBuilder, reference_stamp_ns
 from ftkd_ros.sync.matcher import MatchedRound, RoundMatcher
@@ -72,10 +72,15 @@ class PoseTrack:
 class BagRig:
     """Calibration and transforms of a bag, with the interface of `ftkd_ros.sync.assembly.Rig`.
 
-    Reads `map` -> `base_link` from /tf and `base_link` -> camera frames from /tf_static.
+    Reads `map` -> `base_link` from /tf and `base_link` -> camera frames from /tf_static. image_geometry: as
+    in `convert.calibration`; decisions: by camera, what it was.
     """
 
-    def __init__(self, bag: BagReader, channels: Sequence[str]) -> None:
+    def __init__(self, bag: BagReader, channels: Sequence[str], image_geometry: str = "auto") -> None:
+        self.decisions: dict[str, str] = {}
+        self._image_geometry = image_geometry
+        self._image_topics = dict(zip(channels, _image_topics(bag, channels), strict=True))
+        self._image_topics = {name.lower(): topic for name, topic in self._image_topics.items()}
         self.cameras = tuple(channel.lower() for channel in channels)
         self._path = str(bag.path)
         self._track, self._ego_from_frame = _transforms(bag)
@@ -107,16 +112,25 @@ class BagRig:
             raise UserError(f"{camera}: bag {self._path!r} has no topic /{camera}/camera_info")
         stamps, infos = self._infos[camera]
         info = infos[max(bisect.bisect_right(stamps, stamp_ns) - 1, 0)]
-        frame = frame_id or info.header.frame_id
+        frame = frame_id if frame_id in self._ego_from_frame else info.header.frame_id or frame_id
         if frame not in self._ego_from_frame:
             raise UserError(
                 f"{camera}: bag {self._path!r} has no transform {BASE_FRAME} -> {frame} on /tf_static; "
                 f"it has {', '.join(sorted(self._ego_from_frame)) or 'none'}"
             )
+        calibration = read_calibration(
+            info,
+            camera,
+            image_size,
+            image_geometry=self._image_geometry,
+            topic=self._image_topics[camera],
+        )
+        self.decisions[camera] = calibration.reason
         return CameraGeometry(
-            intrinsics=read_intrinsics(info, camera, image_size),
-            ego_from_camera=self._ego_from_frame[frame],
+            intrinsics=calibration.intrinsics,
+            ego_from_camera=self._ego_from_frame[frame] @ calibration.frame_from_camera,
             global_from_ego=self.global_from_ego(stamp_ns),
+            lens=calibration.lens,
         )
 
 
@@ -134,14 +148,20 @@ class Drive:
         bag: BagReader,
         channels: Sequence[str] = CAMERA_CHANNELS,
         offsets_ns: Sequence[int] | None = None,
+        image_geometry: str = "auto",
     ) -> None:
         self.bag = bag
         self.channels = tuple(channels)
         self.faults: Counter[str] = Counter()
         self._topics = _image_topics(bag, self.channels)
         self._camera_of = {topic: camera for camera, topic in enumerate(self._topics)}
-        self.rig = BagRig(bag, self.channels)
+        self.rig = BagRig(bag, self.channels, image_geometry)
         self._offsets_ns = list(offsets_ns) if offsets_ns is not None else self._estimate_offsets()
+
+    @property
+    def image_topics(self) -> tuple[str, ...]:
+        """Image topic of each camera."""
+        return tuple(self._topics)
 
     @property
     def offsets_ns(self) -> tuple[int | None, ...]:
@@ -257,6 +277,14 @@ def nearest(stamps_ns: Sequence[int], stamp_ns: int, within_ns: int) -> int | No
     """Return the stamp that is nearest to `stamp_ns`; None if none is within `within_ns`."""
     found = min(stamps_ns, key=lambda candidate: abs(candidate - stamp_ns), default=None)
     return found if found is not None and abs(found - stamp_ns) <= within_ns else None
+
+
+def read_image_stamps(drive: Drive) -> list[list[int]]:
+    """Return the header stamps in nanoseconds of the images of each camera, in the order of the bag."""
+    stamps: list[list[int]] = [[] for _ in drive.channels]
+    for connection, _, content in drive.bag.raw(drive.image_topics, optional=True):
+        stamps[drive.image_topics.index(connection.topic)].append(_header_stamp_ns(content))
+    return stamps
 
 
 def _image_topics(bag: BagReader, channels: Sequence[str]) -> list[str]:

@@ -15,8 +15,16 @@ from ftkd_ros.commands import options
 @click.option(
     "--score-threshold", type=float, default=0.05, metavar="S", help="Drop detections that score lower."
 )
+@options.cameras
 def detect(
-    bag: Path, output: Path, weights: Path | None, device: str, runtime: str, score_threshold: float
+    bag: Path,
+    output: Path,
+    weights: Path | None,
+    device: str,
+    runtime: str,
+    score_threshold: float,
+    camera_model: str,
+    image_geometry: str,
 ) -> int:
     """Read camera images from a bag and write /detections and /detections/velocities to a new bag.
 
@@ -25,7 +33,14 @@ def detect(
     from ftkd_ros.bag.detect import detect_bag
 
     summary = detect_bag(
-        bag, output, weights=weights, device=device, score_threshold=score_threshold, runtime=runtime
+        bag,
+        output,
+        weights=weights,
+        device=device,
+        score_threshold=score_threshold,
+        runtime=runtime,
+        camera_model=camera_model,
+        image_geometry=image_geometry,
     )
     print(
         f"{output}: {summary.detections} detections in {summary.rounds_detected} of "

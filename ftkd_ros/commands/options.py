@@ -42,6 +42,24 @@ def dataset(function: Function) -> Function:
     return folder("--dataroot", "Folder of the nuScenes data set.")(function)
 
 
+def cameras(function: Function) -> Function:
+    """Add --camera-model and --image-geometry: how the detector sees the cameras."""
+    for option in (
+        click.option(
+            "--image-geometry",
+            default="auto",
+            help="rectified (images fit P), raw (K and D), or auto: by topic and D.",
+        ),
+        click.option(
+            "--camera-model",
+            default="auto",
+            help="virtual (cameras as in training), as_is, or auto: virtual for cameras that differ.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def weights_and_device(function: Function) -> Function:
     """Add --weights, --device and --runtime: the detector and the processor that runs it."""
     for option in (

@@ -175,14 +175,16 @@ def _starts_with(content: NDArray[np.uint8], prefix: bytes) -> bool:
 
 
 def _jpeg_size(content: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """Return (width, height) of a complete JPEG file, None if it is truncated.
+    """Return (width, height) of a complete JPEG file, None if it is truncated or damaged.
 
     libjpeg fills the missing part of a truncated image with grey and only warns. Therefore the end marker
-    must follow the start of the last scan; entropy-coded data cannot contain these two bytes.
+    must follow the start of the last scan, without another marker in between: entropy-coded data contains
+    neither. A flipped bit that leaves valid Huffman codes cannot be detected, because JPEG has no checksum.
     """
     file = content.tobytes()
     last_scan = file.rfind(b"\xff\xda")
-    if last_scan < 0 or file.find(b"\xff\xd9", last_scan) < 0:
+    end = file.find(b"\xff\xd9", last_scan)
+    if last_scan < 0 or end < 0 or not _is_entropy_coded(content[last_scan + 2 : end]):
         return None
     position = 2
     while position + 9 <= len(file) and file[position] == 0xFF:
@@ -195,6 +197,12 @@ def _jpeg_size(content: NDArray[np.uint8]) -> tuple[int, int] | None:
             continue
         position += 2 + int.from_bytes(file[position + 2 : position + 4], "big")
     return None
+
+
+def _is_entropy_coded(content: NDArray[np.uint8]) -> bool:
+    """Return whether 0xFF is followed only by 0 (stuffing), a restart marker or another 0xFF (padding)."""
+    after = content[1:][content[:-1] == 0xFF]
+    return bool(np.all((after == 0) | ((after >= 0xD0) & (after <= 0xD7)) | (after == 0xFF)))
 
 
 def _png_size(content: NDArray[np.uint8]) -> tuple[int, int] | None:

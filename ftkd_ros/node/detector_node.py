@@ -185,7 +185,13 @@ class DetectorNode(LifecycleNode):
         keep(self._results.close)
         self._add_services()
         rig = RigReader(
-            parameters.cameras, self._buffer, base_frame=parameters.base_frame, map_frame=parameters.map_frame
+            parameters.cameras,
+            self._buffer,
+            base_frame=parameters.base_frame,
+            map_frame=parameters.map_frame,
+            image_geometry=parameters.image_geometry,
+            image_topics=dict(zip(parameters.cameras, parameters.image_topics, strict=True)),
+            log=self.get_logger().info,
         )
         self._inputs = CameraInputs(
             self,

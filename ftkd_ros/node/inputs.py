@@ -10,8 +10,9 @@ from typing import Any, Final
 import message_filters
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
@@ -73,7 +74,9 @@ class CameraInputs:
             image = self._subscribe(CompressedImage if transport == "compressed" else Image, image_topic)
             image.registerCallback(lambda message, camera: self._on_image(camera, message), camera)
             images.append(image)
-            self._subscribe(CameraInfo, info_topic).registerCallback(self._rig.add_camera_info, camera)
+            for latched in (False, True):
+                info = self._subscribe(CameraInfo, info_topic, latched=latched)
+                info.registerCallback(self._rig.add_camera_info, camera)
         self._synchronizer = make_synchronizer(
             parameters,
             images,
@@ -133,16 +136,26 @@ class CameraInputs:
         """Return sentences about decisions of the matcher and clear them; the node logs them."""
         return self.matcher.take_events() if self.matcher is not None else []
 
-    def _subscribe(self, message_type: Any, topic: str) -> Any:
-        reliable = self._parameters.qos_reliability == "reliable"
+    def _subscribe(self, message_type: Any, topic: str, *, latched: bool = False) -> Any:
+        """Subscribe to a topic. latched: also get the last message that was published before, from publishers
+        that offer it (transient_local); others do not match such a subscription."""
+        reliable = latched or self._parameters.qos_reliability == "reliable"
         qos = QoSProfile(
             history=HistoryPolicy.KEEP_LAST,
             depth=self._parameters.queue_depth,
             reliability=ReliabilityPolicy.RELIABLE if reliable else ReliabilityPolicy.BEST_EFFORT,
+            durability=DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE,
         )
-        overriding = QoSOverridingOptions.with_default_policies()
+        overriding = QoSOverridingOptions.with_default_policies(entity_id="latched" if latched else None)
+        # rclpy warns of every publisher that does not match, as most do not match the latched subscription.
+        events = SubscriptionEventCallbacks(use_default_callbacks=not latched)
         subscriber = message_filters.Subscriber(
-            self._node, message_type, topic, qos_profile=qos, qos_overriding_options=overriding
+            self._node,
+            message_type,
+            topic,
+            qos_profile=qos,
+            qos_overriding_options=overriding,
+            event_callbacks=events,
         )
         self._subscribers.append(subscriber)
         return subscriber

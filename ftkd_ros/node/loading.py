@@ -26,6 +26,7 @@ def load_detector(parameters: DetectorParameters) -> Any:
         runtime=parameters.runtime,
         score_threshold=0.0,
         max_detections=parameters.max_detections,
+        camera_model=parameters.camera_model,
     )
 
 

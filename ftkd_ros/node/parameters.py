@@ -16,9 +16,11 @@ from rclpy.exceptions import InvalidTopicNameException
 from rclpy.node import Node
 from rclpy.validate_topic_name import validate_topic_name
 
+from ftkd_core.canonical_cameras import CAMERA_MODELS
 from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
 from ftkd_core.errors import UserError
 from ftkd_core.runtime import RUNTIMES
+from ftkd_ros.convert.calibration import IMAGE_GEOMETRIES
 from ftkd_ros.sync.assembly import REFERENCE_TIMES
 
 SYNC_POLICIES: Final = ("auto", "surround", "anchor", "approximate", "exact")
@@ -27,6 +29,8 @@ RELIABILITIES: Final = ("best_effort", "reliable")
 CHOICES: Final[dict[str, Sequence[str]]] = {
     "runtime": RUNTIMES,
     "image_transport": IMAGE_TRANSPORTS,
+    "image_geometry": IMAGE_GEOMETRIES,
+    "camera_model": CAMERA_MODELS,
     "qos_reliability": RELIABILITIES,
     "sync_policy": SYNC_POLICIES,
     "reference_time": REFERENCE_TIMES,
@@ -78,6 +82,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "image_topic": "image topic of each camera; empty: /{camera}/image/compressed, for raw /{camera}/image; "
     "a list has one entry per camera",
     "camera_info_topic": "camera_info topic of each camera; a list has one entry per camera",
+    "image_geometry": "rectified (images fit P), raw (they fit K and D), or auto: by topic and D",
+    "camera_model": "virtual (cameras as in training), as_is, or auto: virtual for cameras that differ",
     "qos_reliability": "best_effort (sensor data) or reliable (replay without losses)",
     "queue_depth": "queue depth of the subscriptions to cameras",
     "base_frame": "frame of the detections: the vehicle, x forward, y left, z up",
@@ -130,6 +136,8 @@ class DetectorParameters:
     image_transport: str | tuple[str, ...] = "compressed"
     image_topic: str | tuple[str, ...] = ""
     camera_info_topic: str | tuple[str, ...] = "/{camera}/camera_info"
+    image_geometry: str = "auto"
+    camera_model: str = "auto"
     qos_reliability: str = "best_effort"
     queue_depth: int = 10
     base_frame: str = "base_link"

@@ -5,7 +5,7 @@ The worker thread calls these functions and may wait for a transform; callbacks 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +14,7 @@ from rclpy.time import Time
 from tf2_ros import Buffer, TransformException
 
 from ftkd_core.errors import UserError
-from ftkd_ros.convert.calibration import CameraGeometry, read_intrinsics, read_rigid
+from ftkd_ros.convert.calibration import CameraGeometry, ImageCalibration, read_calibration, read_rigid
 from ftkd_ros.convert.from_ros import stamp_to_ns
 from ftkd_ros.sync.matcher import JUMP_NS
 
@@ -49,10 +49,26 @@ class RigReader:
     extrapolates.
 
     `base_frame` is the ego frame of all detections; `map_frame` is a frame fixed to the ground (map or odom).
+    image_geometry: as in `convert.calibration`, decided with the image topic by camera; `log` gets one
+    sentence per decision.
     """
 
-    def __init__(self, cameras: Sequence[str], buffer: Buffer, *, base_frame: str, map_frame: str) -> None:
+    def __init__(
+        self,
+        cameras: Sequence[str],
+        buffer: Buffer,
+        *,
+        base_frame: str,
+        map_frame: str,
+        image_geometry: str = "auto",
+        image_topics: Mapping[str, str] | None = None,
+        log: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self.cameras = tuple(cameras)
+        self._image_geometry = image_geometry
+        self._image_topics = dict(image_topics or {})
+        self._log = log
+        self._logged: dict[str, str] = {}
         self.base_frame = base_frame
         self.map_frame = map_frame
         self._buffer = buffer
@@ -75,20 +91,49 @@ class RigReader:
         """Return the geometry of one camera for an image of `image_size` (width, height) exposed at
         `stamp_ns`.
 
-        If `frame_id`, the frame of the image, is empty, the frame of camera_info is used. Raises UserError
-        that names the camera if calibration or transforms are missing or invalid, or if the image size
-        differs.
+        If `frame_id`, the frame of the image, is empty or unknown to tf, the frame of camera_info is used.
+        Raises UserError that names the camera if calibration or transforms are missing or invalid, or if the
+        image size differs.
         """
         info = self._wait_for_info(camera, wait_until)
-        intrinsics = read_intrinsics(info, camera, image_size)
-        camera_frame = frame_id or info.header.frame_id
-        if not camera_frame:
-            raise UserError(f"{camera}: neither the image nor camera_info names a frame; set header.frame_id")
+        calibration = self._calibration(info, camera, image_size)
+        camera_frame = self._camera_frame(camera, frame_id, info.header.frame_id)
+        ego_from_frame = self._lookup(self.base_frame, camera_frame, stamp_ns, wait_until)
         return CameraGeometry(
-            intrinsics=intrinsics,
-            ego_from_camera=self._lookup(self.base_frame, camera_frame, stamp_ns, wait_until),
+            intrinsics=calibration.intrinsics,
+            ego_from_camera=ego_from_frame @ calibration.frame_from_camera,
             global_from_ego=self.global_from_ego(stamp_ns, wait_until),
+            lens=calibration.lens,
         )
+
+    def _calibration(self, info: Any, camera: str, image_size: tuple[int, int]) -> ImageCalibration:
+        topic = self._image_topics.get(camera, "")
+        calibration = read_calibration(
+            info, camera, image_size, image_geometry=self._image_geometry, topic=topic
+        )
+        self._log_once(camera, f"{camera}: {calibration.reason}")
+        return calibration
+
+    def _camera_frame(self, camera: str, image_frame: str, info_frame: str) -> str:
+        """Return the frame of the image, or that of camera_info if tf connects only that one to the base."""
+        if not (image_frame or info_frame):
+            raise UserError(f"{camera}: neither the image nor camera_info names a frame; set header.frame_id")
+        if not image_frame or not info_frame or image_frame == info_frame:
+            return image_frame or info_frame
+        if self._is_known(image_frame) or not self._is_known(info_frame):
+            return image_frame
+        self._log_once(
+            f"{camera} frame", f"{camera}: tf has no frame {image_frame}; {info_frame} of camera_info is used"
+        )
+        return info_frame
+
+    def _is_known(self, frame: str) -> bool:
+        return bool(self._buffer.can_transform(self.base_frame, frame, Time()))
+
+    def _log_once(self, key: str, text: str) -> None:
+        if self._logged.get(key) != text:
+            self._logged[key] = text
+            self._log(text)
 
     def _wait_for_info(self, camera: str, wait_until: float) -> Any:
         while camera not in self._infos:

@@ -163,4 +163,6 @@ class RoundBuilder:
             ego_from_camera=geometry.ego_from_camera,
             global_from_ego=geometry.global_from_ego,
             stamp_ns=stamp_ns,
+            lens=geometry.lens,
+            name=self.rig.cameras[index],
         )

@@ -175,8 +175,8 @@ def test_invalid_view_raises_and_keeps_the_stream() -> None:
     ):
         with pytest.raises(UserError, match=text):
             detector.step(dataclasses.replace(good, views=(bad, *good.views[1:])))
-    with pytest.raises(UserError, match="round of 5 cameras; the detector expects 6"):
-        detector.step(dataclasses.replace(good, views=good.views[1:]))
+    with pytest.raises(UserError, match="7 cameras; the weights have 6 channels, so leave out camera 6"):
+        detector.step(dataclasses.replace(good, views=(*good.views, good.views[0])))
     assert np.array_equal(detector.step(good).scores, other.step(good).scores)
 
 

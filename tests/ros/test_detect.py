@@ -68,7 +68,8 @@ def test_runtime_option_reaches_the_detector(
     monkeypatch.setattr(Detector, "from_weights", from_weights)
     bags = ["--bag", str(recorded.key_frames), "--output", str(tmp_path / "out")]
     assert cli.main(["detect", *bags, *options]) == 0
-    assert calls == [{"device": "auto", "score_threshold": 0.05, "runtime": runtime}]
+    expected = {"device": "auto", "score_threshold": 0.05, "runtime": runtime, "camera_model": "auto"}
+    assert calls == [expected]
 
 
 def test_equal_input_gives_identical_bags(recorded: RecordedDrive, tmp_path: Path) -> None:

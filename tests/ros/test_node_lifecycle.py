@@ -125,7 +125,13 @@ def test_parameters_are_passed_to_the_detector(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Detector, "from_weights", lambda weights, **options: calls.append((weights, options)))
     load_detector(DetectorParameters(runtime="plain", device="cpu", max_detections=7))
     load_detector(DetectorParameters())
-    options = {"preset": None, "device": "cpu", "runtime": "plain", "score_threshold": 0.0}
+    options = {
+        "preset": None,
+        "device": "cpu",
+        "runtime": "plain",
+        "score_threshold": 0.0,
+        "camera_model": "auto",
+    }
     assert calls[0] == (None, {**options, "max_detections": 7})
     assert calls[1][1]["runtime"] == "auto"
 

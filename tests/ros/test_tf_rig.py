@@ -84,6 +84,11 @@ def test_frame_of_camera_info_is_used_if_the_image_has_none(rig: RigReader) -> N
         rig.geometry("cam_front", "", SECOND, SIZE, soon())
 
 
+def test_frame_of_camera_info_is_used_if_tf_does_not_know_that_of_the_image(rig: RigReader) -> None:
+    found = rig.geometry("cam_front", "camera_link_of_the_driver", SECOND, SIZE, soon())
+    np.testing.assert_allclose(found.ego_from_camera[:3, 3], [1.5, 0, 1.6])
+
+
 def test_transform_that_arrives_after_the_image_is_awaited(rig: RigReader) -> None:
     late = transform("map", "base_link", 4 * SECOND, yaw_transform(0.6, (30.0, 0, 0)))
     thread = threading.Timer(0.05, rig._buffer.set_transform, (late, "test"))

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from ftkd_core.canonical_cameras import CanonicalCamera
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.geometry import make_transform, yaw_transform
 
@@ -147,3 +148,17 @@ def _ego_from_camera(mount: _Mount) -> NDArray[np.float64]:
     pitched = np.array([[np.cos(pitch), 0, np.sin(pitch)], [0, 1, 0], [-np.sin(pitch), 0, np.cos(pitch)]])
     yawed = yaw_transform(float(np.deg2rad(mount.yaw_deg)))[:3, :3]
     return make_transform(yawed @ pitched @ _MOUNT_FROM_OPTICAL, mount.position)
+
+
+def canonical_cameras(rig: SurroundRig) -> tuple[CanonicalCamera, ...]:
+    """Return the cameras of a rig as they are stored with weights trained on it."""
+    return tuple(
+        CanonicalCamera(
+            channel=channel,
+            width=rig.width,
+            height=rig.height,
+            intrinsics=rig.intrinsics[index],
+            ego_from_camera=rig.ego_from_camera[index],
+        )
+        for index, channel in enumerate(rig.channels)
+    )

@@ -14,6 +14,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from ftkd_core.config import BackboneConfig
+from ftkd_core.data.synthetic.rig import canonical_cameras, nuscenes_rig
 from ftkd_core.errors import UserError
 from ftkd_core.weights import check_fit, save_weights
 from ftkd_core.weights.importing.checkpoint import PublicCheckpoint, read_public
@@ -110,7 +111,8 @@ def import_weights(plan: ImportPlan, output: Path) -> Path:
         "format": plan.public.name,
         "boxes": plan.boxes,
     }
-    save_weights(output, plan.state(), plan.config, half=False, notes=notes)
+    cameras = canonical_cameras(nuscenes_rig())
+    save_weights(output, plan.state(), plan.config, half=False, notes=notes, cameras=cameras)
     return output
 
 

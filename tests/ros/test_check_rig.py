@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ftkd check-rig` on a recorded drive: verdicts, page, and errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ftkd_core.errors import UserError
+from ftkd_core.geometry import invert_rigid
+from ftkd_core.lens import Lens
+from ftkd_core.types import CameraView
+from ftkd_ros.bag.check_rig import check_rig, draw_ground_grid
+from ftkd_ros.cli import main
+from tests.ros.recorded_drive import record_drive
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return record_drive(tmp_path_factory.mktemp("rig")).sweeps
+
+
+def test_page_and_json_have_a_verdict_per_line(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check-rig", "--bag", str(bag), "--output", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out" / "rig.json").read_text())
+    assert len(result["cameras"]) == 6
+    checks = {line["check"] for camera in result["cameras"] for line in camera["lines"]}
+    assert {
+        "rate",
+        "time offset",
+        "intrinsics",
+        "distortion",
+        "mounting",
+        "height against training",
+    } <= checks
+    page = (tmp_path / "out" / "rig.html").read_text()
+    assert page.count("data:image/jpeg;base64") == 6
+    for camera in result["cameras"]:
+        assert f"<h2>{camera['camera']}</h2>" in page
+    printed = capsys.readouterr().out
+    assert all(camera["camera"] in printed for camera in result["cameras"])
+
+
+def test_outputs_that_exist_and_bags_without_cameras_are_refused(bag: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="out"):
+        check_rig(bag, tmp_path / "out")
+    with pytest.raises(UserError, match="image_geometry 'flat'"):
+        check_rig(bag, tmp_path / "new", image_geometry="flat")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("lens", [None, Lens("plumb_bob", (-0.2, 0.05, 0.0, 0.0))])
+def test_grid_lies_on_the_ground(lens: Lens | None) -> None:
+    """The point of the ground 20 m in front lies on a grid line; the sky stays empty."""
+    pose = np.eye(4)
+    pose[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+    pose[:3, 3] = (1.5, 0, 1.6)
+    k = np.array([[400.0, 0, 320], [0, 400, 180], [0, 0, 1]])
+    view = CameraView(
+        image=np.zeros((360, 640, 3), dtype=np.uint8), intrinsics=k, ego_from_camera=pose,
+        global_from_ego=np.eye(4), stamp_ns=0, lens=lens,
+    )  # fmt: skip
+    drawn = draw_ground_grid(view).any(axis=2)
+    x, y, z = (invert_rigid(pose) @ [20.0, 0.0, 0.0, 1.0])[:3]
+    point = np.array([x / z, y / z])
+    if lens is not None:
+        point = lens.project(np.array([[x, y, z]]))[0][0]
+    column, row = np.round(point * 400 + (320, 180)).astype(int)
+    assert drawn[row - 1 : row + 2, column - 1 : column + 2].any()
+    assert not drawn[:175].any() and drawn[185:].any()
