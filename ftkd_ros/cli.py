@@ -7,6 +7,7 @@ sentence on stderr with exit code 2.
 """
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ COMMANDS: tuple[click.Command, ...] = (
     demo.demo,
     data.synth,
     data.convert,
+    data.check_data,
     bags.detect,
     bags.evaluate,
     bags.report,
@@ -30,6 +32,11 @@ COMMANDS: tuple[click.Command, ...] = (
     weights.import_weights,
     bench.bench,
 )
+
+_FILE_ERRORS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG
+)  # fmt: skip
+"""Errors of the operating system that the user can fix."""
 
 _EPILOG = """A first tour:
 
@@ -106,6 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `ftkd evaluate ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in _FILE_ERRORS:
+            raise
+        path = error.filename or "a file"
+        return _fail(name, f"{path}: {error.strerror}; check the path, its permissions and the disk")
 
 
 def _fail(name: str, text: str) -> int:
