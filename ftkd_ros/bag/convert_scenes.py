@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from ruamel.yaml import YAML, YAMLError
 
@@ -19,7 +20,7 @@ from ftkd_core.data import nuscenes
 from ftkd_core.errors import UserError
 from ftkd_ros.bag.convert import bag_label, convert_opened
 
-ALL_SCENES = "all"
+ALL_SCENES: Final = "all"
 
 
 @dataclass
@@ -45,7 +46,10 @@ class ScenesReport:
 
 
 def choose_scenes(dataset: nuscenes.Dataset, names: Sequence[str], split: str | None) -> list[str]:
-    """Return the scenes of a split, or those named; all without either. Raises UserError for an unknown one."""
+    """Return the scenes of a split, or those named; all without either.
+
+    Raises UserError for an unknown scene or split.
+    """
     if split is not None:
         return nuscenes.split_scenes(dataset, split)
     known = nuscenes.scene_names(dataset)
@@ -92,8 +96,7 @@ def _converted(
         for scene in scenes:
             yield convert(scene, dataset=dataset)
         return
-    global _shared  # forked processes see the tables without loading them again
-    _shared = dataset
+    _shared.append(dataset)  # forked processes see the tables without loading them again
     try:
         with ProcessPoolExecutor(min(jobs, len(scenes)), multiprocessing.get_context("fork")) as pool:
             futures = {pool.submit(convert, scene): scene for scene in scenes}
@@ -107,17 +110,16 @@ def _converted(
                         True,
                     )
     finally:
-        _shared = None
+        _shared.clear()
 
 
-_shared: nuscenes.Dataset | None = None
+_shared: list[nuscenes.Dataset] = []
 
 
 def _convert_one(
     scene: str, *, output: Path, sweeps: bool, dataset: nuscenes.Dataset | None = None
 ) -> tuple[str, str, bool]:
-    opened = dataset if dataset is not None else _shared
-    assert opened is not None
+    opened = dataset if dataset is not None else _shared[0]
     try:
         return scene, str(convert_opened(opened, scene, output / scene, sweeps=sweeps, progress=False)), False
     except UserError as error:

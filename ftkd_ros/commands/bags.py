@@ -18,7 +18,7 @@ from ftkd_ros.commands import options
 @click.option(
     "--image-topic",
     default="",
-    help="Image topics, such as '/car/{camera}/image/compressed'; empty: usual ones.",
+    help="Image topics, such as '/car/{camera}/image'; empty: the usual ones.",
 )
 @click.option("--camera-info-topic", default="/{camera}/camera_info", help="camera_info topics.")
 def detect(
@@ -59,9 +59,7 @@ def detect(
 @click.command(short_help="Compute the official nuScenes metrics of recorded detections.")
 @click.option("--detections", type=options.PATH, metavar="BAG", help="Bag with the topic /detections.")
 @click.option("--bag", type=options.PATH, metavar="BAG", help="Bag that the detector read its images from.")
-@click.option(
-    "--results", type=options.PATH, metavar="FILE", help="Score a nuScenes results file, not a bag."
-)
+@click.option("--results", type=options.PATH, metavar="FILE", help="Score a nuScenes results file.")
 @click.option("--split", help="Split that --results covers.  [default: all scenes]")
 @options.dataset
 @options.folder("--output", "New folder of the results.")

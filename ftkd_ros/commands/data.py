@@ -49,9 +49,7 @@ def synth(
 
 @click.command(short_help="Write nuScenes scenes as rosbag2 (MCAP) that any ROS 2 tool plays.")
 @options.dataset
-@click.option(
-    "--scene", multiple=True, help="Scene, such as scene-0061; several times, or all.  [default: all]"
-)
+@click.option("--scene", multiple=True, help="Scene (scene-0061); several times, or all.  [default: all]")
 @click.option("--split", help="Convert the scenes of a split.")
 @options.folder("--output", "New bag of one named scene; else the folder of one bag per scene.")
 @click.option("--sweeps", is_flag=True, help="Write all images (12 Hz), not only key frames (2 Hz).")
