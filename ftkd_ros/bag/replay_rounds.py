@@ -128,7 +128,9 @@ class Drive:
     """Rounds, key frames and ground truth of an input bag.
 
     channels: cameras in the order of the views; the topics of a camera are `/<channel>/image/compressed` (or
-    `/image`) and `/<channel>/camera_info` in lower case, or the given patterns with `{camera}`. offsets_ns: one per camera; None estimates them from
+    `/image`) and `/<channel>/camera_info` in lower case, or the given patterns with `{camera}`.
+    offsets_ns: one per camera; None estimates them from all stamps. faults: number of unusable rounds and
+    cameras by reason. Raises UserError for a bag without a
     all stamps. faults: number of unusable rounds and cameras by reason. Raises UserError for a bag without a
     required topic.
     """
