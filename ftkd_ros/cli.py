@@ -7,6 +7,7 @@ sentence on stderr with exit code 2.
 """
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ COMMANDS: tuple[click.Command, ...] = (
     data.synth,
     data.convert,
     rig.check_rig,
+    data.check_data,
     bags.detect,
     bags.evaluate,
     bags.report,
@@ -32,6 +34,12 @@ COMMANDS: tuple[click.Command, ...] = (
     export.export,
     bench.bench,
 )
+
+_FILE_ERRORS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
+"""Errors of the operating system that the user can fix."""
 
 _EPILOG = """A first tour:
 
@@ -108,6 +116,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in `ftkd evaluate ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in _FILE_ERRORS:
+            raise
+        path = error.filename or "a file"
+        return _fail(name, f"{path}: {error.strerror}; check the path, its permissions and the disk")
 
 
 def _fail(name: str, text: str) -> int:

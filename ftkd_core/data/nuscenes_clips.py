@@ -9,6 +9,7 @@ H/W network size, M objects of all frames.
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,13 @@ from tqdm import tqdm
 from ftkd_core.config import ImageConfig
 from ftkd_core.data.clips import Clip
 from ftkd_core.data.nuscenes import (
+    CATEGORY_MAP_NAME,
     TABLE_NAMES,
     CameraRecord,
     NuScenes,
     camera_records,
+    faults_text,
+    find_faults,
     find_tables,
     ground_truth,
     open_dataset,
@@ -41,8 +45,10 @@ from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop, zo
 
 _VISIBILITY_FRACTION: Final = {"1": 0.2, "2": 0.5, "3": 0.7, "4": 0.9}
 """Centre of each nuScenes visibility bin."""
-_INDEX: Final = "nuscenes-index-3"
+_INDEX: Final = "nuscenes-index-4"
 """Format version of the index files; raise it with each change of their content or of the hash."""
+_NOTES: Final = "notes.txt"
+"""File of the index with sentences on annotations that were left out."""
 _HASHED_TABLES: Final = ("scene", "sample", "calibrated_sensor")
 """Tables whose content enters the hash, about ten megabytes for all of nuScenes; of the other, larger tables
 only the size is used."""
@@ -106,10 +112,19 @@ class NuScenesClips:
         return len(self._names())
 
     def prepare(self) -> None:
-        """Index the scenes that are missing from the cache. UserError if the data set lacks required data."""
+        """Index the scenes that are missing from the cache and check images and annotations.
+
+        Notes on what was left out go to stderr. Raises UserError if the data set lacks required data: for
+        images that are missing or cut off, by name, and if no annotation is of a detection class.
+        """
         names = self.folder / "scenes.txt"
-        if names.exists() and all(self._file(name).exists() for name in self._names()):
-            return
+        if not (names.exists() and all(self._file(name).exists() for name in self._names())):
+            self._index()
+        for note in (self.folder / _NOTES).read_text(encoding="utf-8").splitlines():
+            print(f"note: {note}", file=sys.stderr)
+        self._check()
+
+    def _index(self) -> None:
         dataset = open_dataset(self.root, self.version)
         wanted = split_scenes(dataset, self.split)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -119,9 +134,32 @@ class NuScenesClips:
                 partial = file.with_name(f"{file.name}.partial.npz")
                 np.savez(partial, **index_scene(dataset, name, self.image, self.channels))
                 partial.replace(file)
-        partial = names.with_name(f"{names.name}.partial")
-        partial.write_text("\n".join(wanted) + "\n", encoding="utf-8")
-        partial.replace(names)
+        for name, lines in ((_NOTES, dataset.notes), ("scenes.txt", wanted)):
+            partial = self.folder / f"{name}.partial"
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            partial.replace(self.folder / name)
+
+    def _check(self) -> None:
+        """Raise UserError for unusable images or a split without objects. The content of the images is
+        checked once, their existence each time."""
+        objects, paths = 0, []
+        for name in self._names():
+            with np.load(self._file(name), allow_pickle=False) as found:
+                objects += int(found["counts"].sum())
+                paths += [str(path) for path in found["paths"].ravel()]
+        checked = self.folder / "images_checked"
+        faults = find_faults(self.root, paths, existence_only=checked.exists())
+        if faults:
+            raise UserError(
+                f"data set {str(self.root)!r}: {faults_text(faults, len(paths))}; copy them again, or train "
+                "on a split of complete scenes (`ftkd check-data` lists all)"
+            )
+        checked.touch()
+        if not objects:
+            raise UserError(
+                f"split {self.split!r} of data set {str(self.root)!r} has no object of a detection class; "
+                "there is nothing to learn (are its categories mapped? see category_map.json)"
+            )
 
     def __call__(self, index: int) -> Clip:
         name = self._names()[index]
@@ -163,11 +201,13 @@ def content_hash(root: Path, version: str, channels: tuple[str, ...]) -> str:
     digest = hashlib.sha256(f"{_INDEX}, {channels}".encode())
     for name in TABLE_NAMES:
         table = tables / f"{name}.json"
+        if not table.is_file():
+            continue
         digest.update(f"{name}: {table.stat().st_size}".encode())
         if name in _HASHED_TABLES:
             digest.update(table.read_bytes())
-    splits = tables / "splits.json"
-    digest.update(splits.read_bytes() if splits.is_file() else b"")
+    for name in ("splits.json", CATEGORY_MAP_NAME):
+        digest.update((tables / name).read_bytes() if (tables / name).is_file() else b"")
     return digest.hexdigest()[:8]
 
 

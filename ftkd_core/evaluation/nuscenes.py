@@ -33,7 +33,7 @@ from nuscenes.nuscenes import NuScenes
 from scipy.spatial.transform import Rotation
 
 from ftkd_core.classes import CLASS_NAMES, attribute_for
-from ftkd_core.data.nuscenes import scene_samples, split_scenes
+from ftkd_core.data.nuscenes import sample_pose, scene_samples, split_scenes
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import transform_points
 from ftkd_core.json_files import write_json
@@ -160,7 +160,13 @@ class SubsetEvaluation(DetectionEval):  # type: ignore[misc]  # the devkit has n
         self.sample_tokens = self.gt_boxes.sample_tokens
 
     def _prepared(self, boxes: EvalBoxes) -> EvalBoxes:
-        boxes = add_center_dist(self.nusc, boxes)
+        if all("LIDAR_TOP" in self.nusc.get("sample", token)["data"] for token in boxes.sample_tokens):
+            boxes = add_center_dist(self.nusc, boxes)
+        else:  # the devkit requires a lidar
+            for token in boxes.sample_tokens:
+                ego = sample_pose(self.nusc, token)[:3, 3]
+                for box in boxes[token]:
+                    box.ego_translation = tuple(float(v) for v in np.asarray(box.translation) - ego)
         return filter_eval_boxes(self.nusc, boxes, self.cfg.class_range) if boxes.all else boxes
 
     def evaluate(self) -> tuple[DetectionMetrics, DetectionMetricDataList]:

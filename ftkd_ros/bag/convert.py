@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.data import nuscenes
 from ftkd_core.errors import UserError
 from ftkd_ros.bag.io import BagWriter, check_new
@@ -39,6 +38,7 @@ class ConversionSummary:
     """Content of a converted bag: messages by topic, durations of scene and conversion in seconds."""
 
     output: Path
+    scene: str
     images: int
     key_frames: int
     messages: dict[str, int]
@@ -49,7 +49,8 @@ class ConversionSummary:
     def __str__(self) -> str:
         return (
             f"{self.output}: {self.images} images, {self.key_frames} key frames, "
-            f"{self.duration_s:.1f} s of driving, {self.image_bytes / 1e6:.0f} MB in {self.elapsed_s:.1f} s"
+            f"{self.duration_s:.1f} s of driving, {self.image_bytes / 1e6:.0f} MB in {self.elapsed_s:.1f} s "
+            f"({self.images / max(self.elapsed_s, 1e-9):.0f} images/s)"
         )
 
 
@@ -71,18 +72,34 @@ def convert_scene(
     output: str | Path,
     *,
     sweeps: bool = True,
-    channels: Sequence[str] = CAMERA_CHANNELS,
+    channels: Sequence[str] | None = None,
     progress: bool = True,
 ) -> ConversionSummary:
     """Write one scene as a bag: all images (12 Hz), or with `sweeps=False` only those of key frames (2 Hz).
 
-    In both cases, the bag has the ego poses at every exposure of the cameras and the lidar. Raises UserError
+    channels: default all cameras of the data set. In both cases, the bag has the ego poses at every exposure
+    of the cameras and the lidar. Raises UserError
     for a data set, scene or image that is missing or damaged and for an output that exists. A failed
     conversion leaves no bag.
     """
-    started = time.perf_counter()
     check_new(Path(output))
     dataset = nuscenes.open_dataset(dataroot, version)
+    return convert_opened(dataset, scene, output, sweeps=sweeps, channels=channels, progress=progress)
+
+
+def convert_opened(
+    dataset: nuscenes.Dataset,
+    scene: str,
+    output: str | Path,
+    *,
+    sweeps: bool = True,
+    channels: Sequence[str] | None = None,
+    progress: bool = True,
+) -> ConversionSummary:
+    """Write one scene of a loaded data set as a bag, as `convert_scene` does."""
+    started = time.perf_counter()
+    check_new(Path(output))
+    channels = nuscenes.camera_channels(dataset) if channels is None else channels
     records = _camera_records(dataset, scene, channels, keyframes_only=not sweeps)
     poses = nuscenes.ego_poses(dataset, scene, (*channels, nuscenes.LIDAR_CHANNEL))
     samples = nuscenes.scene_samples(dataset, scene)
@@ -96,13 +113,14 @@ def convert_scene(
         ],
         key=lambda event: event[:2],
     )
-    custom_data = {"dataset": version, "scene": scene, "images": "all" if sweeps else "key frames"}
+    custom_data = bag_label(dataset, scene, sweeps=sweeps)
     with BagWriter(output, custom_data=custom_data) as bag:
         _add_topics(bag, records)
         for event in tqdm(events, desc=f"converting {scene}", unit="msg", disable=not progress):
             bag.write(event.topic, event.stamp_ns, event.build())
     return ConversionSummary(
         output=Path(output),
+        scene=scene,
         images=len(records),
         key_frames=len(samples),
         messages=dict(bag.counts),
@@ -110,6 +128,11 @@ def convert_scene(
         duration_s=(events[-1].stamp_ns - events[0].stamp_ns) / 1e9,
         elapsed_s=time.perf_counter() - started,
     )
+
+
+def bag_label(dataset: nuscenes.Dataset, scene: str, *, sweeps: bool) -> dict[str, str]:
+    """Return the custom data by which a later run recognises a converted scene."""
+    return {"dataset": dataset.version, "scene": scene, "images": "all" if sweeps else "key frames"}
 
 
 def _camera_records(
@@ -123,6 +146,12 @@ def _camera_records(
     if not records:
         raise UserError(
             f"scene {scene!r} has no image of {', '.join(channels)}; check that the data set is complete"
+        )
+    missing = [record.path for record in records if not record.path.is_file()]
+    if missing:
+        raise UserError(
+            f"scene {scene!r}: {len(missing)} of {len(records)} images are missing, first "
+            f"{str(missing[0])!r}; copy this part of the data set again"
         )
     return records
 

@@ -14,11 +14,12 @@ from typing import Any, Final, Protocol
 
 from tqdm import tqdm
 
+from ftkd_core.errors import UserError
 from ftkd_core.json_files import write_json
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.bag.io import BagReader, BagWriter, check_new
 from ftkd_ros.bag.message_definitions import ROSBAGS
-from ftkd_ros.bag.replay_rounds import BASE_FRAME, Drive
+from ftkd_ros.bag.replay_rounds import BASE_FRAME, CAMERA_INFO_TOPIC, Drive
 from ftkd_ros.convert.to_ros import objects_to_detections, objects_to_velocities
 from ftkd_ros.node.statistics import percentiles
 from ftkd_ros.node.stream_monitor import StreamMonitor
@@ -101,6 +102,8 @@ def detect_bag(
     runtime: str = "auto",
     camera_model: str = "auto",
     image_geometry: str = "auto",
+    image_topic: str = "",
+    camera_info_topic: str = CAMERA_INFO_TOPIC,
     factory: DetectorFactory = load_detector,
     progress: bool = True,
 ) -> DetectionSummary:
@@ -112,15 +115,40 @@ def detect_bag(
     with BagReader(input_path) as source:
         check_new(output)
         detector = factory(weights, device, score_threshold, runtime, camera_model)
-        drive = Drive(source, detector.channels, image_geometry=image_geometry)
+        drive = Drive(
+            source,
+            detector.channels,
+            image_geometry=image_geometry,
+            image_topic=image_topic,
+            camera_info_topic=camera_info_topic,
+        )
         detector.warm_up()
         custom_data = {"detector_weights": detector.weights_name, "detector_device": str(detector.device)}
         with BagWriter(output, custom_data=custom_data) as bag:
             bag.add_topic(DETECTIONS_TOPIC, "vision_msgs/msg/Detection3DArray")
             bag.add_topic(VELOCITIES_TOPIC, "sensor_msgs/msg/PointCloud2")
             summary = _detect(drive, detector, bag, progress)
+            if not summary.rounds_detected:
+                raise UserError(
+                    f"bag {str(input_path)!r}: nothing was detected, because {_cause(drive, summary)}"
+                )
     write_json(output / SUMMARY_NAME, summary.as_dict())
     return summary
+
+
+def _cause(drive: Drive, summary: DetectionSummary) -> str:
+    """Return why no round was detected: the most frequent fault, or why no round was complete."""
+    if summary.faults:
+        fault, count = Counter(summary.faults).most_common(1)[0]
+        return f"{fault} ({count} times)"
+    counts = drive.image_counts()
+    if all(stamp == 0 for stamp in drive.latest_stamps().values()):
+        return "all images have the stamp 0; set header.stamp to the time of exposure"
+    required = drive.min_cameras
+    return (
+        f"no round has images of at least {required} cameras at the same time; images by topic: "
+        f"{', '.join(f'{topic} {count}' for topic, count in counts.items())}"
+    )
 
 
 def _detect(drive: Drive, detector: RoundDetector, bag: BagWriter, progress: bool) -> DetectionSummary:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ftkd_core.data.nuscenes import open_dataset
+from ftkd_core.data.nuscenes import open_dataset, scene_names
 from ftkd_core.errors import UserError
 from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, to_devkit_results
 from ftkd_core.json_files import write_json
@@ -33,6 +33,9 @@ _SMALL_MODEL_ON_REAL_DATA: Final = (
     "The images are real, but the weights were trained on synthetic scenes only, so these scores are not "
     "meaningful. The run shows that every stage works on real data."
 )
+
+
+_NO_TRUTH: Final = "There is no ground truth, so no score; results.json is for the evaluation server."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +131,10 @@ def evaluate_recording(
         }
     tokens = [key_frame.token for key_frame, _ in recording.joined]
     results = to_devkit_results(posed, tokens)
+    if not dataset.has_ground_truth:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / "results.json", results, allow_nan=False)
+        return {"mAP": None, "notes": [_NO_TRUTH]}
     metrics = evaluate(dataset, results, sample_tokens=tokens)
     metrics["notes"] += coverage_notes(recording)
     metrics |= recording.summary() | detector_summary(detections_path, summary_file)
@@ -144,6 +151,20 @@ def evaluate_recording(
     write_json(output / "results.json", results, allow_nan=False)
     write_json(output / "metrics.json", metrics, allow_nan=False)
     return metrics
+
+
+def evaluate_results(
+    results: Path, *, dataroot: Path, version: str, split: str | None, output: Path
+) -> list[str]:
+    """Score a nuScenes results file on a split or all scenes, write metrics_summary.json to `output`, and
+    return lines for a terminal. Raises UserError for a file that does not cover the key frames."""
+    dataset = open_dataset(dataroot, version)
+    if not dataset.has_ground_truth:
+        raise UserError(f"data set {version!r} has no annotations; {_NO_TRUTH}")
+    scenes = scene_names(dataset) if split is None else None
+    metrics = evaluate(dataset, results, split=split, scenes=scenes, output_dir=output)
+    score = f"mAP {_number(metrics['mAP'])}   NDS {_number(metrics['NDS'])}   {metrics['samples']} key frames"
+    return [score, *(f"note: {note}" for note in metrics["notes"])]
 
 
 def coverage_notes(recording: Recording) -> list[str]:
@@ -192,6 +213,8 @@ def detector_summary(detections_path: Path, summary_file: Path | None) -> dict[s
 
 def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
     """Return the lines of text that summarize the metrics on a terminal."""
+    if "NDS" not in metrics:
+        return list(metrics["notes"])
     latency = metrics.get("latency_ms") or {}
     score = f"mAP {_number(metrics['mAP'])}   NDS {_number(metrics['NDS'])}"
     counts = ", ".join(f"{name} {metrics[f'rounds_{name}']}" for name in ("in", "detected", "dropped"))

@@ -5,7 +5,6 @@ A written bag is a folder with metadata.yaml and one .mcap file. Log times are i
 """
 
 import errno
-import shutil
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,9 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
-from uuid import uuid4
 
-from rosbags.highlevel import AnyReader, AnyReaderError
+import apsw
 from rosbags.interfaces import (
     Connection,
     ConnectionExtRosbag2,
@@ -29,18 +27,27 @@ from rosbags.interfaces import (
 from rosbags.rosbag2 import ReaderError, StoragePlugin, Writer
 from rosbags.rosbag2.storage_mcap import McapWriter
 from rosbags.serde import SerdeError
+from rosbags.typesys import TypesysError
+from rosbags.typesys.store import Typestore
 
 from ftkd_core.errors import UserError
+from ftkd_core.unfinished import UnfinishedFolder
+from ftkd_ros.bag.bag_files import BagFiles, storage_files
+from ftkd_ros.bag.bag_types import store_of
 from ftkd_ros.bag.message_definitions import ensure_known, message_types
 
 _FOREVER: Final = QosTime(9223372036, 854775807)
 # Newest metadata version that Humble, Jazzy and Kilted can read.
 _METADATA_VERSION: Final = 8
 _RECOVERY: Final = "run `mcap recover` on the file, then `ros2 bag reindex` on the folder"
+_UNSUPPORTED: Final = ("not supported", "Profile is not ros2", "Unrecognized storage")
+"""Parts of the messages of `rosbags` for files that are whole but of another kind."""
 _READ_ERRORS: Final = (
-    AnyReaderError,
     ReaderError,
     SerdeError,
+    TypesysError,
+    apsw.Error,
+    EOFError,
     OSError,
     AssertionError,
     ValueError,
@@ -90,15 +97,21 @@ class BagReader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        _check_is_bag(self.path)
-        try:
-            self._reader = AnyReader([self.path], default_typestore=message_types())
-            self._reader.open()
-        except _READ_ERRORS as error:
+        self._stores: dict[str, Typestore] = {}
+        if not self.path.exists():
             raise UserError(
-                f"bag {str(self.path)!r} cannot be read ({_reason(error)}); it is damaged or its "
-                f"recording was interrupted: {_RECOVERY}"
+                f"bag {str(self.path)!r} does not exist; give the folder that contains metadata.yaml"
+            )
+        try:
+            self._files = BagFiles(self.path)
+        except UserError:
+            raise
+        except PermissionError as error:
+            raise UserError(
+                f"bag {str(self.path)!r} cannot be read ({error.strerror}); change its permissions"
             ) from error
+        except _READ_ERRORS as error:
+            raise _unreadable(self.path, error) from error
 
     def __enter__(self) -> "BagReader":
         return self
@@ -110,12 +123,12 @@ class BagReader:
 
     def close(self) -> None:
         """Close the files."""
-        self._reader.close()
+        self._files.close()
 
     @property
     def connections(self) -> list[Connection]:
         """Recorded topics with type, definition, message count and QoS."""
-        return self._reader.connections
+        return self._files.connections
 
     @property
     def topics(self) -> dict[str, str]:
@@ -125,17 +138,17 @@ class BagReader:
     @property
     def message_count(self) -> int:
         """Number of messages."""
-        return self._reader.message_count
+        return self._files.message_count
 
     @property
     def start_ns(self) -> int:
         """Log time of the first message."""
-        return self._reader.start_time
+        return self._files.start_time
 
     @property
     def end_ns(self) -> int:
         """Log time of the last message."""
-        return self._reader.end_time - 1
+        return self._files.end_time - 1
 
     def raw(
         self, topics: Sequence[str] | None = None, *, optional: bool = False
@@ -158,7 +171,7 @@ class BagReader:
         if not selected:
             return
         try:
-            yield from self._reader.messages(connections=selected)
+            yield from self._files.messages(selected)
         except _READ_ERRORS as error:
             raise UserError(f"bag {str(self.path)!r} is damaged ({_reason(error)}); copy it again") from error
 
@@ -173,7 +186,12 @@ class BagReader:
     def deserialize(self, connection: Connection, content: bytes) -> Any:
         """Return the message. Raises UserError if the content does not fit the definition of its type."""
         try:
-            return self._reader.deserialize(content, connection.msgtype)
+            store = self._stores.get(connection.topic)
+            if store is None:
+                store = self._stores[connection.topic] = store_of(connection)
+            return store.deserialize_cdr(content, connection.msgtype)
+        except UserError as error:
+            raise UserError(f"bag {str(self.path)!r}: {error}") from error
         except _READ_ERRORS as error:
             raise UserError(
                 f"bag {str(self.path)!r}: a message of {connection.topic} is not a valid "
@@ -197,9 +215,11 @@ class BagWriter:
         self.counts: Counter[str] = Counter()
         self._connections: dict[str, Connection] = {}
         check_new(self.output)
-        # A sibling folder, so that a rename moves the finished bag.
-        self._temporary = self.output.with_name(f".{self.output.name}-{uuid4().hex[:8]}") if atomic else None
-        folder = self._temporary / self.output.name if self._temporary else self.output
+        try:
+            self._unfinished = UnfinishedFolder(self.output) if atomic else None
+        except OSError as error:
+            raise self._not_created(error) from error
+        folder = self._unfinished.content if self._unfinished else self.output
         self._writer = Writer(folder, version=_METADATA_VERSION, storage_plugin=StoragePlugin.MCAP)
         for key, value in (custom_data or {}).items():
             self._writer.set_custom_data(key, value)
@@ -207,9 +227,7 @@ class BagWriter:
             self._writer.open()
         except OSError as error:
             self.abandon()
-            raise UserError(
-                f"bag {str(self.output)!r} cannot be created ({error.strerror}); give another folder"
-            ) from error
+            raise self._not_created(error) from error
 
     def __enter__(self) -> "BagWriter":
         return self
@@ -263,10 +281,9 @@ class BagWriter:
         """Write index and metadata.yaml, and rename the bag. Raises UserError if the disk is full."""
         try:
             self._writer.close()
-            if self._temporary is not None:
+            if self._unfinished is not None:
                 check_new(self.output)
-                (self._temporary / self.output.name).rename(self.output)
-                self._temporary.rmdir()
+                self._unfinished.publish()
         except OSError as error:
             self.abandon()
             raise self._disk_error(error) from error
@@ -278,8 +295,13 @@ class BagWriter:
         """Stop writing without finishing the bag; a bag written in place keeps its complete chunks."""
         with suppress(OSError):  # a full disk cannot store the buffered data
             self._writer.abort()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._unfinished is not None:
+            self._unfinished.discard()
+
+    def _not_created(self, error: OSError) -> UserError:
+        return UserError(
+            f"bag {str(self.output)!r} cannot be created ({error.strerror}); give another folder"
+        )
 
     def _disk_error(self, error: OSError) -> UserError:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -295,17 +317,24 @@ def check_new(output: Path) -> None:
         raise UserError(f"output {str(output)!r} exists already; remove it or give another folder")
 
 
-def _check_is_bag(path: Path) -> None:
-    if not path.exists():
-        raise UserError(f"bag {str(path)!r} does not exist; give the folder that contains metadata.yaml")
-    if path.is_dir() and not (path / "metadata.yaml").is_file():
-        files = sorted(entry.name for entry in path.iterdir() if entry.suffix in (".mcap", ".db3"))
-        hint = (
-            f"it contains {', '.join(files[:3])}, so its recording was interrupted: {_RECOVERY}"
-            if files
-            else "give the folder that contains it"
+def _unreadable(path: Path, error: BaseException) -> UserError:
+    """Return the error for a bag that cannot be opened: interrupted, damaged, or of another kind."""
+    without_metadata = path.is_dir() and not (path / "metadata.yaml").is_file()
+    if without_metadata:
+        files = ", ".join(file.name for file in storage_files(path)[:3])
+        return UserError(
+            f"bag {str(path)!r} has no metadata.yaml and cannot be read ({_reason(error)}); it contains "
+            f"{files}, so its recording was interrupted: {_RECOVERY}"
         )
-        raise UserError(f"bag {str(path)!r} has no metadata.yaml; {hint}")
+    if any(text in str(error) for text in _UNSUPPORTED):
+        return UserError(
+            f"bag {str(path)!r} cannot be read ({_reason(error)}); "
+            "expected a ROS 2 bag of MCAP or SQLite files"
+        )
+    return UserError(
+        f"bag {str(path)!r} cannot be read ({_reason(error)}); it is damaged or its "
+        f"recording was interrupted: {_RECOVERY}"
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -29,6 +29,7 @@ from ftkd_ros.sync.time_offsets import MIN_STAMPS, estimate_offsets_ns
 
 MAP_FRAME: Final = "map"
 BASE_FRAME: Final = "base_link"
+CAMERA_INFO_TOPIC: Final = "/{camera}/camera_info"
 SLOP_NS: Final = 20_000_000
 _NO_DEADLINE_NS: Final = 1 << 61
 _ROUND_SPAN_NS: Final = 60_000_000
@@ -76,16 +77,24 @@ class BagRig:
     in `convert.calibration`; decisions: by camera, what it was.
     """
 
-    def __init__(self, bag: BagReader, channels: Sequence[str], image_geometry: str = "auto") -> None:
+    def __init__(
+        self,
+        bag: BagReader,
+        channels: Sequence[str],
+        image_geometry: str = "auto",
+        info_topic: str = CAMERA_INFO_TOPIC,
+        image_topic: str = "",
+    ) -> None:
+        self._info_topic = info_topic
         self.decisions: dict[str, str] = {}
         self._image_geometry = image_geometry
-        self._image_topics = dict(zip(channels, _image_topics(bag, channels), strict=True))
+        self._image_topics = dict(zip(channels, _image_topics(bag, channels, image_topic), strict=True))
         self._image_topics = {name.lower(): topic for name, topic in self._image_topics.items()}
         self.cameras = tuple(channel.lower() for channel in channels)
         self._path = str(bag.path)
         self._track, self._ego_from_frame = _transforms(bag)
         self._infos: dict[str, tuple[list[int], list[Any]]] = {}
-        topics = {f"/{camera}/camera_info": camera for camera in self.cameras}
+        topics = {info_topic.replace("{camera}", camera): camera for camera in self.cameras}
         for topic, _, message in bag.messages(tuple(topics), optional=True):
             stamps, infos = self._infos.setdefault(topics[topic], ([], []))
             stamps.append(stamp_to_ns(message.header.stamp))
@@ -109,7 +118,9 @@ class BagRig:
         Raises UserError if camera_info or a transform is missing.
         """
         if camera not in self._infos:
-            raise UserError(f"{camera}: bag {self._path!r} has no topic /{camera}/camera_info")
+            raise UserError(
+                f"{camera}: bag {self._path!r} has no topic {self._info_topic.replace('{camera}', camera)}"
+            )
         stamps, infos = self._infos[camera]
         info = infos[max(bisect.bisect_right(stamps, stamp_ns) - 1, 0)]
         frame = frame_id if frame_id in self._ego_from_frame else info.header.frame_id or frame_id
@@ -138,7 +149,9 @@ class Drive:
     """Rounds, key frames and ground truth of an input bag.
 
     channels: cameras in the order of the views; the topics of a camera are `/<channel>/image/compressed` (or
-    `/image`) and `/<channel>/camera_info` in lower case. offsets_ns: one per camera; None estimates them from
+    `/image`) and `/<channel>/camera_info` in lower case, or the given patterns with `{camera}`.
+    offsets_ns: one per camera; None estimates them from all stamps. faults: number of unusable rounds and
+    cameras by reason. Raises UserError for a bag without a
     all stamps. faults: number of unusable rounds and cameras by reason. Raises UserError for a bag without a
     required topic.
     """
@@ -149,13 +162,15 @@ class Drive:
         channels: Sequence[str] = CAMERA_CHANNELS,
         offsets_ns: Sequence[int] | None = None,
         image_geometry: str = "auto",
+        image_topic: str = "",
+        camera_info_topic: str = CAMERA_INFO_TOPIC,
     ) -> None:
         self.bag = bag
         self.channels = tuple(channels)
         self.faults: Counter[str] = Counter()
-        self._topics = _image_topics(bag, self.channels)
+        self._topics = _image_topics(bag, self.channels, image_topic)
         self._camera_of = {topic: camera for camera, topic in enumerate(self._topics)}
-        self.rig = BagRig(bag, self.channels, image_geometry)
+        self.rig = BagRig(bag, self.channels, image_geometry, camera_info_topic, image_topic)
         self._offsets_ns = list(offsets_ns) if offsets_ns is not None else self._estimate_offsets()
 
     @property
@@ -167,6 +182,25 @@ class Drive:
     def offsets_ns(self) -> tuple[int | None, ...]:
         """Time offset of each camera; None if the camera is missing or has another clock."""
         return tuple(self._offsets_ns)
+
+    @property
+    def min_cameras(self) -> int:
+        """Minimum number of cameras in a round."""
+        return max(1, len(self.channels) // 2)
+
+    def image_counts(self) -> dict[str, int]:
+        """Return the number of images by topic."""
+        counts = dict.fromkeys(self._topics, 0)
+        for connection, _, _ in self.bag.raw(self._topics, optional=True):
+            counts[connection.topic] += 1
+        return counts
+
+    def latest_stamps(self) -> dict[str, int]:
+        """Return the stamp of the latest image by topic; 0 if none was set."""
+        stamps: dict[str, int] = {}
+        for connection, _, content in self.bag.raw(self._topics, optional=True):
+            stamps[connection.topic] = max(stamps.get(connection.topic, 0), _header_stamp_ns(content))
+        return stamps
 
     def key_frames(self) -> tuple[KeyFrame, ...]:
         """Return the annotated frames in order of time. Raises UserError for a bag without /sample_token."""
@@ -214,7 +248,7 @@ class Drive:
             num_cameras=len(self.channels),
             slop_ns=SLOP_NS,
             deadline_ns=_NO_DEADLINE_NS,
-            min_cameras=max(1, len(self.channels) // 2),
+            min_cameras=self.min_cameras,
         )
         for connection, _, content in self.bag.raw(self._topics, optional=True):
             camera = self._camera_of[connection.topic]
@@ -287,12 +321,23 @@ def read_image_stamps(drive: Drive) -> list[list[int]]:
     return stamps
 
 
-def _image_topics(bag: BagReader, channels: Sequence[str]) -> list[str]:
-    """Return the image topic of each channel: the raw topic if only that exists, else the compressed one.
+def _image_topics(bag: BagReader, channels: Sequence[str], pattern: str = "") -> list[str]:
+    """Return the image topic of each channel: by the pattern, or without one the raw topic if only that
+    exists, else the compressed one.
 
     Raises UserError if the bag has no image topic.
     """
     present = bag.topics
+    if pattern:
+        topics = [pattern.replace("{camera}", channel.lower()) for channel in channels]
+        if len(set(topics)) < len(topics):
+            raise UserError(f"image topic {pattern!r} is the same for all cameras; use {{camera}} in it")
+        if not any(topic in present for topic in topics):
+            raise UserError(
+                f"bag {str(bag.path)!r} has no image topic such as {topics[0]}; "
+                f"it has {', '.join(sorted(present)) or 'none'}"
+            )
+        return topics
     compressed = [f"/{channel.lower()}/image/compressed" for channel in channels]
     raw = [f"/{channel.lower()}/image" for channel in channels]
     found = [
@@ -301,7 +346,7 @@ def _image_topics(bag: BagReader, channels: Sequence[str]) -> list[str]:
     ]
     if not any(topic in present for topic in found):
         raise UserError(
-            f"bag {str(bag.path)!r} has no camera topic such as {compressed[0]}; "
+            f"bag {str(bag.path)!r} has no camera topic such as {compressed[0]} (give --image-topic); "
             f"it has {', '.join(sorted(present)) or 'none'}"
         )
     return found

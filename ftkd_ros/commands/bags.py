@@ -16,6 +16,12 @@ from ftkd_ros.commands import options
     "--score-threshold", type=float, default=0.05, metavar="S", help="Drop detections that score lower."
 )
 @options.cameras
+@click.option(
+    "--image-topic",
+    default="",
+    help="Image topics, such as '/car/{camera}/image'; empty: the usual ones.",
+)
+@click.option("--camera-info-topic", default="/{camera}/camera_info", help="camera_info topics.")
 def detect(
     bag: Path,
     output: Path,
@@ -25,6 +31,8 @@ def detect(
     score_threshold: float,
     camera_model: str,
     image_geometry: str,
+    image_topic: str,
+    camera_info_topic: str,
 ) -> int:
     """Read camera images from a bag and write /detections and /detections/velocities to a new bag.
 
@@ -41,6 +49,8 @@ def detect(
         runtime=runtime,
         camera_model=camera_model,
         image_geometry=image_geometry,
+        image_topic=image_topic,
+        camera_info_topic=camera_info_topic,
     )
     print(
         f"{output}: {summary.detections} detections in {summary.rounds_detected} of "
@@ -52,8 +62,10 @@ def detect(
 
 
 @click.command(short_help="Compute the official nuScenes metrics of recorded detections.")
-@options.detections_bag
-@options.input_bag
+@click.option("--detections", type=options.PATH, metavar="BAG", help="Bag with the topic /detections.")
+@click.option("--bag", type=options.PATH, metavar="BAG", help="Bag that the detector read its images from.")
+@click.option("--results", type=options.PATH, metavar="FILE", help="Score a nuScenes results file.")
+@click.option("--split", help="Split that --results covers.  [default: all scenes]")
 @options.dataset
 @options.folder("--output", "New folder of the results.")
 @click.option(
@@ -63,16 +75,32 @@ def detect(
     help="The detector node's summary_file (device, weights, latency), to include in the metrics.",
 )
 def evaluate(
-    detections: Path, bag: Path, dataroot: Path, version: str, output: Path, summary: Path | None
+    detections: Path | None,
+    bag: Path | None,
+    results: Path | None,
+    split: str | None,
+    dataroot: Path,
+    version: str,
+    output: Path,
+    summary: Path | None,
 ) -> int:
     """Score recorded detections with the official nuScenes devkit.
 
     Joins the detections to the key frames of the input bag by time and writes results.json and metrics.json.
     """
-    from ftkd_ros.bag.evaluate import evaluate_recording, summary_lines
+    from ftkd_ros.bag.evaluate import evaluate_recording, evaluate_results, summary_lines
     from ftkd_ros.bag.io import check_new
 
     check_new(output)
+    if results is not None:
+        print(
+            "\n".join(
+                evaluate_results(results, dataroot=dataroot, version=version, split=split, output=output)
+            )
+        )
+        return 0
+    if detections is None or bag is None:
+        raise click.UsageError("give --detections and --bag, or --results")
     metrics = evaluate_recording(
         detections, bag, dataroot=dataroot, version=version, output=output, summary_file=summary
     )

@@ -50,18 +50,67 @@ def synth(
     return 0
 
 
-@click.command(short_help="Write a nuScenes scene as a rosbag2 (MCAP) that any ROS 2 tool plays.")
+@click.command(short_help="Write nuScenes scenes as rosbag2 (MCAP) that any ROS 2 tool plays.")
 @options.dataset
-@click.option("--scene", required=True, help="Name of the scene, such as scene-0061.")
-@options.folder("--output", "New folder of the bag.")
+@click.option("--scene", multiple=True, help="Scene (scene-0061); several times, or all.  [default: all]")
+@click.option("--split", help="Convert the scenes of a split.")
+@options.folder("--output", "New bag of one named scene; else the folder of one bag per scene.")
 @click.option("--sweeps", is_flag=True, help="Write all images (12 Hz), not only key frames (2 Hz).")
-def convert(dataroot: Path, version: str, scene: str, output: Path, sweeps: bool) -> int:
-    """Write a nuScenes scene as a rosbag2 (MCAP). Needs no ROS.
+@options.category_map
+@click.option("--jobs", type=click.IntRange(1), default=2, metavar="N", help="Scenes at the same time.")
+def convert(
+    dataroot: Path,
+    version: str,
+    scene: tuple[str, ...],
+    split: str | None,
+    output: Path,
+    sweeps: bool,
+    category_map: tuple[str, ...],
+    jobs: int,
+) -> int:
+    """Write nuScenes scenes as rosbag2 (MCAP). Needs no ROS.
 
-    The bag holds the original camera JPEGs, camera_info, /tf, /tf_static, /odom, the ground truth and the
-    sample token of each key frame.
+    A bag holds the original camera JPEGs, camera_info, /tf, /tf_static, /odom, the ground truth and the
+    sample token of each key frame. Several scenes: finished bags of an earlier run are kept.
     """
-    from ftkd_ros.bag.convert import convert_scene
+    from ftkd_ros.bag.convert import convert_opened
+    from ftkd_ros.bag.convert_scenes import ALL_SCENES, choose_scenes, convert_scenes
+    from ftkd_ros.bag.io import check_new
 
-    print(convert_scene(dataroot, version, scene, output, sweeps=sweeps))
+    one = len(scene) == 1 and scene[0] != ALL_SCENES and split is None
+    if one:
+        check_new(output)
+    dataset = options.open_dataset(dataroot, version, category_map)
+    if one:
+        print(convert_opened(dataset, scene[0], output, sweeps=sweeps))
+        return 0
+    report = convert_scenes(dataset, choose_scenes(dataset, scene, split), output, sweeps=sweeps, jobs=jobs)
+    print(f"{output}: {report}")
+    report.check()
+    return 0
+
+
+@click.command("check-data", short_help="Check the tables and all images of a nuScenes data set.")
+@options.dataset
+@options.category_map
+def check_data(dataroot: Path, version: str, category_map: tuple[str, ...]) -> int:
+    """Check a data set before conversion or training.
+
+    Lists images that are missing or cut off and annotations that are left out. Exit code 2 if an image
+    cannot be used.
+    """
+    from ftkd_core.data.nuscenes import faults_text, find_faults
+    from ftkd_core.errors import UserError
+
+    dataset = options.open_dataset(dataroot, version, category_map)
+    images = [row["filename"] for row in dataset.sample_data if row["sensor_modality"] == "camera"]
+    faults = find_faults(Path(dataset.dataroot), images)
+    for name, problem in faults.items():
+        print(f"{name} {problem}")
+    print(
+        f"{len(dataset.scene)} scenes, {len(dataset.sample)} key frames, {len(images)} images, "
+        f"{len(dataset.sample_annotation)} annotations"
+    )
+    if faults:
+        raise UserError(f"data set {str(dataroot)!r}: {faults_text(faults, len(images))}; copy them again")
     return 0

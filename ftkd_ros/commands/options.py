@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options that several commands share."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -58,6 +59,26 @@ def cameras(function: Function) -> Function:
     ):
         function = option(function)
     return function
+
+
+def category_map(function: Function) -> Function:
+    """Add --category-map: detection classes of a data set's own categories."""
+    return click.option(
+        "--category-map",
+        multiple=True,
+        metavar="NAME=CLASS",
+        help="Detection class of a category; several times, or a JSON file.",
+    )(function)
+
+
+def open_dataset(dataroot: Path, version: str, entries: tuple[str, ...] = ()) -> Any:
+    """Load the tables of a data set and print its notes. Imports the devkit."""
+    from ftkd_core.data.nuscenes import open_dataset, parse_category_map
+
+    dataset = open_dataset(dataroot, version, parse_category_map(entries) if entries else None)
+    for note in dataset.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return dataset
 
 
 def weights_and_device(function: Function) -> Function:

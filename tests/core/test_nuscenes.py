@@ -191,11 +191,11 @@ def test_open_dataset_raises_with_the_cause(tmp_path: Path) -> None:
     tables = tmp_path / VERSION
     tables.mkdir()
     (tables / "sample.json").write_text("[]")
-    with pytest.raises(UserError, match=r"lacks the tables attribute\.json"):
+    with pytest.raises(UserError, match=r"lacks the tables calibrated_sensor\.json"):
         access.open_dataset(tmp_path, VERSION)
     for name in access.TABLE_NAMES:
         (tables / f"{name}.json").write_text("[]")
-    with pytest.raises(UserError, match="incomplete or damaged"):
+    with pytest.raises(UserError, match="has no scene or no sample"):
         access.open_dataset(tmp_path, VERSION)
     (tables / "scene.json").write_text(json.dumps([{"token": "x"}])[:-3])
     with pytest.raises(UserError, match="not valid JSON"):

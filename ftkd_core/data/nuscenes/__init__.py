@@ -10,19 +10,22 @@ or without annotations (12 Hz).
 from ftkd_core.data.nuscenes.cameras import (
     CameraRecord,
     SweepRound,
+    camera_channels,
     camera_records,
     camera_round,
     ego_poses,
     load_sweep_round,
     load_view,
-    read_image,
     sensor_poses,
     sweep_rounds,
 )
+from ftkd_core.data.nuscenes.categories import CATEGORY_MAP_NAME, parse_category_map
 from ftkd_core.data.nuscenes.ground_truth import ground_truth
+from ftkd_core.data.nuscenes.image_files import faults_text, find_faults, read_image
 from ftkd_core.data.nuscenes.tables import (
     LIDAR_CHANNEL,
     TABLE_NAMES,
+    Dataset,
     NuScenes,
     find_tables,
     open_dataset,
@@ -34,19 +37,25 @@ from ftkd_core.data.nuscenes.tables import (
 )
 
 __all__ = [
+    "CATEGORY_MAP_NAME",
     "LIDAR_CHANNEL",
     "TABLE_NAMES",
     "CameraRecord",
+    "Dataset",
     "NuScenes",
     "SweepRound",
+    "camera_channels",
     "camera_records",
     "camera_round",
     "ego_poses",
+    "faults_text",
+    "find_faults",
     "find_tables",
     "ground_truth",
     "load_sweep_round",
     "load_view",
     "open_dataset",
+    "parse_category_map",
     "read_image",
     "sample_pose",
     "sample_stamp_ns",

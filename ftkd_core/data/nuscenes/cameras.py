@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from ftkd_core.classes import CAMERA_CHANNELS
+from ftkd_core.data.nuscenes.image_files import read_image
+from ftkd_core.data.nuscenes.table_checks import row_error
 from ftkd_core.data.nuscenes.tables import (
     LIDAR_CHANNEL,
     NuScenes,
@@ -92,6 +93,13 @@ def camera_round(
     )
 
 
+def camera_channels(dataset: NuScenes) -> tuple[str, ...]:
+    """Return the cameras of a data set: those of nuScenes in the usual order, then others by name."""
+    known = {str(sensor["channel"]) for sensor in dataset.sensor if sensor["modality"] == "camera"}
+    usual = [channel for channel in CAMERA_CHANNELS if channel in known]
+    return (*usual, *sorted(known.difference(usual)))
+
+
 def camera_records(
     dataset: NuScenes, scene_name: str, channel: str, *, keyframes_only: bool = False
 ) -> list[CameraRecord]:
@@ -145,20 +153,6 @@ def load_sweep_round(sweep_round: SweepRound) -> CameraRound:
     )
 
 
-def read_image(path: Path, *, half: bool = False) -> NDArray[np.uint8]:
-    """Read an image file as RGB (h, w, 3).
-
-    half: decode at half width and height, rounded up; for a JPEG this takes half the time. Raises UserError
-    with the path if the file is missing or damaged.
-    """
-    mode = cv2.IMREAD_REDUCED_COLOR_2 if half else cv2.IMREAD_COLOR
-    bgr = cv2.imread(str(path), mode) if path.is_file() else None
-    if bgr is None:
-        reason = "cannot be decoded" if path.is_file() else "is missing"
-        raise UserError(f"image {str(path)!r} {reason}; copy this part of the data set again")
-    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-
-
 def load_view(record: CameraRecord) -> CameraView:
     """Read one image as RGB. Raises UserError with the path if it is missing, damaged or has an unexpected
     size."""
@@ -196,13 +190,15 @@ def ego_poses(
 
 
 def sensor_poses(dataset: NuScenes, scene_name: str) -> dict[str, NDArray[np.float64]]:
-    """Return ego_from_sensor (4, 4) by channel for all sensors with data at the first key frame of the
-    scene."""
-    sample = dataset.get("sample", scene_samples(dataset, scene_name)[0])
-    poses = {}
-    for channel, token in sample["data"].items():
-        row = dataset.get("sample_data", token)
-        poses[str(channel)] = pose_of(dataset.get("calibrated_sensor", row["calibrated_sensor_token"]))
+    """Return ego_from_sensor (4, 4) by channel for all sensors with data in the scene, as calibrated at the
+    first key frame that has data of the sensor."""
+    poses: dict[str, NDArray[np.float64]] = {}
+    for sample_token in scene_samples(dataset, scene_name):
+        for channel, token in dataset.get("sample", sample_token)["data"].items():
+            if channel not in poses:
+                row = dataset.get("sample_data", token)
+                calibration = dataset.get("calibrated_sensor", row["calibrated_sensor_token"])
+                poses[str(channel)] = pose_of(calibration)
     return poses
 
 
@@ -223,6 +219,8 @@ def _sensor_rows(dataset: NuScenes, scene_name: str, channel: str) -> Iterator[d
 def _camera_record(dataset: NuScenes, token: str) -> CameraRecord:
     row = dataset.get("sample_data", token)
     calibration = dataset.get("calibrated_sensor", row["calibrated_sensor_token"])
+    if not calibration["camera_intrinsic"]:
+        raise row_error("calibrated_sensor", calibration, "camera_intrinsic", "the 3 x 3 matrix of a camera")
     return CameraRecord(
         token=str(token),
         channel=str(row["channel"]),

@@ -2,15 +2,18 @@
 """Tables of a nuScenes data set: open them, select scenes and key frames, look up poses."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from nuscenes import NuScenes as NuScenes  # noqa: PLC0414  (re-exported: the devkit is imported in few places)
+from nuscenes.utils.map_mask import MapMask
 from nuscenes.utils.splits import get_scenes_of_split
 
+from ftkd_core.data.nuscenes.categories import read_category_map, rename_categories
+from ftkd_core.data.nuscenes.table_checks import Row, check_tables, read_table
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import make_transform
 
@@ -19,12 +22,18 @@ TABLE_NAMES: Final[tuple[str, ...]] = (
     "attribute", "calibrated_sensor", "category", "ego_pose", "instance", "log", "map", "sample",
     "sample_annotation", "sample_data", "scene", "sensor", "visibility",
 )  # fmt: skip
+_TRUTH_TABLES: Final = ("sample_annotation", "instance", "category", "attribute", "visibility", "map")
+"""Tables that a data set without ground truth may lack."""
 _NAMES_IN_ERRORS: Final = 12
 
 
 def find_tables(dataroot: str | Path, version: str) -> Path:
-    """Return the folder of a data set's tables. Raises UserError if the folder, the version or a table is
-    missing."""
+    """Return the folder of a data set's tables. Raises UserError if the folder, the version or a required
+    table is missing.
+
+    `map` is optional. Without `sample_annotation` and `instance` a data set has no ground truth; `category`,
+    `attribute` and `visibility` are then optional too.
+    """
     root = Path(dataroot).expanduser()
     if not root.is_dir():
         raise UserError(
@@ -36,29 +45,104 @@ def find_tables(dataroot: str | Path, version: str) -> Path:
         found = f"has {list_names(versions)}" if versions else "holds no nuScenes version (no */sample.json)"
         raise UserError(f"version {version!r} not found: data set folder {str(root)!r} {found}")
     missing = [name for name in TABLE_NAMES if not (root / version / f"{name}.json").is_file()]
-    if missing:
+    without_truth = {"sample_annotation", "instance"} <= set(missing)
+    lacking = [name for name in missing if name not in (_TRUTH_TABLES if without_truth else ("map",))]
+    if lacking:
         raise UserError(
             f"data set {str(root / version)!r} lacks the tables "
-            f"{list_names(f'{name}.json' for name in missing)}"
+            f"{list_names(f'{name}.json' for name in lacking)}"
         )
     return root / version
 
 
-def open_dataset(dataroot: str | Path, version: str) -> NuScenes:
-    """Load the tables of a data set. Raises UserError if the folder, the version or a table cannot be
-    used."""
-    root = find_tables(dataroot, version).parent
+def open_dataset(
+    dataroot: str | Path, version: str, category_map: Mapping[str, str] | None = None
+) -> "Dataset":
+    """Load and check the tables of a data set; maps are optional.
+
+    category_map: detection class by category name ("" leaves the category out), for data sets with their own
+    categories; default: `category_map.json` next to the tables, if there is one. Raises UserError with table
+    and row if something cannot be used.
+    """
+    folder = find_tables(dataroot, version)
     try:
-        return NuScenes(version=version, dataroot=str(root), verbose=False)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"a table of data set {str(root / version)!r} is not valid JSON ({error}); copy it again"
-        ) from error
-    except (AssertionError, KeyError, IndexError, TypeError) as error:
+        return Dataset(folder, read_category_map(folder) if category_map is None else category_map)
+    except (AssertionError, KeyError, IndexError, TypeError, AttributeError, OSError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"data set {str(root / version)!r} is incomplete or damaged ({reason}); copy it again"
+            f"data set {str(folder)!r} is incomplete or damaged ({reason}); copy it again"
         ) from error
+
+
+class Dataset(NuScenes):  # type: ignore[misc]  # the devkit has no types
+    """The devkit's tables, checked; notes: sentences on what was left out or assumed."""
+
+    def __init__(self, folder: Path, category_map: Mapping[str, str]) -> None:
+        self.notes: list[str] = []
+        self._folder = folder
+        self._category_map = category_map
+        self._maps: list[Row] = []
+        super().__init__(version=folder.name, dataroot=str(folder.parent), verbose=False)
+
+    @property
+    def has_ground_truth(self) -> bool:
+        """Whether the data set has any annotation; v1.0-test has none."""
+        return bool(self.sample_annotation)
+
+    def __load_table__(self, table_name: str) -> list[Row]:
+        path = self._folder / f"{table_name}.json"
+        if not path.is_file() and table_name in _TRUTH_TABLES:
+            return []
+        rows = read_table(path)
+        if table_name == "map":
+            self._maps, rows = rows, []  # the devkit opens each map; see __make_reverse_index__
+        return rows
+
+    def __make_reverse_index__(self, verbose: bool) -> None:
+        if not self.sample or not self.scene:
+            raise UserError(
+                f"data set {str(self._folder)!r} has no scene or no sample; copy its tables again"
+            )
+        self._complete_annotations()
+        check_tables({name: getattr(self, name) for name in TABLE_NAMES})
+        for table in (self.sample, self.sample_data):
+            for row in table:
+                row["timestamp"] = int(row["timestamp"])
+        self.notes += rename_categories(
+            self.category, self.instance, self.sample_annotation, self._category_map
+        )
+        self.map = self._usable_maps()
+        super().__make_reverse_index__(verbose)
+
+    def _complete_annotations(self) -> None:
+        """Fill in the columns that other data sets omit; without point counts objects count as seen."""
+        unseen = 0
+        for row in self.sample_annotation:
+            if "num_lidar_pts" not in row and "num_radar_pts" not in row:
+                unseen += 1
+                row["num_lidar_pts"] = 1
+            for name, value in (("num_lidar_pts", 0), ("num_radar_pts", 0), ("visibility_token", "")):
+                row.setdefault(name, value)
+            row.setdefault("attribute_tokens", [])
+        if unseen:
+            self.notes.append(
+                f"{unseen} annotations have neither num_lidar_pts nor num_radar_pts; "
+                "they count as seen by one point"
+            )
+
+    def _usable_maps(self) -> list[Row]:
+        """Return one row per map whose file exists, and one without a file for the logs without a map."""
+        root = Path(self.dataroot)
+        rows = [row for row in self._maps if (root / str(row.get("filename"))).is_file()]
+        rows = [row for row in rows if isinstance(row.get("log_tokens"), list)]
+        mapped = {token for row in rows for token in row["log_tokens"]}
+        others = [row["token"] for row in self.log if row["token"] not in mapped]
+        for row in rows:
+            row["mask"] = MapMask(str(Path(self.dataroot, row["filename"])), resolution=0.1)
+        return [
+            *rows,
+            {"token": "no map", "log_tokens": others, "filename": "", "category": "", "mask": None},
+        ]
 
 
 def scene_names(dataset: NuScenes) -> list[str]:
@@ -107,12 +191,16 @@ def sample_stamp_ns(dataset: NuScenes, sample_token: str) -> int:
 
 
 def sample_pose(dataset: NuScenes, sample_token: str) -> NDArray[np.float64]:
-    """Return global_from_ego (4, 4) of a key frame: the ego pose of its LIDAR_TOP. Raises UserError if it has
-    none."""
-    data = sample_record(dataset, sample_token)["data"]
-    if LIDAR_CHANNEL not in data:
-        raise UserError(f"sample {sample_token} has no {LIDAR_CHANNEL}, only {list_names(sorted(data))}")
-    return pose_of(dataset.get("ego_pose", dataset.get("sample_data", data[LIDAR_CHANNEL])["ego_pose_token"]))
+    """Return global_from_ego (4, 4) of a key frame: the ego pose of its LIDAR_TOP; without a lidar, that of
+    the sensor nearest in time. Raises UserError if the key frame has no sensor data."""
+    sample = sample_record(dataset, sample_token)
+    data = sample["data"]
+    if not data:
+        raise UserError(f"sample {sample_token} has no sensor data; check that the data set is complete")
+    rows = [dataset.get("sample_data", token) for token in data.values()]
+    nearest = min(rows, key=lambda row: (abs(row["timestamp"] - sample["timestamp"]), row["channel"]))
+    row = dataset.get("sample_data", data[LIDAR_CHANNEL]) if LIDAR_CHANNEL in data else nearest
+    return pose_of(dataset.get("ego_pose", row["ego_pose_token"]))
 
 
 def _scene_record(dataset: NuScenes, scene_name: str) -> dict[str, Any]:
