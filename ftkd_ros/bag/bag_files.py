@@ -15,8 +15,9 @@ from typing import Final
 
 from rosbags.interfaces import Connection, MessageDefinition, MessageDefinitionFormat
 from rosbags.rosbag2 import Reader, storage_mcap
-from rosbags.rosbag2.reader import zstd
-from ruamel.yaml import YAML, YAMLError
+from rosbags.rosbag2.reader import zstd  # type: ignore[attr-defined]  # of Python 3.14 or a backport
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from ftkd_core.errors import UserError
 

@@ -152,7 +152,6 @@ class Drive:
     `/image`) and `/<channel>/camera_info` in lower case, or the given patterns with `{camera}`.
     offsets_ns: one per camera; None estimates them from all stamps. faults: number of unusable rounds and
     cameras by reason. Raises UserError for a bag without a
-    all stamps. faults: number of unusable rounds and cameras by reason. Raises UserError for a bag without a
     required topic.
     """
 
