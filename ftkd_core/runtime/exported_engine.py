@@ -18,7 +18,7 @@ from ftkd_core.geometry import invert_rigid
 from ftkd_core.runtime.engines import Rows
 from ftkd_core.runtime.export import rig_path
 from ftkd_core.runtime.header import RigKey, rig_key
-from ftkd_core.runtime.preprocess import round_rig, stack_images
+from ftkd_core.runtime.preprocess import round_rig, stack_images, visible_tokens
 from ftkd_core.runtime.streaming_graph import GEOMETRY, MEMORY, OUTPUTS, RIG_INPUTS
 from ftkd_core.types import CameraRound
 
@@ -67,10 +67,13 @@ class ExportedEngine:
         config = self.config
         rig = round_rig(camera_round, config.image, config.channels)  # refuses what cannot be used
         rig_inputs = dict(zip(RIG_INPUTS, (value[0].numpy() for value in rig), strict=True))
-        key = rig_key(rig)
+        visible = visible_tokens(camera_round, config.image)
+        key = rig_key(rig) + (b"" if visible is None else visible.tobytes())
         if key != self._rig_key:
-            self._geometry = dict(zip(GEOMETRY, self._rig_session.run(GEOMETRY, rig_inputs), strict=True))
-            self._rig_key = key
+            found = dict(zip(GEOMETRY, self._rig_session.run(GEOMETRY, rig_inputs), strict=True))
+            if visible is not None:
+                found["token_mask"] = found["token_mask"] & visible
+            self._geometry, self._rig_key = found, key
         pose = camera_round.global_from_ego
         before, time_before = (pose, time_s) if is_first or self._previous is None else self._previous
         inputs: dict[str, NDArray[Any]] = {
@@ -82,9 +85,9 @@ class ExportedEngine:
             **self._geometry,
             **(self._empty if is_first else self._memory),
         }
-        found = self.session.run((*OUTPUTS, *(f"next_{name}" for name in MEMORY)), inputs)
-        boxes, scores, labels = found[: len(OUTPUTS)]
-        self._memory = dict(zip(MEMORY, found[len(OUTPUTS) :], strict=True))
+        results = self.session.run((*OUTPUTS, *(f"next_{name}" for name in MEMORY)), inputs)
+        boxes, scores, labels = results[: len(OUTPUTS)]
+        self._memory = dict(zip(MEMORY, results[len(OUTPUTS) :], strict=True))
         self._previous = (pose, time_s)
         rows = np.concatenate([boxes, scores[:, None], labels[:, None]], axis=1).astype(np.float64)
         return lambda: rows

@@ -69,13 +69,24 @@ def far_away(camera_round: CameraRound, index: int) -> CameraRound:
     return dataclasses.replace(camera_round, views=moved, global_from_ego=pose)
 
 
+def hide_half(camera_round: CameraRound, model: StreamPETR) -> CameraRound:
+    """The round with the upper half of its first camera not visible."""
+    image = model.config.image
+    visible = np.ones((image.height // 16, image.width // 16), dtype=np.float32)
+    visible[: len(visible) // 2] = 0
+    first, *others = camera_round.views
+    assert first is not None
+    return dataclasses.replace(camera_round, views=(dataclasses.replace(first, visible=visible), *others))
+
+
 @pytest.mark.parametrize("library", SESSIONS)
 def test_an_exported_detector_streams_as_the_plain_one(
     library: str, model: StreamPETR, exported: Path
 ) -> None:
-    """20 rounds with ego motion, a missing camera and a camera that is turned."""
+    """20 rounds with ego motion, a missing camera, a turned camera, and one of which half is hidden."""
     rounds = [far_away(make_round(index, missing=4 if index == 7 else None), index) for index in range(20)]
     rounds[12] = turn_camera(rounds[12])
+    rounds[15] = hide_half(rounds[15], model)
     engine = ExportedEngine(exported, model.config, SESSIONS[library], weights_hash=HASH)
     agreement = compare_detectors(detector(model), detector(model, engine), rounds, top=20)
     assert agreement.unmatched == 0 and agreement.compared == 400
