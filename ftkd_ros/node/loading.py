@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.logging import get_logger
+
 from ftkd_ros.node.parameters import DetectorParameters
 
 DetectorFactory = Callable[[DetectorParameters], Any]
@@ -19,7 +21,7 @@ def load_detector(parameters: DetectorParameters) -> Any:
     """
     from ftkd_core.runtime.detector import Detector
 
-    return Detector.from_weights(
+    detector = Detector.from_weights(
         parameters.weights or None,
         preset=parameters.preset or None,
         device=parameters.device,
@@ -28,6 +30,8 @@ def load_detector(parameters: DetectorParameters) -> Any:
         max_detections=parameters.max_detections,
         camera_model=parameters.camera_model,
     )
+    get_logger("detector").info(f"engine {detector.runtime}: {detector.runtime_reason}")
+    return detector
 
 
 def free_memory() -> None:

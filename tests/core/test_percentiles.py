@@ -18,7 +18,7 @@ def test_summary_agrees_with_numpy() -> None:
 
 
 def test_summary_of_no_samples_is_none() -> None:
-    fields = ("p50", "p95", "p99", "mean", "max")
+    fields = ("p50", "p95", "p99", "mean", "max", "min")
     assert summarize([]).as_dict() == dict.fromkeys(fields) | {"count": 0}
 
 

@@ -18,7 +18,7 @@ def test_bench_prints_latency_and_peak_memory(
     file = tmp_path / "new" / "figures.json"
     assert cli.main(["bench", "--device", "cpu", "--repeats", "2", "--json", str(file)]) == 0
     output = capsys.readouterr().out
-    assert "tiny (tiny_synthetic.safetensors) on cpu, fast runtime" in output
+    assert "tiny (tiny_synthetic.safetensors) on cpu, engine " in output
     assert "p50" in output and "peak memory" in output
     figures = json.loads(file.read_text(encoding="utf-8"))
     assert figures["latency_ms"]["count"] == 2 and figures["latency_ms"]["p50"] > 0

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,7 +123,12 @@ def test_activate_can_be_repeated_after_a_failure(monkeypatch: pytest.MonkeyPatc
 
 def test_parameters_are_passed_to_the_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[object, dict[str, object]]] = []
-    monkeypatch.setattr(Detector, "from_weights", lambda weights, **options: calls.append((weights, options)))
+
+    def record(weights: object, **options: object) -> SimpleNamespace:
+        calls.append((weights, options))
+        return SimpleNamespace(runtime="plain", runtime_reason="requested")
+
+    monkeypatch.setattr(Detector, "from_weights", record)
     load_detector(DetectorParameters(runtime="plain", device="cpu", max_detections=7))
     load_detector(DetectorParameters())
     options = {

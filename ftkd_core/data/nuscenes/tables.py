@@ -139,10 +139,11 @@ class Dataset(NuScenes):  # type: ignore[misc]  # the devkit has no types
         others = [row["token"] for row in self.log if row["token"] not in mapped]
         for row in rows:
             row["mask"] = MapMask(str(Path(self.dataroot, row["filename"])), resolution=0.1)
-        return [
-            *rows,
-            {"token": "no map", "log_tokens": others, "filename": "", "category": "", "mask": None},
-        ]
+        if others:
+            rows.append(
+                {"token": "no map", "log_tokens": others, "filename": "", "category": "", "mask": None}
+            )
+        return rows
 
 
 def scene_names(dataset: NuScenes) -> list[str]:
