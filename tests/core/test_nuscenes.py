@@ -4,7 +4,6 @@
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +47,7 @@ def sample_token(dataset: NuScenes) -> str:
 
 @needs_sample
 def test_camera_round_holds_six_real_images(dataset: NuScenes, sample_token: str) -> None:
-    started = time.perf_counter()
     camera_round = access.camera_round(dataset, sample_token)
-    assert time.perf_counter() - started < 3.0
     assert camera_round.reference_stamp_ns == 1532402927647951000
     assert len(camera_round.views) == 6
     for view in camera_round.views:
