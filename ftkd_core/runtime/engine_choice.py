@@ -2,7 +2,7 @@
 """Which engine runs a detector, and how it is made.
 
 `auto` takes the fastest engine that is proven on the device: on a CPU OpenVINO, if it is installed, then ONNX
-Runtime, then our own fast engine (`benchmarks/results/engines_cpu.json`); on a GPU our fast engine, if it
+Runtime, then our own fast engine (`python -m benchmarks.engines`); on a GPU our fast engine, if it
 passes its self-check there, else the plain one. Engines of exported graphs need a file: one that was exported
 before, or one that is exported now and cached.
 """
