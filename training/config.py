@@ -8,7 +8,15 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from ftkd_core.config import DetectorConfig, SparseBEVConfig
-from ftkd_core.config_class import Count, NotNegative, Positive, PositiveCount, Probability, config_class
+from ftkd_core.config_class import (
+    Count,
+    NotNegative,
+    Positive,
+    PositiveCount,
+    Probability,
+    config_class,
+    require,
+)
 from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.synthetic.traffic import world_config
 
@@ -117,11 +125,26 @@ class RunConfig:
     """Seed of weights, order of the data, augmentation and masks."""
     save_every: PositiveCount = 500
     """Steps between checkpoints."""
+    recompute: bool = False
+    """Activation checkpointing in backbone and decoder: less memory, the same gradients, one more forward
+    pass [public code: with_cp]."""
+    accumulate: PositiveCount = 1
+    """Parts in which a process runs its batch, a divisor of `streams`. The optimizer takes one step with the
+    mean of their gradients."""
+    gradient_frames: Count = 0
+    """First frames of a SparseBEV's window whose features have gradients; 0 is all [public code:
+    stop_prev_grad]."""
     init_parts: str = ""
     """Parts of the model that `--init` provides, comma-separated; empty takes all."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.streams % self.accumulate == 0,
+            f"accumulate {self.accumulate}: expected a divisor of the {self.streams} streams of a process",
+        )
 
 
 @config_class

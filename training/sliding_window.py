@@ -22,7 +22,7 @@ from ftkd_core.models.stream_petr import StreamPETR
 from training.datasets import StreamingDataset
 from training.distiller import Distiller
 from training.feature_cache import network_input
-from training.tasks import State, StreamingTask
+from training.tasks import State, StreamingTask, split_item
 
 
 class SlidingWindowDataset(Dataset[list[Any]]):
@@ -55,7 +55,8 @@ class SlidingWindowTask(StreamingTask):
         self, batch: Sequence[Any], state: State, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], State]:
         ungraded, graded = batch[: -self.graded], batch[-self.graded :]
-        current = self._fill_memory(ungraded, self.start_state())
+        streams = len(split_item(batch[0])[0].is_first)
+        current = self._fill_memory(ungraded, self.start_state(streams))
         sums: dict[str, Tensor] = {}
         for item in graded:
             terms, current = super().forward(item, current, generator)

@@ -60,15 +60,16 @@ class StreamingTask(nn.Module):
         """Configurations that must equal those of a checkpoint to resume it."""
         return _settings(self.detector, self.distiller)
 
-    def start_state(self) -> State:
-        """Return the state before the first step: the memory and, if the method relates consecutive frames,
-        the previous feature maps (B, N, C, H, W)."""
-        memory = self.detector.start_memory(self.streams)
+    def start_state(self, streams: int = 0) -> State:
+        """Return the state of `streams` (0: all) before the first step: the memory and, if the method relates
+        consecutive frames, the previous feature maps (B, N, C, H, W)."""
+        streams = streams or self.streams
+        memory = self.detector.start_memory(streams)
         if self.distiller is None or not self.distiller.method.needs_previous:
             return tuple(memory)
         config, stride = self.detector.config, TOKEN_STRIDE
         size = (config.image.height // stride, config.image.width // stride)
-        shape = (self.streams, len(config.channels), config.backbone.neck_channels, *size)
+        shape = (streams, len(config.channels), config.backbone.neck_channels, *size)
         return (*memory, memory.embedding.new_zeros(shape))
 
     def forward(
@@ -108,13 +109,16 @@ class WindowTask(nn.Module):
     """SparseBEV on B windows: the teacher, or the window student, whose frames are the first of the longer
     windows that its distiller receives.
 
-    grid_mask as in `AugmentConfig`; the distiller's teacher sees unmasked images.
+    grid_mask as in `AugmentConfig`; the distiller's teacher sees unmasked images. gradient_frames as in
+    `RunConfig`; frames without gradient are not masked (upstream).
     """
 
     def __init__(
-        self, detector: SparseBEV, distiller: Distiller | None = None, grid_mask: float = 0.0
-    ) -> None:
+        self, detector: SparseBEV, distiller: Distiller | None = None, grid_mask: float = 0.0,
+        gradient_frames: int = 0,
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.gradient_frames = gradient_frames
         self.detector, self.distiller, self.grid_mask = detector, distiller, grid_mask
         self.criterion = DetectionCriterion(detector.config)
         if distiller is not None:
@@ -143,11 +147,14 @@ class WindowTask(nn.Module):
         frames = config.num_frames
         images = network_input(batch.images[:, :frames], config.image)
         rig = CameraRig(*(value[:, :frames] for value in batch.rig))
-        images = apply_grid_mask(images, self.grid_mask, generator)
+        masked = self.gradient_frames or frames
+        images = torch.cat(
+            [apply_grid_mask(images[:, :masked], self.grid_mask, generator), images[:, masked:]], dim=1
+        )
         window = FrameWindow(images, rig, batch.time[:, :frames])
         range_m = batch.time.new_tensor(config.decoder.point_range_m[3:])
         denoising = make_denoising(targets, config.loss, range_m, generator)
-        predictions, pyramid = self.detector(window, denoising)
+        predictions, pyramid = self.detector(window, denoising, self.gradient_frames)
         current_rig = CameraRig(*(value[:, 0] for value in batch.rig))
         terms: dict[str, Tensor] = self.criterion(predictions, targets, current_rig, denoising)
         if self.distiller is not None:

@@ -29,6 +29,7 @@ from ftkd_core.distillation.cache import TeacherCache, fill_cache, refuse_augmen
 from ftkd_core.distillation.methods import METHODS, MethodConfig
 from ftkd_core.errors import UserError
 from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.recompute import set_recompute
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS, preset, sparse_bev_preset
@@ -215,7 +216,7 @@ def run_training(
     task = make_task(config, model, distiller)
     trainer = Trainer(
         fabric, task, config.optim, out, steps=config.steps, seed=config.seed, autocast=autocast,
-        notes={} if source is None else source.notes,
+        accumulate=config.accumulate, notes={} if source is None else source.notes,
     )  # fmt: skip
     if (out / checkpoint.FILE_NAME).exists():
         trainer.resume(out / checkpoint.FILE_NAME)
@@ -243,6 +244,7 @@ def _build_model(
             fabric.print(f"{init} lacks {', '.join(missing)}: these are initialised at random")
     elif config.init_parts:
         raise UserError(f"init_parts {config.init_parts!r} without a file; give one with --init")
+    set_recompute(model, config.recompute)
     return model
 
 
@@ -255,7 +257,12 @@ def make_task(
     if isinstance(model, SparseBEV):
         if data.window:
             raise UserError(f"data.window {data.window}: a SparseBEV always sees windows; leave it out")
-        return WindowTask(model, distiller, config.augment.grid_mask)
+        return WindowTask(model, distiller, config.augment.grid_mask, config.gradient_frames)
+    if config.gradient_frames:
+        raise UserError(
+            f"gradient_frames {config.gradient_frames}: a StreamPETR's frames before data.graded have no "
+            "gradients already; leave it out"
+        )
     if not data.window:
         return StreamingTask(model, config.streams, distiller, config.augment.grid_mask)
     if not 1 <= data.graded <= data.window:

@@ -26,6 +26,7 @@ from ftkd_core.data.synthetic.rig import canonical_cameras, nuscenes_rig
 from ftkd_core.errors import UserError
 from ftkd_core.weights import save_weights
 from training import checkpoint
+from training.accumulation import merge_states, split_batch
 from training.config import OptimConfig
 from training.distiller import is_distillation_term
 from training.optimizer import eval_modules, frozen_modules, parameter_groups
@@ -36,7 +37,8 @@ WEIGHTS_NAME = "weights.safetensors"
 
 class Trainer:
     """Owns a task, its state, the averaged weights and the optimiser. `run` trains from the current step to
-    the last. notes: entries of the weights file besides steps, hours and seed."""
+    the last. accumulate: parts of a batch whose gradients are averaged before a step. notes: entries of the
+    weights file besides steps, hours and seed."""
 
     def __init__(
         self,
@@ -48,9 +50,11 @@ class Trainer:
         steps: int,
         seed: int,
         autocast: torch.dtype | None = None,
+        accumulate: int = 1,
         notes: Mapping[str, Any] | None = None,
     ) -> None:
         self.fabric, self.out, self.optim, self.steps, self.seed = fabric, out, optim, steps, seed
+        self.accumulate = accumulate
         self.notes = dict(notes or {})
         # Not Fabric's bf16-mixed: it would cast poses to bfloat16, which is accurate to 4 m in a town.
         self.autocast = autocast
@@ -128,23 +132,40 @@ class Trainer:
         step_seed = hash((self.seed, self.step, self.fabric.global_rank)) % 2**63
         torch.manual_seed(step_seed)  # dropout
         generator = torch.Generator().manual_seed(step_seed)
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        states: list[State] = []
+        batches, before = split_batch(batch, self.accumulate), split_batch(self.state, self.accumulate)
+        for part, (item, state) in enumerate(zip(batches, before, strict=True), start=1):
+            with self.fabric.no_backward_sync(self.model, enabled=part < self.accumulate):
+                terms, new_state = self._backward(item, state, generator)
+            states.append(new_state)
+            sums = {name: sums[name] + value if sums else value for name, value in terms.items()}
+        norm = self._clip()
+        self.optimizer.step()
+        self._update_average()
+        self.state = merge_states(states)
+        return sums, norm.detach()
+
+    def _backward(
+        self, batch: Any, state: State, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], State]:
+        """Add the gradients of a part of the step's batch; return its share of the loss terms and its new
+        state."""
         dtype = self.autocast or torch.bfloat16
         with torch.autocast(self.fabric.device.type, dtype, enabled=self.autocast is not None):
             try:
-                terms, state = self.model(batch, self.state, generator)
+                terms, new_state = self.model(batch, state, generator)
             except FloatingPointError as error:  # the matching found a cost that is not finite
                 raise self._not_finite(str(error)) from None
+        if self.accumulate > 1:
+            terms = {name: value / self.accumulate for name, value in terms.items()}
         loss = torch.stack(list(terms.values())).sum()
         if not torch.isfinite(loss):
             bad = ", ".join(name for name, value in terms.items() if not torch.isfinite(value))
             raise self._not_finite(f"loss term {bad} is not finite")
-        self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
-        norm = self._clip()
-        self.optimizer.step()
-        self._update_average()
-        self.state = state
-        return {name: value.detach() for name, value in terms.items()}, norm.detach()
+        return {name: value.detach() for name, value in terms.items()}, new_state
 
     def _clip(self) -> Tensor:
         """Clip the gradients and return their norm before clipping. Raise FloatingPointError if it is not
