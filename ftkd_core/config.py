@@ -215,8 +215,9 @@ class LossConfig:
     )  # fmt: skip
     """Weight per element of the 10-d box code in the loss."""
     weighted_matching: bool = False
-    """Whether the box cost of the matching has the `code_weights` and includes velocity [public code:
-    SparseBEV]; without it the eight elements before velocity have equal weights."""
+    """Whether the box cost of the matching has the `code_weights` and includes velocity; without it the eight
+    elements before velocity have equal weights [ours]. With `decoder.as_published` the matching is that of
+    the public model."""
     denoising: NotNegative = 1.0
     """Losses of the denoising queries."""
     denoising_groups: Count = 10

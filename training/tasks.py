@@ -18,7 +18,7 @@ from ftkd_core.distillation.teacher_output import PreviousMaps
 from ftkd_core.errors import UserError
 from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.target_filter import filter_targets
-from ftkd_core.models.denoising import make_denoising
+from ftkd_core.models.denoising import make_denoising, noise_scale
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.predictions import Predictions
 from ftkd_core.models.sparse_bev import SparseBEV
@@ -81,7 +81,8 @@ class StreamingTask(nn.Module):
         targets = filter_targets(batch.targets, config)
         images = network_input(batch.images, config.image)
         frame = batch.frame(apply_grid_mask(images, self.grid_mask, generator))
-        denoising = make_denoising(targets, config.loss, self.detector.range_m, generator)
+        noise = noise_scale(config)
+        denoising = make_denoising(targets, config.loss, self.detector.range_m, generator, noise)
         predictions, memory = self.detector(frame, Memory(*state[:_MEMORY_FIELDS]), denoising)
         terms: dict[str, Tensor] = self.criterion(predictions, targets, batch.rig, denoising)
         if self.distiller is not None:
@@ -153,7 +154,7 @@ class WindowTask(nn.Module):
         )
         window = FrameWindow(images, rig, batch.time[:, :frames])
         range_m = batch.time.new_tensor(config.decoder.point_range_m[3:])
-        denoising = make_denoising(targets, config.loss, range_m, generator)
+        denoising = make_denoising(targets, config.loss, range_m, generator, noise_scale(config))
         predictions, pyramid = self.detector(window, denoising, self.gradient_frames)
         current_rig = CameraRig(*(value[:, 0] for value in batch.rig))
         terms: dict[str, Tensor] = self.criterion(predictions, targets, current_rig, denoising)
