@@ -127,7 +127,10 @@ print(received)
 def test_a_signal_after_the_last_openvino_session_is_handled(exported: Path) -> None:
     """OpenVINO leaves freed memory registered for signal handlers if its plugin is destroyed."""
     done = subprocess.run(
-        [sys.executable, "-c", SIGNAL_AFTER_CLOSING, str(exported)], capture_output=True, text=True
+        [sys.executable, "-c", SIGNAL_AFTER_CLOSING, str(exported)],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "['SIGINT']"), done.stderr
 
