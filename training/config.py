@@ -35,8 +35,12 @@ class DataConfig:
     """Seconds per synthetic scene."""
     intervals_s: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5,)
     """Seconds between frames; scenes take these values in turn. 0.5 to 0.083 trains for 2 to 12 Hz."""
-    segment: PositiveCount = 10
-    """Consecutive frames that a stream takes from a scene."""
+    segment: Count = 10
+    """Consecutive frames that a stream takes from a scene; 0 with order `epochs` takes halves of scenes, of
+    any length [public code: StreamPETR, `seq_split_num=2`]."""
+    sweeps: tuple[Count, Count] = (0, 0)
+    """Least and most camera rounds (12 Hz) between the frames of a SparseBEV's window in `root`, drawn per
+    window; [0, 0] takes key frames, which are 6 rounds apart [public code: 4 to 8]."""
     window: Count = 0
     """Frames per window of a streaming student that is trained on windows instead of streams; 0 uses streams
     (sliding_window.py)."""
@@ -70,6 +74,15 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         world_config(self.world)
+        least, most = self.sweeps
+        require(
+            self.sweeps == (0, 0) or 1 <= least <= most,
+            f"sweeps {list(self.sweeps)}: expected [0, 0], or at least 1 and no more than the second",
+        )
+        require(
+            self.segment > 0 or self.order == "epochs",
+            "segment 0 (halves of scenes): expected order epochs, which cuts every scene in halves",
+        )
 
 
 @config_class
@@ -91,6 +104,8 @@ class OptimConfig:
     """Learning rate at the first step, as a share of `lr`."""
     final_ratio: Probability = 0.01
     """Learning rate at the last step, as a share of `lr`."""
+    hold_steps: PositiveCount = 1
+    """Steps between changes of the decaying rate: those of an epoch in SparseBEV [public code]."""
     clip_norm: Positive = 35.0
     """Largest norm of the gradient [public code]."""
     backbone_ratio: NotNegative = 1.0
@@ -108,6 +123,7 @@ class OptimConfig:
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate at a step of a run of `steps`."""
         warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        step -= step % self.hold_steps
         progress = min(1.0, max(0.0, (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)))
         cosine = self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
         return self.lr * (self.warmup_start + (1 - self.warmup_start) * warm) * cosine
@@ -153,9 +169,25 @@ class TrainConfig(RunConfig):
 
     model: DetectorConfig
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_mirrored(self, self.model.auxiliary_kind == "dense")
+
 
 @config_class
 class WindowTrainConfig(RunConfig):
     """A run of a SparseBEV."""
 
     model: SparseBEVConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_mirrored(self, self.model.has_dense_head)
+
+
+def _check_mirrored(config: RunConfig, has_dense_head: bool) -> None:
+    require(
+        not (config.augment.as_published and config.augment.flip and has_dense_head),
+        "augment.as_published with the dense 2-D head: it cannot read mirrored images of a world that is not "
+        "mirrored; set augment.flip=0, or leave augment.as_published out",
+    )

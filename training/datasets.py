@@ -48,12 +48,17 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
             )
         real = NuScenesClips(
             Path(data.root), data.nuscenes, data.split, config.model.image, config.model.channels,
-            Path(data.cache), half_decode=data.half_decode,
+            Path(data.cache), half_decode=data.half_decode, sweeps=data.sweeps != (0, 0),
         )  # fmt: skip
         if fabric.is_global_zero:
             real.prepare()
         fabric.barrier()
         return real, len(real)
+    if data.sweeps != (0, 0):
+        raise UserError(
+            f"data.sweeps {list(data.sweeps)} without data.root: rendered scenes have no frames between key "
+            "frames; leave it out, or set data.intervals_s"
+        )
     rendered = SyntheticClips(
         0, config.model.image, Path(data.cache), data.duration_s, data.version, data.intervals_s, data.world
     )
@@ -82,7 +87,14 @@ def with_cached_features(
 
 def make_streams(config: TrainConfig, clips: ClipSource, scenes: int, fabric: Fabric) -> StreamDataset:
     """Return the frames of streams that a streaming student sees."""
-    segment = config.data.window or config.data.segment
+    data = config.data
+    if data.sweeps != (0, 0):
+        raise UserError(
+            f"data.sweeps {list(data.sweeps)}: a StreamPETR is trained on key frames; leave it out"
+        )
+    if data.window and not data.segment:
+        raise UserError("data.segment 0 with data.window: every segment is a window of equal length; set it")
+    segment = data.window or data.segment
     return StreamDataset(
         clips,
         scenes,
@@ -117,6 +129,7 @@ def make_windows(
         ranks=fabric.world_size,
         order=_epoch_order(config, clips, scenes, 1),
         hide_future=config.data.hide_future if teacher is None else 0.0,
+        sweeps=config.data.sweeps,
     )
 
 
@@ -124,4 +137,4 @@ def _epoch_order(config: RunConfig, clips: ClipSource, scenes: int, segment: int
     """Return the epoch order if `data.order` is `epochs`."""
     if config.data.order == "random":
         return None
-    return EpochOrder([len(clips(index).times) for index in range(scenes)], segment, config.seed)
+    return EpochOrder([clips(index).num_keys for index in range(scenes)], segment, config.seed)

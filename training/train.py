@@ -146,16 +146,16 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
 
 def resolve_config(options: TrainOptions) -> TrainConfig | WindowTrainConfig:
     """Return the run's configuration: preset, then recipe, then options, then overrides."""
-    name, settings = options.preset or "tiny", []
-    if options.recipe:
-        recipe = RECIPES[options.recipe]
-        name = options.preset or recipe.preset
-        settings = recipe.settings(count_processes(options.devices))
+    recipe = RECIPES[options.recipe] if options.recipe else None
+    settings = recipe.settings(count_processes(options.devices)) if recipe else []
     for key in ("steps", "streams", "seed", "init_parts"):
         if getattr(options, key) not in (None, ""):
             settings.append(f"{key}={getattr(options, key)}")
     settings += options.overrides
-    model = _model_config(name, options.init)
+    if recipe is not None and options.preset is None:
+        model: DetectorConfig | SparseBEVConfig = recipe.model()
+    else:
+        model = _model_config(options.preset or "tiny", options.init)
     if isinstance(model, SparseBEVConfig):
         return override(WindowTrainConfig(model=model), settings)
     return override(TrainConfig(model=model), settings)

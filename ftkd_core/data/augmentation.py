@@ -34,6 +34,12 @@ class AugmentConfig:
     """Probability per step that a grid of squares is blank in all images of the student; StreamPETR: 0.7
     [public code; grid_mask.py]."""
 
+    as_published: bool = False
+    """Augments as the public code: mirroring flips images and cameras but not the world; streams draw anew
+    for every frame, except `scale`; `colour` changes each image on its own and with probability one half
+    brightness (up to 64 `colour` grey levels), contrast, saturation, hue (36 `colour` degrees) and the order
+    of channels."""
+
     def __post_init__(self) -> None:
         require(
             self.zoom_least <= self.zoom_most,
@@ -44,9 +50,10 @@ class AugmentConfig:
 class Augmentation(NamedTuple):
     """Augmentation of one segment.
 
-    mirror flips images and world left-right; angle (radians) turns the ego frame about z; gain, per RGB
-    channel, and offset change the colours; zoom scales the images, and left, 0 to 1, places the crop; scale
-    enlarges the world.
+    mirror flips images left-right, and the world too if mirror_world is set; angle (radians) turns the ego
+    frame about z; gain, per RGB channel, and offset change the colours; zoom scales the images, and left, 0
+    to 1, places the crop; scale enlarges the world. distortion and seed: strength and seed of the photometric
+    changes of each image (photometric.py).
     """
 
     mirror: bool = False
@@ -56,6 +63,14 @@ class Augmentation(NamedTuple):
     zoom: float = 1.0
     left: float = 0.5
     scale: float = 1.0
+    mirror_world: bool = True
+    distortion: float = 0.0
+    seed: int = 0
+
+    @property
+    def world_mirrored(self) -> bool:
+        """Whether the world is mirrored."""
+        return self.mirror and self.mirror_world
 
 
 def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Augmentation:
@@ -68,4 +83,8 @@ def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Aug
     zoom, left = random.uniform(config.zoom_least, config.zoom_most), random.random()
     left = 0.5 if zoom == 1.0 else left
     scale = 1 + float(random.uniform(-1, 1)) * config.scale
-    return Augmentation(mirror, float(angle), (red, green, blue), offset, float(zoom), float(left), scale)
+    plain = Augmentation(mirror, float(angle), zoom=float(zoom), left=float(left), scale=scale)
+    if not config.as_published:
+        return plain._replace(gain=(red, green, blue), offset=offset)
+    seed = int(random.integers(2**32))
+    return plain._replace(mirror_world=False, distortion=config.colour, seed=seed)
