@@ -84,11 +84,9 @@ def sample_memory(
 ) -> dict[str, float]:  # fmt: skip
     """Return `saved_activation_gb` and `peak_gb` of one training sample of a model."""
     with FakeTensorMode():
-        model: StreamPETR | SparseBEV
-        if isinstance(config, SparseBEVConfig):
-            model = build_sparse_bev(config)
-        else:
-            model = build_stream_petr(config)
+        model: StreamPETR | SparseBEV = (
+            build_sparse_bev(config) if isinstance(config, SparseBEVConfig) else build_stream_petr(config)
+        )
         set_recompute(model.train(), recompute)
         for part in frozen_modules(model.backbone, optim):
             part.requires_grad_(False)

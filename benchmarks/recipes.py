@@ -44,13 +44,13 @@ from training.devices import autocast_dtype, make_fabric
 from training.distiller import Distiller, make_distiller
 from training.feature_cache import network_input
 from training.recipes import RECIPES
-from training.tasks import split_item
 from training.trainer import Trainer
 
 SEED: Final = 3
 _DATA: Final = ("v1.0-synth", "recipes")  # version and split
 _SAMPLES: Final = 2  # windows that are repeated
 _FRAMES: Final = 4  # frames of the stream that is repeated
+_TEACHER_OVERRIDES: Sequence[str] = ()  # of the students' teacher; tests make it small
 
 
 class Repeated(Dataset[Any]):
@@ -96,7 +96,7 @@ class RecipeRun:
         model = train._build_model(self.config, None, fabric)
         self.parameters = count_parameters(model)
         clips, scenes = open_clips(self.config, fabric)
-        source = _random_teacher(self.config) if RECIPES[name].distilled else None
+        source = _random_teacher() if RECIPES[name].distilled else None
         distiller: Distiller | None = None
         if source is not None:
             distiller = make_distiller(source.teacher, model, source.method)
@@ -129,10 +129,15 @@ class RecipeRun:
                 self.trainer.save()
                 write_json(self.out / "losses.json", {"losses": self.losses, "seconds": self.seconds})
 
+    @property
+    def data_frames(self) -> int:
+        """Frames of the student, or of the teacher that is trained, per step."""
+        model = self.config.model
+        return model.num_frames if isinstance(model, SparseBEVConfig) else 1
+
     def entry(self) -> dict[str, Any]:
         """Return the entry of the results file; losses are means over all repeated samples."""
         count = self.data.count
-        batch, _ = split_item(self.data[0]) if isinstance(self.data[0], tuple) else (self.data[0], None)
         first = sum(self.losses[:count]) / count
         last = sum(self.losses[-count:]) / count
         return {
@@ -141,26 +146,25 @@ class RecipeRun:
             "steps_run": len(self.losses),
             "first_loss": first,
             "last_loss": last,
-            "images_per_step": int(batch.images.shape[: batch.images.ndim - 3].numel()),
+            "images_per_step": self.data_frames * len(self.config.model.channels),
             "losses": self.losses,
             "seconds_per_step": self.seconds / len(self.losses),
             "overrides": self.overrides,
         }
 
 
-def _random_teacher(config: TrainConfig | WindowTrainConfig) -> train.TeacherSource:
-    """Return FTKD with the teacher of the recipes, with random weights, at the student's image size."""
+def _random_teacher() -> train.TeacherSource:
+    """Return FTKD with the teacher of the recipes, with random weights."""
     model = RECIPES["sparse_bev_r101_offline"].model()
     assert isinstance(model, SparseBEVConfig)
-    image = config.model.image
-    model = override(model, [f"image.width={image.width}", f"image.height={image.height}"])
+    model = override(model, [text.removeprefix("model.") for text in _TEACHER_OVERRIDES])
     return train.TeacherSource(build_sparse_bev(model), method_config("ftkd"))
 
 
 @torch.no_grad()
 def set_statistics(backbone: ResNet, item: Any, config: TrainConfig | WindowTrainConfig) -> None:
     """Set the statistics of a random backbone's batch norms to those of the current frame of an item."""
-    batch, _ = split_item(item) if isinstance(item, tuple) and not hasattr(item, "_fields") else (item, None)
+    batch = item if hasattr(item, "images") else item[0]
     images = batch.images[:, 0] if batch.images.ndim == 6 else batch.images
     norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
