@@ -203,14 +203,14 @@ def test_command_trains_on_a_data_set(
     command = [
         "--preset", "tiny", "--out", str(tmp_path / "run"), "--accelerator", "cpu", "--steps", "1",
         "--streams", "1", "--set", f"data.root={dataroot}", "--set", "data.nuscenes=v1.0-synth", "--set",
-        f"data.cache={tmp_path}", "--set", "data.workers=0", "--set", "augment.zoom_least=0.9",
+        f"data.cache={tmp_path}", "--set", "data.workers=0", "--set", "augment.zoom=[0.9, 1]",
     ]  # fmt: skip
     assert main([*command, "--set", "data.split=few"]) == 0
     assert (tmp_path / "run" / "weights.safetensors").exists()
     assert main([*command, "--set", "data.split=many"]) == 2
     assert "split 'many' is neither" in capsys.readouterr().err
-    assert main([*command, "--set", "augment.zoom_most=0.8"]) == 2
-    assert "zoom_least 0.9: expected at most zoom_most 0.8" in capsys.readouterr().err
+    assert main([*command, "--set", "augment.zoom=[0.9, 0.8]"]) == 2
+    assert "zoom [0.9, 0.8]: expected the smallest scale first" in capsys.readouterr().err
 
 
 def command_for(root: Path, cache: Path, out: Path, preset: str) -> list[str]:
