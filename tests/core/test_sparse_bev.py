@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """SparseBEV: windows, the feature ring, equivariance, denoising, and image queries."""
 
-
 import pytest
 import torch
 

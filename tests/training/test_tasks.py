@@ -205,7 +205,7 @@ def test_teacher_trains_on_windows(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, WindowTask(small_teacher()), 40)
     history = loss_history(trainer, window_data(), 40)
     sums = [sum(values[step] for values in history.values()) for step in range(40)]
-    assert sum(sums[-6:]) < 0.8 * sum(sums[:6])
+    assert sum(sums[-6:]) < 0.9 * sum(sums[:6])
     trainer.save()
     loaded = load_teacher(tmp_path / "weights.safetensors")
     assert loaded.config.num_future == 1
