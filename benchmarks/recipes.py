@@ -113,7 +113,7 @@ class RecipeRun:
             found = json.loads((out / "losses.json").read_text(encoding="utf-8"))
             self.losses, self.seconds = found["losses"][: self.trainer.step], found["seconds"]
         else:
-            set_statistics(model.backbone, self.data[0], self.config)
+            set_statistics(model.backbone, self.data[0])
 
     def run(self, save_every: int) -> None:
         """Train to the last step; write a checkpoint and the losses every save_every steps."""
@@ -162,7 +162,7 @@ def _random_teacher() -> train.TeacherSource:
 
 
 @torch.no_grad()
-def set_statistics(backbone: ResNet, item: Any, config: TrainConfig | WindowTrainConfig) -> None:
+def set_statistics(backbone: ResNet, item: Any) -> None:
     """Set the statistics of a random backbone's batch norms to those of the current frame of an item."""
     batch = item if hasattr(item, "images") else item[0]
     images = batch.images[:, 0] if batch.images.ndim == 6 else batch.images
@@ -170,7 +170,7 @@ def set_statistics(backbone: ResNet, item: Any, config: TrainConfig | WindowTrai
     for norm in norms:
         norm.train()
         norm.momentum = 1.0
-    backbone(network_input(images, config.model.image).flatten(0, 1))
+    backbone(network_input(images).flatten(0, 1))
     for norm in norms:
         norm.momentum = 0.1
         norm.eval()

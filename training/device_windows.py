@@ -106,8 +106,7 @@ class DeviceWindows(Dataset[WindowBatch]):
         self, scenes: Sequence[_Scene], *, batch: int, num_past: int, num_future: int, augment: AugmentConfig,
         seed: int, hide_future: float = 0.0,
     ) -> None:  # fmt: skip
-        changed = (augment.zoom_least, augment.zoom_most) != (1.0, 1.0) or augment.scale
-        if changed or augment.camera_dropout or augment.as_published:
+        if augment.zoom != (1.0, 1.0) or augment.scale or augment.camera_dropout or augment.as_published:
             raise UserError(
                 "device windows: expected augment.zoom 1, augment.scale and camera_dropout 0, and no "
                 "augment.as_published"

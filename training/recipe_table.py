@@ -11,7 +11,8 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from training.config import TrainConfig, WindowTrainConfig
+from ftkd_core.losses.matching import BOX_WEIGHT, CODE_WEIGHTS
+from training.config import MAX_GRADIENT_NORM, WEIGHT_DECAY, TrainConfig, WindowTrainConfig
 from training.recipes import RECIPES, Recipe
 from training.train import TrainOptions, resolve_config
 
@@ -36,7 +37,10 @@ class Row:
     def cells(self, config: TrainConfig | WindowTrainConfig) -> tuple[str, str, str, str, str]:
         """Return setting, public value, file, our value and verdict."""
         if self.ours.startswith("="):
-            value, equal = self.ours[1:], not self.differs
+            value = self.ours[1:]
+            equal = not self.differs
+            if not isinstance(self.public, str) and equal:
+                equal = value == _text(self.public)
         else:
             found = lookup(config, self.ours)
             value, equal = _text(found), _text(found) == _text(self.public)
@@ -82,13 +86,13 @@ def _schedule(recipe: Recipe, file: str, published: Mapping[str, Any]) -> Iterat
 def _common(file: str) -> Iterator[Row]:
     """Yield rows of both public models."""
     yield Row("optimizer", "AdamW", file, "=AdamW")
-    yield Row("weight decay, of all parameters", 0.01, file, "optim.weight_decay")
+    yield Row("weight decay, of all parameters", 0.01, file, f"={WEIGHT_DECAY:g}")
     yield Row("warm-up steps", 500, file, "optim.warmup_steps")
     yield Row("first rate", 0.3333, file, "optim.warmup_start", "a third")
     yield Row("last rate of the cosine", 0.001, file, "optim.final_ratio")
     yield Row("start of the cosine", "step 0", "mmcv lr_updater.py", "=end of the warm-up",
               "at step 500 of 100,000 the rates differ by 0.006 %", differs=True)  # fmt: skip
-    yield Row("gradient clipping, norm", 35.0, file, "optim.clip_norm")
+    yield Row("gradient clipping, norm", 35, file, f"={MAX_GRADIENT_NORM:g}")
     yield Row("averaged weights", "none", file, "=none (optim.ema 0)")
     yield Row("precision", "float16 with loss scaling", file, "=bfloat16 on a GPU",
               "bfloat16 has the range of float32 and needs no scaling", differs=True)  # fmt: skip
@@ -104,8 +108,8 @@ def _common(file: str) -> Iterator[Row]:
     yield Row("unknown velocity", "trained as 0", "mmdet3d nuscenes_dataset.py", "=not trained",
               "8 of the 4,514 boxes of mini_val have none", differs=True)  # fmt: skip
     yield Row("classification", "focal, alpha 0.25, gamma 2, weight 2", file, "=the same")
-    yield Row("box loss", 0.25, file, "model.loss.box_l1")
-    yield Row("code weights", [2, 2, 1, 1, 1, 1, 1, 1, 1, 1], file, "model.loss.code_weights",
+    yield Row("box loss", 0.25, file, f"={BOX_WEIGHT:g}")
+    yield Row("code weights", [2, 2, 1, 1, 1, 1, 1, 1, 1, 1], file, f"={_text(CODE_WEIGHTS)}",
               "ours has cz in the third place, the public code in the fifth; both weigh 1")  # fmt: skip
     yield Row("denoising groups", 10, file, "model.loss.denoising_groups")
     yield Row("layers", 6, file, "model.decoder.num_layers")
@@ -200,7 +204,7 @@ def rows(name: str) -> list[Row]:
 def comparison() -> str:
     """Return the comparison of all recipes as Markdown."""
     lines = [
-        "Files are those of exiawsh/StreamPETR (recipes with stream_petr) and MCG-NJU/SparseBEV (sparse_bev),",
+        "Files are those of exiawsh/StreamPETR (recipes with stream_petr) and MCG-NJU/SparseBEV (sparse_bev)",
         "unless they begin with the name of another project.",
         "",
     ]

@@ -15,7 +15,7 @@ from ftkd_core.losses.dense_head import dense_head_losses
 from ftkd_core.losses.focal import sigmoid_focal_loss
 from ftkd_core.losses.focal_head import focal_head_losses
 from ftkd_core.losses.headings import target_heading
-from ftkd_core.losses.matching import match, matching_weights
+from ftkd_core.losses.matching import BOX_WEIGHT, CLASS_WEIGHT, CODE_WEIGHTS, match, matching_weights
 from ftkd_core.losses.normalizer import shared_count
 from ftkd_core.models.denoising import noise_scale
 from ftkd_core.models.predictions import FocalMaps, Predictions
@@ -30,7 +30,7 @@ class DetectionCriterion(nn.Module):
     def __init__(self, config: DetectorConfig | SparseBEVConfig) -> None:
         super().__init__()
         self.config, self.published = config, config.decoder.as_published
-        self.register_buffer("code_weights", torch.tensor(config.loss.code_weights), persistent=False)
+        self.register_buffer("code_weights", torch.tensor(CODE_WEIGHTS), persistent=False)
 
     def forward(
         self,
@@ -39,7 +39,6 @@ class DetectionCriterion(nn.Module):
         rig: CameraRig,
         denoising: DenoisingQueries | None = None,
     ) -> dict[str, Tensor]:
-        loss = self.config.loss
         if targets.labels.shape[1] == 0:
             targets = pad_targets(targets, 1)
         terms: dict[str, Tensor] = {}
@@ -47,10 +46,8 @@ class DetectionCriterion(nn.Module):
         for layer in layers:
             logits, codes = predictions.logits[layer].float(), predictions.codes[layer].float()
             name = f"layer{layer}"
-            assigned = match(
-                logits, codes, targets, loss.classification, loss.box_l1, part=name,
-                code_weights=matching_weights(self.config),
-            )  # fmt: skip
+            weights = matching_weights(self.config)
+            assigned = match(logits, codes, targets, part=name, code_weights=weights)
             terms |= self._layer(name, logits, codes, assigned, targets)
         if denoising is not None and predictions.denoising_logits is not None:
             assert predictions.denoising_codes is not None
@@ -66,7 +63,7 @@ class DetectionCriterion(nn.Module):
             else:
                 names = self.config.class_names
                 auxiliary = dense_head_losses(predictions.auxiliary, targets, rig, stride, names)
-            terms |= {name: loss.auxiliary * value for name, value in auxiliary.items()}
+            terms |= auxiliary
         return terms
 
     def _denoising_layer(
@@ -77,20 +74,19 @@ class DetectionCriterion(nn.Module):
         As published, boxes of negatives are trained too, and the class term is divided by the expected number
         of positives. Otherwise only positives have boxes and both terms are divided by their number [ours].
         """
-        weight = self.config.loss.denoising
         positive = torch.where(denoising.positive, denoising.target, -1)
         if not self.published:
-            return self._layer(name, logits, codes, positive, targets, real=denoising.real, weight=weight)
+            return self._layer(name, logits, codes, positive, targets, real=denoising.real)
         real = torch.where(denoising.real, denoising.target, -1)
         share = noise_scale(self.config).positive_share
         return self._layer(
-            name, logits, codes, positive, targets, real=denoising.real, weight=weight, boxes=real,
+            name, logits, codes, positive, targets, real=denoising.real, boxes=real,
             class_count=shared_count(denoising.real.sum() * share),
         )  # fmt: skip
 
     def _layer(
         self, name: str, logits: Tensor, codes: Tensor, assigned: Tensor, targets: Targets, *,
-        real: Tensor | None = None, weight: float = 1.0, boxes: Tensor | None = None,
+        real: Tensor | None = None, boxes: Tensor | None = None,
         class_count: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Return classification and box terms of one layer.
@@ -99,7 +95,7 @@ class DetectionCriterion(nn.Module):
         (B, Q) as `assigned`, for the box term (default: the same); class_count divides the class term
         (default: the number of assigned queries).
         """
-        loss, positive = self.config.loss, assigned >= 0
+        positive = assigned >= 0
         labels = targets.labels.gather(1, assigned.clamp(min=0))
         one_hot = F.one_hot(labels, logits.shape[-1]).to(logits.dtype) * positive[..., None]
         classification = sigmoid_focal_loss(logits, one_hot)
@@ -110,8 +106,8 @@ class DetectionCriterion(nn.Module):
         box_count = count if boxes is None else shared_count((boxes >= 0).sum())
         class_count = count if class_count is None else class_count
         return {
-            f"{name}/class": weight * loss.classification * classification.sum() / class_count,
-            f"{name}/box": weight * loss.box_l1 * difference.sum() / box_count,
+            f"{name}/class": CLASS_WEIGHT * classification.sum() / class_count,
+            f"{name}/box": BOX_WEIGHT * difference.sum() / box_count,
         }
 
     def _box_difference(self, codes: Tensor, assigned: Tensor, targets: Targets) -> Tensor:

@@ -5,6 +5,7 @@ Symbols: B batch, Q queries, G ground-truth slots, K classes.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,7 +16,13 @@ from ftkd_core.boxes import encode_boxes
 from ftkd_core.config import DetectorConfig, SparseBEVConfig
 from ftkd_core.types import Targets
 
-_MATCHED_CODE_DIM = 8  # without velocity
+CLASS_WEIGHT: Final = 2.0
+"""Weight of the focal loss of the classes, in matching and training [public code of both models]."""
+BOX_WEIGHT: Final = 0.25
+"""Weight of the L1 loss of the box code, in matching and training [the same]."""
+CODE_WEIGHTS: Final = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+"""Weight per element of the box code in the L1 loss [the same]."""
+_MATCHED_CODE_DIM: Final = 8  # without velocity
 
 
 def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -33,11 +40,10 @@ def matching_weights(config: DetectorConfig | SparseBEVConfig) -> tuple[float, .
     The public models use the code weights: StreamPETR without velocity (`match_with_velo=False`), SparseBEV
     with it. Without `as_published` and `weighted_matching`, the elements before velocity weigh 1 [ours].
     """
-    weights = config.loss.code_weights
     if config.decoder.as_published and isinstance(config, DetectorConfig):
-        return weights[:_MATCHED_CODE_DIM]
+        return CODE_WEIGHTS[:_MATCHED_CODE_DIM]
     if config.decoder.as_published or config.loss.weighted_matching:
-        return weights
+        return CODE_WEIGHTS
     return (1.0,) * _MATCHED_CODE_DIM
 
 
@@ -46,8 +52,6 @@ def match(
     logits: Tensor,
     codes: Tensor,
     targets: Targets,
-    classification: float = 2.0,
-    box_l1: float = 0.25,
     *,
     part: str = "matching",
     code_weights: Sequence[float] = (1.0,) * _MATCHED_CODE_DIM,
@@ -63,8 +67,8 @@ def match(
     assigned = torch.full((batch, queries), -1, dtype=torch.long)
     weights = codes.new_tensor(code_weights, dtype=torch.float32)
     goal = encode_boxes(targets.boxes.float())[..., : len(weights)].nan_to_num()
-    cost = classification * focal_cost(logits.float(), targets.labels)
-    cost = cost + box_l1 * torch.cdist(codes[..., : len(weights)].float() * weights, goal * weights, p=1)
+    cost = CLASS_WEIGHT * focal_cost(logits.float(), targets.labels)
+    cost = cost + BOX_WEIGHT * torch.cdist(codes[..., : len(weights)].float() * weights, goal * weights, p=1)
     costs, real = cost.cpu().numpy(), targets.mask.cpu().numpy()  # one copy to the CPU
     for sample in range(batch):
         objects = np.flatnonzero(real[sample])

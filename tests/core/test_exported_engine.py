@@ -3,7 +3,6 @@
 
 import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 from functools import partial
@@ -238,25 +237,6 @@ def test_auto_takes_the_fastest_engine_that_is_installed(monkeypatch: pytest.Mon
     assert choose_runtime("plain", CPU) == ("plain", "requested")
     with pytest.raises(UserError, match="runtime 'tensorrt': expected one of auto, "):
         choose_runtime("tensorrt", CPU)
-
-
-def test_a_detector_exports_its_model_once_into_the_cache(
-    model: StreamPETR, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The export itself, which takes half a minute, is replaced by a copy of another test's files."""
-    exports = []
-
-    def copy_files(_: StreamPETR, path: Path, **__: object) -> None:
-        exports.append(path.name)
-        for source, target in ((exported, path), (rig_path(exported), rig_path(path))):
-            shutil.copy(source, target)
-
-    monkeypatch.setenv("FTKD_CACHE", str(tmp_path))
-    monkeypatch.setattr(engine_choice, "export_onnx", copy_files)
-    for limit in (50, 50, 40):
-        found = Detector(model, weights_name="small", device=CPU, max_detections=limit, runtime="onnx")
-        assert isinstance(found.engine, ExportedEngine) and found.runtime == "onnx"
-    assert len(exports) == len(set(exports)) == 2  # one per limit
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,7 @@ from ftkd_core.data.windows import WindowDataset, draw_stride, make_window, wind
 from ftkd_core.errors import UserError
 from tests.core.helpers import make_clip, small_model
 
-PUBLISHED = AugmentConfig(
-    as_published=True, colour=0.5, zoom_least=0.864, zoom_most=1.25, scale=0.05, camera_dropout=0.0
-)
+PUBLISHED = AugmentConfig(as_published=True, colour=0.5, zoom=(0.864, 1.25), scale=0.05, camera_dropout=0.0)
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(0, 99), st.integers(1, 4))

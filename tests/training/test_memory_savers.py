@@ -142,7 +142,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
     results = []
     for accumulate in (1, 2):
         torch.manual_seed(1)
-        model = build_stream_petr(small_config("loss.denoising_groups=0", "loss.auxiliary=0.0"))
+        config = small_config("loss.denoising_groups=0", "auxiliary_kind=none", image_queries=0)
+        model = build_stream_petr(config)
         trainer = trainer_of(StreamingTask(model, 2), tmp_path / str(accumulate), accumulate)
         terms, norm = trainer.train_step(collate([make_sample(c, 0, Augmentation(), True) for c in clips]))
         gradients = {name: p.grad for name, p in trainer.task.named_parameters() if p.grad is not None}
@@ -177,9 +178,9 @@ def test_every_kind_of_item_is_split_by_stream() -> None:
 
 def test_sliding_windows_are_accumulated(tmp_path: Path) -> None:
     data = paired_data().streams
-    task = SlidingWindowTask(build_stream_petr(small_config()), 2, None, 1)
+    task = SlidingWindowTask(build_stream_petr(small_config()), 2)
     trainer = trainer_of(task, tmp_path / "out", 2)
-    terms, norm = trainer.train_step(SlidingWindowDataset(data, 3, 1)[0])
+    terms, norm = trainer.train_step(SlidingWindowDataset(data, 3)[0])
     assert torch.isfinite(norm)
     assert all(torch.isfinite(value) for value in terms.values())
 
