@@ -2,7 +2,7 @@
 """Build the clip source and the data set of a training run from its configuration."""
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from lightning_fabric import Fabric
 from torch.utils.data import Dataset
@@ -19,6 +19,9 @@ from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
 from training.config import RunConfig, TrainConfig, WindowTrainConfig
 from training.feature_cache import cache_features, refuse_image_augmentation
+
+if TYPE_CHECKING:
+    from ftkd_core.data.nuscenes_clips import NuScenesClips
 
 
 class CachedDataset(Dataset[tuple[StreamBatch, TeacherOutput]]):
@@ -67,6 +70,29 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
         rendered.render_all(data.scenes)
     fabric.barrier()
     return chosen, data.scenes
+
+
+def validation_clips(
+    config: TrainConfig | WindowTrainConfig, root: str, version: str, split: str, fabric: Fabric
+) -> "NuScenesClips":
+    """Return the key frames of a split; root and version default to those of the training data. The first
+    process indexes missing scenes. Raise UserError for a run without a data set."""
+    from ftkd_core.data.nuscenes_clips import NuScenesClips
+
+    data = config.data
+    if not (root or data.root):
+        raise UserError(
+            "--validate-every without data.root: rendered scenes have no tables; write a data set with "
+            "`ftkd synth` and give it as --validate-root and --validate-version"
+        )
+    clips = NuScenesClips(
+        Path(root or data.root), version or data.nuscenes, split, config.model.image, config.model.channels,
+        Path(data.cache),
+    )  # fmt: skip
+    if fabric.is_global_zero:
+        clips.prepare()
+    fabric.barrier()
+    return clips
 
 
 def with_cached_features(

@@ -25,6 +25,7 @@ from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.weights import load_into, read_window_weights, weights_hash
 from training import train
+from training.preemption import EXIT_CODE, StoppedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m training.dist
     except (UserError, FloatingPointError) as error:
         print(f"distillation: {error}", file=sys.stderr)
         return 2
+    except StoppedError as stopped:
+        print(f"distillation: {stopped}; the same command resumes it", file=sys.stderr)
+        return EXIT_CODE
     return 0
 
 

@@ -42,11 +42,15 @@ from training.datasets import (
     make_streams,
     make_windows,
     open_clips,
+    validation_clips,
     with_cached_features,
 )
 from training.devices import autocast_dtype, count_processes, make_fabric
 from training.distiller import Distiller, make_distiller
+from training.periodic_validation import ValidationPlan
+from training.preemption import EXIT_CODE, StoppedError
 from training.recipes import RECIPES
+from training.run_log import LOGGERS, make_logger
 from training.sliding_window import SlidingWindowDataset, SlidingWindowTask
 from training.tasks import StreamingTask, WindowTask
 from training.trainer import WEIGHTS_NAME, Trainer
@@ -70,6 +74,12 @@ class TrainOptions:
     devices: str = "1"
     precision: str = "auto"
     threads: int = 0
+    keep: int = 1
+    loggers: Sequence[str] = ()
+    validate_every: int = 0
+    validate_split: str = "val"
+    validate_root: str = ""
+    validate_version: str = ""
     overrides: Sequence[str] = ()
 
 
@@ -133,6 +143,7 @@ def make_parser(
         help="override any setting",
     )  # fmt: skip
     _add_machine_options(parser)
+    _add_monitor_options(parser)
     return parser
 
 
@@ -142,6 +153,22 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--devices", default="1", help="processes on this machine, if not started by torchrun")
     add("--precision", default="auto", help="auto (bf16 on a GPU, else 32 bit), 32-true or bf16-mixed")
     add("--threads", type=int, default=0, help="CPU threads of this process (0: PyTorch's choice)")
+
+
+def _add_monitor_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--keep", type=int, default=1, help="number of checkpoints to keep (default 1, the last)")
+    add(
+        "--logger", dest="loggers", action="append", default=[], choices=LOGGERS,
+        help="log to this service too (repeatable)",
+    )  # fmt: skip
+    add(
+        "--validate-every", type=int, default=0, metavar="EPOCHS",
+        help="compute the official metrics every so many epochs and keep the best weights (default 0: never)",
+    )  # fmt: skip
+    add("--validate-split", default="val", help="split to score (default val)")
+    add("--validate-root", default="", help="data set to score (default: that of data.root)")
+    add("--validate-version", default="", help="its version (default: data.nuscenes)")
 
 
 def resolve_config(options: TrainOptions) -> TrainConfig | WindowTrainConfig:
@@ -198,8 +225,10 @@ def run_training(
     init: Path | None,
     autocast: torch.dtype | None = None,
     source: TeacherSource | None = None,
+    monitor: TrainOptions | None = None,
 ) -> Path:
-    """Train, or resume training, into `out`; with a teacher if `source` is given. Return the weights file."""
+    """Train, or resume training, into `out`; with a teacher if `source` is given. monitor: options of logging
+    and validation. Return the weights file. Raise StoppedError after SIGTERM."""
     if config.data.cache_features and source is not None and source.cache is None:
         raise UserError(
             "data.cache_features with a teacher that runs: it needs the images, which the features replace; "
@@ -212,6 +241,8 @@ def run_training(
         distiller = make_distiller(source.teacher, model, source.method, hide_future=source.hide_future)
     out.mkdir(parents=True, exist_ok=True)
     clips, scenes = open_clips(config, fabric)
+    options, batch = monitor or TrainOptions(out=out), config.streams * fabric.world_size
+    plan = _validation_plan(options, config, clips, scenes, fabric)
     inputs = with_cached_features(config, model, clips, scenes, fabric)
     task = make_task(config, model, distiller)
     trainer = Trainer(
@@ -225,8 +256,31 @@ def run_training(
     if source is not None and distiller is not None and source.cache is not None:
         cache = _open_cache(config, source, source.cache, distiller, clips, scenes, fabric)
     dataset = _make_dataset(config, inputs, scenes, fabric, source, cache)
-    trainer.run(dataset, workers=config.data.workers, save_every=config.save_every)
+    loggers = [make_logger(name, out) for name in options.loggers] if fabric.is_global_zero else []
+    trainer.run(
+        dataset, workers=config.data.workers, save_every=config.save_every, keep=options.keep,
+        samples_per_step=batch, loggers=loggers, plan=plan,
+    )  # fmt: skip
     return out / WEIGHTS_NAME
+
+
+def _validation_plan(
+    options: TrainOptions, config: TrainConfig | WindowTrainConfig, clips: ClipSource, scenes: int,
+    fabric: Fabric,
+) -> ValidationPlan | None:  # fmt: skip
+    """Return the plan of --validate-every; an epoch is one pass over the key frames of all scenes."""
+    if options.validate_every < 0 or options.keep < 1:
+        raise UserError(
+            f"--validate-every {options.validate_every}, --keep {options.keep}: expected at least 0 and 1"
+        )
+    if not options.validate_every:
+        return None
+    batch = config.streams * fabric.world_size
+    steps = max(1, sum(clips(index).num_keys for index in range(scenes)) // batch)
+    scored = validation_clips(
+        config, options.validate_root, options.validate_version, options.validate_split, fabric
+    )
+    return ValidationPlan(clips=scored, every=options.validate_every * steps)
 
 
 def _build_model(
@@ -312,7 +366,7 @@ def train(options: TrainOptions, source: TeacherSource | None = None) -> Path:
     autocast = autocast_dtype(options.precision, fabric.device)
     config = resolve_config(options)
     warn_of_random_backbone(options, config, fabric)
-    weights = run_training(config, fabric, options.out, options.init, autocast, source)
+    weights = run_training(config, fabric, options.out, options.init, autocast, source, options)
     fabric.print(f"wrote {weights}")
     return weights
 
@@ -325,6 +379,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m training.trai
     except (UserError, FloatingPointError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
+    except StoppedError as stopped:
+        print(f"training: {stopped}; the same command resumes it", file=sys.stderr)
+        return EXIT_CODE
     return 0
 
 
