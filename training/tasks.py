@@ -18,11 +18,12 @@ from ftkd_core.distillation.teacher_output import PreviousMaps
 from ftkd_core.errors import UserError
 from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.target_filter import filter_targets
-from ftkd_core.models.denoising import make_denoising, noise_scale
+from ftkd_core.models.denoising import make_denoising
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.predictions import Predictions
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
+from ftkd_core.noise_scale import noise_scale
 from ftkd_core.types import CameraRig, FrameWindow, Targets
 from training.distiller import Distiller, TeacherInput
 from training.feature_cache import network_input

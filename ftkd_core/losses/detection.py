@@ -17,8 +17,8 @@ from ftkd_core.losses.focal_head import focal_head_losses
 from ftkd_core.losses.headings import target_heading
 from ftkd_core.losses.matching import BOX_WEIGHT, CLASS_WEIGHT, CODE_WEIGHTS, match, matching_weights
 from ftkd_core.losses.normalizer import shared_count
-from ftkd_core.models.denoising import noise_scale
 from ftkd_core.models.predictions import FocalMaps, Predictions
+from ftkd_core.noise_scale import noise_scale
 from ftkd_core.types import CameraRig, DenoisingQueries, Targets, pad_targets
 
 

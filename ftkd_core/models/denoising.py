@@ -4,42 +4,16 @@
 Symbols: B batch, G ground-truth slots, R denoising queries = groups * G, Q other queries, M memory slots.
 """
 
-import math
-from typing import Final, NamedTuple
-
 import torch
 from torch import Tensor
 
 from ftkd_core.boxes import encode_boxes
 from ftkd_core.classes import CLASS_NAMES
-from ftkd_core.config import DetectorConfig, LossConfig, SparseBEVConfig
+from ftkd_core.config import LossConfig
+from ftkd_core.noise_scale import STREAM_PETR_NOISE, NoiseScale
 from ftkd_core.types import DenoisingQueries, Targets
 
 _LABEL_NOISE = 0.5  # fraction of labels replaced by random ones (SparseBEV code)
-
-
-class NoiseScale(NamedTuple):
-    """centre: largest displacement along each axis, in halves of the box size; positive: a longer
-    displacement in these units makes a negative, which must be classified as background."""
-
-    centre: float
-    positive: float
-
-    @property
-    def positive_share(self) -> float:
-        """Expected share of positives: the volume of the sphere `positive` in the cube of the
-        displacements."""
-        return min(1.0, math.pi / 6 * self.positive**3)
-
-
-STREAM_PETR_NOISE: Final = NoiseScale(1.0, 0.75)  # StreamPETR code
-SPARSE_BEV_NOISE: Final = NoiseScale(0.5, math.inf)  # SparseBEV code
-
-
-def noise_scale(config: DetectorConfig | SparseBEVConfig) -> NoiseScale:
-    """Return the noise of a model: its own with `decoder.as_published`, otherwise StreamPETR's [ours]."""
-    sparse = isinstance(config, SparseBEVConfig) and config.decoder.as_published
-    return SPARSE_BEV_NOISE if sparse else STREAM_PETR_NOISE
 
 
 def make_denoising(

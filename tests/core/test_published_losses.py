@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ftkd_core.config import DetectorConfig, SparseBEVConfig, override
 from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.matching import match, matching_weights
-from ftkd_core.models.denoising import make_denoising, noise_scale
+from ftkd_core.models.denoising import make_denoising
 from ftkd_core.models.predictions import Predictions
+from ftkd_core.noise_scale import noise_scale
 from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.types import CameraRig, Targets
 from ftkd_core.weights.importing.sparse_bev import sparse_bev_config
