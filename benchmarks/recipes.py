@@ -44,6 +44,7 @@ from training.devices import autocast_dtype, make_fabric
 from training.distiller import Distiller, make_distiller
 from training.feature_cache import network_input
 from training.recipes import RECIPES
+from training.teacher_source import TeacherSource
 from training.trainer import Trainer
 
 SEED: Final = 3
@@ -153,12 +154,12 @@ class RecipeRun:
         }
 
 
-def _random_teacher() -> train.TeacherSource:
+def _random_teacher() -> TeacherSource:
     """Return FTKD with the teacher of the recipes, with random weights."""
     model = RECIPES["sparse_bev_r101_offline"].model()
     assert isinstance(model, SparseBEVConfig)
     model = override(model, [text.removeprefix("model.") for text in _TEACHER_OVERRIDES])
-    return train.TeacherSource(build_sparse_bev(model), method_config("ftkd"))
+    return TeacherSource(build_sparse_bev(model), method_config("ftkd"))
 
 
 @torch.no_grad()

@@ -177,8 +177,8 @@ def recipes_page() -> str:
     overview, comparison, files = sources.recipe_tables()
     return _page(
         "Recipes",
-        "Published trainings on nuScenes. How to run them: [nuScenes data](../how-to/nuscenes.md). NDS and mAP are "
-        "those that others published; none of these trainings was run here.",
+        "Published trainings on nuScenes. How to run them: [nuScenes data](../how-to/nuscenes.md). The "
+        "scores are those that others published. None of these trainings was run to the end here.",
         overview,
         "## Files to start from",
         "`ftkd fetch-weights NAME` downloads and checks one.",

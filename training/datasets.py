@@ -8,10 +8,12 @@ from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
 from ftkd_core.config import SparseBEVConfig
-from ftkd_core.data.clips import ClipSource, StreamBatch, StreamDataset, select_cameras
+from ftkd_core.data.augmentation import Augmentation, AugmentConfig, seeded_view
+from ftkd_core.data.clip_selection import only_keys, select_cameras
+from ftkd_core.data.clips import Clip, ClipSource, StreamBatch, StreamDataset
 from ftkd_core.data.order import EpochOrder
 from ftkd_core.data.synthetic_clips import SyntheticClips
-from ftkd_core.data.windows import PairedDataset, WindowDataset
+from ftkd_core.data.windows import PairedDataset, WindowBatch, WindowDataset
 from ftkd_core.distillation.cache import TeacherCache, collate_outputs
 from ftkd_core.distillation.teacher_output import TeacherOutput
 from ftkd_core.errors import UserError
@@ -32,7 +34,33 @@ class CachedDataset(Dataset[tuple[StreamBatch, TeacherOutput]]):
 
     def __getitem__(self, step: int) -> tuple[StreamBatch, TeacherOutput]:
         chosen = [self.streams.select_frame(stream, step) for stream in self.streams.streams]
-        return self.streams[step], collate_outputs([self.cache(c.clip_index, c.frame) for c in chosen])
+        clips = self.streams.num_clips
+        outputs = [self.cache(c.view * clips + c.clip_index, c.frame) for c in chosen]
+        return self.streams[step], collate_outputs(outputs)
+
+
+class CachedWindows(Dataset[tuple[WindowBatch, TeacherOutput]]):
+    """Item `step` is a batch of windows with the cached teacher outputs of their current frames. The future
+    frames of the teacher are not read."""
+
+    def __init__(self, windows: WindowDataset, cache: TeacherCache) -> None:
+        self.windows, self.cache = windows, cache
+
+    def __getitem__(self, step: int) -> tuple[WindowBatch, TeacherOutput]:
+        clips = self.windows.num_clips
+        chosen = [self.windows.select(step, place) for place in range(self.windows.batch)]
+        outputs = [self.cache(c.view * clips + c.clip_index, c.key) for c in chosen]
+        return self.windows[step], collate_outputs(outputs)
+
+
+def teacher_view(
+    clips: ClipSource, scenes: int, augment: AugmentConfig, number: int
+) -> tuple[Clip, Augmentation]:
+    """Return the key frames and the augmentation of a shard of the teacher's cache: scene `number` modulo
+    `scenes`, in view `number` // `scenes`."""
+    view, index = divmod(number, scenes)
+    change = seeded_view(augment, index, view) if augment.views else Augmentation()
+    return only_keys(clips(index)), change
 
 
 StreamingDataset: TypeAlias = StreamDataset | PairedDataset | CachedDataset

@@ -141,8 +141,9 @@ class WindowTask(nn.Module):
         return ()
 
     def forward(
-        self, batch: WindowBatch, state: State, generator: torch.Generator
+        self, item: WindowBatch | tuple[WindowBatch, TeacherInput], state: State, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], State]:
+        batch, source = (item, item) if isinstance(item, WindowBatch) else item
         config = self.detector.config
         _check_cameras(batch.rig, config.channels)
         targets = filter_targets(batch.targets, config)
@@ -160,12 +161,12 @@ class WindowTask(nn.Module):
         current_rig = CameraRig(*(value[:, 0] for value in batch.rig))
         terms: dict[str, Tensor] = self.criterion(predictions, targets, current_rig, denoising)
         if self.distiller is not None:
-            terms |= self._distil(batch, predictions, pyramid, targets, generator)
+            terms |= self._distil(batch, source, predictions, pyramid, targets, generator)
         return terms, state
 
     def _distil(
-        self, batch: WindowBatch, predictions: Predictions, pyramid: tuple[Tensor, ...], targets: Targets,
-        generator: torch.Generator,
+        self, batch: WindowBatch, source: TeacherInput, predictions: Predictions,
+        pyramid: tuple[Tensor, ...], targets: Targets, generator: torch.Generator,
     ) -> dict[str, Tensor]:  # fmt: skip
         assert self.distiller is not None
         frames, all_levels = self.detector.config.num_frames, by_stride(pyramid)
@@ -175,7 +176,7 @@ class WindowTask(nn.Module):
         if frames > 1:
             previous_maps = {stride: level[:, 1] for stride, level in levels.items()}
             previous = PreviousMaps(previous_maps, batch.real[:, 1].float())
-        terms: dict[str, Tensor] = self.distiller(predictions, maps, batch, targets, generator, previous)
+        terms: dict[str, Tensor] = self.distiller(predictions, maps, source, targets, generator, previous)
         return terms
 
 

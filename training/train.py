@@ -22,11 +22,10 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
-from ftkd_core.config import BackboneConfig, DetectorConfig, SparseBEVConfig, override, to_dict
+from ftkd_core.config import BackboneConfig, DetectorConfig, SparseBEVConfig, override
 from ftkd_core.data.clips import ClipSource
 from ftkd_core.data.windows import PairedDataset
-from ftkd_core.distillation.cache import TeacherCache, fill_cache, refuse_augmentation
-from ftkd_core.distillation.methods import METHODS, MethodConfig
+from ftkd_core.distillation.cache import TeacherCache
 from ftkd_core.errors import UserError
 from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.recompute import set_recompute
@@ -38,6 +37,7 @@ from training import checkpoint
 from training.config import RunConfig, TrainConfig, WindowTrainConfig
 from training.datasets import (
     CachedDataset,
+    CachedWindows,
     StreamingDataset,
     make_streams,
     make_windows,
@@ -53,6 +53,7 @@ from training.recipes import RECIPES
 from training.run_log import LOGGERS, make_logger
 from training.sliding_window import SlidingWindowDataset, SlidingWindowTask
 from training.tasks import StreamingTask, WindowTask
+from training.teacher_source import TeacherSource, open_cache
 from training.trainer import WEIGHTS_NAME, Trainer
 
 _PRESET_FROM_FILE: Final = "init"
@@ -81,27 +82,6 @@ class TrainOptions:
     validate_root: str = ""
     validate_version: str = ""
     overrides: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class TeacherSource:
-    """The teacher of a run: its method, the hash of its weights, the cache of its outputs, and whether its
-    future frames are hidden."""
-
-    teacher: SparseBEV
-    method: MethodConfig
-    weights_hash: str = ""
-    cache: Path | None = None
-    fill_cache: bool = False
-    hide_future: bool = False
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """Entries of the student's weights file: the method's name, or its settings if it has none, and the
-        hash of the teacher's weights; `hide_future` if the teacher's future was hidden."""
-        names = [name for name, config in METHODS.items() if config == self.method]
-        hidden = {"hide_future": True} if self.hide_future else {}
-        return {"method": names[0] if names else to_dict(self.method), "teacher": self.weights_hash} | hidden
 
 
 def make_parser(
@@ -254,7 +234,7 @@ def run_training(
         fabric.print(f"resumed at step {trainer.step} of {config.steps}")
     cache = None
     if source is not None and distiller is not None and source.cache is not None:
-        cache = _open_cache(config, source, source.cache, distiller, clips, scenes, fabric)
+        cache = open_cache(config, source, source.cache, distiller, clips, scenes, fabric)
     dataset = _make_dataset(config, inputs, scenes, fabric, source, cache)
     loggers = [make_logger(name, out) for name in options.loggers] if fabric.is_global_zero else []
     trainer.run(
@@ -322,21 +302,6 @@ def make_task(
     return SlidingWindowTask(model, config.streams, distiller, config.augment.grid_mask)
 
 
-def _open_cache(
-    config: TrainConfig | WindowTrainConfig, source: TeacherSource, folder: Path, distiller: Distiller,
-    clips: ClipSource, scenes: int, fabric: Fabric,
-) -> TeacherCache:  # fmt: skip
-    """Open the cache of the teacher's outputs; fill it first if `source.fill_cache` is set."""
-    if isinstance(config, WindowTrainConfig):
-        raise UserError("--cache is for streaming students; leave it out for a SparseBEV student")
-    refuse_augmentation(config.augment)
-    description = distiller.describe(source.weights_hash, clips.name)
-    if source.fill_cache and fabric.is_global_zero:
-        fill_cache(folder, description, distiller.run_teacher_on_clip, clips, scenes)
-    fabric.barrier()
-    return TeacherCache(folder, description, scenes)
-
-
 def _make_dataset(
     config: TrainConfig | WindowTrainConfig, clips: ClipSource, scenes: int, fabric: Fabric,
     source: TeacherSource | None, cache: TeacherCache | None,
@@ -344,7 +309,8 @@ def _make_dataset(
     """Return the data set of a run, with the teacher's windows or its cached outputs."""
     teacher = None if source is None else source.teacher.config
     if isinstance(config, WindowTrainConfig):
-        return make_windows(config, clips, scenes, fabric, teacher)
+        windows = make_windows(config, clips, scenes, fabric, None if cache is not None else teacher)
+        return windows if cache is None else CachedWindows(windows, cache)
     streams = make_streams(config, clips, scenes, fabric)
     items: StreamingDataset = streams
     if cache is not None:

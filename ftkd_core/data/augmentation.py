@@ -31,6 +31,9 @@ class AugmentConfig:
     grid_mask: Probability = 0.0
     """Probability per step that a grid of squares is blank in all images of the student; StreamPETR: 0.7
     [public code; grid_mask.py]."""
+    views: Annotated[int, Field(ge=0)] = 0
+    """Number of geometric augmentations per scene, drawn once with a fixed seed, so that a teacher cache can
+    hold them; each segment or window takes one of them. 0 draws new ones without end [ours]."""
     as_published: bool = False
     """Augments as the public code: mirroring flips images and cameras but not the world; streams draw anew
     for every frame, except `scale`; `colour` changes each image on its own and with probability one half
@@ -68,6 +71,20 @@ class Augmentation(NamedTuple):
     def world_mirrored(self) -> bool:
         """Whether the world is mirrored."""
         return self.mirror and self.mirror_world
+
+
+def seeded_view(config: AugmentConfig, clip: int, view: int) -> Augmentation:
+    """Return the geometric augmentation of one of the `views` of a clip; it does not depend on the seed of a
+    run."""
+    drawn = draw_augmentation(config, np.random.default_rng([clip, view]))
+    plain = Augmentation()
+    return drawn._replace(gain=plain.gain, offset=plain.offset, distortion=0.0, seed=0)
+
+
+def in_view(drawn: Augmentation, config: AugmentConfig, clip: int, view: int) -> Augmentation:
+    """Return an augmentation with the geometry of a view and the colours of `drawn`."""
+    colours = {name: getattr(drawn, name) for name in ("gain", "offset", "distortion", "seed")}
+    return seeded_view(config, clip, view)._replace(**colours)
 
 
 def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Augmentation:

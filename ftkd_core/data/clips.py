@@ -8,7 +8,7 @@ M objects, G object slots, B streams.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.config import ImageConfig
-from ftkd_core.data.augmentation import Augmentation, AugmentConfig, draw_augmentation
+from ftkd_core.data.augmentation import Augmentation, AugmentConfig, draw_augmentation, in_view
 from ftkd_core.data.order import EpochOrder
 from ftkd_core.data.photometric import distort
 from ftkd_core.data.targets import ClipObjects, make_targets
-from ftkd_core.errors import UserError
 from ftkd_core.geometry import transform_points, yaw_transform
 from ftkd_core.runtime.preprocess import zoom_and_crop, zoomed_intrinsics
 from ftkd_core.types import CameraRig, Frame, Targets, pad_targets
@@ -83,65 +81,6 @@ class ClipSource(Protocol):
 
     def __call__(self, index: int, /) -> Clip:
         """Load clip `index`."""
-
-
-@dataclass(frozen=True)
-class SelectedImages:
-    """Images (T, N, H, W, 3) of N selected cameras of a clip, read frame by frame."""
-
-    images: NDArray[np.uint8] | ImageSource
-    places: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape (T, N, H, W, 3)."""
-        return (self.images.shape[0], len(self.places), *self.images.shape[2:])
-
-    def __getitem__(self, frame: int) -> NDArray[np.uint8]:
-        chosen: NDArray[np.uint8] = self.images[frame][list(self.places)]
-        return chosen
-
-    def zoomed(self, frame: int, zoom: float, left: float) -> NDArray[np.uint8]:
-        """See `ImageSource.zoomed`."""
-        if isinstance(self.images, np.ndarray):
-            return _zoom_images(self[frame], zoom, left)
-        return self.images.zoomed(frame, zoom, left)[list(self.places)]
-
-
-@dataclass(frozen=True)
-class SelectedCameras:
-    """Clips reduced to the cameras `channels`, in that order; the source has all CAMERA_CHANNELS. UserError
-    for an unknown camera."""
-
-    clips: ClipSource
-    channels: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        strange = [name for name in self.channels if name not in CAMERA_CHANNELS]
-        if strange:
-            raise UserError(
-                f"model.channels has {strange[0]!r}; {self.clips.name} has {', '.join(CAMERA_CHANNELS)}"
-            )
-
-    @property
-    def name(self) -> str:
-        """Name of the source with the selected cameras."""
-        return f"{self.clips.name} by {', '.join(self.channels)}"
-
-    def __call__(self, index: int) -> Clip:
-        clip = self.clips(index)
-        places = [CAMERA_CHANNELS.index(name) for name in self.channels]
-        return replace(
-            clip,
-            images=SelectedImages(clip.images, tuple(places)),
-            intrinsics=clip.intrinsics[places],
-            ego_from_camera=clip.ego_from_camera[:, places],
-        )
-
-
-def select_cameras(clips: ClipSource, channels: tuple[str, ...]) -> ClipSource:
-    """Reduce clips to the cameras of a model; the source itself if these are all CAMERA_CHANNELS."""
-    return clips if channels == CAMERA_CHANNELS else SelectedCameras(clips, channels)
 
 
 class StreamBatch(NamedTuple):
@@ -204,8 +143,10 @@ class StreamDataset(Dataset[StreamBatch]):
         return collate([self._sample(stream, step) for stream in self.streams])
 
     def _sample(self, stream: int, step: int) -> StreamBatch:
-        clip, frame, augmentation, is_first, dropped_camera, _ = self.select_frame(stream, step)
-        return make_sample(clip, frame, augmentation, is_first, dropped_camera)
+        chosen = self.select_frame(stream, step)
+        return make_sample(
+            chosen.clip, chosen.frame, chosen.augmentation, chosen.is_first, chosen.dropped_camera
+        )
 
     def _place(self, stream: int, step: int) -> tuple[int, int]:
         """Return which segment of a stream a step is in, and its position in the segment."""
@@ -230,18 +171,23 @@ class StreamDataset(Dataset[StreamBatch]):
         augmentation = draw_augmentation(self.augment, random)
         frame = min(start + position, len(clip.times) - 1)
         per_frame = np.random.default_rng([self.seed, stream, index, position])
-        if self.augment.as_published:
+        view = 0
+        if self.augment.views:
+            view = int(random.integers(self.augment.views))
+            augmentation = in_view(augmentation, self.augment, number, view)
+        elif self.augment.as_published:
             scale = augmentation.scale
             augmentation = draw_augmentation(self.augment, per_frame)._replace(scale=scale)
         dropped = -1
         if per_frame.random() < self.augment.camera_dropout:
             dropped = int(per_frame.integers(len(clip.intrinsics)))
-        return FrameChoice(clip, frame, augmentation, is_first, dropped, number)
+        return FrameChoice(clip, frame, augmentation, is_first, dropped, number, view)
 
 
 class FrameChoice(NamedTuple):
     """Frame `frame` of a clip with its augmentation. is_first: the stream starts here. dropped_camera: index
-    or -1. clip_index: index of the clip in its source."""
+    or -1. clip_index: index of the clip in its source. view: number of the augmentation among
+    `AugmentConfig.views`."""
 
     clip: Clip
     frame: int
@@ -249,6 +195,7 @@ class FrameChoice(NamedTuple):
     is_first: bool
     dropped_camera: int
     clip_index: int
+    view: int = 0
 
 
 def make_sample(
@@ -319,10 +266,10 @@ def _zoomed_frame(clip: Clip, index: int, augmentation: Augmentation) -> tuple[N
     intrinsics = zoomed_intrinsics(clip.intrinsics, config, augmentation.zoom, augmentation.left)
     if not isinstance(clip.images, np.ndarray):
         return clip.images.zoomed(index, augmentation.zoom, augmentation.left), intrinsics
-    return _zoom_images(clip.images[index], augmentation.zoom, augmentation.left), intrinsics
+    return zoom_images(clip.images[index], augmentation.zoom, augmentation.left), intrinsics
 
 
-def _zoom_images(images: NDArray[np.uint8], zoom: float, left: float) -> NDArray[np.uint8]:
+def zoom_images(images: NDArray[np.uint8], zoom: float, left: float) -> NDArray[np.uint8]:
     """Zoom each of the images (N, H, W, 3) as in `preprocess.zoom_and_crop`."""
     config = ImageConfig(width=images.shape[2], height=images.shape[1])
     return np.stack([zoom_and_crop(image, config, zoom, left) for image in images])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ftkd_core.data.augmentation import Augmentation, AugmentConfig, draw_augmentation
+from ftkd_core.data.augmentation import Augmentation, AugmentConfig, draw_augmentation, in_view
 from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset, make_sample
 from ftkd_core.data.order import EpochOrder
 from ftkd_core.geometry import invert_rigid
@@ -168,23 +168,48 @@ class WindowDataset(Dataset[WindowBatch]):
         return collate_windows([self._window(step, place) for place in range(self.batch)])
 
     def _window(self, step: int, place: int) -> WindowBatch:
+        chosen = self.select(step, place)
+        clip, frame, augmentation, stride = chosen.clip, chosen.frame, chosen.augmentation, chosen.stride
+        if not chosen.hidden:
+            return make_window(clip, frame, augmentation, self.num_past, self.num_future, stride)
+        past = make_window(clip, frame, augmentation, self.num_past, 0, stride)
+        return add_hidden_future(past, self.num_future)
+
+    def select(self, step: int, place: int) -> "WindowChoice":
+        """Select the window at a place of the batch of a step; depends only on (seed, rank, step, place)."""
         random = np.random.default_rng([self.seed, self.rank, step, place])
         if self.order is None:
-            clip = self._load(int(random.integers(self.num_clips)))
-            index = int(random.integers(clip.num_keys))
+            number = int(random.integers(self.num_clips))
+            clip = self._load(number)
+            key = int(random.integers(clip.num_keys))
         else:
-            number, index = self.order((step * self.ranks + self.rank) * self.batch + place)
+            number, key = self.order((step * self.ranks + self.rank) * self.batch + place)
             clip = self._load(number)
         augmentation = draw_augmentation(self.augment, random)
-        index = index if clip.keys is None else int(clip.keys[index])
+        frame = key if clip.keys is None else int(clip.keys[key])
         hidden = random.random() < self.hide_future
-        stride = 1
+        stride, view = 1, 0
         if self.sweeps != (0, 0):
-            stride = draw_stride(self.sweeps, index, self.num_past, self.num_future, random)
-        if not hidden:
-            return make_window(clip, index, augmentation, self.num_past, self.num_future, stride)
-        past = make_window(clip, index, augmentation, self.num_past, 0, stride)
-        return add_hidden_future(past, self.num_future)
+            stride = draw_stride(self.sweeps, frame, self.num_past, self.num_future, random)
+        if self.augment.views:
+            view = int(random.integers(self.augment.views))
+            augmentation = in_view(augmentation, self.augment, number, view)
+        return WindowChoice(clip, frame, augmentation, stride, hidden, number, key, view)
+
+
+class WindowChoice(NamedTuple):
+    """Window around frame `frame` of a clip, its augmentation and the distance of its frames; hidden: without
+    its future. clip_index: index of the clip in its source; key: the frame's number among the key frames;
+    view: number of the augmentation among `AugmentConfig.views`."""
+
+    clip: Clip
+    frame: int
+    augmentation: Augmentation
+    stride: int
+    hidden: bool
+    clip_index: int
+    key: int
+    view: int
 
 
 def without_color_change(augmentation: Augmentation) -> Augmentation:
