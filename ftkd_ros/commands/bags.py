@@ -2,6 +2,7 @@
 """`ftkd detect`, `ftkd evaluate` and `ftkd report`: from images to detections, metrics, a page."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,39 +23,32 @@ from ftkd_ros.commands import options
     help="Image topics, such as '/car/{camera}/image'; empty: the usual ones.",
 )
 @click.option("--camera-info-topic", default="/{camera}/camera_info", help="camera_info topics.")
-def detect(
-    bag: Path,
-    output: Path,
-    weights: Path | None,
-    device: str,
-    runtime: str,
-    score_threshold: float,
-    camera_model: str,
-    image_geometry: str,
-    image_topic: str,
-    camera_info_topic: str,
-) -> int:
+@options.node_parameters
+@click.option("--start", type=float, default=0.0, metavar="S", help="Seconds after the first round.")
+@click.option("--duration", type=float, metavar="S", help="Seconds to process.  [default: all]")
+@click.option("--every", type=int, default=1, metavar="N", help="Process every n-th round.")
+@click.pass_context
+def detect(context: click.Context, /, bag: Path, output: Path, **given: Any) -> int:
     """Read camera images from a bag and write /detections and /detections/velocities to a new bag.
 
-    Runs the code of the ROS node without the middleware, so no round is dropped on a slow machine.
+    Runs the code of the ROS node with its parameters but without the middleware, so no round is dropped on a
+    slow machine. Options such as --device override --params-file and -p. A run that was killed is resumed by
+    the same command.
     """
-    from ftkd_ros.bag.detect import detect_bag
+    from ftkd_ros.bag.detect import Selection, detect_bag
 
     summary = detect_bag(
         bag,
         output,
-        weights=weights,
-        device=device,
-        score_threshold=score_threshold,
-        runtime=runtime,
-        camera_model=camera_model,
-        image_geometry=image_geometry,
-        image_topic=image_topic,
-        camera_info_topic=camera_info_topic,
+        parameters=options.read_node_parameters(context, given),
+        selection=Selection(start_s=given["start"], duration_s=given["duration"], every=given["every"]),
+    )
+    resumed = (
+        f", {summary.resumed_rounds} of them from a run that was stopped" if summary.resumed_rounds else ""
     )
     print(
         f"{output}: {summary.detections} detections in {summary.rounds_detected} of "
-        f"{summary.rounds_in} rounds on {summary.device}"
+        f"{summary.rounds_in} rounds{resumed} on {summary.device}"
     )
     for fault, count in summary.faults.items():
         print(f"note: {count} x {fault}")
