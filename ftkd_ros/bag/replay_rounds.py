@@ -5,6 +5,7 @@ Matching, decoding, checks and conversions use the code of the detector node (`f
 `ftkd_ros.convert`). There is no middleware, so the result does not depend on the speed of the machine.
 """
 
+import json
 import re
 import struct
 from collections import Counter
@@ -213,7 +214,8 @@ def read_objects(
     frame: str = BASE_FRAME,
     optional: bool = False,
 ) -> dict[int, ObjectList]:
-    """Return the objects of all Detection3DArray messages by header stamp, with velocities of the same stamp.
+    """Return the objects of all Detection3DArray messages by header stamp, with velocities and, if the bag
+    has them, attributes of the same stamp.
 
     Of two messages with equal stamps, the later one is used. Raises UserError for a missing topic unless
     `optional`, and for detections in another frame.
@@ -222,6 +224,7 @@ def read_objects(
         stamp_to_ns(cloud.header.stamp): cloud
         for _, _, cloud in bag.messages([velocities_topic], optional=True)
     }
+    attributes = _read_attributes(bag, annotations_topic(detections_topic))
     objects = {}
     for _, _, message in bag.messages([detections_topic], optional=optional):
         if message.header.frame_id != frame:
@@ -230,8 +233,27 @@ def read_objects(
                 f"expected {frame}"
             )
         stamp_ns = stamp_to_ns(message.header.stamp)
-        objects[stamp_ns] = detections_to_objects(message, clouds.get(stamp_ns))
+        found = detections_to_objects(message, clouds.get(stamp_ns))
+        names = attributes.get(stamp_ns, ())
+        objects[stamp_ns] = replace(found, attributes=names) if len(names) == len(found.boxes) else found
     return objects
+
+
+def annotations_topic(detections_topic: str) -> str:
+    """Return the topic with attributes of detections: /ground_truth/annotations, /detections/annotations."""
+    return f"{detections_topic.removesuffix('/detections') or detections_topic}/annotations"
+
+
+def _read_attributes(bag: BagReader, topic: str) -> dict[int, tuple[str, ...]]:
+    """Return the attributes of the objects by stamp; see `to_ros.make_annotations`."""
+    found = {}
+    for _, _, message in bag.messages([topic], optional=True):
+        try:
+            content = json.loads(message.data)
+            found[int(content["stamp_ns"])] = tuple(str(entry["attribute"]) for entry in content["objects"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"bag {str(bag.path)!r}: {topic} has no annotations ({error})") from error
+    return found
 
 
 def nearest(stamps_ns: Sequence[int], stamp_ns: int, within_ns: int) -> int | None:

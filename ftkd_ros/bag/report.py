@@ -10,9 +10,9 @@ import numpy as np
 
 from ftkd_core.errors import UserError
 from ftkd_core.types import ObjectList
-from ftkd_ros.bag.evaluate import JOIN_WITHIN_NS, Recording, read_recording
 from ftkd_ros.bag.html_report import ReportFrame, draw_frame, write_pictures, write_report
 from ftkd_ros.bag.io import BagReader, check_new
+from ftkd_ros.bag.recording import JOIN_WITHIN_NS, Recording, read_recording
 from ftkd_ros.bag.replay_rounds import Drive, nearest
 
 PAGE_NAME: Final = "report.html"

@@ -56,10 +56,16 @@ def detect(context: click.Context, /, bag: Path, output: Path, **given: Any) -> 
 
 
 @click.command(short_help="Compute the official nuScenes metrics of recorded detections.")
-@click.option("--detections", type=options.PATH, metavar="BAG", help="Bag with the topic /detections.")
-@click.option("--bag", type=options.PATH, metavar="BAG", help="Bag that the detector read its images from.")
+@click.option(
+    "--detections", type=options.PATH, multiple=True, metavar="BAG",
+    help="Bag with the topic /detections; several times, each with its --bag.",
+)  # fmt: skip
+@click.option(
+    "--bag", "bags", type=options.PATH, multiple=True, metavar="BAG",
+    help="Bag that the detector read its images from.",
+)  # fmt: skip
 @click.option("--results", type=options.PATH, metavar="FILE", help="Score a nuScenes results file.")
-@click.option("--split", help="Split that --results covers.  [default: all scenes]")
+@click.option("--split", help="Score all key frames of a split.  [default: those of the bags, or all scenes]")
 @options.dataset
 @options.folder("--output", "New folder of the results.")
 @click.option(
@@ -68,38 +74,65 @@ def detect(context: click.Context, /, bag: Path, output: Path, **given: Any) -> 
     metavar="FILE",
     help="The detector node's summary_file (device, weights, latency), to include in the metrics.",
 )
+@click.option("--details", is_flag=True, help="Also score by distance, visibility and time in view.")
+@click.option(
+    "--require", multiple=True, metavar="EXPR",
+    help="Requirement such as 'mAP>=0.35' or 'car.AP@30m>=0.4'; exit code 1 if one fails.",
+)  # fmt: skip
+@click.option("--criteria", type=options.PATH, metavar="FILE", help="YAML list of requirements.")
 def evaluate(
-    detections: Path | None,
-    bag: Path | None,
+    detections: tuple[Path, ...],
+    bags: tuple[Path, ...],
     results: Path | None,
     split: str | None,
     dataroot: Path,
     version: str,
     output: Path,
     summary: Path | None,
+    details: bool,
+    require: tuple[str, ...],
+    criteria: Path | None,
 ) -> int:
     """Score recorded detections with the official nuScenes devkit.
 
-    Joins the detections to the key frames of the input bag by time and writes results.json and metrics.json.
+    Joins the detections to the key frames of the input bags by time and writes results.json and metrics.json.
+    With requirements, prints a table, writes criteria.json, and returns 1 if one of them fails.
     """
-    from ftkd_ros.bag.evaluate import evaluate_recording, evaluate_results, summary_lines
+    from ftkd_core.evaluation.requirements import parse_requirement, read_criteria, verdict_table
+    from ftkd_ros.bag.evaluate import (
+        EvaluationOptions,
+        evaluate_recordings,
+        evaluate_results,
+        summary_lines,
+    )
     from ftkd_ros.bag.io import check_new
 
     check_new(output)
+    requirements = [*map(parse_requirement, require), *(read_criteria(criteria) if criteria else ())]
+    chosen = EvaluationOptions(split=split, details=details, requirements=requirements)
+    if results is not None and (detections or bags):
+        raise click.UsageError("give --detections and --bag, or --results, not both")
     if results is not None:
-        print(
-            "\n".join(
-                evaluate_results(results, dataroot=dataroot, version=version, split=split, output=output)
-            )
+        metrics, verdicts = evaluate_results(
+            results, dataroot=dataroot, version=version, output=output, options=chosen
         )
-        return 0
-    if detections is None or bag is None:
-        raise click.UsageError("give --detections and --bag, or --results")
-    metrics = evaluate_recording(
-        detections, bag, dataroot=dataroot, version=version, output=output, summary_file=summary
-    )
+    elif not detections or len(detections) != len(bags):
+        raise click.UsageError(
+            f"{len(detections)} --detections and {len(bags)} --bag; give both equally often, or --results"
+        )
+    else:
+        metrics, verdicts = evaluate_recordings(
+            list(zip(detections, bags, strict=True)),
+            dataroot=dataroot,
+            version=version,
+            output=output,
+            summary_file=summary,
+            options=chosen,
+        )
     print("\n".join(summary_lines(metrics)))
-    return 0
+    if verdicts:
+        print("\n".join(verdict_table(verdicts)))
+    return 0 if all(verdict.passed for verdict in verdicts) else 1
 
 
 @click.command(short_help="Write one HTML page with metrics and pictures.")

@@ -56,6 +56,10 @@ def synth(
 @click.option("--split", help="Convert the scenes of a split.")
 @options.folder("--output", "New bag of one named scene; else the folder of one bag per scene.")
 @click.option("--sweeps", is_flag=True, help="Write all images (12 Hz), not only key frames (2 Hz).")
+@click.option("--lidar", is_flag=True, help="Write lidar sweeps as PointCloud2.")
+@click.option("--radar", is_flag=True, help="Write radar sweeps as PointCloud2.")
+@click.option("--map", "with_map", is_flag=True, help="Write the map around the drive as OccupancyGrid.")
+@click.option("--can", is_flag=True, help="Write the messages of the CAN bus expansion.")
 @options.category_map
 @click.option("--jobs", type=click.IntRange(1), default=2, metavar="N", help="Scenes at the same time.")
 def convert(
@@ -65,15 +69,21 @@ def convert(
     split: str | None,
     output: Path,
     sweeps: bool,
+    lidar: bool,
+    radar: bool,
+    with_map: bool,
+    can: bool,
     category_map: tuple[str, ...],
     jobs: int,
 ) -> int:
     """Write nuScenes scenes as rosbag2 (MCAP). Needs no ROS.
 
     A bag holds the original camera JPEGs, camera_info, /tf, /tf_static, /odom, the ground truth and the
-    sample token of each key frame. Several scenes: finished bags of an earlier run are kept.
+    sample token of each key frame. Lidar, radar, map and CAN bus are optional; a note reports what is
+    absent. Several scenes: finished bags of an earlier run are kept.
     """
     from ftkd_ros.bag.convert import convert_opened
+    from ftkd_ros.bag.convert_extras import Extras
     from ftkd_ros.bag.convert_scenes import ALL_SCENES, choose_scenes, convert_scenes
     from ftkd_ros.bag.io import check_new
 
@@ -81,10 +91,13 @@ def convert(
     if one:
         check_new(output)
     dataset = options.open_dataset(dataroot, version, category_map)
+    extras = Extras(lidar=lidar, radar=radar, map=with_map, can=can)
     if one:
-        print(convert_opened(dataset, scene[0], output, sweeps=sweeps))
+        summary = convert_opened(dataset, scene[0], output, sweeps=sweeps, extras=extras)
+        print("\n".join([str(summary), *(f"note: {note}" for note in summary.notes)]))
         return 0
-    report = convert_scenes(dataset, choose_scenes(dataset, scene, split), output, sweeps=sweeps, jobs=jobs)
+    chosen = choose_scenes(dataset, scene, split)
+    report = convert_scenes(dataset, chosen, output, sweeps=sweeps, extras=extras, jobs=jobs)
     print(f"{output}: {report}")
     report.check()
     return 0

@@ -304,6 +304,15 @@ def changed_parameters(parameters: DetectorParameters, changes: Mapping[str, Any
     return replace(parameters, **typed)
 
 
+def typed_parameters(values: Mapping[str, Any]) -> DetectorParameters:
+    """Return the parameters with some values, such as those of JSON. UserError as above."""
+    defaults = {entry.name: entry.default for entry in fields(DetectorParameters)}
+    known = {name: value for name, value in values.items() if name in defaults}
+    return DetectorParameters(
+        **{name: typed_value(name, value, defaults[name]) for name, value in known.items()}
+    )
+
+
 def typed_value(name: str, given: Any, default: Any) -> Any:
     """Return the value with the type of the default; YAML and the command line may yield int for float."""
     if name in _TEXT_OR_TEXTS and not isinstance(given, str) and isinstance(given, Sequence):
