@@ -2,6 +2,7 @@
 """`ftkd synth` and `ftkd convert`: data sets in the nuScenes format and bags made of them."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -100,6 +101,50 @@ def convert(
     report = convert_scenes(dataset, chosen, output, sweeps=sweeps, extras=extras, jobs=jobs)
     print(f"{output}: {report}")
     report.check()
+    return 0
+
+
+@click.command("export-nuscenes", short_help="Write bags as a data set in the nuScenes layout.")
+@click.option(
+    "--bag", "bags", type=options.PATH, multiple=True, required=True, metavar="BAG",
+    help="Bag that becomes a scene; several times.",
+)  # fmt: skip
+@click.option(
+    "--detections", type=options.PATH, multiple=True, metavar="BAG",
+    help="Detections of each bag, as annotations.  [default: the ground truth of the bag, if any]",
+)  # fmt: skip
+@options.folder("--output", "New folder of the data set.")
+@click.option("--version", default="v1.0-bag", help="Name of the folder with the tables.")
+@click.option("--split", default="exported", help="Name of the split of all scenes.")
+@click.option(
+    "--key-interval", type=float, default=0.5, metavar="S",
+    help="Seconds between key frames of a bag without /sample_token.",
+)  # fmt: skip
+@click.option(
+    "--min-score", type=float, default=0.3, metavar="S", help="Leave out detections that score lower."
+)
+@options.node_parameters
+@click.pass_context
+def export_nuscenes(context: click.Context, /, bags: tuple[Path, ...], output: Path, **given: Any) -> int:
+    """Write camera images, calibration, ego poses and objects of bags as a data set that can be labelled,
+    trained on and scored.
+
+    Images are unchanged; raw and distorted ones become rectified PNG files. Topics and frames are parameters
+    of the node, as for `ftkd detect`.
+    """
+    from ftkd_ros.bag.export_nuscenes import ExportOptions, export_bags
+
+    chosen = ExportOptions(
+        version=given["version"],
+        split=given["split"],
+        key_interval_s=given["key_interval"],
+        min_score=given["min_score"],
+        parameters=options.read_node_parameters(context, given),
+    )
+    summary = export_bags(bags, output, detections=given["detections"], options=chosen)
+    print(summary)
+    for fault, count in summary.faults.items():
+        print(f"note: {count} x {fault}")
     return 0
 
 
