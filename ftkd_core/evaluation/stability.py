@@ -2,9 +2,10 @@
 """Stability of detections between frames, without ground truth: flicker and jitter.
 
 Each detection is predicted to the next frame by its velocity and the ego motion, and matched one to one to
-the detections of its class there (smallest sum of distances, at most 2 m). Flicker is the share of detections
-that appear for one frame only or are missing in one frame only. Jitter is the distance between prediction and
-match. Only neighbouring frames that are at most 1 s apart are compared. Source: ours.
+the detections of its class there (smallest sum of distances, at most 2 m). Flicker is the number of
+detections that appear for one frame only or are missing in one frame only, divided by the number of
+detections with a frame before and after. Jitter is the distance between prediction and match. Only
+neighbouring frames that are at most 1 s apart are compared. Source: ours.
 """
 
 import itertools
@@ -35,10 +36,12 @@ class PosedFrame(NamedTuple):
 
 @dataclass
 class StabilityCounts:
-    """Sums over frames; add the counts of several recordings to get their common figures."""
+    """Sums over frames; add the counts of several recordings to get their common figures. judged: detections
+    with a frame before and after."""
 
     frames: int = 0
     detections: int = 0
+    judged: int = 0
     flashes: int = 0
     dropouts: int = 0
     position_m: list[float] = field(default_factory=list)
@@ -57,7 +60,7 @@ class StabilityCounts:
         return {
             "frames": self.frames,
             "detections": self.detections,
-            "flicker": changes / self.detections if self.detections else None,
+            "flicker": changes / self.judged if self.judged else None,
             "flashes": self.flashes,
             "dropouts": self.dropouts,
             "jitter_m": _percentile(self.position_m, 50),
@@ -82,6 +85,7 @@ def count_stability(frames: Sequence[PosedFrame], *, min_score: float = MIN_SCOR
             _are_neighbours(kept[index - 1], kept[index]) and _are_neighbours(kept[index], kept[index + 1])
         ):
             continue
+        counts.judged += len(kept[index].objects.boxes)
         before, after = set(pairs[index - 1][:, 1].tolist()), set(pairs[index][:, 0].tolist())
         counts.flashes += len(kept[index].objects.boxes) - len(before | after)
         skipped = match_frames(kept[index - 1], kept[index + 1])

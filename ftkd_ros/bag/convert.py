@@ -123,7 +123,11 @@ def convert_opened(
         for topic in extra.topics:
             bag.add_topic(topic.name, topic.message_type, depth=topic.depth, latched=topic.latched)
         for event in tqdm(events, desc=f"converting {scene}", unit="msg", disable=not progress):
-            bag.write(event.topic, event.stamp_ns, event.build())
+            message = event.build()
+            if isinstance(message, bytes):
+                bag.write_raw(event.topic, event.stamp_ns, message)
+            else:
+                bag.write(event.topic, event.stamp_ns, message)
     return ConversionSummary(
         output=Path(output),
         scene=scene,
@@ -220,7 +224,7 @@ def _camera_events(record: nuscenes.CameraRecord) -> Iterator[Event]:
 
     def image() -> Any:  # reads the file when the message is written: a scene has hundreds of megabytes
         content, image_format = _image_file(record.path)
-        return to_ros.compressed_image(ROSBAGS, content, stamp_ns, frame, image_format)
+        return to_ros.compressed_image_bytes(content, stamp_ns, frame, image_format)
 
     yield Event(stamp_ns, 4, _camera_topic(record.channel, "image/compressed"), image)
 

@@ -100,11 +100,13 @@ def _clouds(
     sweeps: bool,
 ) -> dict[str, list[Event]]:
     found: dict[str, list[Event]] = {}
-    channels = nuscenes.channels_of(dataset, modality)
-    if not channels:
-        notes.append(f"scene {scene!r}: the data set has no {modality}")
-    for channel in channels:
-        files = nuscenes.sensor_files(dataset, scene, channel, keyframes_only=not sweeps)
+    by_channel = {
+        channel: nuscenes.sensor_files(dataset, scene, channel, keyframes_only=not sweeps)
+        for channel in nuscenes.channels_of(dataset, modality)
+    }
+    if not any(by_channel.values()):
+        notes.append(f"scene {scene!r} has no {modality} data")
+    for channel, files in by_channel.items():
         topic, good, bad = f"/{channel.lower()}/points", [], []
         for file in files:
             try:
@@ -114,10 +116,9 @@ def _clouds(
                 continue
             build = partial(_cloud, file.path, read, file.stamp_ns, channel.lower())
             good.append(Event(file.stamp_ns, _RANK, topic, build))
-        if bad or not files:
-            reason = f"first: {bad[0]}" if bad else "the scene has no data of it"
+        if bad:
             notes.append(
-                f"scene {scene!r}: {len(bad)} of {len(files)} sweeps of {channel} left out; {reason}"
+                f"scene {scene!r}: {len(bad)} of {len(files)} sweeps of {channel} left out; first: {bad[0]}"
             )
         if good:
             found[topic] = good

@@ -324,11 +324,8 @@ def summary_lines(metrics: Mapping[str, Any]) -> list[str]:
         )
     stability = metrics.get("stability") or {}
     if stability.get("flicker") is not None:
-        jitter = stability["jitter_m"]
-        lines.append(
-            f"flicker {100 * stability['flicker']:.1f} %, jitter "
-            f"{'-' if jitter is None else f'{jitter:.2f}'} m between frames"
-        )
+        jitter = f", jitter {stability['jitter_m']:.2f} m" if stability["jitter_m"] is not None else ""
+        lines.append(f"flicker {100 * stability['flicker']:.1f} %{jitter} between frames")
     lines += _detail_lines(metrics)
     return lines + [f"note: {note}" for note in metrics["notes"]]
 

@@ -15,8 +15,8 @@ class Topic(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A message to write: log time, rank among messages of equal time, topic, and the function that builds
-    it."""
+    """A message to write: log time, rank among messages of equal time, topic, and the function that
+    builds it, as a message or as serialized bytes."""
 
     stamp_ns: int
     rank: int

@@ -349,4 +349,4 @@ def rectify(pixels: NDArray[np.uint8], intrinsics: Matrix, lens: Lens) -> NDArra
     found, valid = project_pixels(grid @ np.linalg.inv(intrinsics).T, intrinsics, lens)
     found[~valid] = -10.0
     maps = found.reshape(height, width, 2).astype(np.float32)
-    return np.asarray(cv2.remap(pixels, maps, None, cv2.INTER_LINEAR), dtype=np.uint8)
+    return np.asarray(cv2.remap(pixels, maps, np.empty(0, np.float32), cv2.INTER_LINEAR), dtype=np.uint8)

@@ -77,12 +77,14 @@ def _marker(messages: MessageFactory, kind: int, namespace: str, index: int, lab
 
 def _edges(messages: MessageFactory, objects: ObjectList, label: int) -> Any:
     marker = _marker(messages, _LINE_LIST, "boxes", 0, label)
+    point_class = type(messages.new("geometry_msgs/msg/Point"))
     marker.scale.x = _LINE_WIDTH_M
     for corners in box_corners(objects.boxes):
         front_bottom = (corners[2] + corners[3]) / 2
         bottom = (corners[2] + corners[3] + corners[6] + corners[7]) / 4
         segments = [(corners[a], corners[b]) for a, b in BOX_EDGES] + [(bottom, front_bottom)]
-        marker.points += [_point(messages, end) for segment in segments for end in segment]
+        ends = np.array([end for segment in segments for end in segment]).tolist()
+        marker.points += [point_class(x=x, y=y, z=z) for x, y, z in ends]
     return marker
 
 

@@ -7,7 +7,9 @@ imports no ROS package.
 """
 
 import json
+import struct
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -101,9 +103,15 @@ def _set_xyz(target: Any, values: Matrix) -> None:
 
 
 def _set_rotation(target: Any, transform: Matrix) -> None:
-    target.w, target.x, target.y, target.z = (
-        float(value) for value in rotation_to_quaternion(transform[:3, :3])
-    )
+    rotation = np.ascontiguousarray(transform[:3, :3])
+    target.w, target.x, target.y, target.z = _quaternion(rotation.tobytes())
+
+
+@lru_cache(maxsize=64)
+def _quaternion(rotation: bytes) -> tuple[float, ...]:
+    """Return (w, x, y, z) of a rotation matrix of float64; a pose is written to several topics."""
+    matrix = np.frombuffer(rotation, dtype=np.float64).reshape(3, 3)
+    return tuple(float(value) for value in rotation_to_quaternion(matrix))
 
 
 # -- detections ----------------------------------------------------------------------------------------------
@@ -279,6 +287,16 @@ def compressed_image(
     message.format = image_format
     message.data = messages.sequence(np.frombuffer(content, dtype=np.uint8))
     return message
+
+
+def compressed_image_bytes(content: bytes, stamp_ns: int, frame_id: str, image_format: str = "jpeg") -> bytes:
+    """Return the serialized message of `compressed_image` (CDR), with one copy of the content."""
+    seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
+    parts = [b"\x00\x01\x00\x00", struct.pack("<iI", seconds, nanoseconds)]
+    for text in (frame_id, image_format):
+        encoded = text.encode() + b"\x00"
+        parts.append(struct.pack("<I", len(encoded)) + encoded + bytes(-len(encoded) % 4))
+    return b"".join([*parts, struct.pack("<I", len(content)), content])
 
 
 def camera_info(

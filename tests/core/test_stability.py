@@ -59,7 +59,7 @@ def test_one_missing_detection_is_a_dropout_and_one_extra_is_a_flash() -> None:
     gone = [*steady[:3], without(steady[3], 1), *steady[4:]]
     counts = count_stability(gone)
     assert (counts.dropouts, counts.flashes) == (1, 0)
-    assert counts.summary()["flicker"] == pytest.approx(1 / 20)
+    assert counts.summary()["flicker"] == pytest.approx(1 / 14)
     shown = [without(frame, 1) if number != 3 else frame for number, frame in enumerate(steady)]
     counts = count_stability(shown)
     assert (counts.dropouts, counts.flashes) == (0, 1)
