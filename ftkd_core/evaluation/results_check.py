@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
+from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES as ATTRIBUTE_NAMES  # noqa: PLC0414  (for modules without the devkit)
 
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.errors import UserError

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from nuscenes.eval.detection.constants import ATTRIBUTE_NAMES
 
+from ftkd_core.evaluation.results_check import ATTRIBUTE_NAMES
 from ftkd_core.geometry import rotation_to_quaternion
 from ftkd_core.json_files import write_json
 

@@ -2,7 +2,6 @@
 """`ftkd detect`, `ftkd evaluate` and `ftkd report`: from images to detections, metrics, a page."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -27,8 +26,23 @@ from ftkd_ros.commands import options
 @click.option("--start", type=float, default=0.0, metavar="S", help="Seconds after the first round.")
 @click.option("--duration", type=float, metavar="S", help="Seconds to process.  [default: all]")
 @click.option("--every", type=int, default=1, metavar="N", help="Process every n-th round.")
-@click.pass_context
-def detect(context: click.Context, /, bag: Path, output: Path, **given: Any) -> int:
+def detect(
+    bag: Path,
+    output: Path,
+    weights: Path | None,
+    device: str,
+    runtime: str,
+    score_threshold: float,
+    camera_model: str,
+    image_geometry: str,
+    image_topic: str,
+    camera_info_topic: str,
+    params_files: tuple[Path, ...],
+    assignments: tuple[str, ...],
+    start: float,
+    duration: float | None,
+    every: int,
+) -> int:
     """Read camera images from a bag and write /detections and /detections/velocities to a new bag.
 
     Runs the code of the ROS node with its parameters but without the middleware, so no round is dropped on a
@@ -40,8 +54,8 @@ def detect(context: click.Context, /, bag: Path, output: Path, **given: Any) -> 
     summary = detect_bag(
         bag,
         output,
-        parameters=options.read_node_parameters(context, given),
-        selection=Selection(start_s=given["start"], duration_s=given["duration"], every=given["every"]),
+        parameters=options.read_node_parameters(params_files, assignments),
+        selection=Selection(start_s=start, duration_s=duration, every=every),
     )
     resumed = (
         f", {summary.resumed_rounds} of them from a run that was stopped" if summary.resumed_rounds else ""

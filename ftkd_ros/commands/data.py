@@ -2,7 +2,6 @@
 """`ftkd synth` and `ftkd convert`: data sets in the nuScenes format and bags made of them."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -124,8 +123,17 @@ def convert(
     "--min-score", type=float, default=0.3, metavar="S", help="Leave out detections that score lower."
 )
 @options.node_parameters
-@click.pass_context
-def export_nuscenes(context: click.Context, /, bags: tuple[Path, ...], output: Path, **given: Any) -> int:
+def export_nuscenes(
+    bags: tuple[Path, ...],
+    detections: tuple[Path, ...],
+    output: Path,
+    version: str,
+    split: str,
+    key_interval: float,
+    min_score: float,
+    params_files: tuple[Path, ...],
+    assignments: tuple[str, ...],
+) -> int:
     """Write camera images, calibration, ego poses and objects of bags as a data set that can be labelled,
     trained on and scored.
 
@@ -135,13 +143,13 @@ def export_nuscenes(context: click.Context, /, bags: tuple[Path, ...], output: P
     from ftkd_ros.bag.export_nuscenes import ExportOptions, export_bags
 
     chosen = ExportOptions(
-        version=given["version"],
-        split=given["split"],
-        key_interval_s=given["key_interval"],
-        min_score=given["min_score"],
-        parameters=options.read_node_parameters(context, given),
+        version=version,
+        split=split,
+        key_interval_s=key_interval,
+        min_score=min_score,
+        parameters=options.read_node_parameters(params_files, assignments),
     )
-    summary = export_bags(bags, output, detections=given["detections"], options=chosen)
+    summary = export_bags(bags, output, detections=detections, options=chosen)
     print(summary)
     for fault, count in summary.faults.items():
         print(f"note: {count} x {fault}")

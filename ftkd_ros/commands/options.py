@@ -2,7 +2,7 @@
 """Options that several commands share."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -98,18 +98,24 @@ def node_parameters(function: Function) -> Function:
     )(function)
 
 
-def read_node_parameters(context: click.Context, given: dict[str, Any]) -> "DetectorParameters":
-    """Return the parameters of --params-file, then of -p, then of the other options that were given."""
+def read_node_parameters(files: Sequence[Path], assignments: Sequence[str]) -> "DetectorParameters":
+    """Return the parameters of --params-file, then of -p, then of the other options of the command that were
+    given."""
+    from ftkd_core.errors import UserError
+    from ftkd_core.runtime import RUNTIMES
     from ftkd_ros.node.parameter_files import read_parameters
 
+    context = click.get_current_context()
     explicit = {
-        name: str(given[name]) if isinstance(given[name], Path) else given[name]
+        name: str(context.params[name]) if isinstance(context.params[name], Path) else context.params[name]
         for name in _NODE_OPTIONS
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
+    if explicit.get("runtime", "auto") not in RUNTIMES:
+        raise UserError(f"runtime {explicit['runtime']!r}: expected one of {', '.join(RUNTIMES)}")
     return read_parameters(
-        given["params_files"],
-        given["assignments"],
+        files,
+        assignments,
         explicit,
         on_note=lambda text: print(f"note: {text}", file=sys.stderr),
     )
