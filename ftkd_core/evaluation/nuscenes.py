@@ -40,6 +40,7 @@ from ftkd_core.json_files import write_json
 from ftkd_core.types import ObjectList
 
 CONFIG_NAME: Final = "detection_cvpr_2019"
+_CURVE_M: Final = 2.0
 ERROR_NAMES: Final[dict[str, str]] = {
     "ATE": "trans_err",
     "ASE": "scale_err",
@@ -111,7 +112,8 @@ def evaluate(
 
     Returns mAP, NDS, mATE, mASE, mAOE, mAVE, mAAE (None if the devkit gives no number), `classes` (per class:
     AP, the five errors, number of ground-truth boxes), `mAP_present` (mean AP over the classes with ground
-    truth), `samples`, `config` and `notes` (sentences to show with the numbers). With `output_dir` the
+    truth), `samples`, `config`, `curves` (precision over recall per class at 2 m) and `notes` (sentences to
+    show with the numbers). With `output_dir` the
     dictionary is written to `metrics_summary.json` and the devkit's own summary to `metrics_devkit.json`.
     Raises UserError if the results do not cover the key frames.
     """
@@ -120,8 +122,9 @@ def evaluate(
     if not sample_tokens:
         raise UserError("no key frame to evaluate; expected a split or scene with at least one")
     evaluation = SubsetEvaluation(dataset, load_results(results), sample_tokens)
-    metrics, _ = evaluation.evaluate()
+    metrics, data = evaluation.evaluate()
     summary = _summary(metrics, evaluation)
+    summary["curves"] = _curves(data, [name for name, own in summary["classes"].items() if own["truths"]])
     if output_dir is not None:
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -288,6 +291,23 @@ def _summary(metrics: DetectionMetrics, evaluation: SubsetEvaluation) -> dict[st
         "notes": _notes(truths, known_velocity, len(evaluation.pred_boxes.all)),
     }
     return _json_value(summary)  # type: ignore[no-any-return]
+
+
+def _curves(data: DetectionMetricDataList, names: Iterable[str]) -> dict[str, dict[str, list[float]]]:
+    """Return recall, precision and score of classes at a distance of 2 m, at every second of the 101 recalls
+    of the devkit."""
+    curves = {}
+    for name in names:
+        found = data[(name, _CURVE_M)]
+        curves[name] = {
+            key: [round(float(value), 4) for value in values[::2]]
+            for key, values in (
+                ("recall", found.recall),
+                ("precision", found.precision),
+                ("score", found.confidence),
+            )
+        }
+    return curves
 
 
 def _notes(truths: Mapping[str, int], known_velocity: int, predictions: int) -> list[str]:

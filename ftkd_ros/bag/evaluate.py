@@ -6,6 +6,7 @@ Detections are joined to key frames by stamp. The input bag provides the token o
 published messages, and any recorder can write them.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -39,6 +40,7 @@ from ftkd_ros.bag.run_facts import (
 from ftkd_ros.node.parameters import typed_parameters
 
 CRITERIA_NAME: Final = "criteria.json"
+_BANDS_M: Final = (0.0, 10.0, 20.0, 30.0, 40.0, 50.0)
 _SMALL_MODEL_ON_REAL_DATA: Final = (
     "The images are real, but the weights were trained on synthetic scenes only, so these scores are not "
     "meaningful. The run shows that every stage works on real data."
@@ -200,12 +202,20 @@ def _add_details(
     scorer = SubsetScorer(dataset, results, tokens) if options.details or ranged else None
     if options.details and scorer is not None:
         metrics["subsets"] = scorer.score_all()
+        metrics["by_distance"] = [
+            {"low_m": low, "high_m": high, **_without_classes(scorer.score_range(low, high))}
+            for low, high in itertools.pairwise(_BANDS_M)
+        ]
 
     def score_range(low_m: float, high_m: float) -> Mapping[str, Any]:
         assert scorer is not None
         return scorer.score_range(low_m, high_m)
 
     return check_requirements(options.requirements, metrics, score_range)
+
+
+def _without_classes(scores: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in scores.items() if key != "classes"}
 
 
 def _read_bag(detections_path: Path, input_path: Path, summary_file: Path | None) -> _Bag:

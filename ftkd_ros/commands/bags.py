@@ -150,16 +150,42 @@ def evaluate(
 
 
 @click.command(short_help="Write one HTML page with metrics and pictures.")
-@options.folder("--results", "Folder that `ftkd evaluate` wrote.")
-@options.detections_bag
-@options.input_bag
-@click.option("--frames", type=int, default=20, metavar="N", help="Number of key frames to show.")
-def report(results: Path, detections: Path, bag: Path, frames: int) -> int:
+@click.option(
+    "--results", type=options.PATH, multiple=True, required=True, metavar="DIR",
+    help="Folder that `ftkd evaluate` wrote; several times to compare runs.",
+)  # fmt: skip
+@click.option(
+    "--detections", type=options.PATH, multiple=True, required=True, metavar="BAG",
+    help="Bag with the topic /detections of each run.",
+)  # fmt: skip
+@click.option(
+    "--bag", "bags", type=options.PATH, multiple=True, required=True, metavar="BAG",
+    help="Bag that the detector read its images from; one for all runs, or one per run.",
+)  # fmt: skip
+@click.option(
+    "--output", type=options.PATH, metavar="DIR", help="Folder of the page.  [default: the first DIR]"
+)
+@click.option("--frames", type=int, metavar="N", help="Number of key frames to show.  [default: all]")
+def report(
+    results: tuple[Path, ...],
+    detections: tuple[Path, ...],
+    bags: tuple[Path, ...],
+    output: Path | None,
+    frames: int | None,
+) -> int:
     """Draw key frames with detected and true boxes.
 
-    Writes report.html (self-contained), bev.png and surround.png next to metrics.json.
+    Writes report.html (self-contained), bev.png and surround.png. With several runs, the page compares their
+    metrics, curves and pictures.
     """
-    from ftkd_ros.bag.report import report_results
+    from ftkd_ros.bag.report import report_runs
 
-    print(f"wrote {report_results(results, detections, bag, max_frames=frames)}")
+    sources = bags * len(results) if len(bags) == 1 else bags
+    if len(detections) != len(results) or len(sources) != len(results):
+        raise click.UsageError(
+            f"{len(results)} --results, {len(detections)} --detections and {len(bags)} --bag; give one of "
+            "each per run, or one --bag for all"
+        )
+    runs = list(zip(results, detections, sources, strict=True))
+    print(f"wrote {report_runs(runs, output or results[0], max_frames=frames)}")
     return 0
