@@ -3,6 +3,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -103,6 +105,33 @@ def test_a_reset_forgets_the_earlier_stream(library: str, model: StreamPETR, exp
     for index in range(3, 5):
         a, b = (each.step(far_away(make_round(index), index)) for each in (used, fresh))
         assert np.array_equal(a.boxes, b.boxes) and np.array_equal(a.scores, b.scores)
+
+
+SIGNAL_AFTER_CLOSING = """
+import gc, os, signal, sys
+from pathlib import Path
+from ftkd_core.runtime.sessions import OpenVinoSession
+received = []
+signal.signal(signal.SIGINT, lambda *_: received.append("SIGINT"))
+first, second = (OpenVinoSession(Path(sys.argv[1]), threads=1) for _ in range(2))
+del first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGINT)
+print(received)
+"""
+
+
+def test_a_signal_after_the_last_openvino_session_is_handled(exported: Path) -> None:
+    """OpenVINO leaves freed memory registered for signal handlers if its plugin is destroyed."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNAL_AFTER_CLOSING, str(exported)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "['SIGINT']"), done.stderr
 
 
 def test_a_published_configuration_is_exported_too(tmp_path: Path) -> None:
