@@ -138,19 +138,26 @@ def evaluate_recording(
     metrics = evaluate(dataset, results, sample_tokens=tokens)
     metrics["notes"] += coverage_notes(recording)
     metrics |= recording.summary() | detector_summary(detections_path, summary_file)
-    synthetic = is_synthetic(dataset, scenes)
-    if not synthetic and "synthetic" in str(metrics["weights"]):
-        metrics["notes"].insert(0, _SMALL_MODEL_ON_REAL_DATA)
-    metrics |= {
-        "data": f"{'synthetic' if synthetic else 'nuScenes'} {version}, {', '.join(scenes)}",
-        "versions": library_versions(),
-        "created": now_text(),
-    }
-    metrics |= dict(extra or {})
+    metrics |= _describe_data(dataset, version, scenes, metrics) | dict(extra or {})
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "results.json", results, allow_nan=False)
     write_json(output / "metrics.json", metrics, allow_nan=False)
     return metrics
+
+
+def _describe_data(
+    dataset: Any, version: str, scenes: Sequence[str], metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the entries on data, versions and time; add a note if weights of the synthetic world ran on real
+    data."""
+    synthetic = is_synthetic(dataset, scenes)
+    if not synthetic and "synthetic" in str(metrics["weights"]):
+        metrics["notes"].insert(0, _SMALL_MODEL_ON_REAL_DATA)
+    return {
+        "data": f"{'synthetic' if synthetic else 'nuScenes'} {version}, {', '.join(scenes)}",
+        "versions": library_versions(),
+        "created": now_text(),
+    }
 
 
 def evaluate_results(
