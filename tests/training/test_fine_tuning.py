@@ -14,9 +14,8 @@ from ftkd_core.models.resnet import ResNet
 from ftkd_core.weights import read_config, read_weights, save_weights
 from ftkd_core.weights.importing.conventions import model_from_ego
 from ftkd_core.weights.importing.stream_petr import POINT_RANGE_M
-from tests.core.helpers import small_config
-from tests.core.test_focal_head import FOCAL
-from tests.training.helpers import NoiseClips, cpu_fabric, small_sparse
+from tests.core.helpers import FOCAL, small_config, small_sparse
+from tests.training.helpers import NoiseClips, cpu_fabric
 from training import datasets, train
 
 CAMERAS = "channels=[CAM_FRONT, CAM_BACK]"
