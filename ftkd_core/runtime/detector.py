@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ftkd_core.canonical_cameras import CanonicalCamera
 from ftkd_core.classes import our_labels
@@ -17,7 +18,7 @@ from ftkd_core.runtime.engine_choice import EngineOptions, select_engine
 from ftkd_core.runtime.engines import Engine, Rows
 from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
 from ftkd_core.runtime.virtual_camera import VirtualCameras
-from ftkd_core.types import CameraRound, CameraView, ObjectList
+from ftkd_core.types import CameraRound, CameraView, ObjectList, PreparedImage
 from ftkd_core.weights import SHIPPED, load_into, read_cameras, read_streaming_weights, weights_hash
 
 
@@ -155,6 +156,14 @@ class Detector:
         wait = self.engine.start(seen, time_s=time_s, is_first=is_first)
         self._start_ns = start_ns
         return lambda: self._objects(wait(), camera_round.reference_stamp_ns)
+
+    def prepare(self, camera: int, image: NDArray[np.uint8]) -> tuple[PreparedImage, ...]:
+        """Return network images of a camera's image for `CameraView.prepared`, so that a step does not have
+        to compute them; () if nothing can be prepared. camera is the index in the round.
+
+        Other threads may call this. A GPU scales images itself, unless they need a virtual camera.
+        """
+        return self.cameras.prepare(camera, image, scale=self.device.type == "cpu")
 
     def _objects(self, rows: Rows, stamp_ns: int) -> ObjectList:
         labels = rows[:, 10].astype(np.int64)
