@@ -24,6 +24,7 @@ COMMANDS: tuple[click.Command, ...] = (
     data.convert,
     rig.check_rig,
     data.check_data,
+    data.export_nuscenes,
     bags.detect,
     bags.evaluate,
     bags.report,
