@@ -29,7 +29,7 @@ from training import checkpoint
 from training.config import MAX_GRADIENT_NORM, OptimConfig
 from training.distiller import is_distillation_term
 from training.optimizer import eval_modules, frozen_modules, parameter_groups
-from training.tasks import State, StreamingTask, WindowTask
+from training.tasks import DecoderTask, State, StreamingTask, WindowTask
 
 WEIGHTS_NAME = "weights.safetensors"
 
@@ -41,7 +41,7 @@ class Trainer:
     def __init__(
         self,
         fabric: Fabric,
-        task: StreamingTask | WindowTask,
+        task: StreamingTask | WindowTask | DecoderTask,
         optim: OptimConfig,
         out: Path,
         *,
