@@ -132,7 +132,9 @@ def run(options: argparse.Namespace) -> None:
     """Store the maps and train to the last step."""
     model = build(options)
     config = model.config
-    clips = SyntheticClips(options.first_seed, config.image, options.clips, world=options.world)
+    clips = SyntheticClips(
+        options.first_seed, config.image, options.clips, options.duration, world=options.world
+    )
     maps = StoredMaps(model, clips, options.maps or options.clips)
     maps.fill(options.scenes)
     fabric = Fabric(accelerator=options.device, devices=1)
@@ -157,7 +159,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, required=True, metavar="DIR", help="folder for weights, checkpoint and logs")
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the model")
     add("--world", default="traffic", help="ordinary or traffic (default)")
-    add("--scenes", type=int, default=120, help="scenes of 20 s (default 120)")
+    add("--scenes", type=int, default=120, help="scenes (default 120)")
+    add("--duration", type=float, default=20.0, metavar="S", help="seconds per scene (default 20)")
     add("--first-seed", type=int, default=0, help="seed of the first scene (default 0)")
     add("--steps", type=int, default=6000, help="optimiser steps (default 6000)")
     add("--batch", type=int, default=4, help="windows per step (default 4)")
