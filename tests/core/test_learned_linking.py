@@ -2,6 +2,8 @@
 """Learned linking: symmetric, indifferent to repeated frames, and able to learn what is not a prior."""
 
 import math
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +12,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ftkd_core.classes import CLASS_NAMES
+from ftkd_core.evaluation.detector_benchmark import compare_detectors
 from ftkd_core.losses.linking import linking_losses
+from ftkd_core.models.anchored_stream_petr import AnchoredStreamPETR
 from ftkd_core.models.anchors import Anchors
 from ftkd_core.models.learned_linking import IMPOSSIBLE, LearnedLinking, LinkedProposals
 from ftkd_core.models.linking import FrameProposals, motion_prior
+from ftkd_core.runtime.detector import Detector
+from ftkd_core.runtime.export import export_onnx
+from ftkd_core.runtime.exported_engine import ExportedEngine
+from ftkd_core.runtime.sessions import OnnxSession, OpenVinoSession
 from ftkd_core.types import Targets
 from tests.core.helpers import small_model
+from tests.core.rounds import make_round
 
 TIMES = (-0.5, -1.0, 0.5)
 CHANNELS = 6
@@ -191,3 +200,38 @@ def test_anchors_carry_the_linked_velocity_without_gradient() -> None:
     assert isinstance(linked.anchors, Anchors)
     assert torch.equal(linked.anchors.codes[..., 8:], linked.velocity.detach())
     assert not linked.anchors.codes.requires_grad and linked.velocity.requires_grad
+
+
+def learned_detector(runtime: str) -> Detector:
+    """A small detector whose learned linking matters."""
+    model = small_model("decoder.learned_linking=true")
+    assert isinstance(model, AnchoredStreamPETR) and model.linking is not None
+    torch.manual_seed(1)
+    torch.nn.init.normal_(model.linking.content.weight, std=0.3)
+    return Detector(
+        model, weights_name="small", device=torch.device("cpu"), score_threshold=0.0, max_detections=50,
+        runtime=runtime,
+    )  # fmt: skip
+
+
+def test_the_fast_engine_links_as_the_plain_one() -> None:
+    rounds = [make_round(index, missing=4 if index == 3 else None) for index in range(6)]
+    agreement = compare_detectors(learned_detector("plain"), learned_detector("fast"), rounds, top=20)
+    assert agreement.unmatched == 0 and agreement.compared == 120
+    assert agreement.center_m < 1e-3 and agreement.score < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["onnx", "openvino"])
+def test_an_exported_detector_links_as_the_plain_one(library: str, tmp_path: Path) -> None:
+    plain, other = learned_detector("plain"), learned_detector("plain")
+    model = other.engine.model  # type: ignore[attr-defined]
+    export_onnx(model, tmp_path / "small.onnx", weights_hash="", max_detections=50)
+    session = {
+        "onnx": partial(OnnxSession, device=torch.device("cpu"), threads=1),
+        "openvino": partial(OpenVinoSession, threads=1),
+    }[library]
+    other.engine = ExportedEngine(tmp_path / "small.onnx", model.config, session)
+    agreement = compare_detectors(plain, other, [make_round(index) for index in range(8)], top=20)
+    assert agreement.unmatched == 0 and agreement.compared == 160
+    assert agreement.center_m < 1e-3 and agreement.score < 1e-3
