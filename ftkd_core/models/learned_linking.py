@@ -46,7 +46,7 @@ IMPOSSIBLE: Final = -1e4
 """Score of a place without candidate."""
 _HIDDEN: Final = 48
 _TRACK: Final = 64
-_MOTION_FEATURES: Final = 8  # of a candidate, beside the agreement of the frames
+_MOTION_FEATURES: Final = 8  # of a candidate; the agreement of the frames is added
 _SOURCE_FEATURES: Final = 6
 _STEP_FEATURES: Final = 12
 
@@ -182,7 +182,7 @@ def _take_frames(values: Tensor, frames: Tensor) -> Tensor:
 def _find_candidates(
     own: Observations, observed: Observations, time: Tensor, real: Tensor, codes: Tensor, moves: Tensor
 ) -> _Candidates:
-    """Return the best supported candidates and what is known of them without learning."""
+    """Return the best supported candidates with their features."""
     velocity = candidate_velocities(own, observed, time, _NEAR_FRAMES) * moves[..., None]
     agreement = _agreement(own, observed, time, real, velocity, 1.0)
     moving = velocity.norm(dim=-1) > 0

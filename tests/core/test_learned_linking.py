@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learned linking: symmetric, indifferent to repeated frames, and able to learn what is not a prior."""
+"""Learned linking: symmetric, unaffected by repeated frames, and able to learn velocities without a prior."""
 
 import math
 from functools import partial
