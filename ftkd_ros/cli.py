@@ -31,6 +31,7 @@ COMMANDS: tuple[click.Command, ...] = (
     training.train,
     training.distill,
     training.validate,
+    weights.fetch_weights,
     weights.import_weights,
     export.export,
     bench.bench,

@@ -324,8 +324,8 @@ def run_gate(
     return values | {"scenes": scenes, "probe_scenes": probe_scenes}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Bad input is reported in one sentence with exit code 2."""
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m training.study.gate",
         description=__doc__,
@@ -347,7 +347,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--clips", type=Path, default=Path("build/clips"), help="folder of rendered scenes")
     add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice)")
     add("--json", type=Path, metavar="FILE", help="also write the figures to this file")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Bad input is reported in one sentence with exit code 2."""
+    options = parse_options(argv)
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
