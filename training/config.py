@@ -88,6 +88,10 @@ class OptimConfig:
     offset learn [public code: SparseBEV], or `frozen` [public code: StreamPETR]."""
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
     """If more than 0, the stem and that many of the backbone's four stages are frozen."""
+    stop_past_gradient: bool = False
+    """SparseBEV only: past and future frames get no gradient and are processed as at inference. Steps are
+    shorter; the loss is the same if the batch norms keep their statistics, the gradient is not [public code:
+    SparseBEV, `stop_prev_grad`]."""
     slow: tuple[str, ...] = ()
     """Parameters with one of these parts in their dotted name learn at `SLOW_RATIO` of their rate."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.998

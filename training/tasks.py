@@ -108,14 +108,17 @@ class WindowTask(nn.Module):
     """SparseBEV on B windows: the teacher, or the window student, whose frames are the first of the longer
     windows that its distiller receives.
 
-    grid_mask as in `AugmentConfig`; the distiller's teacher sees unmasked images.
+    grid_mask as in `AugmentConfig`; the distiller's teacher sees unmasked images. stop_past_gradient as in
+    `OptimConfig`.
     """
 
     def __init__(
-        self, detector: SparseBEV, distiller: Distiller | None = None, grid_mask: float = 0.0
-    ) -> None:
+        self, detector: SparseBEV, distiller: Distiller | None = None, grid_mask: float = 0.0, *,
+        stop_past_gradient: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.detector, self.distiller, self.grid_mask = detector, distiller, grid_mask
+        self.stop_past_gradient = stop_past_gradient
         self.criterion = DetectionCriterion(detector.config)
         if distiller is not None:
             teacher_past = distiller.teacher.config.num_past
@@ -147,7 +150,7 @@ class WindowTask(nn.Module):
         window = FrameWindow(images, rig, batch.time[:, :frames])
         range_m = batch.time.new_tensor(config.decoder.point_range_m[3:])
         denoising = make_denoising(targets, config.loss, range_m, generator)
-        predictions, pyramid = self.detector(window, denoising)
+        predictions, pyramid = self.detector(window, denoising, stop_past_gradient=self.stop_past_gradient)
         current_rig = CameraRig(*(value[:, 0] for value in batch.rig))
         terms: dict[str, Tensor] = self.criterion(predictions, targets, current_rig, denoising)
         if self.distiller is not None:

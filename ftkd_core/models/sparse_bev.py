@@ -224,11 +224,16 @@ class SparseBEV(nn.Module):
             self.anchor_content = nn.Linear(7 + classes, decoder.channels)
 
     def forward(
-        self, window: FrameWindow, denoising: DenoisingQueries | None = None
+        self,
+        window: FrameWindow,
+        denoising: DenoisingQueries | None = None,
+        *,
+        stop_past_gradient: bool = False,
     ) -> tuple[Predictions, tuple[Tensor, ...]]:
         """Return predictions for the current frame and the pyramid (B, T, N, C, H, W) of all frames, strides
-        4 to 32 as far as computed, finest first."""
-        pyramid = self.extract(window.images)
+        4 to 32 as far as computed, finest first. With stop_past_gradient, the other frames are processed
+        without gradient and as at inference."""
+        pyramid = self._extract_current(window.images) if stop_past_gradient else self.extract(window.images)
         predictions = self.decode_window(WindowFeatures(pyramid, window.rig, window.time), denoising)
         return predictions, pyramid[:4]
 
@@ -239,6 +244,20 @@ class SparseBEV(nn.Module):
         if self.config.decoder.levels > len(maps):
             maps.append(maps[-1][..., ::2, ::2])
         return tuple(level.unflatten(0, leading) for level in maps)
+
+    def _extract_current(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return what `extract` does, with a gradient of the current frame only."""
+        current = self.extract(images[:, :1])
+        if images.shape[1] == 1:
+            return current
+        modes = {module: module.training for part in (self.backbone, self.neck) for module in part.modules()}
+        with torch.no_grad():
+            for module in modes:
+                module.training = False
+            others = self.extract(images[:, 1:])
+            for module, mode in modes.items():
+                module.training = mode
+        return tuple(torch.cat(pair, dim=1) for pair in zip(current, others, strict=True))
 
     def decode_window(self, window: WindowFeatures, denoising: DenoisingQueries | None = None) -> Predictions:
         """Run the decoder on features that were extracted earlier."""
