@@ -114,6 +114,11 @@ class Detector:
             canonical_cameras=read_cameras(path),
         )
 
+    @property
+    def faults(self) -> dict[str, str]:
+        """By camera name, why the detector masks it: mount, lens or a repeated view."""
+        return dict(self.cameras.faults)
+
     def reset(self) -> None:
         """Start a new stream: the next step uses the initial memory of training."""
         self._start_ns = None

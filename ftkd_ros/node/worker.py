@@ -24,6 +24,9 @@ T = TypeVar("T")
 class StreamDetector(Protocol):
     """The part of `ftkd_core.runtime.detector.Detector` that the worker uses."""
 
+    @property
+    def faults(self) -> dict[str, str]: ...
+
     def step(self, camera_round: CameraRound) -> ObjectList: ...
 
     def reset(self) -> None: ...
@@ -157,6 +160,9 @@ class DetectionWorker:
         started = time.perf_counter()
         objects = self._detector.step(built.camera_round)
         detected = time.perf_counter()
+        masked = {c: why for c, why in self._detector.faults.items() if c not in built.faults}
+        self._count_faults(masked, report=False)  # the detector logs them once
+        faults = built.faults | masked
         stage_ms = {
             "wait": (started - submitted_s) * 1e3 - sum(built.stage_ms.values()),
             **built.stage_ms,
@@ -166,7 +172,7 @@ class DetectionWorker:
             Outcome(
                 objects=objects,
                 camera_round=built.camera_round,
-                faults=built.faults,
+                faults=faults,
                 stage_ms=stage_ms,
                 submitted_s=submitted_s,
             )
@@ -180,7 +186,7 @@ class DetectionWorker:
             self.statistics.add_record(
                 RoundRecord(
                     time_s=time.monotonic(),
-                    missing=self._missing(matched, built.faults),
+                    missing=self._missing(matched, faults),
                     latency_ms=latency_ms,
                     stamp_latency_ms=self._age_ms(built.camera_round.reference_stamp_ns),
                     stage_ms=stage_ms,
@@ -206,12 +212,13 @@ class DetectionWorker:
                 detail = self._monitor.explanation if cause == found else ""
                 self._on_reset(f"memory reset: {cause}{f', {detail}' if detail else ''}")
 
-    def _count_faults(self, faults: dict[str, str]) -> None:
+    def _count_faults(self, faults: dict[str, str], *, report: bool = True) -> None:
         for camera, reason in faults.items():
             with self._lock:
                 self.statistics.camera_faults[camera] += 1
                 self.statistics.last_fault[camera] = (reason, time.monotonic())
-            self._report(f"camera masked: {reason}")
+            if report:
+                self._report(f"camera masked: {reason}")
 
     def _drop(self, cause: str, sentence: str) -> None:
         with self._lock:

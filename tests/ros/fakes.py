@@ -45,6 +45,7 @@ class FakeDetector:
     def __init__(self) -> None:
         self.rounds: list[CameraRound] = []
         self.resets = 0
+        self.faults: dict[str, str] = {}
         self.warmed_up = False
 
     def warm_up(self) -> None:

@@ -116,6 +116,23 @@ def test_lost_camera_is_logged_reported_and_welcomed_back(
     assert "camera cam_back is back" in log
 
 
+def test_camera_that_the_detector_masks_is_reported(rig: FakeRig) -> None:
+    """Faults of virtual cameras, such as a camera that sees too little of its virtual image."""
+    running = RunningNode(qos_reliability="reliable")
+    reason = "cam_back: sees 2% of the image that the weights expect at its yaw"
+    running.detector.faults["cam_back"] = reason
+    try:
+        rig.wait_until(rig.is_connected)
+        run(rig, 15)
+        found = statuses(rig)
+        camera = found["detector: camera cam_back"]
+        assert camera.level == DiagnosticStatus.WARN and camera.message == reason
+        assert "without cam_back" in found["detector: rounds"].message
+        assert found["detector: camera cam_front"].level == DiagnosticStatus.OK
+    finally:
+        running.close()
+
+
 def test_silence_is_an_error_with_the_reason(rig: FakeRig) -> None:
     running = RunningNode(qos_reliability="reliable", max_silence_s=1.0, tf_timeout_s=0.05, map_frame="odom")
     try:
