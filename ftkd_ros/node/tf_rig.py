@@ -85,6 +85,12 @@ class RigReader:
         """
         return self._lookup(self.map_frame, self.base_frame, stamp_ns, wait_until)
 
+    def has_pose(self, stamp_ns: int) -> bool:
+        """Return True if tf has the ego pose at a stamp, or if waiting for it cannot help."""
+        target, source = self.map_frame, self.base_frame
+        known: bool = self._buffer.can_transform(target, source, Time(nanoseconds=stamp_ns))
+        return known or self._is_past(target, source, stamp_ns)
+
     def geometry(
         self, camera: str, frame_id: str, stamp_ns: int, image_size: tuple[int, int], wait_until: float
     ) -> CameraGeometry:

@@ -19,7 +19,6 @@ from ftkd_ros.sync.matcher import MatchedRound
 
 T = TypeVar("T")
 
-_POSE: Final = "vehicle pose"
 _MISSES: Final = 3
 REFERENCE_TIMES: Final = ("latest", "anchor", "mean")
 
@@ -45,6 +44,11 @@ class BuiltRound:
     stage_ms: dict[str, float]
 
 
+def newest_stamp_ns(matched: MatchedRound[Any]) -> int:
+    """Return the latest exposure of a round."""
+    return max(stamp for stamp in matched.stamps_ns if stamp is not None)
+
+
 def reference_stamp_ns(matched: MatchedRound[Any], rule: str, anchor: int = 0) -> int:
     """Return the time of the detections by rule: `latest` exposure, exposure of camera `anchor`, or `mean`.
 
@@ -65,8 +69,9 @@ class RoundBuilder:
 
     Images are decoded in parallel, because OpenCV releases the GIL. `topics` are the image topics, for error
     messages. Views have the order of the cameras, filled up with None to `num_views`. `tf_timeout_s` limits
-    the wait for camera_info and tf per round. What was missing in three rounds in a row is waited for no
-    longer, until it is there again: a camera, or the vehicle pose.
+    the wait for camera_info and tf per round. A camera whose calibration or frame was missing in three rounds
+    in a row is waited for no longer, until they are there again. `pose_is_awaited`: the caller has waited for
+    the vehicle pose, up to `tf_timeout_s`.
     """
 
     rig: Rig
@@ -75,6 +80,7 @@ class RoundBuilder:
     reference_time: str = "latest"
     anchor: int = 0
     tf_timeout_s: float = 0.5
+    pose_is_awaited: bool = False
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
     _misses: Counter[str] = field(init=False, repr=False, default_factory=Counter)
 
@@ -115,9 +121,7 @@ class RoundBuilder:
     ) -> CameraRound:
         wait_until = time.monotonic() + self.tf_timeout_s
         stamp_ns = reference_stamp_ns(matched, self.reference_time, self.anchor)
-        global_from_ego = self._waiting(
-            _POSE, wait_until, lambda until: self.rig.global_from_ego(stamp_ns, until)
-        )
+        global_from_ego = self._pose(stamp_ns, wait_until)
         views: list[CameraView | None] = [None] * self.num_views
         for index, image in enumerate(images):
             if not isinstance(image, np.ndarray):
@@ -131,6 +135,16 @@ class RoundBuilder:
             raise UserError(f"no camera of the round is usable: {next(iter(faults.values()))}")
         return CameraRound(views=tuple(views), reference_stamp_ns=stamp_ns, global_from_ego=global_from_ego)
 
+    def _pose(self, stamp_ns: int, wait_until: float) -> NDArray[np.float64]:
+        until = time.monotonic() if self.pose_is_awaited else wait_until
+        try:
+            return self.rig.global_from_ego(stamp_ns, until)
+        except UserError as error:
+            raise self._after_waiting(error) from error
+
+    def _after_waiting(self, error: UserError) -> UserError:
+        return UserError(f"{error} (waited for tf_timeout_s, {self.tf_timeout_s:g} s)")
+
     def _waiting(self, what: str, wait_until: float, look_up: Callable[[float], T]) -> T:
         """Look up with the deadline, or without waiting if `what` is known to be missing."""
         known_missing = self._misses[what] >= _MISSES
@@ -140,7 +154,7 @@ class RoundBuilder:
             self._misses[what] += 1
             if known_missing or time.monotonic() < wait_until:
                 raise
-            raise UserError(f"{error} (waited for tf_timeout_s, {self.tf_timeout_s:g} s)") from error
+            raise self._after_waiting(error) from error
         self._misses[what] = 0
         return found
 

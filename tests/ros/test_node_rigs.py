@@ -17,6 +17,7 @@ from rcl_interfaces.msg import ParameterType
 from rclpy.context import Context
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import Image
+from std_msgs.msg import Float64
 
 from ftkd_core.errors import UserError
 from ftkd_ros.convert.from_ros import detections_to_objects
@@ -143,6 +144,53 @@ def test_silence_is_an_error_with_the_reason(rig: FakeRig) -> None:
         assert (
             "nothing published for" in rounds.message and "no transform odom <- base_link" in rounds.message
         )
+    finally:
+        running.close()
+
+
+def test_transforms_that_are_late_delay_rounds_but_drop_none(rig: FakeRig) -> None:
+    """tf 200 ms late at 10 Hz: two rounds wait at a time; waiting for each alone would drop half of them."""
+    running = RunningNode(qos_reliability="reliable", health_window_s=1.0)
+    pending: list[tuple[float, Any]] = []
+    send = rig._tf.sendTransform
+    rig._tf.sendTransform = lambda poses: pending.append((time.monotonic() + 0.2, poses))  # type: ignore[method-assign]
+
+    def send_due(final: bool = False) -> None:
+        while pending and (final or pending[0][0] <= time.monotonic()):
+            send(pending.pop(0)[1])
+
+    rig.node.create_timer(0.01, send_due)
+    try:
+        rig.wait_until(rig.is_connected)
+        run(rig, 40)
+        rig.wait_until(lambda: not pending)
+        rig.wait_until(lambda: running.node.summary()["rounds_in"] == sum(_finished(running)))
+        summary = running.node.summary()
+        held_at_start = 12  # released together when the offsets are known
+        assert summary["rounds_detected"] >= 40 - held_at_start, summary
+        assert summary["dropped"].get("unusable", 0) == 0
+        assert summary["stage_ms"]["wait"]["p50"] > 100
+        assert statuses(rig)["detector: rounds"].level == DiagnosticStatus.OK
+    finally:
+        running.close()
+
+
+def _finished(running: RunningNode) -> tuple[int, int]:
+    summary = running.node.summary()
+    return summary["rounds_detected"], summary["rounds_dropped"]
+
+
+def test_times_of_each_stage_are_published(rig: FakeRig) -> None:
+    names = ("wait", "decode", "geometry", "detect", "publish", "latency", "stamp_latency")
+    for name in names:
+        rig._subscribe(Float64, f"/detector/statistics/{name}_ms")
+    running = RunningNode(qos_reliability="reliable")
+    try:
+        rig.wait_until(rig.is_connected)
+        run(rig, 15)
+        for name in names:
+            values = rig.received[f"/detector/statistics/{name}_ms"]
+            assert len(values) >= 2 and all(value.data >= 0 for value in values), name
     finally:
         running.close()
 
