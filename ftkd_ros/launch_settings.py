@@ -11,10 +11,8 @@ from scipy.spatial.transform import Rotation
 from ftkd_core.errors import UserError
 from ftkd_ros.node.parameters import DetectorParameters
 
-_FAST: Final = (
-    "FASTDDS_DEFAULT_PROFILES_FILE",
-    "FASTRTPS_DEFAULT_PROFILES_FILE",
-)  # the second: before Kilted
+_FAST: Final = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+_BEFORE_KILTED: Final = ("humble", "iron", "jazzy")  # they read the second variable; later ones warn of it
 _CYCLONE: Final = "CYCLONEDDS_URI"
 _RVIZ_TOPICS: Final = ("detections/markers", "detections/surround", "detections/bird_eye")
 
@@ -23,7 +21,8 @@ def dds_environment(config: Path, environment: Mapping[str, str]) -> dict[str, s
     """Return the variables that select our DDS settings; the user's own settings are kept."""
     found: dict[str, str] = {}
     if not any(name in environment for name in _FAST):
-        found |= dict.fromkeys(_FAST, str(config / "fastdds.xml"))
+        old = environment.get("ROS_DISTRO", "") in _BEFORE_KILTED
+        found[_FAST[old]] = str(config / "fastdds.xml")
     if _CYCLONE not in environment:
         found[_CYCLONE] = (config / "cyclonedds.xml").absolute().as_uri()
     return found

@@ -101,10 +101,12 @@ def test_dds_settings_are_well_formed_and_large_enough() -> None:
 
 def test_own_dds_settings_are_kept() -> None:
     config = ROOT / "config"
-    names = {"FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE", "CYCLONEDDS_URI"}
-    assert set(dds_environment(config, {})) == names
-    assert set(dds_environment(config, {"FASTRTPS_DEFAULT_PROFILES_FILE": "x"})) == {"CYCLONEDDS_URI"}
-    assert not set(dds_environment(config, dict.fromkeys(names, "x")))
+    fast, old, cyclone = "FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE", "CYCLONEDDS_URI"
+    assert set(dds_environment(config, {})) == {fast, cyclone}
+    assert set(dds_environment(config, {"ROS_DISTRO": "jazzy"})) == {old, cyclone}
+    for name in (fast, old):
+        assert set(dds_environment(config, {name: "x"})) == {cyclone}
+    assert not dds_environment(config, {fast: "x", cyclone: "x"})
 
 
 def test_cameras_and_topics_follow_the_parameter_file(tmp_path: Path) -> None:

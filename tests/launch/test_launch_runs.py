@@ -134,9 +134,10 @@ def test_arguments_of_the_detector_reach_the_node(actions: Any) -> None:
 def test_dds_settings_are_used_unless_the_user_has_own(actions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE", "CYCLONEDDS_URI"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ROS_DISTRO", "kilted")
     _, context = actions("detector.launch.py")
     assert context.environment["FASTDDS_DEFAULT_PROFILES_FILE"].endswith("config/fastdds.xml")
-    for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE", "CYCLONEDDS_URI"):
+    for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "CYCLONEDDS_URI"):
         monkeypatch.delenv(name)
     _, context = actions("detector.launch.py", dds_settings="false")
     assert "CYCLONEDDS_URI" not in context.environment
