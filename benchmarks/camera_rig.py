@@ -44,6 +44,7 @@ YAWS_DEG: Final = (0.0, -55.0, 55.0, 180.0, 110.0, -110.0)
 SIZE: Final = (1600, 900)
 SPEED_M_S: Final = 10.0
 _TF_S: Final = 0.02
+_NAL_UNIT: Final = b"\x00\x00\x00\x01\x67\x42\x00\x1e"  # start of an H.264 stream
 _LEAD_NS: Final = 40_000_000  # tf is ahead of the images, as that of a localisation that extrapolates
 
 
@@ -167,6 +168,7 @@ class CameraRig(Node):  # type: ignore[misc]
         info.publish(self._camera_info(index, stamp_ns, frame))
         content = self._images[index]
         content = content[: len(content) // 3] if index in faults.truncated else content
+        content = _NAL_UNIT * 500 if index in faults.video else content
         message = CompressedImage(header=make_header(RCLPY, stamp_ns, frame))
         message.format = "h264" if index in faults.video else "jpeg"
         message.data = array("B", content)

@@ -14,7 +14,7 @@ OK: Final = b"\x00"
 class Diagnostics:
     """The parts of one DiagnosticArray that are judged."""
 
-    camera_levels: Mapping[str, bytes]
+    camera_faults: Mapping[str, str]  # empty: none
     rounds_level: bytes
     rounds_text: str
     counters: Mapping[str, int]
@@ -37,8 +37,13 @@ def read_diagnostics(message: Any) -> Diagnostics:
     """Return the judged parts of a DiagnosticArray."""
     by_name = {status.name.partition(": ")[2]: status for status in message.status}
     values = {value.key: value.value for value in by_name["rounds"].values}
+    faults = {}
+    for camera in CAMERAS:
+        status = by_name[f"camera {camera}"]
+        given = {value.key: value.value for value in status.values}["fault"]
+        faults[camera] = given if status.level != OK else ""
     return Diagnostics(
-        camera_levels={camera: by_name[f"camera {camera}"].level for camera in CAMERAS},
+        camera_faults=faults,
         rounds_level=by_name["rounds"].level,
         rounds_text=by_name["rounds"].message,
         counters={key: int(text) for key, text in values.items() if text.isdigit()},
@@ -46,11 +51,12 @@ def read_diagnostics(message: Any) -> Diagnostics:
 
 
 def _camera(camera: int) -> Judge:
-    return lambda now, _: now.camera_levels[CAMERAS[camera]] != OK
+    name = CAMERAS[camera]
+    return lambda now, before: now.camera_faults[name] not in ("", before.camera_faults[name])
 
 
 def _any_camera(_: int) -> Judge:
-    return lambda now, before: any(level != OK for level in now.camera_levels.values())
+    return lambda now, before: any(now.camera_faults.values())
 
 
 def _counted(name: str) -> Callable[[int], Judge]:

@@ -40,9 +40,9 @@ def transport_warning(states: Mapping[str, CameraState]) -> str | None:
         return None
     share = sum(alive) / len(alive)
     return (
-        f"{share:.0%} of the images of {len(losing)} of {len(states)} cameras are missing, which looks like "
-        "loss in the transport; use the DDS settings config/fastdds.xml or config/cyclonedds.xml in this "
-        "process and in the camera drivers, or compressed images"
+        f"the transport seems to lose images: {share:.0%} of those of {len(losing)} of {len(states)} cameras "
+        "are missing; use the DDS settings config/fastdds.xml or config/cyclonedds.xml in this process and "
+        "in the camera drivers, or compressed images"
     )
 
 

@@ -13,6 +13,7 @@ from ftkd_ros.signals import exit_quietly_on_signals
 if __name__ == "__main__":
     exit_quietly_on_signals()  # the imports below take seconds
 
+import re
 import signal
 import sys
 import threading
@@ -305,8 +306,8 @@ class DetectorNode(LifecycleNode):
         self._results.publish(outcome.objects, outcome.camera_round)
 
     def _warn(self, text: str) -> None:
-        """Log a warning; texts with the same first 48 characters are logged once per 5 s."""
-        now, kind = time.monotonic(), text[:48]
+        """Log a warning; texts that differ in numbers only are logged once per 5 s."""
+        now, kind = time.monotonic(), re.sub(r"[\d.]+", "#", text)[:48]
         if now - self._last_warning_s.get(kind, -_REPEAT_S) >= _REPEAT_S:
             self._last_warning_s[kind] = now
             self.get_logger().warning(text)
