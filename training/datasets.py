@@ -55,7 +55,7 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
         fabric.barrier()
         return real, len(real)
     rendered = SyntheticClips(
-        0, config.model.image, Path(data.cache), data.duration_s, data.version, data.intervals_s, data.world
+        0, config.model.image, Path(data.cache), data.duration_s, data.intervals_s, data.world
     )
     chosen = select_cameras(rendered, config.model.channels)
     if fabric.is_global_zero:

@@ -148,7 +148,7 @@ class SyntheticClips:
     """
 
     def __init__(
-        self, first_seed: int, image: ImageConfig, cache: Path, duration_s: float = 20.0, version: str = "",
+        self, first_seed: int, image: ImageConfig, cache: Path, duration_s: float = 20.0,
         intervals_s: tuple[float, ...] = (KEY_FRAME_INTERVAL_S,), world: str = "ordinary",
     ) -> None:  # fmt: skip
         world_config(world)
@@ -160,9 +160,7 @@ class SyntheticClips:
         self.intervals_s = intervals_s
         self.world = world
         suffix = "" if world == "ordinary" else f"-{world}"
-        self.cache = (
-            cache / f"{image.width}x{image.height}-{duration_s:g}s-{version or world_version()}{suffix}"
-        )
+        self.cache = cache / f"{image.width}x{image.height}-{duration_s:g}s-{world_version()}{suffix}"
 
     @property
     def name(self) -> str:
