@@ -245,11 +245,13 @@ class DetectorNode(LifecycleNode):
     def _drop_detector(self) -> None:
         """Drop the detector and give its GPU memory back."""
         self._detector = None
-        self.__dict__.pop("_builder", None)  # its rig holds the tf buffer
+        for name in ("_builder", "_inputs", "_reporter"):  # their rig holds the tf buffer
+            self.__dict__.pop(name, None)
         free_memory()
 
     def _drop_buffer(self) -> None:
-        """Destroy the service of the tf buffer and drop the buffer."""
+        """Destroy service and jump callback of the tf buffer, which would keep it alive, and drop it."""
+        self._buffer.jump_handle.unregister()
         service = getattr(self._buffer, "srv", None)
         if service is not None:
             self.destroy_service(service)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The detector node on rigs that are not nuScenes, over DDS: rates, faults, diagnostics, parameters."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -288,6 +290,25 @@ def test_cleanup_gives_everything_back(rig: FakeRig) -> None:
         assert rig.received["/detections"]
     finally:
         running.close()
+
+
+def test_cleanup_frees_detector_and_buffer_over_many_cycles() -> None:
+    """The jump callback of each tf buffer stayed registered, until rcl refused to add another one."""
+    context = Context()
+    rclpy.init(context=context)
+    node = DetectorNode(lambda _: FakeDetector(), context=context)
+    references: list[Any] = []
+    for _ in range(4):
+        node.trigger_configure()
+        assert node.failure is None
+        references += [weakref.ref(node._buffer), weakref.ref(node._detector), weakref.ref(node._worker)]
+        node.trigger_activate()
+        node.trigger_deactivate()
+        node.trigger_cleanup()
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 12
+    node.destroy_node()
+    rclpy.shutdown(context=context)
 
 
 def test_failed_configure_leaves_no_subscription(monkeypatch: pytest.MonkeyPatch) -> None:
