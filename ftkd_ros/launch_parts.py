@@ -33,6 +33,7 @@ REPLAY_ARGUMENTS: Final[dict[str, tuple[str | None, str]]] = {
     "rate": ("1.0", "playback speed; 1 is real time"),
     "weights": ("", "weights file (empty: value of the parameter file)"),
     "device": ("", "auto, cpu, cuda or cuda:N (empty: value of the parameter file)"),
+    "score_threshold": ("0.05", "minimum score; low, because the metrics need all detections"),
     "params_file": (str(SHARE / "config" / "detector.yaml"), "parameter file of the detector"),
     "cameras": ("", "camera names separated by commas (empty: value of the parameter file)"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
@@ -90,7 +91,7 @@ def fail_with(process: ExecuteProcess, what: str, *, may_end: bool = False) -> R
 
 def detector_of_replay(**fixed: str) -> IncludeLaunchDescription:
     """Return the detector with reliable QoS and a long deadline, so that a slow machine loses no round."""
-    passed = ("weights", "device", "rviz", "params_file", "cameras", "log_level")
+    passed = ("weights", "device", "score_threshold", "rviz", "params_file", "cameras", "log_level")
     return IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(SHARE / "launch" / "detector.launch.py")),
         launch_arguments={

@@ -20,6 +20,7 @@ OVERRIDES = {
     "device": "auto, cpu, cuda or cuda:N (empty: value of the parameter file)",
     "runtime": "engine (empty: value of the parameter file)",
     "qos_reliability": "best_effort or reliable (empty: value of the parameter file)",
+    "score_threshold": "minimum score, -1: recommended ones (empty: value of the parameter file)",
     "sync_deadline_s": "seconds until an incomplete round is processed (empty: value of the parameter file)",
     "summary_file": "JSON file for counters and latency (empty: value of the parameter file)",
     "cameras": "camera names separated by commas (empty: value of the parameter file)",
@@ -42,7 +43,7 @@ def override(name: str, value: str) -> Any:
     """Return the parameter value of a launch argument."""
     if name == "cameras":
         return list(camera_list(value))
-    return float(value) if name == "sync_deadline_s" else value
+    return float(value) if name in ("sync_deadline_s", "score_threshold") else value
 
 
 def start(context: LaunchContext) -> list[Any]:

@@ -44,8 +44,10 @@ _OUTPUT_NOTES: Final = {
     "Velocity over ground, m/s.",
     "detections/label_info": "Latched. Class names and the score threshold.",
     "detections/markers": "Box edges, an arrow as long as the distance travelled in one second, and a label. "
-    "Namespaces `boxes`, `velocities`, `labels`.",
+    "Namespaces `boxes`, `velocities`, `labels`. Markers and pictures omit boxes whose centre lies in a "
+    "stronger one; `detections` has them.",
     "detections/bird_eye": "Top view. Drawn only while the topic has a subscriber.",
+    "detections/surround/compressed": "The same picture as JPEG, a tenth of the size.",
     "detections/surround": "The six images with boxes. Drawn only while the topic has a subscriber.",
     "/diagnostics": "1 Hz, and at once when a level changes. Cameras, rounds and latency of the last "
     "`health_window_s`, with reasons.",

@@ -175,7 +175,9 @@ class DetectorNode(LifecycleNode):
         self._buffer = RewindingBuffer(cache_time=Duration(seconds=parameters.tf_cache_s), node=self)
         keep(self._drop_buffer)
         keep(TransformListener(self._buffer, self).unregister)
-        self._results = ResultPublishers(self, parameters, tuple(self._detector.channels))
+        self._results = ResultPublishers(
+            self, parameters, tuple(self._detector.channels), self._detector.recommended_thresholds
+        )
         keep(self._results.close)
         self._statistics = StatisticsTopics(self)
         keep(self._statistics.close)

@@ -37,7 +37,7 @@ CHOICES: Final[dict[str, Sequence[str]]] = {
 }
 """Allowed values."""
 RANGES: Final[dict[str, tuple[float, float]]] = {
-    "score_threshold": (0.0, 1.0),
+    "score_threshold": (-1.0, 1.0),
     "marker_min_score": (0.0, 1.0),
     "min_range_m": (0.0, 1e4),
     "max_range_m": (0.0, 1e4),
@@ -63,6 +63,8 @@ RUN_TIME: Final = (
     "marker_min_score",
 )
 """Parameters that can be changed while the node runs."""
+UNKNOWN_THRESHOLD: Final = 0.25
+"""Score threshold of weights without recommended ones."""
 _TEXT_OR_TEXTS: Final = ("image_transport", "image_topic", "camera_info_topic")
 _TOPIC_OF_TRANSPORT: Final = {"compressed": "/{camera}/image/compressed", "raw": "/{camera}/image"}
 
@@ -71,7 +73,8 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "preset": "required preset of the weights; empty: any",
     "device": "auto (a GPU if available), cpu, cuda or cuda:N",
     "runtime": "engine: openvino, onnx, fast, plain (slower reference), or auto, the fastest proven one",
-    "score_threshold": "minimum score of published detections, 0..1",
+    "score_threshold": "minimum score of published detections, 0..1; -1: per class, as recommended for the "
+    "weights",
     "class_score_thresholds": "minimum scores of single classes, such as [car=0.3, pedestrian=0.2]",
     "min_range_m": "minimum horizontal distance of published detections to base_frame, in m",
     "max_range_m": "maximum horizontal distance of published detections to base_frame, in m; 0: no limit",
@@ -107,7 +110,7 @@ DESCRIPTIONS: Final[dict[str, str]] = {
     "memory_max_speed": "a faster pose change, in m/s, starts a new scene and resets the memory",
     "publish_markers": "publish RViz markers",
     "publish_images": "publish bird_eye and surround images (drawn only if the topic has a subscriber)",
-    "marker_min_score": "minimum score of detections in markers and images",
+    "marker_min_score": "minimum score of published detections in markers and images",
     "marker_lifetime_s": "lifetime of markers in seconds; at least two detector cycles",
     "health_window_s": "diagnostics judge the rounds and images of this many seconds",
     "max_silence_s": "diagnostics report an error after this many seconds without a publication",
@@ -127,7 +130,7 @@ class DetectorParameters:
     preset: str = ""
     device: str = "auto"
     runtime: str = "auto"
-    score_threshold: float = 0.05
+    score_threshold: float = -1.0
     class_score_thresholds: tuple[str, ...] = ()
     min_range_m: float = 0.0
     max_range_m: float = 0.0
@@ -168,7 +171,7 @@ class DetectorParameters:
         self._check_names()
         self._check_choices()
         self._check_cameras()
-        _ = self.class_thresholds
+        self.class_thresholds({})
         if self.weights and not Path(self.weights).is_file():
             raise UserError(
                 f"parameter weights: no file {self.weights!r}; leave it empty for the shipped weights"
@@ -199,10 +202,13 @@ class DetectorParameters:
         topics = zip(self._per_camera("camera_info_topic"), self.cameras, strict=True)
         return tuple(topic.replace("{camera}", camera) for topic, camera in topics)
 
-    @property
-    def class_thresholds(self) -> dict[str, float]:
-        """Minimum score by class: `class_score_thresholds`, and `score_threshold` for the other classes."""
-        found = dict.fromkeys(CLASS_NAMES, self.score_threshold)
+    def class_thresholds(self, recommended: Mapping[str, float]) -> dict[str, float]:
+        """Return the minimum score by class: `class_score_thresholds`, for the other classes
+        `score_threshold`, and if that is negative the recommended one or 0.25."""
+        if self.score_threshold < 0:
+            found = {name: recommended.get(name, UNKNOWN_THRESHOLD) for name in CLASS_NAMES}
+        else:
+            found = dict.fromkeys(CLASS_NAMES, self.score_threshold)
         for text in self.class_score_thresholds:
             name, _, value = text.partition("=")
             if name.strip() not in found or not _is_share(value):

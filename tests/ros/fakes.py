@@ -46,6 +46,7 @@ class FakeDetector:
         self.rounds: list[CameraRound] = []
         self.resets = 0
         self.faults: dict[str, str] = {}
+        self.recommended_thresholds: dict[str, float] = {}
         self.warmed_up = False
 
     def warm_up(self) -> None:

@@ -51,6 +51,7 @@ class GroundTruthDetector:
             self._truths = Drive(reader).ground_truth()
         self.rounds: list[CameraRound] = []
         self.faults: dict[str, str] = {}
+        self.recommended_thresholds: dict[str, float] = {}
         self.resets = 0
 
     def warm_up(self) -> None:

@@ -18,7 +18,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from rcl_interfaces.msg import ParameterType
 from rclpy.context import Context
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64
 
 from ftkd_core.errors import UserError
@@ -254,6 +254,33 @@ def test_thresholds_and_ranges_change_at_run_time(rig: FakeRig) -> None:
         assert not refused.successful and "'cow=0.5'; expected CLASS=SCORE" in refused.reason
         assert not node.set_parameters([Parameter("score_threshold", value=1.5)])[0].successful
         assert not node.set_parameters([Parameter("sync_policy", value="anchor")])[0].successful
+    finally:
+        running.close()
+
+
+def test_recommended_thresholds_of_the_weights_are_the_default(rig: FakeRig) -> None:
+    running = RunningNode(qos_reliability="reliable")
+    running.node._results._recommended["car"] = 0.95  # the fake detector returns a car of 0.9
+    try:
+        rig.wait_until(rig.is_connected)
+        run(rig, 15)
+        assert rig.received["/detections"][-1].detections == []
+        assert running.node.set_parameters([Parameter("score_threshold", value=0.05)])[0].successful
+        run(rig, 3)
+        assert len(rig.received["/detections"][-1].detections) == 1
+    finally:
+        running.close()
+
+
+def test_surround_picture_is_published_as_jpeg(rig: FakeRig) -> None:
+    rig._subscribe(CompressedImage, "/detections/surround/compressed")
+    running = RunningNode(qos_reliability="reliable")
+    try:
+        rig.wait_until(rig.is_connected)
+        run(rig, 15)
+        raw, jpeg = (rig.received[f"/detections/surround{end}"][-1] for end in ("", "/compressed"))
+        assert jpeg.format == "jpeg" and jpeg.header == raw.header
+        assert image_to_rgb(jpeg, "x").shape == (raw.height, raw.width, 3)
     finally:
         running.close()
 
