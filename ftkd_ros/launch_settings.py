@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from scipy.spatial.transform import Rotation
 
 from ftkd_core.errors import UserError
+from ftkd_ros.convert.calibration_files import optical_rotation
 from ftkd_ros.node.parameters import DetectorParameters
 
 _FAST: Final = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
@@ -82,7 +82,5 @@ def optical_quaternion(yaw_deg: float, pitch_deg: float) -> tuple[float, float, 
 
     yaw: positive to the left; pitch: positive downwards.
     """
-    level = Rotation.from_matrix([[0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # z forward, x right, y down
-    turned = Rotation.from_euler("ZY", [yaw_deg, pitch_deg], degrees=True) * level
-    x, y, z, w = (round(float(part), 9) for part in turned.as_quat())
+    x, y, z, w = (round(float(part), 9) for part in optical_rotation(yaw_deg, pitch_deg).as_quat())
     return x, y, z, w

@@ -62,7 +62,8 @@ class Setting:
 
 def detector_parameters() -> list[Parameter]:
     """Return the parameters of the detector node in the order of their definition."""
-    from ftkd_ros.node.parameters import DESCRIPTIONS, DetectorParameters
+    from ftkd_ros.node.parameter_tables import DESCRIPTIONS
+    from ftkd_ros.node.parameters import DetectorParameters
 
     return [
         Parameter(field.name, _yaml(field.default), DESCRIPTIONS[field.name])

@@ -38,6 +38,7 @@ from ftkd_core.errors import UserError
 from ftkd_core.json_files import write_json
 from ftkd_ros.convert.from_ros import stamp_to_ns
 from ftkd_ros.node.camera_health import CameraHealth
+from ftkd_ros.node.ego_motion import RewindingBuffer
 from ftkd_ros.node.health_reporting import HealthReporter, StatisticsTopics
 from ftkd_ros.node.inputs import CameraInputs
 from ftkd_ros.node.loading import DetectorFactory, free_memory, load_detector
@@ -45,7 +46,7 @@ from ftkd_ros.node.parameters import changed_parameters, declare_parameters
 from ftkd_ros.node.publishing import ResultPublishers
 from ftkd_ros.node.spinning import make_executor, spin
 from ftkd_ros.node.stream_monitor import StreamMonitor
-from ftkd_ros.node.tf_rig import RewindingBuffer, RigReader
+from ftkd_ros.node.tf_rig import RigReader, make_odometry, make_rig
 from ftkd_ros.node.worker import DetectionWorker, Outcome
 from ftkd_ros.sync.assembly import RoundBuilder, newest_stamp_ns
 from ftkd_ros.sync.matcher import MatchedRound
@@ -182,15 +183,8 @@ class DetectorNode(LifecycleNode):
         self._statistics = StatisticsTopics(self)
         keep(self._statistics.close)
         self._add_services()
-        rig = RigReader(
-            parameters.cameras,
-            self._buffer,
-            base_frame=parameters.base_frame,
-            map_frame=parameters.map_frame,
-            image_geometry=parameters.image_geometry,
-            image_topics=dict(zip(parameters.cameras, parameters.image_topics, strict=True)),
-            log=self.get_logger().info,
-        )
+        odometry = make_odometry(self._buffer, parameters)
+        rig = make_rig(self._buffer, parameters, odometry, self.get_logger().info)
         self._inputs = CameraInputs(
             self,
             parameters,
@@ -199,6 +193,7 @@ class DetectorNode(LifecycleNode):
             on_round=self._submit,
             on_clock_jump=self._reset_after_clock_jump,
             on_error=self._warn,
+            on_odometry=None if odometry is None else odometry.add,
         )
         keep(self._inputs.close)
         worker = self._make_worker(rig)

@@ -23,7 +23,8 @@ from ftkd_ros.launch_settings import (
     optical_quaternion,
     rviz_remappings,
 )
-from ftkd_ros.node.parameters import DESCRIPTIONS, DetectorParameters
+from ftkd_ros.node.parameter_tables import DESCRIPTIONS
+from ftkd_ros.node.parameters import DetectorParameters
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHER_PROGRAMS = {"rviz2", "static_transform_publisher", "component_container_mt"}
