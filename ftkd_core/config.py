@@ -196,8 +196,9 @@ class LossConfig:
     """Options of the losses. Their weights are constants (losses/matching.py)."""
 
     weighted_matching: bool = False
-    """Whether the box cost of the matching has the weights of the loss and includes velocity [public code:
-    SparseBEV]; without it the eight elements before velocity have equal weights."""
+    """Whether the box cost of the matching has the weights of the loss and includes velocity; without it the
+    eight elements before velocity have equal weights [ours]. With `decoder.as_published` the matching is that
+    of the public model."""
     denoising_groups: Count = 10
     """Noisy copies of the ground truth per frame; 0 trains without denoising."""
 

@@ -154,7 +154,8 @@ class ObjectList:
     """Boxes at one time: detections or ground truth.
 
     boxes (M, 9) float64 as in boxes.py, in ego (base_link) at stamp_ns; scores (M,) (1 for ground truth);
-    labels (M,) int64, indices into CLASS_NAMES; ids, one string per object, "" if unknown.
+    labels (M,) int64, indices into CLASS_NAMES; ids and attributes (nuScenes names), one string per object,
+    "" if unknown, or empty.
     """
 
     boxes: NDArray[np.float64]
@@ -162,6 +163,7 @@ class ObjectList:
     labels: NDArray[np.int64]
     stamp_ns: int
     ids: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -172,15 +174,19 @@ class ObjectList:
             )
         if self.ids and len(self.ids) != count:
             raise ValueError(f"{len(self.ids)} ids for {count} boxes; expected one each, or none")
+        if self.attributes and len(self.attributes) != count:
+            raise ValueError(f"{len(self.attributes)} attributes for {count} boxes; expected one each")
 
     def select(self, keep: NDArray[Any]) -> "ObjectList":
         """Return the objects selected by a boolean mask or index array."""
         indices = np.arange(len(self.boxes))[keep]
         ids = tuple(self.ids[i] for i in indices) if self.ids else ()
+        attributes = tuple(self.attributes[i] for i in indices) if self.attributes else ()
         return ObjectList(
             boxes=self.boxes[indices],
             scores=self.scores[indices],
             labels=self.labels[indices],
             stamp_ns=self.stamp_ns,
             ids=ids,
+            attributes=attributes,
         )

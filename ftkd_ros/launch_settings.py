@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from ftkd_core.errors import UserError
 from ftkd_ros.convert.calibration_files import optical_rotation
+from ftkd_ros.node.parameter_files import read_file
 from ftkd_ros.node.parameters import DetectorParameters
 
 _FAST: Final = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
@@ -41,17 +40,7 @@ def detector_parameters(params_file: str | Path, cameras: Sequence[str] = ()) ->
 
     Raises UserError for a file that cannot be read and for bad values.
     """
-    path = Path(params_file)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"launch argument params_file: {str(path)!r} cannot be read: {reason}") from None
-    values: dict[str, Any] = {}
-    if isinstance(content, Mapping):
-        for node, section in content.items():
-            if str(node).strip("/") in ("**", "detector") and isinstance(section, Mapping):
-                values |= section.get("ros__parameters") or {}
+    values = read_file(Path(params_file))
     if cameras:
         values["cameras"] = list(cameras)
     chosen: dict[str, Any] = {

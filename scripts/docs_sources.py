@@ -175,6 +175,15 @@ def presets() -> dict[str, str]:
     return students | {name: _one_line(make.__doc__) for name, make in SPARSE_BEV_PRESETS.items()}
 
 
+def recipe_tables() -> tuple[str, str, str]:
+    """Return as Markdown the recipes, their comparison with the public code, and the public files."""
+    from ftkd_core.weights.public_files import table
+    from training.recipe_table import comparison
+    from training.recipes import overview
+
+    return overview(), comparison(), table()
+
+
 def recipes() -> dict[str, list[str]]:
     """Return the recipes and the assignments that each makes for one process."""
     from training.recipes import RECIPES

@@ -36,6 +36,7 @@ from ftkd_core.models.linking import (
 from ftkd_core.models.model_frame import codes_in_ego, denoising_in_model, rig_in_model
 from ftkd_core.models.position import inverse_sigmoid
 from ftkd_core.models.predictions import DenseMaps, Predictions
+from ftkd_core.models.recompute import recompute
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.models.sampling import (
     box_points,
@@ -196,7 +197,7 @@ class SparseDecoderLayer(nn.Module):
 
 class SparseBEV(nn.Module):
     """Compute `predictions, pyramid = model(window)` for a window, `predictions, ring = model.step(frame,
-    ring)` for a stream."""
+    ring)` for a stream. If `recomputes` is set, training stores only the inputs of the decoder steps."""
 
     model_from_ego: Tensor | None
     motion_prior: Tensor
@@ -205,6 +206,7 @@ class SparseBEV(nn.Module):
         super().__init__()
         decoder = config.decoder
         self.config = config
+        self.recomputes = False
         self.backbone = ResNet(config.backbone.depth, config.backbone.base_channels)
         stages = len(self.backbone.out_channels)
         levels = range(max(stages - decoder.levels, 0), stages)
@@ -224,11 +226,11 @@ class SparseBEV(nn.Module):
             self.anchor_content = nn.Linear(7 + classes, decoder.channels)
 
     def forward(
-        self, window: FrameWindow, denoising: DenoisingQueries | None = None
+        self, window: FrameWindow, denoising: DenoisingQueries | None = None, gradient_frames: int = 0
     ) -> tuple[Predictions, tuple[Tensor, ...]]:
         """Return predictions for the current frame and the pyramid (B, T, N, C, H, W) of all frames, strides
-        4 to 32 as far as computed, finest first."""
-        pyramid = self.extract(window.images)
+        4 to 32 as far as computed, finest first. gradient_frames as in `extract_window`."""
+        pyramid = self.extract_window(window.images, gradient_frames)
         predictions = self.decode_window(WindowFeatures(pyramid, window.rig, window.time), denoising)
         return predictions, pyramid[:4]
 
@@ -239,6 +241,22 @@ class SparseBEV(nn.Module):
         if self.config.decoder.levels > len(maps):
             maps.append(maps[-1][..., ::2, ::2])
         return tuple(level.unflatten(0, leading) for level in maps)
+
+    def extract_window(self, images: Tensor, gradient_frames: int = 0) -> tuple[Tensor, ...]:
+        """Return the pyramid of the images (B, T, N, 3, H, W) of a window. If gradient_frames is more than 0,
+        only that many first frames have gradients; the others are computed one by one in eval mode (upstream:
+        `stop_prev_grad`)."""
+        if not 0 < gradient_frames < images.shape[1]:
+            return self.extract(images)
+        parts = [self.extract(images[:, :gradient_frames])]
+        modes = {module: module.training for part in (self.backbone, self.neck) for module in part.modules()}
+        with torch.no_grad():
+            self.backbone.eval()
+            self.neck.eval()
+            parts += [self.extract(images[:, i : i + 1]) for i in range(gradient_frames, images.shape[1])]
+        for module, mode in modes.items():
+            module.training = mode
+        return tuple(torch.cat(level, dim=1) for level in zip(*parts, strict=True))
 
     def decode_window(self, window: WindowFeatures, denoising: DenoisingQueries | None = None) -> Predictions:
         """Run the decoder on features that were extracted earlier."""
@@ -253,8 +271,11 @@ class SparseBEV(nn.Module):
             evidence = F.pad(seen, (0, 0, boxes.shape[1] - seen.shape[1], 0))
         logits, codes = [], []
         for _ in range(self.config.decoder.num_layers):
-            features, scores, refined = self.decoder_layer(
-                boxes, features, window, (image.height, image.width), mask
+            inputs = (boxes, features, window, (image.height, image.width), mask)
+            features, scores, refined = (
+                recompute(self.decoder_layer, self.decoder_layer, *inputs)
+                if self.recomputes
+                else self.decoder_layer(*inputs)
             )
             logits.append(scores if evidence is None else scores + evidence)
             codes.append(codes_in_ego(self.decoder_layer.metric(refined), self.model_from_ego))

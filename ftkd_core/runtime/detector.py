@@ -166,6 +166,19 @@ class Detector:
         self._start_ns = start_ns
         return lambda: self._objects(wait(), camera_round.reference_stamp_ns)
 
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+        """Return the state of the stream, as JSON values and arrays, for `restore` in another process."""
+        return {"start_ns": self._start_ns}, self.engine.memory()
+
+    def restore(self, notes: Mapping[str, Any], memory: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Continue a stream from its `state`. First pass a recent image of each camera to `observe`."""
+        self._start_ns = notes["start_ns"]
+        self.engine.set_memory(memory)
+
+    def observe(self, camera_round: CameraRound) -> None:
+        """Note the cameras of a round without detecting objects."""
+        self.cameras.see(camera_round)
+
     def _objects(self, rows: Rows, stamp_ns: int) -> ObjectList:
         labels = rows[:, 10].astype(np.int64)
         keep = rows[:, 9] >= self._thresholds[labels]

@@ -6,7 +6,7 @@ The plain engine is the baseline of published figures and the reference for the 
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ftkd_core.models.memory import Memory
 from ftkd_core.models.position import TokenGeometry
 from ftkd_core.models.predictions import decode
 from ftkd_core.models.stream_petr import StreamPETR
@@ -24,6 +25,7 @@ from ftkd_core.types import CameraRound, Detections
 
 Rows = NDArray[np.float64]
 """Detections (K, 11), best first: box (9) in ego, score, label."""
+Arrays = dict[str, NDArray[Any]]
 
 
 class Engine(Protocol):
@@ -35,6 +37,14 @@ class Engine(Protocol):
 
         UserError for images or calibration that cannot be used; the memory is unchanged then.
         """
+        ...
+
+    def memory(self) -> Arrays:
+        """Return a copy of the memory, for `set_memory` of an engine of the same kind and weights."""
+        ...
+
+    def set_memory(self, memory: Mapping[str, NDArray[Any]]) -> None:
+        """Replace the memory."""
         ...
 
 
@@ -49,6 +59,25 @@ def mask_tokens(geometry: TokenGeometry, visible: NDArray[np.bool_]) -> TokenGeo
     """Return a geometry of batch 1 without the tokens (L,) that no camera sees."""
     mask = geometry.mask & torch.from_numpy(visible).to(geometry.mask.device)
     return geometry._replace(mask=mask)
+
+
+def memory_to_arrays(memory: Memory) -> Arrays:
+    """Return a copy of a memory as arrays by field."""
+    half = (torch.bfloat16, torch.float16)
+    return {
+        name: (value.float() if value.dtype in half else value).detach().cpu().numpy().copy()
+        for name, value in memory._asdict().items()
+    }
+
+
+def arrays_to_memory(like: Memory, arrays: Mapping[str, NDArray[Any]]) -> Memory:
+    """Return the memory of `memory_to_arrays`, with dtypes and device of another memory."""
+    return Memory(
+        **{
+            name: torch.from_numpy(np.array(arrays[name])).to(device=value.device, dtype=value.dtype)
+            for name, value in like._asdict().items()
+        }
+    )
 
 
 class PlainEngine:
@@ -74,6 +103,15 @@ class PlainEngine:
             predictions, self._memory = self.model(frame, self._memory, geometry=geometry)
             rows: Rows = pack_detections(decode(predictions, self.max_detections)).double().cpu().numpy()
         return lambda: rows
+
+    def memory(self) -> Arrays:
+        """See `Engine`."""
+        return memory_to_arrays(self._memory)
+
+    @torch.inference_mode()
+    def set_memory(self, memory: Mapping[str, NDArray[Any]]) -> None:
+        """See `Engine`."""
+        self._memory = arrays_to_memory(self._memory, memory)
 
     def _attention(self) -> contextlib.AbstractContextManager[Any]:
         """Select attention as plain matrix products on a GPU; on a CPU keep torch's choice."""

@@ -92,6 +92,17 @@ class ExportedEngine:
         rows = np.concatenate([boxes, scores[:, None], labels[:, None]], axis=1).astype(np.float64)
         return lambda: rows
 
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """See `Engine`."""
+        pose, time_s = self._previous or (np.zeros((0, 4)), 0.0)
+        return {**self._memory, "previous_pose": pose, "previous_time": np.array(time_s)}
+
+    def set_memory(self, memory: Mapping[str, NDArray[Any]]) -> None:
+        """See `Engine`."""
+        self._memory = {name: np.array(memory[name]) for name in MEMORY}
+        pose = np.array(memory["previous_pose"])
+        self._previous = (pose, float(memory["previous_time"])) if len(pose) else None
+
 
 def check_notes(notes: Mapping[str, Any], path: Path, preset: str, weights_hash: str) -> None:
     """UserError if a file was exported from another preset or from other weights."""

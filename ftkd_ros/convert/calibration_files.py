@@ -13,15 +13,16 @@ joints of a URDF, or a YAML file of parent frame, child frame and pose:
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import yaml
-from geometry_msgs.msg import TransformStamped
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
-from sensor_msgs.msg import CameraInfo
 
 from ftkd_core.errors import UserError
+from ftkd_core.geometry import make_transform
+from ftkd_ros.convert.message_factory import MessageFactory
 
 _MATRICES: Final = {
     "camera_matrix": ("k", 9),
@@ -32,13 +33,21 @@ _POSITION: Final = ("x", "y", "z")
 _ANGLES: Final = (("roll", "pitch", "yaw"), ("yaw_deg", "pitch_deg"), ("rotation",))
 
 
-def read_camera_yaml(path: Path, camera: str) -> CameraInfo:
-    """Return the camera_info of a calibration file; its frame is the name of the camera.
+class Mount(NamedTuple):
+    """Static transform (4, 4) parent <- child."""
+
+    parent: str
+    child: str
+    matrix: NDArray[np.float64]
+
+
+def read_camera_yaml(messages: MessageFactory, path: Path, camera: str) -> Any:
+    """Return the sensor_msgs/CameraInfo of a calibration file; its frame is the name of the camera.
 
     Raises UserError that names the file and the entry.
     """
     content = _read_yaml(path, f"calibration of {camera}")
-    message = CameraInfo()
+    message = messages.new("sensor_msgs/msg/CameraInfo")
     message.header.frame_id = camera
     for entry, name in (("image_width", "width"), ("image_height", "height")):
         value = content.get(entry)
@@ -47,15 +56,16 @@ def read_camera_yaml(path: Path, camera: str) -> CameraInfo:
         setattr(message, name, value)
     for entry, (name, count) in _MATRICES.items():
         if entry in content or entry == "camera_matrix":
-            setattr(message, name, _numbers(content.get(entry), count, f"calibration {str(path)!r}: {entry}"))
+            numbers = _numbers(content.get(entry), count, f"calibration {str(path)!r}: {entry}")
+            setattr(message, name, np.array(numbers))
     if "distortion_coefficients" in content:
         what = f"calibration {str(path)!r}: distortion_coefficients"
-        message.d = _numbers(content["distortion_coefficients"], None, what)
+        message.d = messages.sequence(np.array(_numbers(content["distortion_coefficients"], None, what)))
         message.distortion_model = str(content.get("distortion_model") or "plumb_bob")
     return message
 
 
-def read_extrinsics(path: Path) -> list[TransformStamped]:
+def read_extrinsics(path: Path) -> list[Mount]:
     """Return the static transforms of a URDF or YAML file. Raises UserError that names file and frame."""
     if path.suffix in (".urdf", ".xml"):
         return _read_urdf(path)
@@ -65,7 +75,7 @@ def read_extrinsics(path: Path) -> list[TransformStamped]:
             raise UserError(f"extrinsics {str(path)!r}: {parent} is {children!r}; expected frames with poses")
         for child, pose in children.items():
             where = f"extrinsics {str(path)!r}: {child}"
-            found.append(_transform(str(parent), str(child), *_pose(pose, where)))
+            found.append(_mount(str(parent), str(child), *_pose(pose, where)))
     if not found:
         raise UserError(f"extrinsics {str(path)!r}: no frames; expected parent, child and pose of each")
     return found
@@ -99,7 +109,7 @@ def optical_rotation(yaw_deg: float, pitch_deg: float) -> Rotation:
     return Rotation.from_euler("ZY", [yaw_deg, pitch_deg], degrees=True) * level
 
 
-def _read_urdf(path: Path) -> list[TransformStamped]:
+def _read_urdf(path: Path) -> list[Mount]:
     try:
         root = ElementTree.fromstring(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ElementTree.ParseError) as error:
@@ -117,20 +127,14 @@ def _read_urdf(path: Path) -> list[TransformStamped]:
             _numbers(values.get(name, "0 0 0").split(), 3, f"{where}: {name}") for name in ("xyz", "rpy")
         )
         rotation = Rotation.from_euler("xyz", angles)
-        found.append(_transform(parent.get("link", ""), child.get("link", ""), position, rotation))
+        found.append(_mount(parent.get("link", ""), child.get("link", ""), position, rotation))
     if not found:
         raise UserError(f"extrinsics {str(path)!r}: no fixed joint; expected a URDF with the cameras")
     return found
 
 
-def _transform(parent: str, child: str, position: list[float], rotation: Rotation) -> TransformStamped:
-    message = TransformStamped(child_frame_id=child)
-    message.header.frame_id = parent
-    target = message.transform
-    target.translation.x, target.translation.y, target.translation.z = position
-    quaternion = [float(part) for part in rotation.as_quat()]
-    target.rotation.x, target.rotation.y, target.rotation.z, target.rotation.w = quaternion
-    return message
+def _mount(parent: str, child: str, position: list[float], rotation: Rotation) -> Mount:
+    return Mount(parent, child, make_transform(rotation.as_matrix(), position))
 
 
 def _read_yaml(path: Path, what: str) -> Mapping[str, Any]:

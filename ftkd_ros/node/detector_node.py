@@ -38,11 +38,12 @@ from ftkd_core.errors import UserError
 from ftkd_core.json_files import write_json
 from ftkd_ros.convert.from_ros import stamp_to_ns
 from ftkd_ros.node.camera_health import CameraHealth
+from ftkd_ros.node.declaration import declare_parameters
 from ftkd_ros.node.ego_motion import RewindingBuffer
 from ftkd_ros.node.health_reporting import HealthReporter, StatisticsTopics
 from ftkd_ros.node.inputs import CameraInputs
 from ftkd_ros.node.loading import DetectorFactory, free_memory, load_detector
-from ftkd_ros.node.parameters import changed_parameters, declare_parameters
+from ftkd_ros.node.parameters import changed_parameters
 from ftkd_ros.node.publishing import ResultPublishers
 from ftkd_ros.node.spinning import make_executor, spin
 from ftkd_ros.node.stream_monitor import StreamMonitor

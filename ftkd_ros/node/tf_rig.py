@@ -17,6 +17,8 @@ from tf2_ros import Buffer
 from ftkd_core.errors import UserError
 from ftkd_ros.convert.calibration import CameraGeometry, ImageCalibration, read_calibration
 from ftkd_ros.convert.calibration_files import read_camera_yaml, read_extrinsics
+from ftkd_ros.convert.message_factory import RCLPY
+from ftkd_ros.convert.to_ros import make_transforms
 from ftkd_ros.node.ego_motion import EgoMotion, OdometryPose, TfPose, look_up
 from ftkd_ros.node.parameters import DetectorParameters
 
@@ -98,7 +100,10 @@ class RigReader:
         return calibration
 
     def _camera_frame(self, camera: str, image_frame: str, info_frame: str) -> str:
-        """Return the frame of the image, or that of camera_info if tf connects only that one to the base."""
+        """Return the frame of the image, or that of camera_info if tf connects only that one to the base.
+
+        Leading slashes, which ROS 1 used, are removed as tf2 does for the frames of transforms."""
+        image_frame, info_frame = image_frame.removeprefix("/"), info_frame.removeprefix("/")
         if not (image_frame or info_frame):
             raise UserError(f"{camera}: neither the image nor camera_info names a frame; set header.frame_id")
         if not image_frame or not info_frame or image_frame == info_frame:
@@ -154,8 +159,9 @@ def make_rig(
     )
     for camera, file in zip(parameters.cameras, parameters.calibration_files, strict=True):
         if file is not None:
-            rig.add_camera_info(read_camera_yaml(file, camera), camera)
+            rig.add_camera_info(read_camera_yaml(RCLPY, file, camera), camera)
     if parameters.extrinsics_file:
-        for transform in read_extrinsics(Path(parameters.extrinsics_file)):
-            buffer.set_transform_static(transform, "extrinsics_file")
+        for mount in read_extrinsics(Path(parameters.extrinsics_file)):
+            message = make_transforms(RCLPY, 0, mount.parent, {mount.child: mount.matrix})
+            buffer.set_transform_static(message.transforms[0], "extrinsics_file")
     return rig

@@ -118,7 +118,7 @@ def test_cameras_and_topics_follow_the_parameter_file(tmp_path: Path) -> None:
     assert remapped["/detections/surround"] == "/roof/detections/surround"
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [")
-    with pytest.raises(UserError, match=r"launch argument params_file: .*broken.yaml' cannot be read"):
+    with pytest.raises(UserError, match=r"parameter file .*broken.yaml' cannot be read"):
         detector_parameters(broken)
     with pytest.raises(UserError, match="'a,,b'; expected names separated by commas"):
         camera_list("a,,b")

@@ -15,7 +15,8 @@ from scipy.spatial.transform import Rotation
 from ftkd_core.errors import UserError
 from ftkd_ros.convert.calibration import read_calibration
 from ftkd_ros.convert.calibration_files import read_camera_yaml, read_extrinsics
-from ftkd_ros.convert.from_ros import transform_to_matrix
+from ftkd_ros.convert.message_factory import RCLPY
+from ftkd_ros.convert.to_ros import make_transforms
 from ftkd_ros.node.ego_motion import RewindingBuffer, look_up
 
 CALIBRATION: dict[str, Any] = {
@@ -37,7 +38,7 @@ def write(folder: Path, content: Any, name: str = "file.yaml") -> Path:
 
 
 def test_file_of_camera_calibration_gives_both_geometries(tmp_path: Path) -> None:
-    info = read_camera_yaml(write(tmp_path, CALIBRATION), "front")
+    info = read_camera_yaml(RCLPY, write(tmp_path, CALIBRATION), "front")
     raw = read_calibration(info, "front", (640, 480), image_geometry="raw")
     rectified = read_calibration(info, "front", (640, 480), image_geometry="rectified")
     assert raw.intrinsics[0, 0] == 500 and raw.lens is not None and raw.lens.model == "plumb_bob"
@@ -58,14 +59,14 @@ def test_file_of_camera_calibration_gives_both_geometries(tmp_path: Path) -> Non
 def test_bad_entry_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = write(tmp_path, CALIBRATION | change)
     with pytest.raises(UserError, match=f"file.yaml': {message}"):
-        read_camera_yaml(path, "front")
+        read_camera_yaml(RCLPY, path, "front")
 
 
 @pytest.mark.parametrize("content", ["a: [", "- 1", ""])
 def test_file_that_is_no_mapping_is_refused(tmp_path: Path, content: str) -> None:
     path = write(tmp_path, content)
     with pytest.raises(UserError, match="file.yaml'"):
-        read_camera_yaml(path, "front")
+        read_camera_yaml(RCLPY, path, "front")
     with pytest.raises(UserError, match="file.yaml'"):
         read_extrinsics(path)
 
@@ -93,7 +94,7 @@ def test_urdf_yaml_and_quaternion_are_the_same_pose(
         write(tmp_path, quaternion, "q.yaml"),
         write(tmp_path, urdf, "car.urdf"),
     )
-    matrices = [transform_to_matrix(read_extrinsics(path)[0].transform) for path in paths]
+    matrices = [read_extrinsics(path)[0].matrix for path in paths]
     for matrix in matrices:
         np.testing.assert_allclose(matrix[:3, :3], rotation.as_matrix(), atol=1e-9)
         np.testing.assert_allclose(matrix[:3, 3], position, atol=1e-9)
@@ -103,7 +104,7 @@ def test_urdf_yaml_and_quaternion_are_the_same_pose(
 @given(yaw=st.floats(-179, 179), pitch=st.floats(-80, 80))
 def test_yaw_and_pitch_give_an_optical_frame(tmp_path: Path, yaw: float, pitch: float) -> None:
     path = write(tmp_path, {"base_link": {"cam": {"z": 1.5, "yaw_deg": yaw, "pitch_deg": pitch}}})
-    matrix = transform_to_matrix(read_extrinsics(path)[0].transform)
+    matrix = read_extrinsics(path)[0].matrix
     forward = matrix[:3, 2]
     assert np.rad2deg(np.arctan2(forward[1], forward[0])) == pytest.approx(yaw, abs=1e-6)
     assert np.rad2deg(np.arcsin(-forward[2])) == pytest.approx(pitch, abs=1e-6)
@@ -118,8 +119,9 @@ def test_joints_of_a_urdf_are_chained(tmp_path: Path) -> None:
     text += joint.format("w", "base_link", "wheel", "continuous")
     path = write(tmp_path, f"<robot>{text}</robot>", "car.urdf")
     buffer = RewindingBuffer()
-    for transform in read_extrinsics(path):
-        buffer.set_transform_static(transform, "test")
+    for mount in read_extrinsics(path):
+        message = make_transforms(RCLPY, 0, mount.parent, {mount.child: mount.matrix})
+        buffer.set_transform_static(message.transforms[0], "test")
     assert look_up(buffer, "base_link", "cam", 10, 0.0)[0, 3] == 2
     assert not buffer.can_transform("base_link", "wheel", Time())
 
