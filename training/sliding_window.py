@@ -22,7 +22,7 @@ from ftkd_core.models.stream_petr import StreamPETR
 from training.datasets import StreamingDataset
 from training.distiller import Distiller
 from training.feature_cache import network_input
-from training.tasks import State, StreamingTask
+from training.tasks import State, StreamingTask, visible_geometry
 
 
 class SlidingWindowDataset(Dataset[list[Any]]):
@@ -72,7 +72,8 @@ class SlidingWindowTask(StreamingTask):
         num_fields = len(Memory._fields)
         for batch in items:
             frame = batch.frame(network_input(batch.images, self.detector.config.image))
-            predictions, memory = self.detector(frame, Memory(*state[:num_fields]))
+            geometry = visible_geometry(self.detector, batch)
+            predictions, memory = self.detector(frame, Memory(*state[:num_fields]), geometry=geometry)
             state = (*memory, *(predictions.image_features.float() for _ in state[num_fields:]))
         for module, mode in modes.items():  # a frozen backbone stays in eval mode
             module.training = mode

@@ -140,12 +140,17 @@ def stack_images(views: Sequence[CameraView | None], config: ImageConfig) -> NDA
     return images
 
 
+def token_grid(config: ImageConfig) -> tuple[int, int]:
+    """Return the rows and columns of the tokens of a network image."""
+    return config.height // TOKEN_STRIDE, config.width // TOKEN_STRIDE
+
+
 def visible_tokens(camera_round: CameraRound, config: ImageConfig) -> NDArray[np.bool_] | None:
     """Return the tokens (L,) of which the cameras see at least half, camera by camera; None if they see
     all."""
     if all(view is None or view.visible is None for view in camera_round.views):
         return None
-    everything = np.ones((config.height // TOKEN_STRIDE, config.width // TOKEN_STRIDE), dtype=np.float32)
+    everything = np.ones(token_grid(config), dtype=np.float32)
     shares = [
         v.visible if v is not None and v.visible is not None else everything for v in camera_round.views
     ]

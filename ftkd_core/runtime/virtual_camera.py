@@ -98,6 +98,8 @@ class VirtualCameras:
         image: ImageConfig,
         channels: Sequence[str],
         camera_model: str = "auto",
+        *,
+        log_decisions: bool = True,
     ) -> None:
         if camera_model not in CAMERA_MODELS:
             raise UserError(f"camera_model {camera_model!r}: expected one of {', '.join(CAMERA_MODELS)}")
@@ -121,6 +123,7 @@ class VirtualCameras:
         self._keys: dict[int, bytes] = {}
         self._remaps: OrderedDict[bytes, ImageRemap] = OrderedDict()
         self._logged: dict[str, object] = {}
+        self._log_decisions = log_decisions
         self._is_planned = False
 
     def see(self, camera_round: CameraRound) -> CameraRound:
@@ -189,7 +192,8 @@ class VirtualCameras:
                 )
             else:
                 self.seen.append(seen)
-        self._log()
+        if self._log_decisions:
+            self._log()
 
     def _placements(self, usable: Sequence[int]) -> list[Placement]:
         """Return the virtual cameras of these cameras; with `as_is` each keeps its own index."""
