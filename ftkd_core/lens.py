@@ -212,7 +212,8 @@ def project_pixels(rays: Array, intrinsics: Array, lens: Lens | None) -> tuple[A
 def unproject_pixels(pixels: Array, intrinsics: Array, lens: Lens | None) -> tuple[Array, NDArray[np.bool_]]:
     """Return unit rays (P, 3) in the camera frame of pixels (P, 2), and whether the camera sees there (P,);
     the inverse of `project_pixels`."""
-    points = np.asarray(np.subtract(pixels, intrinsics[:2, 2]) @ np.linalg.inv(intrinsics[:2, :2]).T)
+    offsets: Array = pixels - intrinsics[:2, 2]
+    points: Array = offsets @ np.linalg.inv(intrinsics[:2, :2]).T
     if lens is None:
         return _normalised(points), np.ones(len(points), dtype=bool)
     return lens.unproject(points)

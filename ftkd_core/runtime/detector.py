@@ -63,12 +63,12 @@ class Detector:
         self.device = device
         self.score_threshold = score_threshold
         self.max_detections = max_detections
-        self.engine: Engine
-        options = EngineOptions(max_detections, weights_hash, exported, threads)
-        self.engine, (self.runtime, self.runtime_reason) = select_engine(runtime, model, device, options)
         self.cameras = VirtualCameras(
             canonical_cameras, model.config.image, model.config.channels, camera_model
         )
+        self.engine: Engine
+        options = EngineOptions(max_detections, weights_hash, exported, threads)
+        self.engine, (self.runtime, self.runtime_reason) = select_engine(runtime, model, device, options)
         self._start_ns: int | None = None
 
     @classmethod

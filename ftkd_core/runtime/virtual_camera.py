@@ -146,6 +146,12 @@ class VirtualCameras:
             raise UserError(f"no camera of the round is usable: {next(iter(self.faults.values()))}")
         return replace(camera_round, views=tuple(views))
 
+    def forget(self) -> None:
+        """Forget the cameras seen so far: the next round may be of another vehicle."""
+        self._calibrations.clear()
+        self._keys.clear()
+        self.faults, self.seen, self._is_planned = {}, [], False
+
     def _check_count(self, camera_round: CameraRound) -> None:
         """Raise UserError that names the cameras for which the weights have no channel."""
         names = {i: v.name or f"camera {i}" for i, v in enumerate(camera_round.views) if v is not None}
