@@ -96,7 +96,10 @@ class Lens:
         else:
             # The radial part is inverted by the table; Newton's method adds the tangential part.
             plane = (np.tan(angle)[:, None]) * np.stack([np.cos(directions), np.sin(directions)], axis=1)
-            rays = _normalised(self._newton(plane, points))
+            plane = self._newton(plane, points)
+            same = np.abs(self._project_plane(plane) - points) < _SAME_POINT
+            seen = np.hypot(plane[:, 0], plane[:, 1]) < np.tan(self.limit_rad)
+            return _normalised(plane), same.all(axis=1) & seen
         found, valid = self.project(rays)
         return rays, valid & (np.abs(found - points) < _SAME_POINT).all(axis=1)
 

@@ -30,7 +30,7 @@ class Detector:
     an ONNX file for the engines that run one; None exports the model once into a cache. threads: of these
     engines (0: the library's choice). training: description of the weights' training.
     camera_model: virtual, as_is or auto (see `virtual_camera`); cameras: how they are seen, and which of them
-    are masked and why.
+    are masked and why; assigns_by_yaw: whether the names and the order of the cameras do not matter.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Detector:
         options = EngineOptions(max_detections, weights_hash, exported, threads)
         self.engine, (self.runtime, self.runtime_reason) = select_engine(runtime, model, device, options)
         self._start_ns: int | None = None
+        self.assigns_by_yaw = self.cameras.camera_model != "as_is"
 
     @classmethod
     def from_weights(

@@ -8,7 +8,6 @@ plane. If the grid does not lie on the road, intrinsics or extrinsics are wrong.
 
 import base64
 import html
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,12 +26,11 @@ from ftkd_core.runtime.virtual_camera import AUTO_TOLERANCE_DEG, VirtualCameras
 from ftkd_core.types import CameraView
 from ftkd_core.weights import SHIPPED, read_cameras, read_weights
 from ftkd_ros.bag.io import BagReader, check_new
-from ftkd_ros.bag.replay_rounds import SLOP_NS, Drive, read_image_stamps
+from ftkd_ros.bag.replay_rounds import SLOP_NS, Drive, camera_names, read_image_stamps
 from ftkd_ros.sync.time_offsets import MIN_STAMPS, estimate_offset_ns
 
 JSON_NAME: Final = "rig.json"
 PAGE_NAME: Final = "rig.html"
-_IMAGE_TOPIC: Final = re.compile(r"^/(.+)/image(/compressed)?$")
 _GRID_M: Final = 10
 _REACH_M: Final = 60
 _MAX_DRIFT_PPM: Final = 20.0
@@ -97,8 +95,7 @@ def check_rig(
 
 def _camera_names(bag: BagReader) -> list[str]:
     """Return the cameras of a bag: topics <camera>/image or <camera>/image/compressed with a camera_info."""
-    found = {match[1]: None for topic in bag.topics if (match := _IMAGE_TOPIC.match(topic))}
-    names = [name for name in found if f"/{name}/camera_info" in bag.topics]
+    names = camera_names(bag)
     if not names:
         raise UserError(
             f"bag {str(bag.path)!r} has no topics <camera>/image or <camera>/image/compressed with "

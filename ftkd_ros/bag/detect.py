@@ -19,7 +19,7 @@ from ftkd_core.json_files import write_json
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.bag.io import BagReader, BagWriter, check_new
 from ftkd_ros.bag.message_definitions import ROSBAGS
-from ftkd_ros.bag.replay_rounds import BASE_FRAME, CAMERA_INFO_TOPIC, Drive
+from ftkd_ros.bag.replay_rounds import BASE_FRAME, CAMERA_INFO_TOPIC, Drive, bag_cameras
 from ftkd_ros.convert.to_ros import objects_to_detections, objects_to_velocities
 from ftkd_ros.node.statistics import percentiles
 from ftkd_ros.node.stream_monitor import StreamMonitor
@@ -34,6 +34,7 @@ class RoundDetector(Protocol):
     """The part of `ftkd_core.runtime.detector.Detector` that the offline runner uses."""
 
     channels: tuple[str, ...]
+    assigns_by_yaw: bool
     weights_name: str
     training: str
     preset: str
@@ -115,9 +116,10 @@ def detect_bag(
     with BagReader(input_path) as source:
         check_new(output)
         detector = factory(weights, device, score_threshold, runtime, camera_model)
+        own_names = not image_topic and detector.assigns_by_yaw
         drive = Drive(
             source,
-            detector.channels,
+            bag_cameras(source, detector.channels) if own_names else detector.channels,
             image_geometry=image_geometry,
             image_topic=image_topic,
             camera_info_topic=camera_info_topic,

@@ -6,6 +6,7 @@ Matching, decoding, checks and conversions use the code of the detector node (`f
 """
 
 import bisect
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ MAP_FRAME: Final = "map"
 BASE_FRAME: Final = "base_link"
 CAMERA_INFO_TOPIC: Final = "/{camera}/camera_info"
 SLOP_NS: Final = 20_000_000
+_IMAGE_TOPIC: Final = re.compile(r"^/(.+)/image(/compressed)?$")
 _NO_DEADLINE_NS: Final = 1 << 61
 _ROUND_SPAN_NS: Final = 60_000_000
 
@@ -148,24 +150,23 @@ class BagRig:
 class Drive:
     """Rounds, key frames and ground truth of an input bag.
 
-    channels: cameras in the order of the views; the topics of a camera are `/<channel>/image/compressed` (or
-    `/image`) and `/<channel>/camera_info` in lower case, or the given patterns with `{camera}`.
-    offsets_ns: one per camera; None estimates them from all stamps. faults: number of unusable rounds and
-    cameras by reason. Raises UserError for a bag without a
-    required topic.
+    channels: cameras in the order of the views, None for those of the bag (`bag_cameras`); the topics of a
+    camera are `/<channel>/image/compressed` (or `/image`) and `/<channel>/camera_info` in lower case, or the
+    given patterns with `{camera}`. offsets_ns: one per camera; None estimates them from all stamps. faults:
+    number of unusable rounds and cameras by reason. Raises UserError for a bag without a required topic.
     """
 
     def __init__(
         self,
         bag: BagReader,
-        channels: Sequence[str] = CAMERA_CHANNELS,
+        channels: Sequence[str] | None = None,
         offsets_ns: Sequence[int] | None = None,
         image_geometry: str = "auto",
         image_topic: str = "",
         camera_info_topic: str = CAMERA_INFO_TOPIC,
     ) -> None:
         self.bag = bag
-        self.channels = tuple(channels)
+        self.channels = bag_cameras(bag) if channels is None else tuple(channels)
         self.faults: Counter[str] = Counter()
         self._topics = _image_topics(bag, self.channels, image_topic)
         self._camera_of = {topic: camera for camera, topic in enumerate(self._topics)}
@@ -280,6 +281,23 @@ class Drive:
             return estimate_offsets_ns(stamps)
         first = min(own[0] for own in present)
         return [own[0] - first if own else None for own in stamps]
+
+
+def bag_cameras(bag: BagReader, channels: Sequence[str] = CAMERA_CHANNELS) -> tuple[str, ...]:
+    """Return the cameras of a bag: the given channels if it has no other cameras, else all cameras that it
+    has, those of the given names first."""
+    names = [name.upper() for name in camera_names(bag)]
+    if set(names) <= set(channels):
+        return tuple(channels)
+    usual = [channel for channel in channels if channel in names]
+    return (*usual, *sorted(set(names).difference(usual)))
+
+
+def camera_names(bag: BagReader) -> list[str]:
+    """Return the cameras of a bag as in its topics: those with <camera>/image or <camera>/image/compressed
+    and a camera_info."""
+    found = {match[1]: None for topic in bag.topics if (match := _IMAGE_TOPIC.match(topic))}
+    return [name for name in found if f"/{name}/camera_info" in bag.topics]
 
 
 def read_objects(

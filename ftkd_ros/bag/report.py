@@ -59,7 +59,9 @@ def report_frames(drive: Drive, recording: Recording, max_frames: int) -> Iterat
         caption = (
             f"key frame {index + 1} of {len(recording.joined)}, {(stamp_ns - start_ns) * 1e-9:.1f} s, {found}"
         )
-        yield draw_frame(camera_round, objects, truths.get(stamp_ns), caption=caption)
+        yield draw_frame(
+            camera_round, objects, truths.get(stamp_ns), caption=caption, channels=drive.channels
+        )
 
 
 def _spread(count: int, limit: int) -> Sequence[int]:

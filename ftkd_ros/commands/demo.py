@@ -16,6 +16,11 @@ from ftkd_ros.commands.packages import require
 @click.option("--version", help="Version of that data set, such as v1.0-mini.")
 @click.option("--scene", help="Scene of that data set.  [default: its first]")
 @click.option(
+    "--rig",
+    default="nuscenes",
+    help="Cameras of the synthetic scene, such as truck or shuttle_fisheye (see ftkd synth --help).",
+)
+@click.option(
     "--output",
     type=options.PATH,
     default=Path("build/demo"),
@@ -30,6 +35,7 @@ def demo(
     dataroot: Path | None,
     version: str | None,
     scene: str | None,
+    rig: str,
     output: Path,
     sweeps: bool,
     rate: float,
@@ -51,6 +57,7 @@ def demo(
             dataroot=dataroot,
             version=version,
             scene=scene,
+            rig=rig,
             sweeps=sweeps,
             rate=rate,
             domain_id=domain_id,

@@ -39,7 +39,8 @@ class ResultPublishers:
     ) -> None:
         self._node = node
         self.parameters = parameters  # replaced when a parameter of RUN_TIME changes
-        self._channels = channels
+        names = [camera.upper() for camera in parameters.cameras]
+        self._channels = (*names, *(f"NO CAMERA {index}" for index in range(len(names), len(channels))))
         self._publishers: list[Any] = []
         self._detections = self._create(Detection3DArray, "detections", 10)
         self._velocities = self._create(PointCloud2, "detections/velocities", 10)
