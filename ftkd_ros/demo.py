@@ -32,6 +32,7 @@ from ftkd_ros.processes import ProcessGroup
 MARKER_NAME: Final = ".ftkd_demo"
 SYNTHETIC_VERSION: Final = "v1.0-synth"
 SYNTHETIC_SEED: Final = 900_000
+_SYNTHETIC_WIDTH: Final = 800
 _SYNTHETIC_SECONDS: Final = 20.0
 _READY_TIMEOUT_S: Final = 180.0
 _STOP_TIMEOUT_S: Final = 60.0
@@ -220,11 +221,12 @@ def synthetic_dataset(folder: Path, sweeps: bool, rig: str = DEFAULT_RIG) -> Pat
 
     Its name contains a hash of the rendering code, so that a change of the code renders it again.
     """
+    from ftkd_core import lens
     from ftkd_core.data import synthetic
-    from ftkd_core.data.synthetic.export import DEFAULT_WIDTH, write_dataset
+    from ftkd_core.data.synthetic.export import write_dataset
 
     source = hashlib.sha256()
-    for path in sorted(Path(synthetic.__file__).parent.glob("*.py")):
+    for path in [*sorted(Path(synthetic.__file__).parent.glob("*.py")), Path(lens.__file__)]:
         source.update(path.read_bytes())
     kind = "sweeps" if sweeps else "keyframes"
     kind += "" if rig == DEFAULT_RIG else f"-{rig}"
@@ -237,7 +239,7 @@ def synthetic_dataset(folder: Path, sweeps: bool, rig: str = DEFAULT_RIG) -> Pat
         [SYNTHETIC_SEED],
         version=SYNTHETIC_VERSION,
         split="held_out",
-        width=DEFAULT_WIDTH,
+        width=_SYNTHETIC_WIDTH,
         height=None,
         rig=rig,
         duration_s=_SYNTHETIC_SECONDS,

@@ -129,13 +129,14 @@ def test_process_that_times_out_is_reported_and_killed(tmp_path: Path) -> None:
 
 def test_synthetic_data_set_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_SYNTHETIC_SECONDS", 1.0)
-    monkeypatch.setattr(demo, "_SYNTHETIC_SIZE", (160, 90))
+    monkeypatch.setattr(demo, "_SYNTHETIC_WIDTH", 96)
     first = demo.synthetic_dataset(tmp_path / "data", sweeps=False)
     stamp = (first / demo.SYNTHETIC_VERSION / "sample.json").stat().st_mtime_ns
     second = demo.synthetic_dataset(tmp_path / "data", sweeps=False)
     assert second == first
     assert (second / demo.SYNTHETIC_VERSION / "sample.json").stat().st_mtime_ns == stamp
     assert demo.synthetic_dataset(tmp_path / "data", sweeps=True) != first
+    assert demo.synthetic_dataset(tmp_path / "data", sweeps=False, rig="five_cameras") != first
 
 
 @pytest.mark.slow

@@ -37,8 +37,8 @@ HEIGHT_RANGE_M: Final = (1.0, 3.2)
 _MAX_PITCH_DEG: Final = 45.0
 _MAX_ROLL_DEG: Final = 30.0
 _MAX_EXPOSURE_S: Final = 0.05
-_FREE_RUNNING_HZ: Final = (20.0, 60.0)
-_PHASE_STEP: Final = 0.618  # phases of free-running cameras, in periods
+_FREE_RUNNING_HZ: Final = (25.0, 60.0)  # sweeps with images are at least 50 ms apart
+_PHASES: Final = (0.3, 0.618)  # of free-running cameras, in periods: first, and step from camera to camera
 _DRIFT: Final = 4e-5  # difference of the periods of two consecutive free-running cameras
 
 
@@ -198,7 +198,7 @@ class SurroundRig:
             return wanted
         index = np.arange(len(self.channels))
         period = (1.0 + _DRIFT * index) / self.free_running_hz
-        phase = (_PHASE_STEP * index) % 1.0
+        phase = (_PHASES[0] + _PHASES[1] * index) % 1.0
         return np.asarray((np.ceil(wanted / period - phase) + phase) * period)
 
     def resized(self, width: int, height: int, crop_top: int = 0, crop_bottom: int = 0) -> "SurroundRig":

@@ -20,6 +20,7 @@ from ftkd_core.data.synthetic.rig import MountedCamera, RigConfig, SurroundRig, 
 from ftkd_core.errors import UserError
 from ftkd_core.lens import Lens
 
+_TRIGGERED_S: Final = 0.043  # exposure of cameras that are triggered together: at the stamp of the key frame
 _ROOF_LENS: Final = Lens("plumb_bob", (-0.32, 0.12, 0.0003, -0.0002, -0.02))
 _CAB_LENS: Final = Lens("rational_polynomial", (0.9, 0.1, 0.0002, -0.0001, 0.0, 1.15, 0.15, 0.0))
 _FISHEYE: Final = Lens("equidistant", (0.02, -0.006, 0.001, -0.0002))
@@ -46,7 +47,8 @@ def autoware_sensor_kit() -> RigConfig:
 
 
 def truck() -> RigConfig:
-    """Return six free-running cameras of 30 Hz on the cab of a truck, with raw images."""
+    """Return six free-running cameras of 40 Hz on the cab of a truck, with raw images; at this rate the
+    sweeps are whole numbers of periods apart, so the offset of a camera drifts but does not jump."""
     mounts = {
         "CAM_FRONT": ((4.90, 0.0, 2.70), 0.0, 8.0, 0.0, 1660.0),
         "CAM_FRONT_RIGHT": ((4.60, -1.25, 2.60), -58.0, 7.0, 1.0, 1380.0),
@@ -58,11 +60,11 @@ def truck() -> RigConfig:
     cameras = {
         name: MountedCamera(
             position=position, yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll, focal=focal,
-            center=(957.0, 606.0), lens=_CAB_LENS,
+            center=(957.0, 606.0), lens=_CAB_LENS, exposure_s=_TRIGGERED_S - 1 / 40,
         )
         for name, (position, yaw, pitch, roll, focal) in mounts.items()
     }  # fmt: skip
-    return RigConfig(width=1920, height=1208, cameras=cameras, free_running_hz=30.0)
+    return RigConfig(width=1920, height=1208, cameras=cameras, free_running_hz=40.0)
 
 
 def shuttle_fisheye() -> RigConfig:
@@ -75,7 +77,13 @@ def shuttle_fisheye() -> RigConfig:
     }
     cameras = {
         name: MountedCamera(
-            position=position, yaw_deg=yaw, pitch_deg=pitch, focal=386.0, center=(641.0, 478.0), lens=_FISHEYE
+            position=position,
+            yaw_deg=yaw,
+            pitch_deg=pitch,
+            focal=386.0,
+            center=(641.0, 478.0),
+            lens=_FISHEYE,
+            exposure_s=_TRIGGERED_S,
         )
         for name, (position, yaw, pitch) in mounts.items()
     }
@@ -89,7 +97,7 @@ def five_cameras() -> RigConfig:
         x, y = 0.8 + np.cos(np.deg2rad(yaw)), np.sin(np.deg2rad(yaw))
         cameras[f"CAM_{index}"] = MountedCamera(
             position=(float(x), float(y), 1.55), yaw_deg=yaw, focal=640 / np.tan(np.deg2rad(40.0)),
-            center=(640.0, 360.0), exposure_s=0.02,
+            center=(640.0, 360.0), exposure_s=_TRIGGERED_S,
         )  # fmt: skip
     return RigConfig(width=1280, height=720, cameras=cameras)
 

@@ -113,7 +113,7 @@ def _ring(yaws_deg: Sequence[float], field_deg: float, aspect: float) -> Surroun
     k = np.array([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
     return SurroundRig(
         channels=tuple(f"CAM_{index}" for index in range(count)), width=width, height=height,
-        intrinsics=np.tile(k, (count, 1, 1)), ego_from_camera=poses, exposure_offsets_s=np.full(count, 0.02),
+        intrinsics=np.tile(k, (count, 1, 1)), ego_from_camera=poses, exposure_offsets_s=np.full(count, 0.04),
     )  # fmt: skip
 
 
