@@ -153,7 +153,7 @@ class Detector:
         is_first = self._start_ns is None
         start_ns = camera_round.reference_stamp_ns if self._start_ns is None else self._start_ns
         time_s = (camera_round.reference_stamp_ns - start_ns) * 1e-9
-        seen = self.cameras.see(camera_round)
+        seen = self.cameras.see(camera_round, leave_to_engine=self.engine.maps_images)
         wait = self.engine.start(seen, time_s=time_s, is_first=is_first)
         self._start_ns = start_ns
         return lambda: self._objects(wait(), camera_round.reference_stamp_ns)

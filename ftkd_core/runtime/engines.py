@@ -27,7 +27,11 @@ Rows = NDArray[np.float64]
 
 
 class Engine(Protocol):
-    """Runs rounds through a network and keeps the memory, on one device and from one thread."""
+    """Runs rounds through a network and keeps the memory, on one device and from one thread. maps_images:
+    whether it resamples the images of virtual cameras itself, on its device."""
+
+    @property
+    def maps_images(self) -> bool: ...
 
     def start(self, camera_round: CameraRound, *, time_s: float, is_first: bool) -> Callable[[], Rows]:
         """Start a round and return a function that waits for its detections. time_s is relative to the
@@ -53,6 +57,8 @@ def mask_tokens(geometry: TokenGeometry, visible: NDArray[np.bool_]) -> TokenGeo
 
 class PlainEngine:
     """The model as it was trained, step by step."""
+
+    maps_images = False
 
     def __init__(self, model: StreamPETR, device: torch.device, max_detections: int) -> None:
         self.device = with_device_index(device)

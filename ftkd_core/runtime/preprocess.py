@@ -136,7 +136,8 @@ def stack_images(views: Sequence[CameraView | None], config: ImageConfig) -> NDA
     images = np.zeros((len(views), config.height, config.width, 3), dtype=np.uint8)
     for index, view in enumerate(views):
         if view is not None:
-            images[index] = resize_and_crop(view.image, config)
+            image = view.image if view.remap is None else view.remap(view.image)
+            images[index] = resize_and_crop(image, config)
     return images
 
 
@@ -175,7 +176,7 @@ def round_rig(camera_round: CameraRound, config: ImageConfig, channels: Sequence
         if view is None:
             continue
         check_view(view, channel)
-        height, width = view.image.shape[:2]
+        width, height = view.size
         intrinsics[index] = network_intrinsics(view.intrinsics, config, width, height)
         ego_from_camera[index] = ego_from_global @ view.global_from_ego @ view.ego_from_camera
         mask[index] = True

@@ -68,14 +68,16 @@ class SeenCamera:
     difference_deg: float
     share: float
 
-    def view(self, view: CameraView) -> CameraView:
-        """Return the image of the virtual camera with its geometry."""
+    def view(self, view: CameraView, leave_to_engine: bool = False) -> CameraView:
+        """Return the image of the virtual camera with its geometry, or with leave_to_engine the image of the
+        camera and the map."""
         if self.remap is None:
             return view
         visible = None if self.remap.visible.min() >= 1 else self.remap.visible
         return replace(
             view,
-            image=self.remap(view.image),
+            image=view.image if leave_to_engine else self.remap(view.image),
+            remap=self.remap if leave_to_engine else None,
             intrinsics=self.intrinsics,
             ego_from_camera=view.ego_from_camera @ self.camera_from_virtual,
             lens=None,
@@ -126,9 +128,12 @@ class VirtualCameras:
         self._log_decisions = log_decisions
         self._is_planned = False
 
-    def see(self, camera_round: CameraRound) -> CameraRound:
-        """Return the round as the network sees it. Raises UserError for unusable calibration, too many
-        cameras and a round in which every camera is masked."""
+    def see(self, camera_round: CameraRound, *, leave_to_engine: bool = False) -> CameraRound:
+        """Return the round as the network sees it; with leave_to_engine the engine maps the images.
+
+        Raises UserError for unusable calibration, too many cameras and a round in which every camera is
+        masked.
+        """
         self._check_count(camera_round)
         for index, view in enumerate(camera_round.views):
             if view is not None and self._note(index, view):
@@ -140,7 +145,7 @@ class VirtualCameras:
         for seen in self.seen:
             view = camera_round.views[seen.camera] if seen.camera < len(camera_round.views) else None
             if view is not None:
-                views[seen.channel] = seen.view(view)
+                views[seen.channel] = seen.view(view, leave_to_engine)
         present = any(view is not None for view in camera_round.views)
         if present and self.faults and not any(view is not None for view in views):
             raise UserError(f"no camera of the round is usable: {next(iter(self.faults.values()))}")
