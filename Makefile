@@ -43,15 +43,8 @@ setup:
 demo: setup
 	@ROS_DOMAIN_ID=$(DEMO_DOMAIN) $(BIN)/python -m ftkd_ros.cli demo $(DEMO_OPTIONS) $(ARGS)
 
-# Without ARGS each file has a process of its own: a process that had run several files of tests/training ended with a
-# segmentation fault in a later, unrelated test (reproduced three times, cause not found; see CONTRIBUTING.md).
 test: setup
-ifdef ARGS
 	ROS_DOMAIN_ID=$(TEST_DOMAIN) $(BIN)/python -m pytest -n auto --maxprocesses 3 --dist loadfile $(ARGS)
-else
-	find tests -name 'test_*.py' | sort | ROS_DOMAIN_ID=$(TEST_DOMAIN) xargs -n 1 sh -c \
-		'$(BIN)/python -m pytest -q -n 0 "$$0" || [ $$? -eq 5 ]'
-endif
 
 bench: setup
 	ROS_DOMAIN_ID=$(DEMO_DOMAIN) $(BIN)/python -m benchmarks.run $(ARGS)

@@ -61,6 +61,7 @@ setup(
     # Loose bounds, because a ROS machine brings its own versions; requirements/ pins the tested ones.
     install_requires=[
         "click>=8.0",
+        "filelock",
         # The devkit needs numpy 1.x, which has no wheel for Python 3.13; use the extra `evaluate` there.
         'nuscenes-devkit>=1.2; python_version < "3.13"',
         "numpy",

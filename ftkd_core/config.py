@@ -17,8 +17,6 @@ from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
 from ftkd_core.config_class import (
     ConfigT,
     Count,
-    NotNegative,
-    Positive,
     PositiveCount,
     Setting,
     config_class,
@@ -31,9 +29,10 @@ from ftkd_core.config_class import (
 from ftkd_core.geometry import is_rigid
 
 __all__ = [
-    "TOKEN_STRIDE", "BackboneConfig", "Box", "ConfigT", "DecoderConfig", "DetectorConfig", "ImageConfig",
-    "LossConfig", "Matrix", "ModelConfig", "Setting", "SparseBEVConfig", "SparseDecoderConfig",
-    "TransformerConfig", "config_class", "describe", "from_dict", "override", "to_dict",
+    "POSITION_RANGE_M", "SAMPLING_GROUPS", "SAMPLING_POINTS", "TOKEN_STRIDE", "BackboneConfig", "Box",
+    "ConfigT", "DecoderConfig", "DetectorConfig", "ImageConfig", "LossConfig", "Matrix", "ModelConfig",
+    "Setting", "SparseBEVConfig", "SparseDecoderConfig", "TransformerConfig", "config_class", "describe",
+    "from_dict", "override", "to_dict",
 ]  # fmt: skip
 
 Matrix = tuple[tuple[float, ...], ...]
@@ -42,6 +41,13 @@ Box = tuple[float, float, float, float, float, float]
 """A box in space: low x, y, z and high x, y, z, metres."""
 TOKEN_STRIDE: Final = 16
 """Stride in pixels of the feature level whose cells are StreamPETR's tokens [public code]."""
+POSITION_RANGE_M: Final = (61.2, 61.2, 10.0)
+"""Half extents x, y, z in metres of the space that StreamPETR's position embedding normalises to 0..1 [public
+code], and to which the anchored student limits boxes [ours]."""
+SAMPLING_GROUPS: Final = 4
+"""Channel groups of a SparseBEV; each samples its own points [public code]."""
+SAMPLING_POINTS: Final = 4
+"""Sampling points of a SparseBEV per query, group and frame [public code]."""
 ImageSide = Annotated[int, Field(gt=0, multiple_of=16)]
 
 
@@ -54,10 +60,6 @@ class ImageConfig:
     """Pixels."""
     height: ImageSide = 256
     """Pixels."""
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """Subtracted per RGB channel, 0..255: ImageNet's [public code]."""
-    std: tuple[Positive, Positive, Positive] = (58.395, 57.12, 57.375)
-    """Divisor per RGB channel, 0..255: ImageNet's [public code]."""
 
 
 @config_class
@@ -136,8 +138,6 @@ class DecoderConfig(TransformerConfig):
     """Hidden width of the MLP of the position embedding."""
     point_range_m: Box = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
     """Space of reference points and box centres, in the model's frame."""
-    position_range_m: tuple[Positive, Positive, Positive] = (61.2, 61.2, 10.0)
-    """Half extents x, y, z in metres of the space that the position embedding normalises to 0..1."""
     memory_interval_s: Annotated[float, Field(ge=0, lt=60)] = 0.0
     """A frame that is captured sooner after the newest memory frame is detected but not stored, so that the
     memory keeps the spacing of the training at any camera rate; 0 stores every frame [ours]."""
@@ -168,19 +168,12 @@ class SparseDecoderConfig(TransformerConfig):
     """Hidden width of the feed-forward networks."""
     num_queries: PositiveCount = 900
     """Learned queries, a square number: they start on a square grid."""
-    groups: PositiveCount = 4
-    """Channel groups; each samples its own points."""
-    points: PositiveCount = 4
-    """Sampling points per query, group and frame."""
     levels: Annotated[int, Field(ge=2, le=5)] = 4
     """Pyramid levels, the coarsest of strides 4 to 32; a fifth takes every second cell of stride 32."""
     out_points: PositiveCount = 128
     """Points after adaptive mixing."""
     point_range_m: Box = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
     """Space of reference points and box centres, in the model's frame."""
-    link_proposals: bool = False
-    """Image queries take their initial velocity from the 2-D head's proposals in the other frames of the
-    window [ours; models/linking.py]."""
     as_published: bool = False
     """Computes what SparseBEV's published weights were trained with: a point that no camera sees but that is
     within one cell of the first camera's maps reads their edge (ours: 0), levels are weighted by the weights
@@ -189,40 +182,24 @@ class SparseDecoderConfig(TransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.channels % self.groups == 0,
-            f"channels {self.channels}: expected a multiple of groups {self.groups}",
+            self.channels % SAMPLING_GROUPS == 0,
+            f"channels {self.channels}: expected a multiple of {SAMPLING_GROUPS}, the groups of channels",
         )
         require(
             math.isqrt(self.num_queries) ** 2 == self.num_queries,
             f"num_queries {self.num_queries}: expected a square number (a square grid)",
         )
-        require(
-            self.num_image_queries > 0 or not self.link_proposals,
-            "link_proposals: expected num_image_queries, whose velocity it initialises",
-        )
 
 
 @config_class
 class LossConfig:
-    """Weights of the losses. Defaults are StreamPETR's [public code]."""
+    """Options of the losses. Their weights are constants (losses/matching.py)."""
 
-    classification: NotNegative = 2.0
-    """Focal loss, in matching and training."""
-    box_l1: NotNegative = 0.25
-    """L1 loss of the box code, in matching and training."""
-    code_weights: Annotated[tuple[NotNegative, ...], Field(min_length=10, max_length=10)] = (
-        2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0,
-    )  # fmt: skip
-    """Weight per element of the 10-d box code in the loss."""
     weighted_matching: bool = False
-    """Whether the box cost of the matching has the `code_weights` and includes velocity [public code:
+    """Whether the box cost of the matching has the weights of the loss and includes velocity [public code:
     SparseBEV]; without it the eight elements before velocity have equal weights."""
-    denoising: NotNegative = 1.0
-    """Losses of the denoising queries."""
     denoising_groups: Count = 10
     """Noisy copies of the ground truth per frame; 0 trains without denoising."""
-    auxiliary: NotNegative = 1.0
-    """Losses of the 2-D head."""
 
 
 @config_class

@@ -95,7 +95,7 @@ def sparse_bev_tiny() -> SparseBEVConfig:
         backbone=BackboneConfig(depth=18, base_channels=32, auxiliary_stride=8),
         decoder=SparseDecoderConfig(
             channels=96, num_layers=3, num_heads=4, dropout=0.0, num_queries=100, num_image_queries=96,
-            levels=3, link_proposals=True, out_points=32,
+            levels=3, out_points=32,
             point_range_m=(-61.2, -61.2, -5.0, 61.2, 61.2, 3.0),
         ),
         loss=LossConfig(denoising_groups=1),
@@ -116,7 +116,7 @@ def sparse_bev_r18_352x128() -> SparseBEVConfig:
         image=ImageConfig(width=352, height=128),
         backbone=BackboneConfig(depth=18, auxiliary_stride=8),
         decoder=SparseDecoderConfig(
-            num_queries=256, num_image_queries=144, levels=3, link_proposals=True, out_points=64,
+            num_queries=256, num_image_queries=144, levels=3, out_points=64,
             point_range_m=(-61.2, -61.2, -5.0, 61.2, 61.2, 3.0),
         ),
         loss=LossConfig(denoising_groups=1),

@@ -13,6 +13,10 @@ from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.synthetic.traffic import world_config
 from ftkd_core.data.synthetic.varied_rigs import check_rig_name
 
+WEIGHT_DECAY: Final = 0.01
+"""Weight decay of AdamW [public code of StreamPETR and SparseBEV]."""
+MAX_GRADIENT_NORM: Final = 35.0
+"""Norm at which the gradient is clipped [the same]."""
 SLOW_RATIO: Final = 0.1
 """Learning rate of the parameters in `OptimConfig.slow`, as a share of their rate [public code]."""
 
@@ -31,10 +35,8 @@ class DataConfig:
     segment: PositiveCount = 10
     """Consecutive frames that a stream takes from a scene."""
     window: Count = 0
-    """Frames per window of a streaming student that is trained on windows instead of streams; 0 uses streams
-    (sliding_window.py)."""
-    graded: PositiveCount = 1
-    """Last frames of such a window that have a loss, at most `window`."""
+    """Frames per window of a streaming student that is trained on windows instead of streams; the
+    last one has a loss (sliding_window.py). 0 uses streams."""
     cache: str = "build/clips"
     """Folder of rendered clips, cached features and the index of a data set."""
     world: str = "ordinary"
@@ -45,8 +47,6 @@ class DataConfig:
     hide_future: Probability = 0.0
     """Share of a teacher's windows whose future frames are hidden in training, so that one teacher predicts
     with and without its future."""
-    version: str = ""
-    """Version of the synthetic world whose clips in `cache` are used; empty is the current one."""
     workers: Count = 1
     """Processes that load data; 0 loads in the training process."""
     root: str = ""
@@ -78,8 +78,6 @@ class OptimConfig:
 
     lr: NotNegative = 4e-4
     """Learning rate after warm-up."""
-    weight_decay: NotNegative = 0.01
-    """Weight decay."""
     decay_all: bool = False
     """Whether norms, biases and learned points are decayed too [public code]."""
     warmup_steps: Count = 200
@@ -88,8 +86,6 @@ class OptimConfig:
     """Learning rate at the first step, as a share of `lr`."""
     final_ratio: Probability = 0.01
     """Learning rate at the last step, as a share of `lr`."""
-    clip_norm: Positive = 35.0
-    """Largest norm of the gradient [public code]."""
     backbone_ratio: NotNegative = 1.0
     """Learning rate of the backbone, as a share of the others'; 0 freezes it, its statistics included."""
     backbone_norms: Literal["learn", "keep_statistics", "frozen"] = "learn"

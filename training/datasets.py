@@ -60,14 +60,7 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
         fabric.barrier()
         return real, len(real)
     rendered = SyntheticClips(
-        0,
-        config.model.image,
-        Path(data.cache),
-        data.duration_s,
-        data.version,
-        data.intervals_s,
-        data.world,
-        data.rig,
+        0, config.model.image, Path(data.cache), data.duration_s, data.intervals_s, data.world, data.rig
     )
     chosen = select_cameras(rendered, config.model.channels)
     if fabric.is_global_zero:

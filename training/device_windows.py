@@ -106,7 +106,7 @@ class DeviceWindows(Dataset[WindowBatch]):
         self, scenes: Sequence[_Scene], *, batch: int, num_past: int, num_future: int, augment: AugmentConfig,
         seed: int, hide_future: float = 0.0,
     ) -> None:  # fmt: skip
-        if (augment.zoom_least, augment.zoom_most) != (1.0, 1.0) or augment.scale or augment.camera_dropout:
+        if augment.zoom != (1.0, 1.0) or augment.scale or augment.camera_dropout:
             raise UserError("device windows: expected augment.zoom 1, augment.scale and camera_dropout 0")
         self.scenes, self.batch = scenes, batch
         self.num_past, self.num_future = num_past, num_future

@@ -14,7 +14,7 @@ from ftkd_core.config import TOKEN_STRIDE
 from ftkd_core.data.clips import Clip
 from ftkd_core.data.windows import WindowBatch, hide_future
 from ftkd_core.distillation.cache import Manifest, describe
-from ftkd_core.distillation.config import FTKDConfig
+from ftkd_core.distillation.config import MAP_STRIDES
 from ftkd_core.distillation.methods import MethodConfig, build_method
 from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherOutput, make_teacher_output
 from ftkd_core.errors import UserError
@@ -29,7 +29,6 @@ TeacherInput: TypeAlias = WindowBatch | TeacherOutput
 """Windows for the teacher to process, or its cached outputs."""
 
 _METHODS: Final = ("ftkd", "mgd", "cwd", "stxd")  # their loss terms are named `method/...`
-_DEFAULT_STRIDES: Final = (16, 32)  # of the maps that baseline methods distil, as FTKD by default
 
 
 def is_distillation_term(name: str) -> bool:
@@ -47,7 +46,7 @@ class Distiller(nn.Module):
 
     def __init__(
         self, teacher: SparseBEV, config: MethodConfig, student_channels: int,
-        map_channels: Mapping[int, int], code_weights: tuple[float, ...], *, hide_future: bool = False,
+        map_channels: Mapping[int, int], *, hide_future: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.config, self.hide_future = config, hide_future
@@ -58,7 +57,6 @@ class Distiller(nn.Module):
             student_channels=student_channels,
             teacher_channels=teacher_channels,
             map_channels={stride: (own, teacher_channels) for stride, own in map_channels.items()},
-            code_weights=code_weights,
             teacher=teacher.config,
         )
 
@@ -72,7 +70,7 @@ class Distiller(nn.Module):
         """Return the teacher's output for the current frames of a batch of windows."""
         if self.hide_future:
             batch = hide_future(batch, self.teacher.config.num_past)
-        window = batch.window(normalise(batch.images, self.teacher.config.image))
+        window = batch.window(normalise(batch.images))
         predictions, pyramid = self.teacher(window)
         return self._output(predictions, pyramid, batch.real)
 
@@ -98,7 +96,6 @@ class Distiller(nn.Module):
             real,
             self.teacher.config.num_past,
             self.method.map_target,
-            map_frames=self.method.map_frames,
             with_previous=self.method.needs_previous,
         )
 
@@ -122,32 +119,17 @@ def make_distiller(
             raise UserError(
                 f"student has {name} {getattr(own, name)}, teacher {getattr(other, name)}; expected the same"
             )
-    channels = _map_channels(student, other.decoder.levels, config)
-    width, weights = own.decoder.channels, own.loss.code_weights
-    return Distiller(teacher, config, width, channels, weights, hide_future=hide_future)
+    channels = _map_channels(student, other.decoder.levels)
+    return Distiller(teacher, config, own.decoder.channels, channels, hide_future=hide_future)
 
 
-def _map_channels(
-    student: StreamPETR | SparseBEV, teacher_levels: int, config: MethodConfig
-) -> dict[int, int]:
-    """Return channels by stride of the student's maps that a method distils: strides that it asks for and
-    both models have. Raise UserError if FTKD distils maps and there is none."""
-    ftkd = config if isinstance(config, FTKDConfig) else None
+def _map_channels(student: StreamPETR | SparseBEV, teacher_levels: int) -> dict[int, int]:
+    """Return channels by stride of the student's maps that are distilled: those of MAP_STRIDES that both
+    models have."""
     if isinstance(student, StreamPETR):
-        if ftkd is not None and ftkd.pv_frames == "all":
-            raise UserError("pv_frames all: a streaming student has one frame per step; expected current")
-        backbone = student.config.backbone
-        available = {TOKEN_STRIDE: backbone.neck_channels}
-        wanted = tuple(available) if ftkd is None else ftkd.pv_strides
+        available = {TOKEN_STRIDE: student.config.backbone.neck_channels}
     else:
         levels = PYRAMID_STRIDES[: student.config.decoder.levels]
         available = dict.fromkeys(levels, student.config.decoder.channels)
-        wanted = _DEFAULT_STRIDES if ftkd is None else ftkd.pv_strides
-    common = {s: width for s, width in available.items() if s in PYRAMID_STRIDES[:teacher_levels]}
-    chosen = {stride: common[stride] for stride in wanted if stride in common}
-    if ftkd is not None and ftkd.pv_weight and not chosen:
-        raise UserError(
-            f"pv_strides {list(wanted)}: student and teacher have maps of stride "
-            f"{', '.join(map(str, common))}; expected some of them, or pv_weight 0"
-        )
-    return chosen
+    of_teacher = PYRAMID_STRIDES[:teacher_levels]
+    return {s: available[s] for s in MAP_STRIDES if s in available and s in of_teacher}

@@ -52,9 +52,9 @@ class CachedResNet(ResNet):
         return unpack_maps(packed, self.out_channels)
 
 
-def network_input(images: Tensor, config: ImageConfig) -> Tensor:
+def network_input(images: Tensor) -> Tensor:
     """Return the model input of a batch: normalised images (uint8 input) or packed features (float input)."""
-    return images.float() if images.is_floating_point() else normalise(images, config)
+    return images.float() if images.is_floating_point() else normalise(images)
 
 
 def backbone_hash(backbone: ResNet) -> str:
@@ -96,7 +96,7 @@ class FeatureCache:
 
     @torch.inference_mode()
     def _features(self, backbone: ResNet, images: NDArray[np.uint8], device: torch.device) -> Any:
-        maps = backbone(normalise(torch.from_numpy(images).to(device), self.image))
+        maps = backbone(normalise(torch.from_numpy(images).to(device)))
         return pack_maps(maps).half().cpu().numpy()
 
     def fill(self, backbone: ResNet, count: int, device: torch.device) -> None:
@@ -172,12 +172,12 @@ def refuse_image_augmentation(augment: AugmentConfig, backbone_ratio: float) -> 
     changes = {
         "augment.flip": augment.flip, "augment.colour": augment.colour,
         "augment.grid_mask": augment.grid_mask,
-        "augment.zoom_least": augment.zoom_least - 1, "augment.zoom_most": augment.zoom_most - 1,
+        "augment.zoom": augment.zoom != (1.0, 1.0),
         "optim.backbone_ratio": backbone_ratio,
     }  # fmt: skip
     wrong = [name for name, value in changes.items() if value]
     if wrong:
         raise UserError(
             "data.cache_features needs a frozen backbone and unchanged images; "
-            f"{', '.join(wrong)} would change them: set each to 0 (zoom to 1), or leave cache_features out"
+            f"{', '.join(wrong)} would change them: set each to 0 (zoom to [1, 1]), or leave it out"
         )

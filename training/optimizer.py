@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ftkd_core.errors import UserError
 from ftkd_core.models.resnet import ResNet
-from training.config import SLOW_RATIO, OptimConfig
+from training.config import SLOW_RATIO, WEIGHT_DECAY, OptimConfig
 
 _POINT_PARAMETERS: Final = ("reference_points", "query_boxes")
 
@@ -53,7 +53,7 @@ def parameter_groups(task: nn.Module, optim: OptimConfig) -> list[dict[str, Any]
     return [
         {
             "params": parameters,
-            "weight_decay": optim.weight_decay if decayed else 0.0,
+            "weight_decay": WEIGHT_DECAY if decayed else 0.0,
             "ratio": (optim.backbone_ratio if backbone else 1.0) * (SLOW_RATIO if slow else 1.0),
             "norms": optim.backbone_norms,  # not used by AdamW; compared when a checkpoint is resumed
         }

@@ -4,9 +4,8 @@ frame.
 
 Streaming training (`tasks.StreamingTask`) serves one frame per step and carries the memory over; it is
 faster, and consecutive steps see consecutive frames. Here every step starts with an empty memory, runs the
-frames before the last `graded` only to fill the memory, and computes losses on the last `graded`. Source:
-StreamPETR's two modes (exiawsh/StreamPETR, `stream_petr_*_90e` and `*_seq_*`); the mean over graded frames is
-ours (upstream: their sum).
+frames before the last only to fill it, and computes losses on the last. Source: StreamPETR's two modes
+(exiawsh/StreamPETR, `stream_petr_*_90e` and `*_seq_*`).
 """
 
 from collections.abc import Sequence
@@ -18,9 +17,7 @@ from torch.utils.data import Dataset
 
 from ftkd_core.data.clips import StreamBatch, StreamDataset
 from ftkd_core.models.memory import Memory
-from ftkd_core.models.stream_petr import StreamPETR
 from training.datasets import StreamingDataset
-from training.distiller import Distiller
 from training.feature_cache import network_input
 from training.tasks import State, StreamingTask, visible_geometry
 
@@ -28,50 +25,38 @@ from training.tasks import State, StreamingTask, visible_geometry
 class SlidingWindowDataset(Dataset[list[Any]]):
     """Item `step` is the list of `length` frames of the step's windows, oldest first.
 
-    The last `graded` are full items of `items`, with the teacher's part if it has one; the others are frames
-    only. `items` must serve segments of `length` frames whose streams all start together.
+    The last is a full item of `items`, with the teacher's part if it has one; the others are frames only.
+    `items` must serve segments of `length` frames whose streams all start together.
     """
 
-    def __init__(self, items: StreamingDataset, length: int, graded: int = 1) -> None:
-        self.items, self.length, self.graded = items, length, graded
+    def __init__(self, items: StreamingDataset, length: int) -> None:
+        self.items, self.length = items, length
 
     def __getitem__(self, step: int) -> list[Any]:
         frames = self.items if isinstance(self.items, StreamDataset) else self.items.streams
-        first, ungraded = step * self.length, self.length - self.graded
-        return [(self.items if k >= ungraded else frames)[first + k] for k in range(self.length)]
+        first, last = step * self.length, (step + 1) * self.length - 1
+        return [*(frames[k] for k in range(first, last)), self.items[last]]
 
 
 class SlidingWindowTask(StreamingTask):
     """StreamPETR on a window of frames of each of B scenes; nothing is carried from step to step."""
 
-    def __init__(
-        self, detector: StreamPETR, streams: int, distiller: Distiller | None = None, graded: int = 1,
-        grid_mask: float = 0.0,
-    ) -> None:  # fmt: skip
-        super().__init__(detector, streams, distiller, grid_mask)
-        self.graded = graded
-
     def forward(
         self, batch: Sequence[Any], state: State, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], State]:
-        ungraded, graded = batch[: -self.graded], batch[-self.graded :]
-        current = self._fill_memory(ungraded, self.start_state())
-        sums: dict[str, Tensor] = {}
-        for item in graded:
-            terms, current = super().forward(item, current, generator)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value / len(graded)
-        return sums, state
+        filled = self._fill_memory(batch[:-1], self.start_state())
+        terms, _ = super().forward(batch[-1], filled, generator)
+        return terms, state
 
     @torch.no_grad()
     def _fill_memory(self, items: Sequence[StreamBatch], state: State) -> State:
-        """Return the state after the ungraded frames: batch norms, dropout and images as at inference
+        """Return the state after the frames without a loss: batch norms, dropout and images as at inference
         (upstream)."""
         modes = {module: module.training for module in self.detector.modules()}
         self.detector.eval()
         num_fields = len(Memory._fields)
         for batch in items:
-            frame = batch.frame(network_input(batch.images, self.detector.config.image))
+            frame = batch.frame(network_input(batch.images))
             geometry = visible_geometry(self.detector, batch)
             predictions, memory = self.detector(frame, Memory(*state[:num_fields]), geometry=geometry)
             state = (*memory, *(predictions.image_features.float() for _ in state[num_fields:]))

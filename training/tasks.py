@@ -79,7 +79,7 @@ class StreamingTask(nn.Module):
         config = self.detector.config
         _check_cameras(batch.rig, config.channels)
         targets = filter_targets(batch.targets, config)
-        images = network_input(batch.images, config.image)
+        images = network_input(batch.images)
         frame = batch.frame(apply_grid_mask(images, self.grid_mask, generator))
         denoising = make_denoising(targets, config.loss, self.detector.range_m, generator)
         predictions, memory = self.detector(
@@ -144,7 +144,7 @@ class WindowTask(nn.Module):
         _check_cameras(batch.rig, config.channels)
         targets = filter_targets(batch.targets, config)
         frames = config.num_frames
-        images = network_input(batch.images[:, :frames], config.image)
+        images = network_input(batch.images[:, :frames])
         rig = CameraRig(*(value[:, :frames] for value in batch.rig))
         images = apply_grid_mask(images, self.grid_mask, generator)
         window = FrameWindow(images, rig, batch.time[:, :frames])
@@ -162,14 +162,9 @@ class WindowTask(nn.Module):
         generator: torch.Generator,
     ) -> dict[str, Tensor]:  # fmt: skip
         assert self.distiller is not None
-        frames, method, all_levels = (
-            self.detector.config.num_frames,
-            self.distiller.method,
-            by_stride(pyramid),
-        )
-        levels = {stride: all_levels[stride] for stride in method.strides}  # (B, T, N, C, H, W) each
-        distilled = frames if method.map_frames == "all" else 1
-        maps = {stride: level[:, :distilled].flatten(0, 1) for stride, level in levels.items()}
+        frames, all_levels = self.detector.config.num_frames, by_stride(pyramid)
+        levels = {s: all_levels[s] for s in self.distiller.method.strides}  # (B, T, N, C, H, W) each
+        maps = {stride: level[:, 0] for stride, level in levels.items()}
         previous = None
         if frames > 1:
             previous_maps = {stride: level[:, 1] for stride, level in levels.items()}

@@ -49,7 +49,7 @@ def infer_clip(
     device = model.query_boxes.device
     length = len(clip.times)
     frames = [make_sample(clip, index, Augmentation(), True).images for index in range(length)]
-    levels = [model.extract(network_input(images.to(device), config.image)) for images in frames]
+    levels = [model.extract(network_input(images.to(device))) for images in frames]
     pyramid = tuple(torch.cat(level) for level in zip(*levels, strict=True))  # (T, N, C, H, W) per level
     for first in range(0, length, batch):
         chosen = range(first, min(first + batch, length))

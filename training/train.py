@@ -258,9 +258,7 @@ def make_task(
         return WindowTask(model, distiller, config.augment.grid_mask)
     if not data.window:
         return StreamingTask(model, config.streams, distiller, config.augment.grid_mask)
-    if not 1 <= data.graded <= data.window:
-        raise UserError(f"data.graded {data.graded}: expected 1 .. data.window {data.window}")
-    return SlidingWindowTask(model, config.streams, distiller, data.graded, config.augment.grid_mask)
+    return SlidingWindowTask(model, config.streams, distiller, config.augment.grid_mask)
 
 
 def _open_cache(
@@ -293,7 +291,7 @@ def _make_dataset(
     elif teacher is not None:
         items = PairedDataset(streams, teacher.num_past, teacher.num_future)
     if config.data.window:
-        return SlidingWindowDataset(items, config.data.window, config.data.graded)
+        return SlidingWindowDataset(items, config.data.window)
     return items
 
 

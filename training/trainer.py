@@ -26,7 +26,7 @@ from ftkd_core.data.synthetic.rig import canonical_cameras, nuscenes_rig
 from ftkd_core.errors import UserError
 from ftkd_core.weights import save_weights
 from training import checkpoint
-from training.config import OptimConfig
+from training.config import MAX_GRADIENT_NORM, OptimConfig
 from training.distiller import is_distillation_term
 from training.optimizer import eval_modules, frozen_modules, parameter_groups
 from training.tasks import State, StreamingTask, WindowTask
@@ -61,9 +61,7 @@ class Trainer:
         self.average: nn.Module | None = None
         if optim.ema:
             self.average = copy.deepcopy(self.raw).eval().requires_grad_(False)
-        optimizer = torch.optim.AdamW(
-            parameter_groups(task, optim), lr=optim.lr, weight_decay=optim.weight_decay
-        )
+        optimizer = torch.optim.AdamW(parameter_groups(task, optim), lr=optim.lr)
         self.model, self.optimizer = fabric.setup(task, optimizer)
         if task.distiller is not None:
             fabric.to_device(task.distiller.teacher)
@@ -150,7 +148,7 @@ class Trainer:
         """Clip the gradients and return their norm before clipping. Raise FloatingPointError if it is not
         finite."""
         try:
-            norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.optim.clip_norm)
+            norm = self.fabric.clip_gradients(self.model, self.optimizer, max_norm=MAX_GRADIENT_NORM)
         except RuntimeError:
             norms = {name: p.grad.norm() for name, p in self.task.named_parameters() if p.grad is not None}
             bad = [name for name, value in norms.items() if not torch.isfinite(value)]

@@ -24,10 +24,8 @@ class AugmentConfig:
     """Largest relative change of brightness, contrast and each channel [ours]."""
     camera_dropout: Probability = 0.05
     """Probability per frame that one camera is missing [ours]."""
-    zoom_least: _Zoom = 1.0
-    """Smallest scale of the images; StreamPETR: 0.86 [public code]."""
-    zoom_most: _Zoom = 1.0
-    """Largest scale of the images; StreamPETR: 1.25 [public code]."""
+    zoom: tuple[_Zoom, _Zoom] = (1.0, 1.0)
+    """Smallest and largest scale of the images; StreamPETR: 0.86 and 1.25 [public code]."""
     scale: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Largest relative change of the size of the world; StreamPETR: 0.05 [public code]."""
     grid_mask: Probability = 0.0
@@ -36,8 +34,8 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.zoom_least <= self.zoom_most,
-            f"zoom_least {self.zoom_least}: expected at most zoom_most {self.zoom_most}",
+            self.zoom[0] <= self.zoom[1],
+            f"zoom {list(self.zoom)}: expected the smallest scale first",
         )
 
 
@@ -65,7 +63,7 @@ def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Aug
     gains = (1 + random.uniform(-1, 1) * config.colour) * (1 + random.uniform(-0.5, 0.5, 3) * config.colour)
     red, green, blue = (float(gain) for gain in gains)
     offset = float(random.uniform(-64, 64) * config.colour)
-    zoom, left = random.uniform(config.zoom_least, config.zoom_most), random.random()
+    zoom, left = random.uniform(*config.zoom), random.random()
     left = 0.5 if zoom == 1.0 else left
     scale = 1 + float(random.uniform(-1, 1)) * config.scale
     return Augmentation(mirror, float(angle), (red, green, blue), offset, float(zoom), float(left), scale)

@@ -231,7 +231,7 @@ class SyntheticClips:
     """
 
     def __init__(
-        self, first_seed: int, image: ImageConfig, cache: Path, duration_s: float = 20.0, version: str = "",
+        self, first_seed: int, image: ImageConfig, cache: Path, duration_s: float = 20.0,
         intervals_s: tuple[float, ...] = (KEY_FRAME_INTERVAL_S,), world: str = "ordinary",
         rig_name: str = DEFAULT_RIG,
     ) -> None:  # fmt: skip
@@ -245,9 +245,9 @@ class SyntheticClips:
         self.intervals_s = intervals_s
         self.world = world
         self.rig_name = rig_name
-        version = version or world_version(rig_name)
         suffix = "" if world == "ordinary" else f"-{world}"
         suffix += "" if rig_name == DEFAULT_RIG else f"-{rig_name}"
+        version = world_version(rig_name)
         self.cache = cache / f"{image.width}x{image.height}-{duration_s:g}s-{version}{suffix}"
 
     @property

@@ -50,7 +50,7 @@ class Baseline(nn.Module):
     the student and discarded afterwards.
     """
 
-    map_target = map_frames = "current"
+    map_target = "current"
 
     def __init__(self, config: BaselineConfig, map_channels: Mapping[int, tuple[int, int]]) -> None:
         super().__init__()

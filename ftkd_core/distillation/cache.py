@@ -143,10 +143,10 @@ def refuse_augmentation(augment: AugmentConfig) -> None:
             f"{augment.scale} change the world, but cached outputs are valid for the original one; "
             "set all to 0 or leave --cache out"
         )
-    if (augment.zoom_least, augment.zoom_most) != (1.0, 1.0):
+    if augment.zoom != (1.0, 1.0):
         raise UserError(
-            f"augment.zoom_least {augment.zoom_least} and zoom_most {augment.zoom_most} change the "
-            "images, but cached maps are valid for the original ones; set both to 1 or leave --cache out"
+            f"augment.zoom {list(augment.zoom)} changes the images, but cached maps are valid for the "
+            "original ones; set it to [1, 1] or leave --cache out"
         )
 
 

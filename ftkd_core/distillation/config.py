@@ -5,13 +5,19 @@ Sources in the docstrings: [abs] the abstract of FTKD (arXiv 2512.08247), [note]
 [code] the public code of a method, [ours] our decision.
 """
 
-from typing import Annotated, Literal
+from typing import Final, Literal
 
-from pydantic import Field
+from ftkd_core.config_class import NotNegative, config_class
 
-from ftkd_core.config_class import NotNegative, config_class, require
-
-MaskRatio = Annotated[float, Field(ge=0, lt=1)]
+MAP_STRIDES: Final = (16, 32)
+"""Strides of the feature maps that are distilled, if the student has them; a streaming student has one [ours:
+at stride 4 a 704x256 image has 11,000 cells, too many for attention]. Only the current frame's maps are
+reconstructed [note: past and current; ours: current, as in a streaming student, which saves seven of eight
+attentions]."""
+MASK_RATIO: Final = 0.5
+"""Share of the cells of a student's feature map, and of the channels of its query features, that are masked
+[note: the ratio; ours: channels, because a generator per query learns nothing from a query that is masked as
+a whole]."""
 
 
 @config_class
@@ -30,39 +36,17 @@ class FTKDConfig:
     """Reconstruction of query features (BEV-FFR) [note]."""
     logits_weight: NotNegative = 1.0
     """Logit distillation (FLD) [note]."""
-    pv_mask_ratio: MaskRatio = 0.5
-    """Share of the cells of a student's feature map that are masked [note]."""
-    bev_mask_ratio: MaskRatio = 0.5
-    """Share of the channels of a student's query features that are masked [note: the ratio; ours: channels,
-    because a generator per query learns nothing from a query that is masked as a whole]. 0 masks nothing
-    (`bev_mask=none` in ftkd_settings.json)."""
     pv_target: Literal["mean_residual", "cosine", "current"] = "mean_residual"
     """Target of the image features. `mean_residual`: the teacher's feature plus its attention to future
     frames, averaged over them [note: their sum alone; ours: the mean, whose size does not grow with the
     window, and the residual, a target for places where the future shows nothing]. `cosine`: the same with
     cosine attention, whose weights do not depend on the norm of the features [ours]. `current`: the teacher's
     feature, without the future [ours]."""
-    pv_strides: Annotated[tuple[Literal[4, 8, 16, 32], ...], Field(min_length=1)] = (16, 32)
-    """Strides of the feature maps that are reconstructed, if the student has them; a streaming student has
-    one [ours: at stride 4 a 704x256 image has 11,000 cells, too many for attention]."""
-    pv_frames: Literal["current", "all"] = "current"
-    """Frames of a student's window whose features are reconstructed: `current`, or `all` with the past ones,
-    each from the same future [note: past and current; ours: current, as in a streaming student, which saves
-    seven of eight attentions]."""
     matching: Literal["object", "prediction"] = "object"
-    """Pairs of student and teacher queries. `object`: foreground queries that are matched to the same object;
-    background boxes are weighted by the teacher's score [ours]. `prediction`: Hungarian matching with the
-    teacher's predictions, all pairs of equal weight [DETRDistill, Chang et al. 2023]."""
-    logit_layers: Literal["last", "all"] = "last"
-    """Decoder layers whose logits are distilled: the last, or each with the teacher's, counted from the last
-    if their numbers differ [ours; `all` was measured in ftkd_settings.json]."""
-    foreground_by_score: bool = False
-    """Whether the boxes and query features of foreground pairs are weighted by the teacher's score, because
-    pairs with low scores hold most of the teacher's errors [ours]."""
+    """Pairs of student and teacher queries. `object`: foreground queries that are matched to the same object,
+    in the last decoder layer; background boxes are weighted by the teacher's score [ours]. `prediction`:
+    Hungarian matching with the teacher's predictions in every layer, counted from the last if their numbers
+    differ, all pairs of equal weight [DETRDistill, Chang et al. 2023]."""
     background_reach_m: NotNegative = 4.0
     """Largest distance in metres between the boxes of a background pair, for logits and BEV-FFR; 0 keeps all
     pairs [note: no limit; ours: half of all pairs are more than 6 m apart]."""
-
-    def __post_init__(self) -> None:
-        strides = self.pv_strides
-        require(len(set(strides)) == len(strides), f"pv_strides {list(strides)}: expected distinct strides")

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ftkd_core.config import SparseBEVConfig
 from ftkd_core.distillation.config import FTKDConfig
-from ftkd_core.distillation.logits import Alignment, align, logit_losses, pair_weights
+from ftkd_core.distillation.logits import Alignment, align, logit_losses
 from ftkd_core.distillation.reconstruction import PerspectiveReconstruction, QueryReconstruction
 from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherOutput
-from ftkd_core.losses.matching import match
+from ftkd_core.losses.matching import CODE_WEIGHTS, match
 from ftkd_core.losses.target_filter import in_range
 from ftkd_core.models.predictions import Predictions
 from ftkd_core.types import Targets
@@ -41,19 +41,18 @@ class FTKD(nn.Module):
         student_channels: int,
         teacher_channels: int,
         map_channels: Mapping[int, tuple[int, int]],
-        code_weights: tuple[float, ...],
         teacher: SparseBEVConfig | None = None,
     ) -> None:
         super().__init__()
         self.config, self.teacher = config, teacher
-        self.map_target, self.map_frames = config.pv_target, config.pv_frames
-        self.register_buffer("code_weights", torch.tensor(code_weights), persistent=False)
+        self.map_target = config.pv_target
+        self.register_buffer("code_weights", torch.tensor(CODE_WEIGHTS), persistent=False)
         self.query_branch: QueryReconstruction | None = None
         if config.bev_weight:  # DDP raises an error for a branch without gradient
-            self.query_branch = QueryReconstruction(student_channels, teacher_channels, config.bev_mask_ratio)
+            self.query_branch = QueryReconstruction(student_channels, teacher_channels)
         self.map_branches = nn.ModuleDict(
             {
-                str(stride): PerspectiveReconstruction(*channels, config.pv_mask_ratio)
+                str(stride): PerspectiveReconstruction(*channels)
                 for stride, channels in map_channels.items()
                 if config.pv_weight
             }
@@ -76,10 +75,8 @@ class FTKD(nn.Module):
         if self.query_branch is not None or config.logits_weight:
             alignments = self.alignments(student, output, targets)
             if self.query_branch is not None:
-                loss = self.query_branch(
-                    student.features, output.features, alignments[-1].teacher, generator,
-                    self._foreground_weights(output, alignments[-1]),
-                )  # fmt: skip
+                pairs = alignments[-1].teacher
+                loss = self.query_branch(student.features, output.features, pairs, generator)
                 terms["ftkd/bev"] = config.bev_weight * loss
             if config.logits_weight:
                 terms |= self._logit_terms(student, output, alignments)
@@ -88,7 +85,7 @@ class FTKD(nn.Module):
     def alignments(self, student: Predictions, output: TeacherOutput, targets: Targets) -> list[Alignment]:
         """Return the pairs of student and teacher queries per distilled layer, the last layer last."""
         teacher_targets = targets if self.teacher is None else in_range(targets, self.teacher)
-        count = 1 if self.config.logit_layers == "last" else min(len(student.logits), len(output.logits))
+        count = min(len(student.logits), len(output.logits)) if self.config.matching == "prediction" else 1
         alignments = []
         for layer in range(-count, 0):
             of_student = (student.logits[layer].float(), student.codes[layer].float())
@@ -103,13 +100,6 @@ class FTKD(nn.Module):
                 )
             )  # fmt: skip
         return alignments
-
-    def _foreground_weights(self, output: TeacherOutput, alignment: Alignment) -> Tensor | None:
-        """Return the weights (B, Qs) of pairs in BEV-FFR; None if all are equal."""
-        if not self.config.foreground_by_score:
-            return None
-        scores = output.logits[-1].float().sigmoid()
-        return pair_weights(scores, alignment, foreground_by_score=True, background_by_score=False)
 
     def _map_terms(
         self, maps: Mapping[int, Tensor], output: TeacherOutput, generator: torch.Generator
@@ -131,7 +121,6 @@ class FTKD(nn.Module):
                 student.logits[layer], student.codes[layer], output.logits[layer], output.codes[layer],
                 alignment, self.code_weights,
                 background_by_score=self.config.matching == "object",
-                foreground_by_score=self.config.foreground_by_score,
             )  # fmt: skip
             for name, value in losses.items():
                 full = f"ftkd/logits_{name}"

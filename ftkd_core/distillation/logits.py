@@ -138,14 +138,13 @@ def logit_losses(
     code_weights: Tensor,
     *,
     background_by_score: bool = True,
-    foreground_by_score: bool = False,
 ) -> dict[str, Tensor]:
     """Return the weighted class and box terms of foreground and background pairs, each divided by the number
     of foreground pairs [ours: divided by 900 queries the loss would vanish].
 
     logits (B, Qs, K) and codes (B, Qs, 10) are the student's; the teacher's (B, Qt, .) are detached. With
-    background_by_score a background box is weighted by the teacher's score, with foreground_by_score a
-    foreground box. The heading is compared as sine and cosine in ego, which both models predict.
+    background_by_score a background box is weighted by the teacher's score. The heading is compared as sine
+    and cosine in ego, which both models predict.
     """
     quality = teacher_logits.detach().float().sigmoid()
     classes, width = quality.shape[-1], codes.shape[-1]
@@ -158,9 +157,8 @@ def logit_losses(
     count = shared_count(alignment.foreground.sum())
     terms: dict[str, Tensor] = {}
     weights = pair_weights(
-        teacher_logits.float().sigmoid(), alignment, foreground_by_score=foreground_by_score,
-        background_by_score=background_by_score,
-    )  # fmt: skip
+        teacher_logits.float().sigmoid(), alignment, background_by_score=background_by_score
+    )
     parts = {"foreground": paired & alignment.foreground, "background": paired & ~alignment.foreground}
     for name, pairs in parts.items():
         terms[f"{name}_class"] = CLASS_WEIGHT * (by_class * pairs).sum() / count
@@ -168,14 +166,10 @@ def logit_losses(
     return terms
 
 
-def pair_weights(
-    teacher_scores: Tensor, alignment: Alignment, *, foreground_by_score: bool = False,
-    background_by_score: bool = True,
-) -> Tensor:  # fmt: skip
-    """Return the weights (B, Qs) of pairs from the teacher's scores (B, Qt, K): the best score of the
-    teacher's query if pairs of its kind are weighted by score, else 1; 0 without a pair."""
+def pair_weights(teacher_scores: Tensor, alignment: Alignment, *, background_by_score: bool = True) -> Tensor:
+    """Return the weights (B, Qs) of pairs from the teacher's scores (B, Qt, K): 1 for foreground pairs, the
+    best score of the teacher's query for background pairs with background_by_score; 0 without a pair."""
     best = teacher_scores.detach().amax(-1).gather(1, alignment.teacher.clamp(min=0))
     one = torch.ones_like(best)
-    foreground = best if foreground_by_score else one
-    weights = torch.where(alignment.foreground, foreground, best if background_by_score else one)
+    weights = torch.where(alignment.foreground | (not background_by_score), one, best)
     return weights * (alignment.teacher >= 0)

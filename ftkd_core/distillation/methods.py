@@ -2,8 +2,8 @@
 """Distillation methods by name: FTKD, its ablations and its baselines.
 
 The module of every method takes the same arguments and has the same attributes: `strides` of the teacher's
-maps, `map_target` (as `FTKDConfig.pv_target`), `map_frames` (as `FTKDConfig.pv_frames`) and `needs_previous`
-(whether it needs the maps of the previous frame).
+maps, `map_target` (as `FTKDConfig.pv_target`) and `needs_previous` (whether it needs the maps of the previous
+frame).
 """
 
 from collections.abc import Mapping
@@ -26,8 +26,7 @@ METHODS: Final[dict[str, MethodConfig]] = {
     "ftkd_no_fld": replace(_FTKD, logits_weight=0.0),
     # The logit distillation of DETRDistill (Chang et al. 2023): all layers, paired by prediction.
     "logits": replace(
-        _FTKD, pv_weight=0.0, bev_weight=0.0, matching="prediction", logit_layers="all",
-        background_reach_m=0.0,
+        _FTKD, pv_weight=0.0, bev_weight=0.0, matching="prediction", background_reach_m=0.0
     ),
     "mgd": BaselineConfig(name="mgd"),
     "cwd": BaselineConfig(name="cwd"),
@@ -49,7 +48,6 @@ def build_method(
     student_channels: int,
     teacher_channels: int,
     map_channels: Mapping[int, tuple[int, int]],
-    code_weights: tuple[float, ...],
     teacher: SparseBEVConfig | None = None,
 ) -> FTKD | Baseline:
     """Return the module of a method; arguments as in `FTKD`."""
@@ -60,6 +58,5 @@ def build_method(
         student_channels=student_channels,
         teacher_channels=teacher_channels,
         map_channels=map_channels,
-        code_weights=code_weights,
         teacher=teacher,
     )

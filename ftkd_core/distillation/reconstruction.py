@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ftkd_core.distillation.config import MASK_RATIO
 from ftkd_core.losses.normalizer import shared_count
 
 _COSINE_TEMPERATURE: Final = 0.1
@@ -59,7 +60,7 @@ class PerspectiveReconstruction(nn.Module):
     error over all cells; weight (B,) is that of each sample. Errors: ValueError if the maps differ in size.
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int, mask_ratio: float = 0.5) -> None:
+    def __init__(self, student_channels: int, teacher_channels: int, mask_ratio: float = MASK_RATIO) -> None:
         super().__init__()
         self.mask_ratio = mask_ratio
         self.generator = nn.Sequential(
@@ -90,14 +91,14 @@ class PerspectiveReconstruction(nn.Module):
 class QueryReconstruction(nn.Module):
     """BEV-FFR: `loss = branch(student, teacher, teacher_of_student, generator)`.
 
-    Student query features (B, Qs, Cs) lose a share of their channels (`FTKDConfig.bev_mask_ratio`); a layer
+    Student query features (B, Qs, Cs) lose a share of their channels (MASK_RATIO); a layer
     norm and an FFN reconstruct the features (B, Qt, Ct) of their paired teacher queries [note: an FFN with
     layer norm; ours: the norm first, because a norm at the end fixes the size of the output even if the
     input does not determine it]. teacher_of_student (B, Qs) int64 is the index of the paired teacher query,
-    -1 for none. The loss is the mean squared error over all pairs, weighted by weight (B, Qs) if it is given.
+    -1 for none. The loss is the mean squared error over all pairs.
     """
 
-    def __init__(self, student_channels: int, teacher_channels: int, mask_ratio: float = 0.5) -> None:
+    def __init__(self, student_channels: int, teacher_channels: int, mask_ratio: float = MASK_RATIO) -> None:
         super().__init__()
         self.mask_ratio = mask_ratio
         self.generator = nn.Sequential(
@@ -108,13 +109,10 @@ class QueryReconstruction(nn.Module):
         )
 
     def forward(
-        self, student: Tensor, teacher: Tensor, teacher_of_student: Tensor, generator: torch.Generator,
-        weight: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self, student: Tensor, teacher: Tensor, teacher_of_student: Tensor, generator: torch.Generator
+    ) -> Tensor:
         rebuilt = self.rebuild(student, generator)
         is_paired = (teacher_of_student >= 0).float()
-        if weight is not None:
-            is_paired = is_paired * weight
         index = teacher_of_student.clamp(min=0)[..., None].expand(-1, -1, teacher.shape[-1])
         target = teacher.detach().float().gather(1, index)
         error = (rebuilt.float() - target).square().mean(-1)  # (B, Qs)

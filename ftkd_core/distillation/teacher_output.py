@@ -47,28 +47,23 @@ def make_teacher_output(
     num_past: int,
     map_target: str,
     *,
-    map_frames: str = "current",
     with_previous: bool = False,
 ) -> TeacherOutput:
     """Return the output of a teacher from its predictions and its pyramid.
 
     Args: predictions for the current frame; pyramid {stride: (B, T, N, C, H, W)} of the current frame,
     num_past past frames and the future; real (B, T), False for frames that repeat another; map_target as
-    `FTKDConfig.pv_target`; map_frames as `FTKDConfig.pv_frames`: with `all`, targets have B (1 + num_past)
-    frames, window by window, with weight 0 for repeated frames; with_previous adds the maps of the first past
+    `FTKDConfig.pv_target`; with_previous adds the maps of the first past
     frame. Errors: ValueError if with_previous is set and there are no past frames.
     """
     first_future = 1 + num_past
     targets, weights = {}, {}
     for stride, maps in pyramid.items():
         future = maps[:, first_future:].float()
-        pairs = [
-            future_aware_target(maps[:, frame].float(), future, real[:, first_future:], map_target)
-            for frame in range(first_future if map_frames == "all" else 1)
-        ]
-        targets[stride] = torch.stack([target for target, _ in pairs], 1).flatten(0, 1)
-        frame_weights = torch.stack([weight for _, weight in pairs], 1)  # (B, frames)
-        weights[stride] = (frame_weights * real[:, : frame_weights.shape[1]]).flatten()
+        targets[stride], weight = future_aware_target(
+            maps[:, 0].float(), future, real[:, first_future:], map_target
+        )
+        weights[stride] = weight * real[:, 0]
     previous = None
     if with_previous:
         if num_past < 1:

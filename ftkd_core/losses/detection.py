@@ -15,7 +15,7 @@ from ftkd_core.losses.dense_head import dense_head_losses
 from ftkd_core.losses.focal import sigmoid_focal_loss
 from ftkd_core.losses.focal_head import focal_head_losses
 from ftkd_core.losses.headings import target_heading
-from ftkd_core.losses.matching import match
+from ftkd_core.losses.matching import BOX_WEIGHT, CLASS_WEIGHT, CODE_WEIGHTS, match
 from ftkd_core.losses.normalizer import shared_count
 from ftkd_core.models.predictions import FocalMaps, Predictions
 from ftkd_core.types import CameraRig, DenoisingQueries, Targets, pad_targets
@@ -29,7 +29,7 @@ class DetectionCriterion(nn.Module):
     def __init__(self, config: DetectorConfig | SparseBEVConfig) -> None:
         super().__init__()
         self.config = config
-        self.register_buffer("code_weights", torch.tensor(config.loss.code_weights), persistent=False)
+        self.register_buffer("code_weights", torch.tensor(CODE_WEIGHTS), persistent=False)
 
     def forward(
         self,
@@ -38,7 +38,6 @@ class DetectionCriterion(nn.Module):
         rig: CameraRig,
         denoising: DenoisingQueries | None = None,
     ) -> dict[str, Tensor]:
-        loss = self.config.loss
         if targets.labels.shape[1] == 0:
             targets = pad_targets(targets, 1)
         terms: dict[str, Tensor] = {}
@@ -46,11 +45,9 @@ class DetectionCriterion(nn.Module):
         for layer in layers:
             logits, codes = predictions.logits[layer].float(), predictions.codes[layer].float()
             name = f"layer{layer}"
-            assigned = match(
-                logits, codes, targets, loss.classification, loss.box_l1, part=name,
-                code_weights=loss.code_weights if loss.weighted_matching else None,
-            )  # fmt: skip
-            terms |= self._layer(name, logits, codes, assigned, targets, None, 1.0)
+            weighted = self.config.loss.weighted_matching
+            assigned = match(logits, codes, targets, part=name, weighted=weighted)
+            terms |= self._layer(name, logits, codes, assigned, targets, None)
         if denoising is not None and predictions.denoising_logits is not None:
             assert predictions.denoising_codes is not None
             assigned = torch.where(denoising.positive, denoising.target, -1)
@@ -60,7 +57,7 @@ class DetectionCriterion(nn.Module):
                     predictions.denoising_codes[layer].float(),
                 )
                 name = f"denoising{layer}"
-                terms |= self._layer(name, logits, codes, assigned, targets, denoising.real, loss.denoising)
+                terms |= self._layer(name, logits, codes, assigned, targets, denoising.real)
         if predictions.auxiliary is not None:
             stride = self.config.backbone.auxiliary_stride
             if isinstance(predictions.auxiliary, FocalMaps):
@@ -68,7 +65,7 @@ class DetectionCriterion(nn.Module):
             else:
                 names = self.config.class_names
                 auxiliary = dense_head_losses(predictions.auxiliary, targets, rig, stride, names)
-            terms |= {name: loss.auxiliary * value for name, value in auxiliary.items()}
+            terms |= auxiliary
         return terms
 
     def _layer(
@@ -79,7 +76,6 @@ class DetectionCriterion(nn.Module):
         assigned: Tensor,
         targets: Targets,
         real: Tensor | None,
-        weight: float,
     ) -> dict[str, Tensor]:
         """Return classification and box terms of one layer.
 
@@ -98,8 +94,7 @@ class DetectionCriterion(nn.Module):
         target = torch.cat([target[..., :6], heading, target[..., 8:]], dim=-1)
         known = torch.isfinite(target) & positive[..., None]  # nan: unknown velocity, no heading
         difference = (codes - torch.where(known, target, codes.detach())).abs() * self.code_weights
-        loss = self.config.loss
         return {
-            f"{name}/class": weight * loss.classification * classification.sum() / count,
-            f"{name}/box": weight * loss.box_l1 * difference.sum() / count,
+            f"{name}/class": CLASS_WEIGHT * classification.sum() / count,
+            f"{name}/box": BOX_WEIGHT * difference.sum() / count,
         }

@@ -4,7 +4,7 @@
 Symbols: B batch, Q queries, G ground-truth slots, K classes.
 """
 
-from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,7 +14,13 @@ from torch import Tensor
 from ftkd_core.boxes import encode_boxes
 from ftkd_core.types import Targets
 
-_MATCHED_CODE_DIM = 8  # without velocity
+CLASS_WEIGHT: Final = 2.0
+"""Weight of the focal loss of the classes, in matching and training [public code of both models]."""
+BOX_WEIGHT: Final = 0.25
+"""Weight of the L1 loss of the box code, in matching and training [the same]."""
+CODE_WEIGHTS: Final = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+"""Weight per element of the box code in the L1 loss [the same]."""
+_MATCHED_CODE_DIM: Final = 8  # without velocity
 
 
 def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -31,24 +37,22 @@ def match(
     logits: Tensor,
     codes: Tensor,
     targets: Targets,
-    classification: float = 2.0,
-    box_l1: float = 0.25,
     *,
     part: str = "matching",
-    code_weights: Sequence[float] | None = None,
+    weighted: bool = False,
 ) -> Tensor:
     """Return the index (B, Q) int64 of the object matched to each query, -1 for background.
 
-    logits (B, Q, K), codes (B, Q, 10). code_weights: weights of the elements of the code in the box cost;
-    None: 1 for all but velocity. The Hungarian algorithm runs on the CPU over the real objects only. Raises
+    logits (B, Q, K), codes (B, Q, 10). weighted: the box cost has CODE_WEIGHTS; otherwise 1 for all
+    elements but velocity. The Hungarian algorithm runs on the CPU over the real objects only. Raises
     FloatingPointError if a cost is not finite; the message names `part` and class or box.
     """
     batch, queries, _ = logits.shape
     assigned = torch.full((batch, queries), -1, dtype=torch.long)
-    weights = codes.new_tensor(code_weights or (1.0,) * _MATCHED_CODE_DIM, dtype=torch.float32)
+    weights = codes.new_tensor(CODE_WEIGHTS if weighted else (1.0,) * _MATCHED_CODE_DIM, dtype=torch.float32)
     goal = encode_boxes(targets.boxes.float())[..., : len(weights)].nan_to_num()
-    cost = classification * focal_cost(logits.float(), targets.labels)
-    cost = cost + box_l1 * torch.cdist(codes[..., : len(weights)].float() * weights, goal * weights, p=1)
+    cost = CLASS_WEIGHT * focal_cost(logits.float(), targets.labels)
+    cost = cost + BOX_WEIGHT * torch.cdist(codes[..., : len(weights)].float() * weights, goal * weights, p=1)
     costs, real = cost.cpu().numpy(), targets.mask.cpu().numpy()  # one copy to the CPU
     for sample in range(batch):
         objects = np.flatnonzero(real[sample])

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ftkd_core.boxes import CODE_DIM, decode_boxes
-from ftkd_core.config import SparseBEVConfig, SparseDecoderConfig
+from ftkd_core.config import SAMPLING_GROUPS, SAMPLING_POINTS, SparseBEVConfig, SparseDecoderConfig
 from ftkd_core.geometry import full_precision, invert_rigid, optional_matrix
 from ftkd_core.models.anchors import Anchors, anchor_features, refine_anchors
 from ftkd_core.models.attention import HybridAttention
@@ -104,10 +104,11 @@ class SparseDecoderLayer(nn.Module):
             nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU(),
         )  # fmt: skip
         self.self_attention = HybridAttention(channels, config.num_heads, distance_aware=True)
-        points = config.groups * config.points
+        points = SAMPLING_GROUPS * SAMPLING_POINTS
         self.sampling_offset = nn.Linear(channels, points * 3)
         self.scale_weights = nn.Linear(channels, points * config.levels)
-        self.mixing = AdaptiveMixing(channels, config.groups, config.points * num_frames, config.out_points)
+        in_points = SAMPLING_POINTS * num_frames
+        self.mixing = AdaptiveMixing(channels, SAMPLING_GROUPS, in_points, config.out_points)
         self.ffn = nn.Sequential(
             nn.Linear(channels, config.ffn_channels), nn.ReLU(), nn.Dropout(config.dropout),
             nn.Linear(config.ffn_channels, channels),
@@ -159,11 +160,11 @@ class SparseDecoderLayer(nn.Module):
     ) -> Tensor:
         """Sample features at points that each query predicts, moved by its velocity into every frame."""
         config = self.config
-        points = config.groups * config.points
+        points = SAMPLING_GROUPS * SAMPLING_POINTS
         metric_boxes = decode_boxes(self.metric(boxes))
         offsets = self.sampling_offset(features).unflatten(-1, (points, 3))
         moved = move_points(box_points(metric_boxes, offsets), metric_boxes[..., 7:9].detach(), window.time)
-        shape = (config.groups, config.points, config.levels)
+        shape = (SAMPLING_GROUPS, SAMPLING_POINTS, config.levels)
         weights = self.scale_weights(features).unflatten(-1, shape).softmax(-1)
         if config.as_published:
             weights = scramble_groups(weights, window.time.shape[1])
@@ -278,8 +279,6 @@ class SparseBEV(nn.Module):
         if not count:
             return auxiliary, None
         proposals = propose(auxiliary, fine[:, 0], rig, stride, count)
-        if not self.config.decoder.link_proposals:
-            return auxiliary, proposals
         others = self._detect_in_other_frames(fine[:, 1:], CameraRig(*(value[:, 1:] for value in window.rig)))
         origin = window.rig.ego_from_camera[..., :2, 3].mean(2)
         linked = link_proposals(

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ftkd_core.config import TOKEN_STRIDE, DetectorConfig
+from ftkd_core.config import POSITION_RANGE_M, TOKEN_STRIDE, DetectorConfig
 from ftkd_core.geometry import optional_matrix
 from ftkd_core.models.decoder_layer import DecoderContext, DecoderLayer, QuerySet, decoder_inputs
 from ftkd_core.models.fpn import TopDownPyramid
@@ -87,7 +87,7 @@ class StreamPETR(nn.Module):
         self.auxiliary = build_auxiliary_head(config)
 
         low, high = torch.tensor(decoder.point_range_m).view(2, 3)
-        self.register_buffer("range_m", torch.tensor(decoder.position_range_m), persistent=False)
+        self.register_buffer("range_m", torch.tensor(POSITION_RANGE_M), persistent=False)
         self.register_buffer("points_center", (low + high) / 2, persistent=False)
         self.register_buffer("points_half", (high - low) / 2, persistent=False)
         self.register_buffer("model_from_ego", optional_matrix(config.model_from_ego), persistent=False)

@@ -9,7 +9,6 @@ before, or one that is exported now and cached.
 
 import hashlib
 import logging
-import os
 import platform
 from functools import partial
 from importlib.util import find_spec
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import torch
-from filelock import FileLock
 
 from ftkd_core.errors import UserError
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime import RUNTIMES
 from ftkd_core.runtime.engines import Engine, PlainEngine
-from ftkd_core.runtime.export import GRAPH_VERSION, ONNX_PACKAGES, export_onnx
+from ftkd_core.runtime.export import ONNX_PACKAGES, require_packages
+from ftkd_core.runtime.export_cache import cache_folder, cached_export, discard
 from ftkd_core.runtime.exported_engine import ExportedEngine, OpenSession
 from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.runtime.self_check import Verdict, check_engine, remembered, self_check_key
@@ -106,38 +105,31 @@ def make_engine(name: str, model: StreamPETR, device: torch.device, options: Eng
         return PlainEngine(model, device, max_detections)
     if name == "fast":
         return FastEngine(model, device, max_detections)
-    if exported is None:
-        exported = cached_export(model, weights_hash or state_hash(model), max_detections)
-        weights_hash = ""
     if name == "openvino":
         if device.type != "cpu":
             raise UserError(f"runtime openvino on {device}: it runs on a CPU only; give device cpu")
+        require_packages(("openvino",), "openvino", "runtime openvino")
         open_session: OpenSession = partial(OpenVinoSession, threads=threads)
     else:
+        require_packages(("onnxruntime",), "onnx", "runtime onnx")
         open_session = partial(OnnxSession, device=device, threads=threads)
-    return ExportedEngine(exported, model.config, open_session, weights_hash=weights_hash)
+    if exported is not None:
+        return ExportedEngine(exported, model.config, open_session, weights_hash=weights_hash)
+    return _engine_of_cache(model, weights_hash or state_hash(model), max_detections, open_session)
 
 
-def cache_folder() -> Path:
-    """Where exported files are cached: FTKD_CACHE, or `ftkd` in the user's cache folder."""
-    given = os.environ.get("FTKD_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ftkd"
-
-
-def cached_export(model: StreamPETR, weights_hash: str, max_detections: int) -> Path:
-    """The model's ONNX file in the cache, exported first if it is not there (about half a minute)."""
-    key = f"{weights_hash}-{max_detections}-{GRAPH_VERSION}-{torch.__version__}"
-    name = f"{model.config.preset}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.onnx"
-    path = cache_folder() / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # another process may be exporting the same model
-        if not path.exists():
-            name = model.config.preset
-            _log.warning("exporting %s to %s, once; this takes about half a minute", name, path)
-            export_onnx(model, path, weights_hash=weights_hash, max_detections=max_detections, replace=True)
-    return path
+def _engine_of_cache(
+    model: StreamPETR, weights_hash: str, max_detections: int, open_session: OpenSession
+) -> ExportedEngine:
+    """The engine of the cached export. A file that cannot be read is written again, once."""
+    path = cached_export(model, weights_hash, max_detections)
+    try:
+        return ExportedEngine(path, model.config, open_session)
+    except UserError as error:
+        _log.warning("%s (a cached file)", error)
+        discard(path)
+        path = cached_export(model, weights_hash, max_detections)
+        return ExportedEngine(path, model.config, open_session)
 
 
 def state_hash(model: torch.nn.Module) -> str:

@@ -24,7 +24,7 @@ from ftkd_core.runtime.devices import device_context, with_device_index
 from ftkd_core.runtime.engines import Rows, mask_tokens, pack_detections
 from ftkd_core.runtime.header import Header, RigKey, pack_header, rig_key, unpack_header
 from ftkd_core.runtime.inference_model import inference_model
-from ftkd_core.runtime.preprocess import round_rig, visible_tokens
+from ftkd_core.runtime.preprocess import IMAGE_MEAN, IMAGE_STD, round_rig, visible_tokens
 from ftkd_core.runtime.replay import Replay
 from ftkd_core.runtime.uploads import CpuImages, DeviceImages
 from ftkd_core.types import CameraRound, Frame
@@ -70,8 +70,8 @@ class FastEngine:
                 config.image, len(config.channels), device, self._compile
             )
             # One value for each of the 3 W values of a row, so that whole rows are normalised at once.
-            self._mean = torch.tensor(config.image.mean, device=device).repeat(config.image.width)
-            self._std = torch.tensor(config.image.std, device=device).repeat(config.image.width)
+            self._mean = torch.tensor(IMAGE_MEAN, device=device).repeat(config.image.width)
+            self._std = torch.tensor(IMAGE_STD, device=device).repeat(config.image.width)
             self._header = Header(len(config.channels), device)
             self._allocate()
 

@@ -6,7 +6,7 @@ Symbols: N cameras, H/W network size.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import cv2
 import numpy as np
@@ -18,6 +18,11 @@ from ftkd_core.config import TOKEN_STRIDE, ImageConfig
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid, is_rigid
 from ftkd_core.types import CameraRig, CameraRound, CameraView, Frame
+
+IMAGE_MEAN: Final = (123.675, 116.28, 103.53)
+"""ImageNet's mean per RGB channel, 0..255, which images are normalised with [public code]."""
+IMAGE_STD: Final = (58.395, 57.12, 57.375)
+"""ImageNet's standard deviation per RGB channel, 0..255 [public code]."""
 
 
 def crop_top(image: ImageConfig, width: int, height: int) -> int:
@@ -99,11 +104,11 @@ def network_intrinsics(
     return result
 
 
-def normalise(images: Tensor, config: ImageConfig) -> Tensor:
-    """Convert uint8 images (..., H, W, 3) to float32 (..., 3, H, W), (x - mean) / std, on the images'
-    device."""
-    mean = torch.tensor(config.mean, device=images.device)
-    std = torch.tensor(config.std, device=images.device)
+def normalise(images: Tensor) -> Tensor:
+    """Convert uint8 images (..., H, W, 3) to float32 (..., 3, H, W), (x - mean) / std per RGB channel, on the
+    images' device."""
+    mean = torch.tensor(IMAGE_MEAN, device=images.device)
+    std = torch.tensor(IMAGE_STD, device=images.device)
     return ((images.float() - mean) / std).movedim(-1, -3)
 
 
@@ -200,7 +205,7 @@ def round_to_frame(
     rig = round_rig(camera_round, config, channels)
     images = torch.from_numpy(stack_images(camera_round.views, config)).to(device)
     return Frame(
-        normalise(images, config)[None],
+        normalise(images)[None],
         CameraRig(*(value.to(device) for value in rig)),
         torch.from_numpy(np.asarray(camera_round.global_from_ego, dtype=np.float64))[None].to(device),
         torch.tensor([time_s], dtype=torch.float64, device=device),

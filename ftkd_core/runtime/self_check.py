@@ -25,6 +25,7 @@ ROUNDS: Final = 4
 _TOP: Final = 50
 _NEAR_M, _NEAR_SCORE = 0.1, 0.02
 _LEAST_SHARE: Final = 0.9
+_STORED: Final = 32  # verdicts; the oldest are dropped
 _OPTICAL: Final = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 1.5], [0, 0, 0, 1]])
 _log = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ def remembered(path: Path, key: str, check: Callable[[], Verdict]) -> Verdict:
     verdict = check()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, known | {key: verdict})
+        newest = list((known | {key: verdict}).items())[-_STORED:]
+        write_json(path, dict(newest))
     except OSError as error:
         _log.warning("cannot store the self-check in %s: %s", path, error)
     return verdict

@@ -4,9 +4,11 @@
 threads: 0 leaves their number to the library. On a vehicle other processes need the cores too, so ONNX
 Runtime's threads sleep while they wait instead of spinning."""
 
+import ctypes
 import json
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,9 +58,7 @@ class OpenVinoSession:
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         require_packages(("openvino",), "openvino", "runtime openvino")
-        import openvino
-
-        core = openvino.Core()
+        core = _openvino_core()
         model = _open(path, lambda: core.read_model(str(path)))
         text = model.get_rt_info(["framework", METADATA_KEY]).astype(str) if _has_notes(model) else None
         self.notes = read_notes(text, path)
@@ -79,6 +79,22 @@ class OpenVinoSession:
         return [
             np.array(self._request.get_output_tensor(self._outputs[name]).data) for name in outputs
         ]  # copies: the request's own buffers are overwritten by the next round
+
+
+@lru_cache(maxsize=1)
+def _openvino_core() -> Any:
+    """Return the OpenVINO of this process, which is never destroyed.
+
+    Its CPU plugin gives the thread that creates it a stack for signal handlers, and afterwards the earlier
+    stack again. If two plugins end in the order of their creation, the thread is left with the freed stack of
+    the first (OpenVINO 2026.4), and the next signal, Ctrl-C or the end of a child process, kills the process
+    with a segmentation fault.
+    """
+    import openvino
+
+    core = openvino.Core()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(core))  # also not when the interpreter ends
+    return core
 
 
 def _has_notes(model: Any) -> bool:

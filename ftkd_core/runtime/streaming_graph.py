@@ -65,7 +65,7 @@ class FrameGraph(nn.Module):
         memory = Memory(*values[len(GEOMETRY) :])
         rig = CameraRig(intrinsics[None], ego_from_camera[None], camera_mask[None])
         pose = previous_from_current[None]
-        frame = Frame(normalise(images, self.model.config.image)[None], rig, pose, elapsed_s, is_first)
+        frame = Frame(normalise(images)[None], rig, pose, elapsed_s, is_first)
         predictions, after = self.model(frame, memory, geometry=geometry)
         found = decode(predictions, self.max_detections)
         return found.boxes[0], found.scores[0], found.labels[0], *relative_to(after, pose, elapsed_s)

@@ -30,12 +30,10 @@ _KINDS: Final[dict[str, type[DetectorConfig] | type[SparseBEVConfig] | type[Back
     kind.__name__: kind for kind in (DetectorConfig, SparseBEVConfig, BackboneConfig)
 }
 _DEFINING_SETTINGS: Final = (
-    "class_names", "model_from_ego", "num_past", "num_future", "image.mean", "image.std",
-    "backbone.auxiliary_stride", "decoder.as_published", "decoder.num_heads", "decoder.position_range_m",
-    "decoder.point_range_m", "decoder.groups", "decoder.points",
+    "class_names", "model_from_ego", "num_past", "num_future",
+    "backbone.auxiliary_stride", "decoder.as_published", "decoder.num_heads", "decoder.point_range_m",
 )  # fmt: skip
-"""Settings that define the meaning of weights, whatever their shapes. Linking is not one: it changes initial
-velocities only."""
+"""Settings that define the meaning of weights, whatever their shapes."""
 
 
 def save_weights(

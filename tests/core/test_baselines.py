@@ -129,7 +129,7 @@ def test_methods_are_found_by_name() -> None:
     }  # fmt: skip
     logits = method_config("logits")
     assert isinstance(logits, FTKDConfig)
-    assert (logits.background_reach_m, logits.matching, logits.logit_layers) == (0, "prediction", "all")
+    assert (logits.background_reach_m, logits.matching) == (0, "prediction")
     with pytest.raises(UserError, match="unknown distillation method 'fgd'; expected one of ftkd, "):
         method_config("fgd")
     with pytest.raises(UserError, match="name is 'ftkd'; expected 'mgd', 'cwd' or 'stxd'"):

@@ -189,13 +189,15 @@ def test_weights_round_trip_in_half_precision(tmp_path: Path) -> None:
         assert torch.allclose(
             state[name], value.float() if value.is_floating_point() else value, rtol=1e-3, atol=1e-6
         )
-    loaded = Detector.from_weights(tmp_path / "w.safetensors", device="cpu", score_threshold=0.0)
+    loaded = Detector.from_weights(
+        tmp_path / "w.safetensors", device="cpu", runtime="fast", score_threshold=0.0
+    )
     assert len(loaded.step(make_round(0)).scores) > 0
     assert loaded.weights_name == "w.safetensors"
 
 
 def test_detector_describes_its_training() -> None:
-    assert Detector.from_weights(device="cpu").training == "500 steps, distilled by ftkd"
+    assert Detector.from_weights(device="cpu", runtime="plain").training == "500 steps, distilled by ftkd"
     assert describe_training({}) == ""
     assert describe_training({"format": "stream_petr_r50_428q"}) == "imported from stream_petr_r50_428q"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that limit errors of the teacher: foreground pairs by score, cosine attention to the future."""
+"""Parts that limit errors of the teacher: background pairs by score, cosine attention to the future."""
 
 import torch
 
@@ -10,20 +10,18 @@ PAIRS = Alignment(torch.tensor([[1, 0, -1]]), torch.tensor([[True, False, False]
 SCORES = torch.tensor([[[0.2, 0.1], [0.3, 0.6]]])
 
 
-def test_foreground_pairs_are_weighted_by_the_teachers_score_if_set() -> None:
+def test_background_pairs_are_weighted_by_the_teachers_score_if_set() -> None:
     torch.testing.assert_close(pair_weights(SCORES, PAIRS), torch.tensor([[1.0, 0.2, 0.0]]))
-    weighted = pair_weights(SCORES, PAIRS, foreground_by_score=True)
-    torch.testing.assert_close(weighted, torch.tensor([[0.6, 0.2, 0.0]]))
-    weighted = pair_weights(SCORES, PAIRS, foreground_by_score=True, background_by_score=False)
-    torch.testing.assert_close(weighted, torch.tensor([[0.6, 1.0, 0.0]]))
+    weighted = pair_weights(SCORES, PAIRS, background_by_score=False)
+    torch.testing.assert_close(weighted, torch.tensor([[1.0, 1.0, 0.0]]))
 
 
-def test_the_box_term_of_the_foreground_scales_with_the_score() -> None:
+def test_the_box_term_of_the_background_scales_with_the_score() -> None:
     arguments = (torch.zeros(1, 3, 2), torch.ones(1, 3, 10), SCORES.logit(), torch.zeros(1, 2, 10), PAIRS)
-    full = logit_losses(*arguments, torch.ones(10))
-    weighted = logit_losses(*arguments, torch.ones(10), foreground_by_score=True)
-    torch.testing.assert_close(weighted["foreground_box"], 0.6 * full["foreground_box"])
-    torch.testing.assert_close(weighted["background_box"], full["background_box"])
+    full = logit_losses(*arguments, torch.ones(10), background_by_score=False)
+    weighted = logit_losses(*arguments, torch.ones(10))
+    torch.testing.assert_close(weighted["background_box"], 0.2 * full["background_box"])
+    torch.testing.assert_close(weighted["foreground_box"], full["foreground_box"])
 
 
 def test_cosine_attention_ignores_the_norm_of_the_keys() -> None:

@@ -172,7 +172,7 @@ def test_the_head_learns_and_is_removed_for_inference() -> None:
     model = small_model(*FOCAL, image_queries=0)
     criterion = DetectionCriterion(model.config)
     sample = sample_of()
-    frame = sample.frame(normalise(sample.images, model.config.image))
+    frame = sample.frame(normalise(sample.images))
     inference, _ = model(frame, model.start_memory())
     assert inference.auxiliary is None
     model.train()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The self-check of the fast engine, and what `auto` does if an engine cannot be used."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,6 +72,14 @@ def test_a_damaged_file_is_checked_again_and_replaced(text: str, tmp_path: Path)
     path.write_text(text)
     assert remembered(path, "a", lambda: Verdict(False, "slow")) == Verdict(False, "slow")
     assert remembered(path, "a", lambda: pytest.fail("asked again")) == Verdict(False, "slow")
+
+
+def test_old_verdicts_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "self_checks.json"
+    for index in range(40):
+        remembered(path, str(index), lambda: Verdict(True, "fine"))
+    stored = json.loads(path.read_text())
+    assert list(stored) == [str(index) for index in range(8, 40)]
 
 
 def test_auto_on_a_cpu_falls_back_to_the_fast_engine(

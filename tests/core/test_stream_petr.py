@@ -214,7 +214,7 @@ def test_predictions_do_not_depend_on_batching(composition: str) -> None:
 def test_denoising_queries_do_not_affect_other_queries(composition: str) -> None:
     model = model_of(composition)
     batch = make_sample(make_clip(), 0, Augmentation(), True)
-    frame = batch.frame(normalise(batch.images, model.config.image))
+    frame = batch.frame(normalise(batch.images))
     noise = make_denoising(batch.targets, model.config.loss, model.range_m, torch.Generator().manual_seed(0))
     assert noise is not None
     with torch.no_grad():
@@ -227,7 +227,7 @@ def test_denoising_queries_do_not_affect_other_queries(composition: str) -> None
 def test_denoising_groups_do_not_attend_to_each_other() -> None:
     model = small_model(image_queries=0)
     batch = make_sample(make_clip(), 0, Augmentation(), True)
-    frame = batch.frame(normalise(batch.images, model.config.image))
+    frame = batch.frame(normalise(batch.images))
     noise = make_denoising(batch.targets, model.config.loss, model.range_m, torch.Generator().manual_seed(0))
     assert noise is not None
     half = noise.points_ego.shape[1] // 2
@@ -243,7 +243,7 @@ def test_denoising_groups_do_not_attend_to_each_other() -> None:
 def test_every_parameter_gets_a_gradient() -> None:
     model = small_model().train()
     batch = make_sample(make_clip(), 0, Augmentation(), True)
-    frame = batch.frame(normalise(batch.images, model.config.image))
+    frame = batch.frame(normalise(batch.images))
     _, memory = model(frame, model.start_memory(1))
     later = frame._replace(is_first=torch.tensor([False]), time=frame.time + 0.5)
     predictions, _ = model(later, memory)

@@ -30,7 +30,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> RecordedDrive:
 
 def small_detector() -> Detector:
     """Return a streaming detector with random weights and score threshold 0."""
-    return Detector(small_model(), weights_name="random", device=torch.device("cpu"), score_threshold=0.0)
+    cpu = torch.device("cpu")
+    return Detector(small_model(), weights_name="random", device=cpu, runtime="fast", score_threshold=0.0)
 
 
 def detections_of(path: Path) -> dict[int, ObjectList]:

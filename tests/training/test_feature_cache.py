@@ -164,7 +164,7 @@ def test_each_backbone_and_source_has_its_own_folder_and_files_are_written_once(
     second = FeatureCache(clips, model.backbone, image, tmp_path)
     clips.name = "other clips"
     third = FeatureCache(clips, model.backbone, image, tmp_path)
-    fourth = FeatureCache(clips, model.backbone, replace(image, mean=(0.0, 0.0, 0.0)), tmp_path)
+    fourth = FeatureCache(clips, model.backbone, replace(image, height=image.height + 16), tmp_path)
     assert len({first.folder, second.folder, third.folder, fourth.folder}) == 4
 
 

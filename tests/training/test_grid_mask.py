@@ -64,8 +64,8 @@ def test_students_see_masked_images_and_teachers_do_not(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     if kind == "sliding":
         task([paired_data()[0][0], paired_data()[1]], task.start_state(), generator)
-        ungraded, now = student
-        assert not _blank(ungraded).any()
+        earlier, now = student
+        assert not _blank(earlier).any()
     else:
         data = window_data() if kind == "window" else paired_data()
         task(data[0], task.start_state(), generator)

@@ -52,7 +52,7 @@ def test_a_whole_clip_without_future_equals_its_windows_without_future(teacher: 
 
 def network_images(teacher: SparseBEV, clip: Clip, index: int) -> torch.Tensor:
     window = hide_future(make_window(clip, index, Augmentation(), 1, 2), 1)
-    return normalise(window.images, teacher.config.image)
+    return normalise(window.images)
 
 
 def test_the_future_changes_nothing_for_a_blind_teacher(teacher: SparseBEV) -> None:

@@ -24,6 +24,7 @@ from ftkd_core.data.synthetic_clips import render_clip
 from ftkd_core.errors import UserError
 from ftkd_core.presets import preset, sparse_bev_preset
 from ftkd_core.runtime.preprocess import (
+    normalise,
     resize_and_crop,
     round_to_frame,
     zoom_and_crop,
@@ -71,9 +72,7 @@ def test_index_agrees_with_the_devkit(dataroot: Path, tmp_path: Path) -> None:
             )  # fmt: skip
             assert torch.allclose(sample.rig.intrinsics, deployed.rig.intrinsics, atol=1e-3)
             assert torch.allclose(sample.rig.ego_from_camera, deployed.rig.ego_from_camera, atol=1e-5)
-            mean, std = torch.tensor(IMAGE.mean), torch.tensor(IMAGE.std)
-            normalised = ((sample.images.float() - mean) / std).movedim(-1, -3)
-            assert torch.allclose(normalised, deployed.images, atol=1e-4)
+            assert torch.allclose(normalise(sample.images), deployed.images, atol=1e-4)
 
 
 def test_indexed_clips_equal_the_rendered_clips_of_the_same_seed(dataroot: Path, tmp_path: Path) -> None:
@@ -203,14 +202,14 @@ def test_command_trains_on_a_data_set(
     command = [
         "--preset", "tiny", "--out", str(tmp_path / "run"), "--accelerator", "cpu", "--steps", "1",
         "--streams", "1", "--set", f"data.root={dataroot}", "--set", "data.nuscenes=v1.0-synth", "--set",
-        f"data.cache={tmp_path}", "--set", "data.workers=0", "--set", "augment.zoom_least=0.9",
+        f"data.cache={tmp_path}", "--set", "data.workers=0", "--set", "augment.zoom=[0.9, 1]",
     ]  # fmt: skip
     assert main([*command, "--set", "data.split=few"]) == 0
     assert (tmp_path / "run" / "weights.safetensors").exists()
     assert main([*command, "--set", "data.split=many"]) == 2
     assert "split 'many' is neither" in capsys.readouterr().err
-    assert main([*command, "--set", "augment.zoom_most=0.8"]) == 2
-    assert "zoom_least 0.9: expected at most zoom_most 0.8" in capsys.readouterr().err
+    assert main([*command, "--set", "augment.zoom=[0.9, 0.8]"]) == 2
+    assert "zoom [0.9, 0.8]: expected the smallest scale first" in capsys.readouterr().err
 
 
 def command_for(root: Path, cache: Path, out: Path, preset: str) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sliding-window training: frames of a window, losses of the graded frames, runs and resuming."""
+"""Sliding-window training: frames of a window, losses of the last frame, runs and resuming."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_loss_of_the_last_frame_equals_that_of_streaming() -> None:
     memory = model.start_memory(2)
     with torch.no_grad():
         for frame in window[:2]:
-            images = normalise(frame.images, model.config.image)
+            images = normalise(frame.images)
             _, memory = model(frame.frame(images), Memory(*memory))
     plain = StreamingTask(model, 2)
     model.train()
@@ -64,10 +64,10 @@ def test_loss_of_the_last_frame_equals_that_of_streaming() -> None:
         assert torch.allclose(terms[name], value, rtol=1e-4), name
 
 
-def test_ungraded_frames_change_no_batch_statistics() -> None:
+def test_frames_without_a_loss_change_no_batch_statistics() -> None:
     torch.manual_seed(0)
     model = build_stream_petr(small_config())
-    task = SlidingWindowTask(model, 2, graded=2)
+    task = SlidingWindowTask(model, 2)
     model.train()
     model.backbone.eval()
     before = model.auxiliary.classes[1].num_batches_tracked.clone()  # type: ignore[union-attr, index]
@@ -75,12 +75,12 @@ def test_ungraded_frames_change_no_batch_statistics() -> None:
     terms, _ = task(window, task.start_state(), torch.Generator().manual_seed(0))
     torch.stack(list(terms.values())).sum().backward()
     tracked = model.auxiliary.classes[1].num_batches_tracked  # type: ignore[union-attr, index]
-    assert int(tracked - before) == 2
+    assert int(tracked - before) == 1
     assert model.training and model.auxiliary.training and not model.backbone.training  # type: ignore[union-attr]
     assert model.regressor[0].weight.grad is not None
 
 
-def test_graded_frames_are_distilled() -> None:
+def test_the_last_frame_is_distilled() -> None:
     torch.manual_seed(0)
     model = build_stream_petr(small_config())
     distiller = make_distiller(small_teacher(), model, method_config("stxd"))
@@ -124,9 +124,5 @@ def test_window_run_is_trained_and_resumed(tmp_path: Path, capsys: pytest.Captur
     assert run(1) == 0
     assert run(2) == 0
     assert "resumed at step 1 of 2" in capsys.readouterr().out
-    assert run(3, "data.graded=4") == 2
-    assert "data.graded 4: expected 1 .. data.window 3" in capsys.readouterr().err
     assert run(3, "optim.backbone_ratio=0") == 2
     assert "trained other parameters" in capsys.readouterr().err
-    assert run(3, "data.graded=0") == 2
-    assert "data.graded" in capsys.readouterr().err

@@ -71,41 +71,34 @@ def test_every_method_adds_its_terms_for_both_students(tmp_path: Path, method: s
     assert all(value == value for values in history.values() for value in values)
 
 
-def test_window_student_rebuilds_the_configured_strides_and_frames() -> None:
-    """With pv_frames `all`, every frame is rebuilt from the same future, except repeated frames."""
+def test_window_student_rebuilds_the_maps_of_the_current_frame() -> None:
     data = window_data()
     batch = next(batch for batch in map(data.__getitem__, range(8)) if not batch.real[:, 1].all())
-
-    def rebuilt(**settings: object) -> dict[str, float]:
-        task = window_task("ftkd_no_bev", pv_mask_ratio=0.0, logits_weight=0.0, **settings)
-        terms, _ = task(batch, (), torch.Generator().manual_seed(0))
-        return {name: float(value.detach()) for name, value in terms.items() if name.startswith("ftkd/")}
-
-    assert set(rebuilt()) == {"ftkd/pv16", "ftkd/pv32"}
-    assert set(rebuilt(pv_strides=(8, 16))) == {"ftkd/pv8", "ftkd/pv16"}
-    assert rebuilt(pv_frames="all") != rebuilt()
-    task = window_task("ftkd_no_bev", pv_mask_ratio=0.0, pv_frames="all", logits_weight=0.0)
+    task = window_task("ftkd_no_bev", logits_weight=0.0)
     assert task.distiller is not None
+    branches = task.distiller.method.map_branches
+    assert set(branches) == {"16", "32"}
+    branches["32"].mask_ratio = 0.0
     output = task.distiller.run_teacher(batch)
-    assert output.target_weights[16].tolist() == batch.real[:, :2].float().flatten().tolist()
+    assert output.target_weights[16].tolist() == batch.real[:, 0].float().tolist()
+    terms, _ = task(batch, (), torch.Generator().manual_seed(0))
     with torch.no_grad():
-        pyramid = task.detector.extract(network_input(batch.images, task.detector.config.image))
-        branch = task.distiller.method.map_branches["32"]
+        pyramid = task.detector.extract(network_input(batch.images))
         errors = []
-        for window, frame in batch.real[:, :2].nonzero().tolist():
+        for window in range(len(batch.real)):
             target, _ = future_aware_target(
-                *(task.distiller.teacher.extract(x)[-1] for x in frames_of(batch, window, frame)),
+                *(task.distiller.teacher.extract(x)[-1] for x in frames_of(batch, window, 0)),
                 batch.real[window : window + 1, 2:],
             )
-            guess = branch.rebuild(pyramid[-1][window : window + 1, frame], torch.Generator())
+            guess = branches["32"].rebuild(pyramid[-1][window : window + 1, 0], torch.Generator())
             errors.append(float((guess - target).square().mean()))
     expected = FTKDConfig().pv_weight * sum(errors) / len(errors)
-    assert rebuilt(pv_frames="all")["ftkd/pv32"] == pytest.approx(expected, rel=1e-4)
+    assert float(terms["ftkd/pv32"].detach()) == pytest.approx(expected, rel=1e-4)
 
 
 def frames_of(batch: WindowBatch, window: int, frame: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return a normalised frame of a window and its future frames."""
-    images = normalise(batch.images[window : window + 1], small_config().image)
+    images = normalise(batch.images[window : window + 1])
     return images[:, frame], images[:, 2:]
 
 
@@ -212,7 +205,7 @@ def test_teacher_trains_on_windows(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, WindowTask(small_teacher()), 40)
     history = loss_history(trainer, window_data(), 40)
     sums = [sum(values[step] for values in history.values()) for step in range(40)]
-    assert sum(sums[-6:]) < 0.8 * sum(sums[:6])
+    assert sum(sums[-6:]) < 0.9 * sum(sums[:6])
     trainer.save()
     loaded = load_teacher(tmp_path / "weights.safetensors")
     assert loaded.config.num_future == 1
@@ -291,14 +284,6 @@ def test_mixed_precision_trains(tmp_path: Path, streaming: bool) -> None:
 def test_incompatible_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="student has image"):
         make_distiller(small_teacher(), build_stream_petr(small_config("image.width=112")), FTKDConfig())
-    with pytest.raises(UserError, match="student and teacher have maps of stride 16; expected some"):
-        streaming_task(pv_strides=(8, 32))
-    streaming_task(pv_strides=(8, 32), pv_weight=0.0)
-    fine = small_sparse("decoder.levels=4", past=1)  # its teacher has no maps of stride 4
-    with pytest.raises(UserError, match="student and teacher have maps of stride 32, 16, 8; expected some"):
-        make_distiller(small_teacher(), fine, FTKDConfig(pv_strides=(4,)))
-    with pytest.raises(UserError, match="pv_frames all: a streaming student has one frame per step"):
-        streaming_task(pv_frames="all")
     student = small_sparse(past=2)
     with pytest.raises(UserError, match="expected as many past frames"):
         WindowTask(student, make_distiller(small_teacher(), student, FTKDConfig()))

@@ -156,8 +156,8 @@ def test_each_scene_of_another_rig_is_seen_through_virtual_cameras(
     seen: list[tuple[int, int]] = []
     see = VirtualCameras.see
 
-    def noted(self: VirtualCameras, camera_round: CameraRound) -> CameraRound:
-        result = see(self, camera_round)
+    def noted(self: VirtualCameras, camera_round: CameraRound, **options: bool) -> CameraRound:
+        result = see(self, camera_round, **options)
         seen.append((len(camera_round.views), len({camera.camera for camera in self.seen})))
         return result
 

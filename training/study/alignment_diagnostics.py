@@ -180,7 +180,7 @@ def measure_alignment(
         clip, memory = clips(scene), student.start_memory(1)
         for index in range(len(clip.times)):
             batch = make_sample(clip, index, Augmentation(), index == 0)
-            frame = batch.frame(network_input(batch.images, student.config.image))
+            frame = batch.frame(network_input(batch.images))
             predictions, memory = student(frame, memory)
             targets = filter_targets(batch.targets, student.config)
             found.add(predictions, cache(scene, index), targets, 1000 * scene + index)

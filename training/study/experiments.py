@@ -68,7 +68,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=0, help="CPU threads of each run (0: PyTorch's choice)")
     add("--accelerator", default="auto", help="auto, cpu or cuda")
     add("--clips", type=Path, default=Path("build/clips"), help="folder of rendered scenes")
-    add("--clips-version", default="", help="version of the rendered world (default: the current one)")
     return parser
 
 
@@ -162,7 +161,7 @@ def run_experiment(arguments: argparse.Namespace) -> int:
     if arguments.phase in ("all", "train"):
         machine = Machine(
             accelerator=arguments.accelerator, threads=arguments.threads, parallel=arguments.parallel,
-            clips=arguments.clips, clips_version=arguments.clips_version,
+            clips=arguments.clips,
         )  # fmt: skip
         deadline, work = Deadline(arguments.minutes), Work(plan, machine)
         runner = Runner(arguments.out, plan, choose_rows(arguments.rows), work, deadline)

@@ -174,7 +174,7 @@ class Examiner:
     def _extract(self, number: int) -> Levels:
         clip = self.clip(number)
         frames = [make_sample(clip, index, Augmentation(), True).images for index in range(len(clip.times))]
-        levels = [self.model.extract(network_input(images, self.config.image)) for images in frames]
+        levels = [self.model.extract(network_input(images)) for images in frames]
         return tuple(torch.cat(level) for level in zip(*levels, strict=True))
 
     @torch.inference_mode()

@@ -56,7 +56,7 @@ def _stream(model: StreamPETR, clip: Clip, device: torch.device) -> Iterator[Det
     memory = model.start_memory()
     for index in range(len(clip.times)):
         sample = move_data_to_device(make_sample(clip, index, Augmentation(), index == 0), device)
-        frame = sample.frame(network_input(sample.images, model.config.image))
+        frame = sample.frame(network_input(sample.images))
         predictions, memory = model(frame, memory)
         yield decode(predictions)
 

@@ -33,14 +33,12 @@ _SAVE_EVERY: Final = 100  # steps; a run that is stopped by --minutes repeats fe
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """How an experiment uses this machine; not part of its plan. threads: CPU threads per run (0: PyTorch's
-    choice); parallel: student runs at the same time; clips_version: version of the rendered world, empty for
-    the current one."""
+    choice); parallel: student runs at the same time."""
 
     accelerator: str = "auto"
     threads: int = 0
     parallel: int = 1
     clips: Path = Path("build/clips")
-    clips_version: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -58,9 +56,7 @@ class Work:
     def clips(self, first_seed: int = 0) -> SyntheticClips:
         """Return scenes of consecutive seeds at the student's resolution."""
         image = preset(self.plan.preset).image
-        return SyntheticClips(
-            first_seed, image, self.machine.clips, version=self.machine.clips_version, world=self.plan.world
-        )
+        return SyntheticClips(first_seed, image, self.machine.clips, world=self.plan.world)
 
     def render(self) -> None:
         """Render the missing scenes on all CPU cores."""
@@ -136,8 +132,6 @@ def training_command(
         "save_every": _SAVE_EVERY,
         "optim.lr": plan.lr, "optim.warmup_steps": min(200, 1 + steps // 10),
     }  # fmt: skip
-    if machine.clips_version:
-        settings["data.version"] = machine.clips_version
     command = ["training.train"]
     if name in ROWS:
         settings |= {"augment.flip": 0, "augment.rotation": 0, "optim.backbone_ratio": plan.backbone_ratio}

@@ -10,7 +10,13 @@ from typing import Final
 
 from torch import Tensor
 
-from ftkd_core.config import BackboneConfig, ImageConfig, SparseBEVConfig
+from ftkd_core.config import (
+    SAMPLING_GROUPS,
+    SAMPLING_POINTS,
+    BackboneConfig,
+    ImageConfig,
+    SparseBEVConfig,
+)
 from ftkd_core.presets import sparse_bev_preset
 from ftkd_core.weights.importing.conventions import model_from_ego, our_codes, our_offsets, our_regressor
 from ftkd_core.weights.importing.key_map import Constant, KeyMap, Rule, affine, attention, linear, norm
@@ -75,15 +81,15 @@ def _query_rules(config: SparseBEVConfig, boxes: str) -> list[Rule]:
 
 def _layer_rules(config: SparseBEVConfig, boxes: str) -> list[Rule]:
     decoder, channels = config.decoder, config.decoder.channels
-    points, width = decoder.groups * decoder.points, channels // decoder.groups
-    generated = decoder.groups * (width**2 + decoder.out_points * decoder.points * config.num_frames)
+    points, width = SAMPLING_GROUPS * SAMPLING_POINTS, channels // SAMPLING_GROUPS
+    generated = SAMPLING_GROUPS * (width**2 + decoder.out_points * SAMPLING_POINTS * config.num_frames)
     layers = (
         ("position_encoder.0", "position_encoder.0", channels, 3),
         ("position_encoder.3", "position_encoder.3", channels, channels),
         ("self_attn.gen_tau", "self_attention.fade", decoder.num_heads, channels),
         ("sampling.scale_weights", "scale_weights", points * decoder.levels, channels),
         ("mixing.parameter_generator", "mixing.parameter_generator", generated, channels),
-        ("mixing.out_proj", "mixing.out_proj", channels, width * decoder.out_points * decoder.groups),
+        ("mixing.out_proj", "mixing.out_proj", channels, width * decoder.out_points * SAMPLING_GROUPS),
         ("ffn.layers.0.0", "ffn.0", decoder.ffn_channels, channels),
         ("ffn.layers.1", "ffn.3", channels, decoder.ffn_channels),
     )

@@ -75,7 +75,7 @@ def predict_frame(task: StreamingTask) -> tuple[Targets, Predictions, FTKD]:
     assert isinstance(method, FTKD)
     task.eval()
     batch = make_sample(make_clip(), 2, Augmentation(), True)
-    images = network_input(batch.images, task.detector.config.image)
+    images = network_input(batch.images)
     predictions, _ = task.detector(batch.frame(images), task.detector.start_memory(1))
     return batch.targets, predictions, method
 
