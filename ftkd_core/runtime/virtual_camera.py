@@ -12,7 +12,7 @@ A virtual camera cannot move a camera: another height is not corrected. Symbols:
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -131,8 +131,8 @@ class VirtualCameras:
     def see(self, camera_round: CameraRound, *, leave_to_engine: bool = False) -> CameraRound:
         """Return the round as the network sees it; with leave_to_engine the engine maps the images.
 
-        Raises UserError for unusable calibration, too many cameras and a round in which every camera is
-        masked.
+        Raises UserError for unusable calibration, a round in which every camera is masked and, with `as_is`,
+        too many cameras; otherwise those are left out whose yaws fit the channels least.
         """
         self._check_count(camera_round)
         for index, view in enumerate(camera_round.views):
@@ -158,7 +158,10 @@ class VirtualCameras:
         self.faults, self.seen, self._is_planned = {}, [], False
 
     def _check_count(self, camera_round: CameraRound) -> None:
-        """Raise UserError that names the cameras for which the weights have no channel."""
+        """Raise UserError that names the cameras for which the weights have no channel, if each camera has
+        its own."""
+        if self.camera_model != "as_is":
+            return
         names = {i: v.name or f"camera {i}" for i, v in enumerate(camera_round.views) if v is not None}
         names |= {index: camera.name for index, camera in self._calibrations.items()}
         if len(names) > len(self._channels):
@@ -221,7 +224,18 @@ class VirtualCameras:
         kept = [i for i in range(len(sights)) if i not in repeated]
         fields = [model.field for model in self._models]
         placed = assign([sights[i] for i in kept], [model.yaw for model in self._models], fields)
+        self._note_left_out([usable[i] for i in kept], {usable[kept[p.camera]] for p in placed})
         return [p._replace(camera=usable[kept[p.camera]]) for p in placed]
+
+    def _note_left_out(self, wanted: Sequence[int], used: Collection[int]) -> None:
+        """Note the cameras for which no channel is left."""
+        for index in wanted:
+            if index not in used:
+                name = self._calibrations[index].name
+                self.faults[name] = (
+                    f"{name}: is not used, because the weights have {len(self._channels)} channels and other "
+                    "cameras are nearer to their yaws; leave it out"
+                )
 
     def _sight(self, camera: Calibration) -> Sight:
         yaw, _, _ = orientation(camera.ego_from_camera)
