@@ -79,7 +79,7 @@ def check_images(rig: SurroundRig, given: CameraRound) -> VirtualCameras:
         error = np.abs(image - expected)[inside].mean()
         # The same picture five columns further differs much more.
         shifted = np.abs(np.roll(image, 5, axis=1) - expected)[inside].mean()
-        assert error < 5.0 and error < 0.6 * shifted, (seen.name, error, shifted)
+        assert error < 7.0 and error < 0.6 * shifted, (seen.name, error, shifted)
         yaw, pitch, roll = np.rad2deg(orientation(view.ego_from_camera))
         model = np.rad2deg(orientation(canonical_cameras(nuscenes_rig())[seen.channel].ego_from_camera))
         assert abs(pitch) < 1.0 and abs(roll) < 0.5, "those of the training"
@@ -133,7 +133,8 @@ def test_presets_are_seen_without_their_lenses_and_pitch(name: str) -> None:
     )  # fmt: skip
     cameras = check_images(rig, rendered_round(rig))
     assert not cameras.faults and {seen.name for seen in cameras.seen} == set(rig.channels)
-    assert len(cameras.seen) == (4 if name == "shuttle_fisheye" else 2)
+    wide = {"shuttle_fisheye": 2, "autoware_sensor_kit": 1}.get(name, 0)  # split in two
+    assert len(cameras.seen) == 2 + wide
 
 
 def bad_rigs() -> dict[str, tuple[SurroundRig, str]]:
