@@ -32,8 +32,8 @@ from ftkd_ros.convert.to_ros import make_header
 from ftkd_ros.sync.anchor import AnchorMatcher
 from ftkd_ros.sync.auto import AutoMatcher
 from ftkd_ros.sync.matcher import MatchedRound
+from ftkd_ros.sync.matcher_interface import Matcher
 from ftkd_ros.sync.surround import SurroundMatcher
-from ftkd_ros.sync.synchronizer import Matcher
 
 MS: Final = 1_000_000
 SECOND: Final = 1_000_000_000

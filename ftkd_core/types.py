@@ -119,6 +119,14 @@ class Detections(NamedTuple):
     labels: Tensor
 
 
+class PreparedImage(NamedTuple):
+    """A network image (H, W, 3) uint8 that was computed before its round: by scaling and cropping (remap
+    None), or by a virtual camera's `remap.ImageRemap`. It is used only where the same would be computed."""
+
+    remap: object | None
+    image: NDArray[np.uint8]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CameraView:
     """One camera image with its geometry.
@@ -126,9 +134,9 @@ class CameraView:
     image (H, W, 3) uint8 RGB; intrinsics (3, 3) in pixels of that image; ego_from_camera (4, 4), the
     extrinsic calibration; global_from_ego (4, 4) at the time of exposure; stamp_ns, the time of exposure;
     lens, the distortion of the image, None for a rectified image; name, for messages; visible, the share
-    (H/16, W/16) of the cells of the *network* image that the camera sees, None if it sees all of it; remap,
-    the map to the network image if it was left to the engine: then intrinsics and ego_from_camera are those
-    of the network image.
+    (H/16, W/16) of the cells of the *network* image that the camera sees, None if it sees all of it;
+    prepared, network images of this image; remap, the map to the network image if it was left to the engine:
+    then intrinsics and ego_from_camera are those of the network image.
     """
 
     image: NDArray[np.uint8]
@@ -139,6 +147,7 @@ class CameraView:
     lens: Lens | None = None
     name: str = ""
     visible: NDArray[np.float32] | None = None
+    prepared: tuple[PreparedImage, ...] = ()
     remap: "ImageRemap | None" = None
 
     @property
@@ -165,7 +174,8 @@ class ObjectList:
     """Boxes at one time: detections or ground truth.
 
     boxes (M, 9) float64 as in boxes.py, in ego (base_link) at stamp_ns; scores (M,) (1 for ground truth);
-    labels (M,) int64, indices into CLASS_NAMES; ids, one string per object, "" if unknown.
+    labels (M,) int64, indices into CLASS_NAMES; ids and attributes (nuScenes names), one string per object,
+    "" if unknown, or empty.
     """
 
     boxes: NDArray[np.float64]
@@ -173,6 +183,7 @@ class ObjectList:
     labels: NDArray[np.int64]
     stamp_ns: int
     ids: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -183,15 +194,19 @@ class ObjectList:
             )
         if self.ids and len(self.ids) != count:
             raise ValueError(f"{len(self.ids)} ids for {count} boxes; expected one each, or none")
+        if self.attributes and len(self.attributes) != count:
+            raise ValueError(f"{len(self.attributes)} attributes for {count} boxes; expected one each")
 
     def select(self, keep: NDArray[Any]) -> "ObjectList":
         """Return the objects selected by a boolean mask or index array."""
         indices = np.arange(len(self.boxes))[keep]
         ids = tuple(self.ids[i] for i in indices) if self.ids else ()
+        attributes = tuple(self.attributes[i] for i in indices) if self.attributes else ()
         return ObjectList(
             boxes=self.boxes[indices],
             scores=self.scores[indices],
             labels=self.labels[indices],
             stamp_ns=self.stamp_ns,
             ids=ids,
+            attributes=attributes,
         )

@@ -160,7 +160,7 @@ def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
     output = options.output.resolve()
     with BagReader(output / "input") as bag:
         drive = Drive(bag)
-        cameras = [channel.lower() for channel in drive.channels]
+        cameras = drive.cameras
         topics = [f"/{camera}/{name}" for camera in cameras for name in ("image/compressed", "camera_info")]
         needed_topics = [topic for topic in [*topics, "/tf", "/tf_static"] if topic in bag.topics]
         seconds = (bag.end_ns - bag.start_ns) * 1e-9

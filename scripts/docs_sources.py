@@ -134,7 +134,7 @@ def programs() -> list[str]:
     for folder in _SOURCE_FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
-            if "\nif __name__ ==" in text and "\nimport argparse\n" in text:
+            if "\nif __name__ ==" in text and ".parse_args(" in text:
                 names.append(".".join(path.relative_to(ROOT).with_suffix("").parts))
     return names
 
@@ -172,6 +172,15 @@ def presets() -> dict[str, str]:
 
     students = {name: _one_line(make.__doc__) for name, make in PRESETS.items()}
     return students | {name: _one_line(make.__doc__) for name, make in SPARSE_BEV_PRESETS.items()}
+
+
+def recipe_tables() -> tuple[str, str, str]:
+    """Return as Markdown the recipes, their comparison with the public code, and the public files."""
+    from ftkd_core.weights.public_files import table
+    from training.recipe_table import comparison
+    from training.recipes import overview
+
+    return overview(), comparison(), table()
 
 
 def recipes() -> dict[str, list[str]]:

@@ -79,6 +79,7 @@ def pages() -> dict[str, str]:
         "topics.md": topics_page(),
         "commands.md": commands_page(),
         "settings.md": settings_page(),
+        "recipes.md": recipes_page(),
     }
 
 
@@ -164,15 +165,34 @@ def settings_page() -> str:
         "## Presets",
         _table(["preset", "what"], [[f"`{name}`", text] for name, text in sources.presets().items()]),
         "## Recipes",
-        "A recipe sets the published values for nuScenes (shown for one process).",
-        *[
-            f"`{name}`: {', '.join(f'`{text}`' for text in texts)}"
-            for name, texts in sources.recipes().items()
-        ],
+        "See [recipes](recipes.md).",
         "## Distillation methods",
         ", ".join(f"`{name}`" for name in sources.methods()) + ".",
     ]
     return _page("Settings", *parts)
+
+
+def recipes_page() -> str:
+    """Recipes, their settings, their comparison with the public code, and the files to start from."""
+    overview, comparison, files = sources.recipe_tables()
+    return _page(
+        "Recipes",
+        "Published trainings on nuScenes. How to run them: [nuScenes data](../how-to/nuscenes.md). The "
+        "scores are those that others published. None of these trainings was run to the end here.",
+        overview,
+        "## Files to start from",
+        "`ftkd fetch-weights NAME` downloads and checks one.",
+        files,
+        "## Settings",
+        "For one process; several divide `streams`.",
+        *[
+            f"`{name}`: {', '.join(f'`{text}`' for text in texts)}"
+            for name, texts in sources.recipes().items()
+        ],
+        "# Setting by setting",
+        "Printed by `python -m training.recipes --table`.",
+        comparison,
+    )
 
 
 def _grouped(settings: Iterable[Setting]) -> dict[str, list[Setting]]:

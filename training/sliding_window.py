@@ -19,7 +19,7 @@ from ftkd_core.data.clips import StreamBatch, StreamDataset
 from ftkd_core.models.memory import Memory
 from training.datasets import StreamingDataset
 from training.feature_cache import network_input
-from training.tasks import State, StreamingTask, visible_geometry
+from training.tasks import State, StreamingTask, split_item, visible_geometry
 
 
 class SlidingWindowDataset(Dataset[list[Any]]):
@@ -44,7 +44,8 @@ class SlidingWindowTask(StreamingTask):
     def forward(
         self, batch: Sequence[Any], state: State, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], State]:
-        filled = self._fill_memory(batch[:-1], self.start_state())
+        streams = len(split_item(batch[0])[0].is_first)
+        filled = self._fill_memory(batch[:-1], self.start_state(streams))
         terms, _ = super().forward(batch[-1], filled, generator)
         return terms, state
 

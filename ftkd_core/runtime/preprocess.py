@@ -141,9 +141,17 @@ def stack_images(views: Sequence[CameraView | None], config: ImageConfig) -> NDA
     images = np.zeros((len(views), config.height, config.width, 3), dtype=np.uint8)
     for index, view in enumerate(views):
         if view is not None:
-            image = view.image if view.remap is None else view.remap(view.image)
-            images[index] = resize_and_crop(image, config)
+            images[index] = _network_image(view, config)
     return images
+
+
+def _network_image(view: CameraView, config: ImageConfig) -> NDArray[np.uint8]:
+    if view.remap is not None:
+        return view.remap(view.image)
+    for prepared in view.prepared:
+        if prepared.remap is None and prepared.image.shape == (config.height, config.width, 3):
+            return prepared.image
+    return resize_and_crop(view.image, config)
 
 
 def token_grid(config: ImageConfig) -> tuple[int, int]:

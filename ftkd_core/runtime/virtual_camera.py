@@ -25,9 +25,9 @@ from ftkd_core.errors import UserError
 from ftkd_core.geometry import make_transform
 from ftkd_core.lens import Lens, check_fold, horizontal_field, project_pixels
 from ftkd_core.runtime.camera_assignment import Placement, Sight, assign, same_yaw
-from ftkd_core.runtime.preprocess import check_view, network_intrinsics
+from ftkd_core.runtime.preprocess import check_view, network_intrinsics, resize_and_crop
 from ftkd_core.runtime.remap import ImageRemap
-from ftkd_core.types import CameraRound, CameraView
+from ftkd_core.types import CameraRound, CameraView, PreparedImage
 
 Array = NDArray[np.float64]
 
@@ -74,15 +74,25 @@ class SeenCamera:
         if self.remap is None:
             return view
         visible = None if self.remap.visible.min() >= 1 else self.remap.visible
+        prepared = self._prepared(view, self.remap)
+        if prepared is None and not leave_to_engine:
+            prepared = self.remap(view.image)
         return replace(
             view,
-            image=view.image if leave_to_engine else self.remap(view.image),
-            remap=self.remap if leave_to_engine else None,
+            image=view.image if prepared is None else prepared,
+            remap=self.remap if prepared is None else None,
             intrinsics=self.intrinsics,
             ego_from_camera=view.ego_from_camera @ self.camera_from_virtual,
             lens=None,
             visible=visible,
+            prepared=(),
         )
+
+    def _prepared(self, view: CameraView, remap: ImageRemap) -> NDArray[np.uint8] | None:
+        for prepared in view.prepared:
+            if prepared.remap is remap:
+                return prepared.image
+        return None
 
 
 class VirtualCameras:
@@ -156,6 +166,23 @@ class VirtualCameras:
         self._calibrations.clear()
         self._keys.clear()
         self.faults, self.seen, self._is_planned = {}, [], False
+
+    def prepare(self, index: int, image: NDArray[np.uint8], *, scale: bool) -> tuple[PreparedImage, ...]:
+        """Return the network images of a camera (index in the round) as the last round saw it; () if it was
+        not seen with this size. With scale, also that of a camera that is taken as it is.
+
+        Another thread may call this while `see` runs.
+        """
+        size = (image.shape[1], image.shape[0])
+        calibration = self._calibrations.get(index)
+        if calibration is None or calibration.size != size:
+            return ()
+        remaps = [seen.remap for seen in tuple(self.seen) if seen.camera == index]
+        return tuple(
+            PreparedImage(remap, resize_and_crop(image, self._image) if remap is None else remap(image))
+            for remap in remaps
+            if scale or remap is not None
+        )
 
     def _check_count(self, camera_round: CameraRound) -> None:
         """Raise UserError that names the cameras for which the weights have no channel, if each camera has

@@ -29,6 +29,7 @@ from ftkd_core.weights import SHIPPED, read_cameras, read_weights
 from ftkd_ros.bag.io import BagReader, check_new
 from ftkd_ros.bag.replay_rounds import SLOP_NS, Drive, camera_names, read_image_stamps
 from ftkd_ros.bag.rig_forecast import RigForecast, read_forecast
+from ftkd_ros.node.parameters import DetectorParameters
 from ftkd_ros.sync.time_offsets import MIN_STAMPS, estimate_offset_ns
 
 JSON_NAME: Final = "rig.json"
@@ -71,7 +72,7 @@ def check_rig(
     forecast = read_forecast(path, canonical, config.image, table) if canonical else None
     with BagReader(bag) as source:
         names = _camera_names(source)
-        drive = Drive(source, names, image_geometry=image_geometry)
+        drive = Drive(source, DetectorParameters(cameras=tuple(names), image_geometry=image_geometry))
         camera_round = next((found for found, _ in drive.rounds()), None)
         if camera_round is None:
             raise UserError(f"bag {str(bag)!r} has no usable round: {next(iter(drive.faults), 'no images')}")
@@ -86,12 +87,10 @@ def check_rig(
         lines = _time_lines(stamps[reference], stamps[index])
         view = camera_round.views[index]
         if view is None:
-            reason = next(
-                (text for text in faults if text.startswith(name.lower())), "no image in the first round"
-            )
+            reason = next((text for text in faults if text.startswith(name)), "no image in the first round")
             lines.append(Line(check="usable", value="no", ok=False, advice=reason))
         else:
-            lines += _view_lines(view, decisions.get(name.lower(), ""))
+            lines += _view_lines(view, decisions.get(name, ""))
             lines += _canonical_lines(index, view, virtual, canonical, forecast)
             pictures.append((name, draw_ground_grid(view)))
         cameras.append({"camera": name, "lines": [asdict(line) for line in lines]})

@@ -20,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 from ftkd_core.data import nuscenes
 from ftkd_core.errors import UserError
 from ftkd_ros.bag.convert import bag_label, convert_opened
+from ftkd_ros.bag.convert_extras import Extras
 
 ALL_SCENES: Final = "all"
 
@@ -68,6 +69,7 @@ def convert_scenes(
     output: Path,
     *,
     sweeps: bool = False,
+    extras: Extras | None = None,
     jobs: int = 1,
     on_text: Callable[[str], None] = print,
 ) -> ScenesReport:
@@ -75,24 +77,29 @@ def convert_scenes(
     report = ScenesReport()
     waiting = []
     for scene in scenes:
-        if _is_converted(output / scene, bag_label(dataset, scene, sweeps=sweeps)):
+        if _is_converted(output / scene, bag_label(dataset, scene, sweeps=sweeps, extras=extras)):
             report.kept.append(scene)
         elif reason := _nothing_to_convert(dataset, scene):
             report.skipped.append(f"scene {scene!r} {reason}")
             on_text(f"skipped {report.skipped[-1]}")
         else:
             waiting.append(scene)
-    for scene, text, failed in _converted(dataset, waiting, output, sweeps, jobs):
+    for scene, text, failed in _converted(dataset, waiting, output, sweeps, extras, jobs):
         (report.failed if failed else report.written).append(text if failed else scene)
         on_text(f"failed: {text}" if failed else text)
     return report
 
 
 def _converted(
-    dataset: nuscenes.Dataset, scenes: Sequence[str], output: Path, sweeps: bool, jobs: int
+    dataset: nuscenes.Dataset,
+    scenes: Sequence[str],
+    output: Path,
+    sweeps: bool,
+    extras: Extras | None,
+    jobs: int,
 ) -> Iterator[tuple[str, str, bool]]:
     """Yield (scene, sentence, whether it failed) as scenes end."""
-    convert = partial(_convert_one, output=output, sweeps=sweeps)
+    convert = partial(_convert_one, output=output, sweeps=sweeps, extras=extras)
     if jobs <= 1 or len(scenes) <= 1:
         for scene in scenes:
             yield convert(scene, dataset=dataset)
@@ -118,11 +125,17 @@ _shared: list[nuscenes.Dataset] = []
 
 
 def _convert_one(
-    scene: str, *, output: Path, sweeps: bool, dataset: nuscenes.Dataset | None = None
+    scene: str,
+    *,
+    output: Path,
+    sweeps: bool,
+    extras: Extras | None = None,
+    dataset: nuscenes.Dataset | None = None,
 ) -> tuple[str, str, bool]:
     opened = dataset if dataset is not None else _shared[0]
     try:
-        return scene, str(convert_opened(opened, scene, output / scene, sweeps=sweeps, progress=False)), False
+        summary = convert_opened(opened, scene, output / scene, sweeps=sweeps, extras=extras, progress=False)
+        return scene, "\n".join([str(summary), *(f"note: {note}" for note in summary.notes)]), False
     except UserError as error:
         return scene, str(error), True
 
@@ -153,7 +166,7 @@ def _is_converted(bag: Path, label: dict[str, str]) -> bool:
         found = content["rosbag2_bagfile_information"]["custom_data"]
     except (OSError, YAMLError, KeyError, TypeError):
         found = None
-    if found != label:
+    if not isinstance(found, dict) or {key: found.get(key) for key in label} != label:
         raise UserError(
             f"output {str(bag)!r} exists and is not this conversion ({label}); give another folder"
         )

@@ -39,10 +39,11 @@ from ftkd_core.errors import UserError
 from ftkd_core.json_files import write_json
 from ftkd_ros.convert.from_ros import stamp_to_ns
 from ftkd_ros.node.camera_health import LOST_S, CameraHealth, CameraState
+from ftkd_ros.node.declaration import declare_parameters
 from ftkd_ros.node.diagnostics import build_diagnostics
 from ftkd_ros.node.inputs import CameraInputs
-from ftkd_ros.node.loading import DetectorFactory, free_memory, load_detector
-from ftkd_ros.node.parameters import changed_parameters, declare_parameters
+from ftkd_ros.node.loading import DetectorFactory, check_cameras, free_memory, load_detector
+from ftkd_ros.node.parameters import changed_parameters
 from ftkd_ros.node.publishing import ResultPublishers
 from ftkd_ros.node.spinning import make_executor, spin
 from ftkd_ros.node.stream_monitor import StreamMonitor
@@ -177,7 +178,7 @@ class DetectorNode(LifecycleNode):
         self._detector = self._detector_factory(parameters)
         keep(self._drop_detector)
         if not self._detector.assigns_by_yaw:
-            self._check_cameras(self._detector.channels)
+            check_cameras(parameters.cameras, self._detector.channels)
         self._detector.warm_up()
         self._buffer = RewindingBuffer(cache_time=Duration(seconds=parameters.tf_cache_s), node=self)
         keep(self._drop_buffer)
@@ -219,6 +220,7 @@ class DetectorNode(LifecycleNode):
             reference_time=parameters.reference_time,
             anchor=parameters.anchor,
             tf_timeout_s=parameters.tf_timeout_s,
+            prepare=getattr(self._detector, "prepare", None),
         )
         monitor = StreamMonitor(
             max_gap_s=parameters.memory_max_gap_s, max_speed_m_s=parameters.memory_max_speed
@@ -255,19 +257,12 @@ class DetectorNode(LifecycleNode):
         self._buffer.clear()
         del self._buffer
 
-    def _check_cameras(self, channels: Sequence[str]) -> None:
-        if len(self.parameters.cameras) > len(channels):
-            extra = self.parameters.cameras[len(channels) :]
-            raise UserError(
-                f"parameter cameras: {len(self.parameters.cameras)} cameras; "
-                f"expected at most {len(channels)}, the number of cameras of the weights; "
-                f"remove {', '.join(extra)} or use weights for more cameras"
-            )
-
     # -- inputs: callbacks on the thread of the executor -----------------------------------------------------
 
     def _note_image(self, camera: str, message: Any) -> None:
         self._health.add(camera, time.monotonic(), stamp_to_ns(message.header.stamp))
+        if self._worker is not None and not self._worker.is_behind:
+            self._builder.arrive(self.parameters.cameras.index(camera), message)
 
     def _submit(self, matched: MatchedRound[Any]) -> None:
         if self._worker is not None:

@@ -17,13 +17,12 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from ftkd_ros.convert.from_ros import stamp_to_ns
+from ftkd_ros.node.matchers import make_matcher
 from ftkd_ros.node.parameters import DetectorParameters
 from ftkd_ros.node.tf_rig import RigReader
-from ftkd_ros.sync.anchor import AnchorMatcher
-from ftkd_ros.sync.auto import AutoMatcher
 from ftkd_ros.sync.matcher import JUMP_NS, MatchedRound
-from ftkd_ros.sync.surround import SurroundMatcher
-from ftkd_ros.sync.synchronizer import Matcher, SurroundSynchronizer
+from ftkd_ros.sync.matcher_interface import Matcher
+from ftkd_ros.sync.synchronizer import SurroundSynchronizer
 
 _POLL_S: Final = 0.01
 
@@ -191,26 +190,3 @@ def make_synchronizer(
             images, parameters.queue_depth, parameters.sync_slop_s
         )
     return SurroundSynchronizer(images, make_matcher(parameters), now_ns=now_ns, on_error=on_error)
-
-
-def make_matcher(parameters: DetectorParameters) -> Matcher:
-    """Return the matcher of policy `auto`, `surround` or `anchor`."""
-    offsets = parameters.camera_time_offsets_s
-    anchor: AnchorMatcher[Any] = AnchorMatcher(
-        parameters.cameras,
-        anchor=parameters.anchor,
-        max_difference_ns=round(parameters.max_camera_time_diff_s * 1e9),
-        min_cameras=parameters.min_round_cameras,
-    )
-    if parameters.sync_policy == "anchor":
-        return anchor
-    automatic = parameters.sync_policy == "auto"
-    surround: SurroundMatcher[Any] = SurroundMatcher(
-        parameters.cameras,
-        slop_ns=round(parameters.sync_slop_s * 1e9),
-        deadline_ns=round(parameters.sync_deadline_s * 1e9),
-        offsets_ns=[round(offset * 1e9) for offset in offsets] if offsets else None,
-        min_cameras=parameters.min_round_cameras,
-        hold_misfit=automatic,
-    )
-    return AutoMatcher(surround, anchor) if automatic else surround

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of the detector node: names, defaults, ranges and checks.
+"""Parameters of the detector: names, defaults, ranges and checks; without ROS.
 
-Those in RUN_TIME can be changed while the node runs; for the others, edit the YAML or launch file and restart
-the node.
+`declaration` declares them on the node; `ftkd detect` reads the same ones from YAML files and its command
+line. Those in RUN_TIME can be changed while the node runs; for the others, edit the YAML or launch file and
+restart the node.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
-
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import InvalidTopicNameException
-from rclpy.node import Node
-from rclpy.validate_topic_name import validate_topic_name
 
 from ftkd_core.canonical_cameras import CAMERA_MODELS
 from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
@@ -64,6 +61,7 @@ RUN_TIME: Final = (
 )
 """Parameters that can be changed while the node runs."""
 _TEXT_OR_TEXTS: Final = ("image_transport", "image_topic", "camera_info_topic")
+_TOPIC: Final = re.compile(r"(/|~/?)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
 _TOPIC_OF_TRANSPORT: Final = {"compressed": "/{camera}/image/compressed", "raw": "/{camera}/image"}
 
 DESCRIPTIONS: Final[dict[str, str]] = {
@@ -297,54 +295,34 @@ class DetectorParameters:
             )
 
 
-def declare_parameters(node: Node) -> DetectorParameters:
-    """Declare all parameters on the node and return their values. Raises UserError for a bad value."""
-    values: dict[str, Any] = {}
-    for entry in fields(DetectorParameters):
-        # dynamic_typing, because rclpy would refuse `sync_slop_s: 1` and cannot type an empty list.
-        descriptor = ParameterDescriptor(dynamic_typing=True)
-        default: Any = list(entry.default) or None if isinstance(entry.default, tuple) else entry.default
-        given = node.declare_parameter(entry.name, default, descriptor).value
-        values[entry.name] = _typed(entry.name, given, entry.default)
-    parameters = DetectorParameters(**values)
-    for name in values:  # afterwards, because errors of rclpy do not contain what to do
-        node.set_descriptor(name, make_descriptor(name))
-    return parameters
-
-
-def make_descriptor(name: str) -> ParameterDescriptor:
-    """Return the descriptor for `ros2 param describe`: description, range or allowed values."""
-    descriptor = ParameterDescriptor(
-        name=name, description=DESCRIPTIONS[name], read_only=name not in RUN_TIME, dynamic_typing=True
-    )
-    if name in CHOICES:
-        descriptor.additional_constraints = f"one of: {', '.join(CHOICES[name])}"
-    if name in RANGES:
-        lowest, highest = RANGES[name]
-        if isinstance(lowest, int):
-            descriptor.integer_range = [IntegerRange(from_value=lowest, to_value=int(highest), step=1)]
-        else:
-            descriptor.floating_point_range = [FloatingPointRange(from_value=lowest, to_value=highest)]
-    return descriptor
-
-
 def changed_parameters(parameters: DetectorParameters, changes: Mapping[str, Any]) -> DetectorParameters:
     """Return the parameters with other values of RUN_TIME; other names are ignored. UserError as above."""
     defaults = {entry.name: entry.default for entry in fields(DetectorParameters)}
-    typed = {name: _typed(name, value, defaults[name]) for name, value in changes.items() if name in RUN_TIME}
+    typed = {
+        name: typed_value(name, value, defaults[name]) for name, value in changes.items() if name in RUN_TIME
+    }
     return replace(parameters, **typed)
 
 
-def _typed(name: str, given: Any, default: Any) -> Any:
+def typed_parameters(values: Mapping[str, Any]) -> DetectorParameters:
+    """Return the parameters with some values, such as those of JSON. UserError as above."""
+    defaults = {entry.name: entry.default for entry in fields(DetectorParameters)}
+    known = {name: value for name, value in values.items() if name in defaults}
+    return DetectorParameters(
+        **{name: typed_value(name, value, defaults[name]) for name, value in known.items()}
+    )
+
+
+def typed_value(name: str, given: Any, default: Any) -> Any:
     """Return the value with the type of the default; YAML and the command line may yield int for float."""
     if name in _TEXT_OR_TEXTS and not isinstance(given, str) and isinstance(given, Sequence):
-        return tuple(_typed(name, item, "") for item in given)
+        return tuple(typed_value(name, item, "") for item in given)
     if isinstance(default, tuple):
         sample: Any = default[0] if default else "" if name == "class_score_thresholds" else 0.0
         items = [] if given is None else given
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise UserError(f"parameter {name}: {given!r}; expected a list")
-        return tuple(_typed(name, item, sample) for item in items)
+        return tuple(typed_value(name, item, sample) for item in items)
     if isinstance(default, float) and type(given) is int:
         return float(given)
     if type(given) is not type(default):
@@ -356,11 +334,11 @@ def _typed(name: str, given: Any, default: Any) -> Any:
 
 def _check_topic(name: str, topic: str) -> None:
     """Raise UserError if ROS refuses the topic name."""
-    try:
-        validate_topic_name(topic)
-    except InvalidTopicNameException as error:
-        reason = str(error).splitlines()[0].removeprefix("Invalid topic name: ")
-        raise UserError(f"parameter {name}: {topic!r} is not a topic name: {reason}") from None
+    if not _TOPIC.fullmatch(topic):
+        raise UserError(
+            f"parameter {name}: {topic!r} is not a topic name; expected parts of letters, digits and "
+            "underscores between single slashes, none of which begins with a digit"
+        )
 
 
 def _is_share(text: str) -> bool:

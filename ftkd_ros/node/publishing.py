@@ -11,7 +11,6 @@ from sensor_msgs.msg import Image, PointCloud2
 from vision_msgs.msg import Detection3DArray, LabelInfo
 from visualization_msgs.msg import MarkerArray
 
-from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_core.visualization import draw_bird_eye, draw_surround
 from ftkd_ros.convert.cv_bridge_images import load_cv_bridge
@@ -24,6 +23,7 @@ from ftkd_ros.convert.to_ros import (
     objects_to_velocities,
     rgb_to_image,
 )
+from ftkd_ros.node.output_selection import select_output
 from ftkd_ros.node.parameters import DetectorParameters
 
 LATCHED: Final = QoSProfile(
@@ -90,17 +90,6 @@ class ResultPublishers:
         if _has_subscriber(self._surround):
             picture = draw_surround(camera_round, objects, min_score=min_score, channels=self._channels)
             self._surround.publish(make_image(picture, objects.stamp_ns, base_frame))
-
-
-def select_output(objects: ObjectList, parameters: DetectorParameters) -> ObjectList:
-    """Return the objects above the score threshold of their class and within the range limits."""
-    limits = parameters.class_thresholds
-    thresholds = np.array([limits[name] for name in CLASS_NAMES])
-    distance = np.hypot(objects.boxes[:, 0], objects.boxes[:, 1])
-    keep = (objects.scores >= thresholds[objects.labels]) & (distance >= parameters.min_range_m)
-    if parameters.max_range_m > 0:
-        keep &= distance <= parameters.max_range_m
-    return objects if keep.all() else objects.select(keep)
 
 
 def make_image(picture: NDArray[np.uint8], stamp_ns: int, frame_id: str) -> Any:

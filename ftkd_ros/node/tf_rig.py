@@ -115,7 +115,10 @@ class RigReader:
         return calibration
 
     def _camera_frame(self, camera: str, image_frame: str, info_frame: str) -> str:
-        """Return the frame of the image, or that of camera_info if tf connects only that one to the base."""
+        """Return the frame of the image, or that of camera_info if tf connects only that one to the base.
+
+        Leading slashes, which ROS 1 used, are removed as tf2 does for the frames of transforms."""
+        image_frame, info_frame = image_frame.removeprefix("/"), info_frame.removeprefix("/")
         if not (image_frame or info_frame):
             raise UserError(f"{camera}: neither the image nor camera_info names a frame; set header.frame_id")
         if not image_frame or not info_frame or image_frame == info_frame:

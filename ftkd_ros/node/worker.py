@@ -54,6 +54,12 @@ class Mailbox(Generic[T]):
             item, self._item = self._item, None
             return None if self._closed else item
 
+    @property
+    def is_full(self) -> bool:
+        """Whether an item waits."""
+        with self._condition:
+            return self._item is not None
+
     def close(self) -> int:
         """Wake all waiting threads. Returns the number of items (0 or 1) that are discarded."""
         with self._condition:
@@ -135,6 +141,11 @@ class DetectionWorker:
                 reason = "the detector is slower than the cameras, so a newer round replaced it"
                 self.statistics.add_record(RoundRecord(time_s=time.monotonic(), dropped=reason))
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether a round waits while another one is processed: the detector is slower than the cameras."""
+        return self._mailbox.is_full
+
     def request_reset(self, cause: str) -> None:
         """Reset the detector before the next round and count the reset under `cause`."""
         with self._lock:
@@ -176,13 +187,14 @@ class DetectionWorker:
             self.statistics.rounds_detected += 1
             stage_ms["publish"] = (finished - detected) * 1e3
             latency_ms = (finished - submitted_s) * 1e3
-            self.statistics.add_times(stage_ms, latency_ms)
+            stamp_latency_ms = self._age_ms(built.camera_round.reference_stamp_ns)
+            self.statistics.add_times(stage_ms, latency_ms, stamp_latency_ms)
             self.statistics.add_record(
                 RoundRecord(
                     time_s=time.monotonic(),
                     missing=self._missing(matched, built.faults),
                     latency_ms=latency_ms,
-                    stamp_latency_ms=self._age_ms(built.camera_round.reference_stamp_ns),
+                    stamp_latency_ms=stamp_latency_ms,
                     stage_ms=stage_ms,
                 )
             )

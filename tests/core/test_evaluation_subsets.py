@@ -15,10 +15,10 @@ from ftkd_core.evaluation.nuscenes import (
     PosedObjects,
     SubsetEvaluation,
     evaluate,
-    load_results,
     sample_tokens_of,
     to_devkit_results,
 )
+from ftkd_core.evaluation.results_check import load_results
 from ftkd_core.evaluation.subsets import SUBSETS, evaluate_subsets
 from ftkd_core.types import ObjectList
 

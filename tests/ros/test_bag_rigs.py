@@ -6,17 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.data.nuscenes import open_dataset, scene_names
 from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic.rig_presets import preset_rig
-from ftkd_core.errors import UserError
 from ftkd_ros.bag.convert import convert_scene
 from ftkd_ros.bag.detect import detect_bag
 from ftkd_ros.bag.evaluate import evaluate_recording
 from ftkd_ros.bag.io import BagReader
-from ftkd_ros.bag.replay_rounds import Drive, bag_cameras
+from ftkd_ros.bag.replay_rounds import Drive, with_bag_cameras
 from ftkd_ros.bag.report import report_results
+from ftkd_ros.node.parameters import DetectorParameters
 from tests.ros.recorded_drive import GroundTruthDetector
 
 VERSION = "v1.0-rigs"
@@ -44,9 +43,9 @@ def test_rounds_of_a_bag_have_the_lenses_and_mounts_of_the_rig(name: str, dataro
     with BagReader(dataroots[name] / "bag") as bag:
         drive = Drive(bag)
         rounds = [found for found, _ in drive.rounds()]
-    assert set(drive.channels) >= set(rig.channels)
+    assert set(drive.cameras) >= {channel.lower() for channel in rig.channels}
     assert not drive.faults and len(rounds) == (13 if name == "truck" else 3)
-    places = [drive.channels.index(channel) for channel in rig.channels]
+    places = [drive.cameras.index(channel.lower()) for channel in rig.channels]
     for camera, place in enumerate(places):
         view = rounds[0].views[place]
         assert view is not None
@@ -55,16 +54,18 @@ def test_rounds_of_a_bag_have_the_lenses_and_mounts_of_the_rig(name: str, dataro
         np.testing.assert_allclose(view.ego_from_camera, rig.ego_from_camera[camera], atol=1e-9)
 
 
-def test_bag_with_the_usual_names_keeps_their_order(dataroots: dict[str, Path]) -> None:
-    with (
-        BagReader(dataroots["truck"] / "bag") as truck,
-        BagReader(dataroots["shuttle_fisheye"] / "bag") as four,
-    ):
-        assert bag_cameras(truck) == CAMERA_CHANNELS
-        assert bag_cameras(truck, CAMERA_CHANNELS[:2]) == (
-            *CAMERA_CHANNELS[:2], "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT", "CAM_FRONT_LEFT",
-        )  # fmt: skip
-        assert bag_cameras(four) == ("CAM_FRONT", "CAM_BACK", "CAM_LEFT", "CAM_RIGHT")
+def test_default_cameras_give_way_to_those_of_the_bag(dataroots: dict[str, Path]) -> None:
+    usual = DetectorParameters()
+    with BagReader(dataroots["truck"] / "bag") as truck:
+        assert with_bag_cameras(truck, usual) is usual
+    with BagReader(dataroots["shuttle_fisheye"] / "bag") as four:
+        found = with_bag_cameras(four, usual).cameras
+        assert found == ("cam_front", "cam_back", "cam_left", "cam_right")
+        for own in (
+            DetectorParameters(cameras=("cam_front",)),
+            DetectorParameters(image_topic="/{camera}/raw"),
+        ):
+            assert with_bag_cameras(four, own) is own
 
 
 def test_all_cameras_of_another_rig_are_detected_scored_and_drawn(
@@ -84,12 +85,15 @@ def test_all_cameras_of_another_rig_are_detected_scored_and_drawn(
     assert page.is_file()
 
 
-def test_detector_that_needs_the_usual_names_refuses_others(
+def test_detector_that_needs_the_usual_names_gets_only_those(
     dataroots: dict[str, Path], tmp_path: Path
 ) -> None:
     root = dataroots["shuttle_fisheye"]
     detector = GroundTruthDetector(root / "bag")
     detector.assigns_by_yaw = False
-    detector.channels = ("CAM_2", "CAM_3")
-    with pytest.raises(UserError, match=r"no camera topic such as /cam_2/image/compressed"):
-        detect_bag(root / "bag", tmp_path / "out", factory=lambda *_: detector, progress=False)
+    parameters = DetectorParameters(min_cameras=1)
+    detect_bag(
+        root / "bag", tmp_path / "out", parameters=parameters, factory=lambda *_: detector, progress=False
+    )
+    names = {view.name for found in detector.rounds for view in found.views if view is not None}
+    assert names == {"cam_front", "cam_back"}

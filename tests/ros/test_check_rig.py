@@ -49,7 +49,7 @@ def test_outputs_that_exist_and_bags_without_cameras_are_refused(bag: Path, tmp_
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="out"):
         check_rig(bag, tmp_path / "out")
-    with pytest.raises(UserError, match="image_geometry 'flat'"):
+    with pytest.raises(UserError, match="image_geometry: 'flat'"):
         check_rig(bag, tmp_path / "new", image_geometry="flat")
     assert not (tmp_path / "new").exists()
 

@@ -152,7 +152,7 @@ BAD_PARAMETERS = [
     ("image_topic:=/{camera}/bad topic", "parameter image_topic: '/cam_front/bad topic' is not a topic name"),
     (
         "cameras:=[cam-1, b]",
-        "parameter image_topic: '/cam-1/image/compressed' is not a topic name: topic name must",
+        "parameter image_topic: '/cam-1/image/compressed' is not a topic name; expected parts",
     ),
     ("camera_time_offsets_s:=[0.0, 0.1]", "parameter camera_time_offsets_s: 2 values for 6 cameras"),
     ("min_cameras:=7", "parameter min_cameras: 7; expected 0 to 6"),

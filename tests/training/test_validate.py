@@ -9,17 +9,18 @@ import pytest
 import torch
 
 from ftkd_core.classes import CAMERA_CHANNELS
+from ftkd_core.config import BackboneConfig
 from ftkd_core.data.nuscenes import camera_round, ground_truth, open_dataset
 from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.data.synthetic.varied_rigs import draw_rig
 from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, sample_tokens_of, to_devkit_results
 from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.resnet import ResNet
 from ftkd_core.runtime.detector import Detector
 from ftkd_core.runtime.virtual_camera import VirtualCameras
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_core.weights import save_weights
 from tests.core.helpers import small_config
-from tests.training.helpers import small_teacher
 from training.validate import SCORE_THRESHOLD, ValidateOptions, evaluate_detector, main, validate
 
 VERSION, SPLIT = "v1.0-synth", "held_out"
@@ -123,8 +124,8 @@ def test_function_and_command_give_the_same_metrics(
 def test_bad_input_is_reported_in_one_sentence_with_exit_code_2(
     dataroot: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    teacher, model = tmp_path / "teacher.safetensors", small_teacher()
-    save_weights(teacher, model.state_dict(), model.config)
+    backbone = tmp_path / "backbone.safetensors"
+    save_weights(backbone, ResNet(18, 8).state_dict(), BackboneConfig(depth=18, base_channels=8))
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(weights.read_bytes()[:1000])
     output = tmp_path / "metrics.json"
@@ -134,7 +135,7 @@ def test_bad_input_is_reported_in_one_sentence_with_exit_code_2(
         (["--version", "v1.0-mini"], "v1.0-mini"),
         (["--split", "other"], "other"),
         (["--weights", str(tmp_path / "none.safetensors")], "none.safetensors' not found"),
-        (["--weights", str(teacher)], "are of kind SparseBEVConfig; expected DetectorConfig"),
+        (["--weights", str(backbone)], "are of kind BackboneConfig; expected DetectorConfig"),
         (["--weights", str(damaged)], "damaged.safetensors"),
         (["--device", "abacus"], "abacus"),
     ):

@@ -109,7 +109,7 @@ def camera_records(
     """Return the images of one camera in a scene in time order: all (12 Hz) or only those of key frames (2
     Hz)."""
     _check_channels(dataset, [channel])
-    rows = _sensor_rows(dataset, scene_name, channel)
+    rows = sensor_rows(dataset, scene_name, channel)
     return [
         _camera_record(dataset, row["token"]) for row in rows if row["is_key_frame"] or not keyframes_only
     ]
@@ -187,7 +187,7 @@ def ego_poses(
     duplicates."""
     poses = {}
     for channel in channels:
-        for row in _sensor_rows(dataset, scene_name, channel):
+        for row in sensor_rows(dataset, scene_name, channel):
             if row["is_key_frame"] or not keyframes_only:
                 pose = dataset.get("ego_pose", row["ego_pose_token"])
                 poses[int(row["timestamp"]) * 1000] = pose_of(pose)
@@ -207,7 +207,7 @@ def sensor_poses(dataset: NuScenes, scene_name: str) -> dict[str, NDArray[np.flo
     return poses
 
 
-def _sensor_rows(dataset: NuScenes, scene_name: str, channel: str) -> Iterator[dict[str, Any]]:
+def sensor_rows(dataset: NuScenes, scene_name: str, channel: str) -> Iterator[dict[str, Any]]:
     """Yield the sample_data rows of one sensor in a scene in time order."""
     datas = (dataset.get("sample", token)["data"] for token in scene_samples(dataset, scene_name))
     token = next((data[channel] for data in datas if channel in data), "")

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thresholds and range limits of the published detections; without ROS."""
+
+import numpy as np
+
+from ftkd_core.classes import CLASS_NAMES
+from ftkd_core.types import ObjectList
+from ftkd_ros.node.parameters import DetectorParameters
+
+
+def select_output(objects: ObjectList, parameters: DetectorParameters) -> ObjectList:
+    """Return the objects above the score threshold of their class and within the range limits."""
+    limits = parameters.class_thresholds
+    thresholds = np.array([limits[name] for name in CLASS_NAMES])
+    distance = np.hypot(objects.boxes[:, 0], objects.boxes[:, 1])
+    keep = (objects.scores >= thresholds[objects.labels]) & (distance >= parameters.min_range_m)
+    if parameters.max_range_m > 0:
+        keep &= distance <= parameters.max_range_m
+    return objects if keep.all() else objects.select(keep)
