@@ -56,6 +56,7 @@ setup(
         (f"share/{NAME}/launch", sorted(glob("launch/*.py"))),
         (f"share/{NAME}/config", sorted(glob("config/*"))),
         (f"share/{NAME}/rviz", sorted(glob("rviz/*"))),
+        (f"share/{NAME}/benchmarks/results", sorted(glob("benchmarks/results/rigs_*.json"))),
     ],
     # Loose bounds, because a ROS machine brings its own versions; requirements/ pins the tested ones.
     install_requires=[
