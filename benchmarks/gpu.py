@@ -16,10 +16,8 @@ reason.
 Exit codes: 0 all stages ended well, 1 a stage failed or had no time left, 2 bad options.
 """
 
-import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +30,9 @@ from typing import Any, Final
 
 import torch
 
+from benchmarks.gpu_options import base_parser, choose, end, require_gpu
 from benchmarks.report import environment, rounded, write_figures
+from ftkd_core.errors import UserError
 
 _SUMMARY: Final = "To keep the figures: cp {out}/gpu.json benchmarks/results/gpu.json, and commit it."
 _R50, _TEACHER = "r50_704x256_428q", "sparse_bev_r101_704x256_offline"
@@ -176,7 +176,7 @@ class Run:
             log.write(f"not ended after {cap_s:.0f} s\n")
         finally:
             for each in (process, *helpers):
-                _end(each)
+                end(each)
         log.flush()
         last = list(_last_lines(Path(log.name), 3))
         if code is None:
@@ -200,13 +200,6 @@ class Run:
         write_figures(self.out / "gpu.json", rounded(figures))
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a process and all that it started, if it still runs."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def _last_lines(path: Path, count: int) -> Iterator[str]:
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     yield from (line[:300] for line in lines[-count:])
@@ -214,26 +207,17 @@ def _last_lines(path: Path, count: int) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
+    parser = base_parser("benchmarks.gpu", __doc__, minutes=7.0, out="gpu.json and gpu.log")
     names = [stage.name for stage in STAGES]
-    add("--minutes", type=float, default=7.0, help="for all stages together (default 7)")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for gpu.json and gpu.log")
-    add("--only", default="", help=f"comma-separated stages (default all: {', '.join(names)})")
-    add("--rehearse", action="store_true", help="small sizes on a CPU, to find mistakes beforehand")
+    parser.add_argument(
+        "--only", default="", help=f"comma-separated stages (default all: {', '.join(names)})"
+    )
     options = parser.parse_args(argv)
-    chosen = [name for name in options.only.split(",") if name] or names
-    unknown = sorted(set(chosen) - set(names))
-    if unknown or options.minutes <= 0:
-        wrong = f"--only {', '.join(unknown)}" if unknown else f"--minutes {options.minutes}"
-        print(f"benchmark: {wrong}: expected some of {', '.join(names)}, and minutes > 0", file=sys.stderr)
-        return 2
-    if not (options.rehearse or torch.cuda.is_available()):
-        print("benchmark: no CUDA GPU; give --rehearse to try the commands on a CPU", file=sys.stderr)
+    try:
+        chosen = choose("--only", options.only, names, options.minutes)
+        require_gpu(rehearse=options.rehearse)
+    except UserError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     run = Run(options.out, options.minutes, rehearse=options.rehearse)

@@ -26,7 +26,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -39,8 +38,10 @@ from typing import Any, Final
 
 import torch
 
+from benchmarks.gpu_options import base_parser, choose, end, require_gpu
 from benchmarks.report import environment, write_figures
 from ftkd_core.config import ImageConfig
+from ftkd_core.errors import UserError
 from training.device_windows import prepare_scene
 from training.timed import READY
 
@@ -122,7 +123,7 @@ class Study:
                 wrote = [self._finish(job, running[job.name], Path(name)) for job in jobs]
             finally:
                 for process in running.values():
-                    _end(process)
+                    end(process)
         self._write()
         return all(wrote)
 
@@ -139,7 +140,7 @@ class Study:
         try:
             process.wait(options.render_s + 20)
         except subprocess.TimeoutExpired:
-            _end(process)
+            end(process)
         count = sum(path.suffix != ".partial" for path in scenes.glob("seed-*"))
         self.summary |= {"scenes": count, "seconds_to_render": round(time.time() - began, 1)}
         print(f"rendered {count} scenes in {time.time() - began:.1f} s", flush=True)
@@ -170,7 +171,7 @@ class Study:
         try:
             code = process.wait(max(1.0, self.until + _ENDING_S - 2 - time.time()))
         except subprocess.TimeoutExpired:
-            _end(process)
+            end(process)
         out = self.options.out / job.name
         lines = (folder / f"{job.name}.txt").read_text(errors="replace").splitlines()
         note: dict[str, Any] = {"exit_code": code, "last_lines": [line[:400] for line in lines[-6:]]}
@@ -214,53 +215,27 @@ def _scratch_folder(needed: int) -> str | None:
     return str(shared) if fits else None
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a process and its children if it still runs."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu_study",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    names = [job.name for job in JOBS]
-    add("--minutes", type=float, default=4.0, help="minutes of the whole run (default 4)")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder for weights, logs and study.json")
+    parser = base_parser("benchmarks.gpu_study", __doc__, minutes=4.0, out="weights, logs and study.json")
+    add, names = parser.add_argument, [job.name for job in JOBS]
     add("--jobs", default="", help=f"comma-separated jobs (default all: {', '.join(names)})")
     add("--scenes", type=int, default=120, help="largest number of scenes (default 120)")
     add("--render-s", type=float, default=25.0, help="seconds after which rendering stops (default 25)")
-    add(
-        "--cores",
-        type=int,
-        default=max(1, (os.cpu_count() or 2) - 1),
-        help="processes that render (default: all cores but 1)",
-    )
-    add(
-        "--rehearse",
-        action="store_true",
-        help="run on a CPU with small sizes, to find errors before a GPU run",
-    )
+    cores = max(1, (os.cpu_count() or 2) - 1)
+    add("--cores", type=int, default=cores, help="processes that render (default: all cores but 1)")
     add("--render", type=Path, metavar="DIR", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    chosen = [name for name in options.jobs.split(",") if name] or names
-    unknown = sorted(set(chosen) - set(names))
-    if unknown or options.minutes <= 0:
-        wrong = f"--jobs {', '.join(unknown)}" if unknown else f"--minutes {options.minutes}"
-        print(f"benchmark: {wrong}: expected some of {', '.join(names)}, and minutes > 0", file=sys.stderr)
-        return 2
     sizes = Sizes(options.scenes, 20.0, ImageConfig(width=352, height=128), "cuda")
     if options.rehearse:
         sizes = Sizes(min(options.scenes, 2), 3.0, ImageConfig(width=128, height=64), "cpu")
     if options.render is not None:
         return 0 if render(options.render, sizes, 0, options.render_s, options.cores) else 1
-    if not (options.rehearse or torch.cuda.is_available()):
-        print("benchmark: no CUDA GPU; give --rehearse to try the run on a CPU", file=sys.stderr)
+    try:
+        chosen = choose("--jobs", options.jobs, names, options.minutes)
+        require_gpu(rehearse=options.rehearse)
+    except UserError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     return 0 if Study(options, sizes).run([job for job in JOBS if job.name in chosen]) else 1

@@ -181,3 +181,15 @@ def sparse_bev_preset(name: str) -> SparseBEVConfig:
             f"unknown SparseBEV preset {name!r}; expected one of {', '.join(sorted(SPARSE_BEV_PRESETS))}"
         )
     return SPARSE_BEV_PRESETS[name]()
+
+
+def streaming_preset(name: str) -> DetectorConfig | SparseBEVConfig:
+    """Return the configuration of a preset that runs on a stream: a StreamPETR, or a SparseBEV without future
+    frames. Errors: UserError that lists their names."""
+    found = SPARSE_BEV_PRESETS[name]() if name in SPARSE_BEV_PRESETS else None
+    if found is None or found.num_future == 0:
+        return preset(name) if found is None else found
+    online = [*PRESETS, *(key for key, make in SPARSE_BEV_PRESETS.items() if not make().num_future)]
+    raise UserError(
+        f"preset {name!r} needs {found.num_future} future frames; expected one of {', '.join(sorted(online))}"
+    )

@@ -116,6 +116,14 @@ class Detections(NamedTuple):
     labels: Tensor
 
 
+class PreparedImage(NamedTuple):
+    """A network image (H, W, 3) uint8 that was computed before its round: by scaling and cropping (remap
+    None), or by a virtual camera's `remap.ImageRemap`. It is used only where the same would be computed."""
+
+    remap: object | None
+    image: NDArray[np.uint8]
+
+
 @dataclass(frozen=True, kw_only=True)
 class CameraView:
     """One camera image with its geometry.
@@ -123,7 +131,8 @@ class CameraView:
     image (H, W, 3) uint8 RGB; intrinsics (3, 3) in pixels of that image; ego_from_camera (4, 4), the
     extrinsic calibration; global_from_ego (4, 4) at the time of exposure; stamp_ns, the time of exposure;
     lens, the distortion of the image, None for a rectified image; name, for messages; visible, the share
-    (H/16, W/16) of the cells of the *network* image that the camera sees, None if it sees all of it.
+    (H/16, W/16) of the cells of the *network* image that the camera sees, None if it sees all of it;
+    prepared, network images of this image.
     """
 
     image: NDArray[np.uint8]
@@ -134,6 +143,7 @@ class CameraView:
     lens: Lens | None = None
     name: str = ""
     visible: NDArray[np.float32] | None = None
+    prepared: tuple[PreparedImage, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

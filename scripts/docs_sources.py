@@ -135,7 +135,7 @@ def programs() -> list[str]:
     for folder in _SOURCE_FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
-            if "\nif __name__ ==" in text and "\nimport argparse\n" in text:
+            if "\nif __name__ ==" in text and ".parse_args(" in text:
                 names.append(".".join(path.relative_to(ROOT).with_suffix("").parts))
     return names
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands, links and pictures in Markdown files, and checks of them against the code."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -235,3 +236,17 @@ def _parameter_problem(node: str, words: list[str]) -> str | None:
         if word == "-p" and name not in known and not name.startswith("qos_overrides."):
             return f"{node} has no parameter {name!r}"
     return None
+
+
+def wrong_imports(text: str) -> list[str]:
+    """Return the import statements of the Python blocks in Markdown text that fail."""
+    wrong = []
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        for statement in ast.parse(block).body:
+            if not isinstance(statement, (ast.Import, ast.ImportFrom)):
+                continue
+            try:
+                exec(compile(ast.Module([statement], []), "<page>", "exec"), {})
+            except ImportError:
+                wrong.append(ast.unparse(statement))
+    return wrong

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documentation agrees with the code: generated pages, links, pictures and shown commands."""
 
-import ast
 import re
 import subprocess
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 from scripts import docs_sources as sources
 from scripts import make_docs
 from scripts.docs_sources import ROOT
-from tests.shown_commands import dead_links, markdown_files, problem, shown_commands
+from tests.shown_commands import dead_links, markdown_files, problem, shown_commands, wrong_imports
 
 PAGES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in markdown_files()]
 
@@ -140,10 +139,19 @@ def test_launch_arguments_are_found() -> None:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_imports_in_shown_python_exist(path: Path) -> None:
-    for block in re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
-        for statement in ast.parse(block).body:
-            if isinstance(statement, (ast.Import, ast.ImportFrom)):
-                exec(compile(ast.Module([statement], []), str(path), "exec"), {})
+    assert wrong_imports(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_wrong_import_is_found() -> None:
+    page = (
+        "```python\nimport os\nfrom ftkd_core.types import CameraRound, Sphere\nimport nosuchmodule\n"
+        "from nosuchmodule.parts import a\n```\nimport outside\n```python\nfrom pathlib import Path\n```\n"
+    )
+    assert wrong_imports(page) == [
+        "from ftkd_core.types import CameraRound, Sphere",
+        "import nosuchmodule",
+        "from nosuchmodule.parts import a",
+    ]
 
 
 def test_nodes_are_executables_with_parameters() -> None:

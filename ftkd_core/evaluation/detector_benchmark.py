@@ -20,15 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from ftkd_core.data.synthetic.render import render_camera
 from ftkd_core.data.synthetic.rig import SurroundRig, nuscenes_rig
 from ftkd_core.data.synthetic.world import make_scene
-from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.build import StreamingModel, build_streaming
 from ftkd_core.models.predictions import decode
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.percentiles import Summary, summarize
-from ftkd_core.presets import preset
+from ftkd_core.presets import preset, streaming_preset
 from ftkd_core.runtime.detector import Detector
 from ftkd_core.runtime.preprocess import round_to_frame
 from ftkd_core.types import CameraRound, CameraView
-from ftkd_core.weights import SHIPPED, load_into, read_weights
+from ftkd_core.weights import SHIPPED, load_into, read_streaming_weights
 
 WEIGHTS_SEED: Final = 0
 TOLERANCE_M: Final = 0.02
@@ -40,22 +40,30 @@ _PERIOD_S: Final = 0.5
 _COUNTERPART_M: Final = 2.0
 
 
-def load_preset_model(name: str, weights: Path | None = None) -> tuple[StreamPETR, str]:
-    """Build a model of a preset on the CPU and describe its weights.
+def load_streaming_model(name: str, weights: Path | None = None) -> tuple[StreamingModel, str]:
+    """Build a model of a preset that runs on a stream, on the CPU, and describe its weights.
 
     Weights: those of the file; else the shipped ones if they belong to this preset; else random with a fixed
     seed. UserError for an unknown preset or unfit weights.
     """
-    config = preset(name)
+    config = streaming_preset(name)
     path = SHIPPED if weights is None else weights
-    state, stored, _ = read_weights(path)
+    state, stored, _ = read_streaming_weights(path)
     if weights is None and stored.preset != config.preset:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(WEIGHTS_SEED)
-            return build_stream_petr(config).eval(), f"random, seed {WEIGHTS_SEED}"
-    model = build_stream_petr(stored if stored.preset == config.preset else config)
+            return build_streaming(config).eval(), f"random, seed {WEIGHTS_SEED}"
+    model = build_streaming(stored if stored.preset == config.preset else config)
     load_into(model, state, str(path))
     return model.eval(), path.name
+
+
+def load_preset_model(name: str, weights: Path | None = None) -> tuple[StreamPETR, str]:
+    """Return the same for a preset of StreamPETR only."""
+    preset(name)  # raises for another preset
+    model, described = load_streaming_model(name, weights)
+    assert isinstance(model, StreamPETR)
+    return model, described
 
 
 def driving_rounds(count: int, rig: SurroundRig) -> list[CameraRound]:
@@ -79,7 +87,7 @@ def driving_rounds(count: int, rig: SurroundRig) -> list[CameraRound]:
     return rounds
 
 
-def network_rig(model: StreamPETR) -> SurroundRig:
+def network_rig(model: StreamingModel) -> SurroundRig:
     """Return the nuScenes cameras with images of the network's size."""
     width, height = model.config.image.width, model.config.image.height
     scaled = round(900 * width / 1600)

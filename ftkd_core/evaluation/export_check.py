@@ -16,21 +16,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ftkd_core.errors import UserError
 from ftkd_core.evaluation.detector_benchmark import (
     compare_detectors,
     driving_rounds,
-    load_preset_model,
+    load_streaming_model,
     network_rig,
 )
-from ftkd_core.models.stream_petr import StreamPETR
+from ftkd_core.models.build import StreamingModel, build_streaming
 from ftkd_core.runtime.detector import Detector
 from ftkd_core.runtime.export import METADATA_KEY, operators
 from ftkd_core.runtime.exported_engine import Arrays, ExportedEngine, OpenSession
 from ftkd_core.runtime.sessions import OnnxSession, OpenVinoSession, read_notes
-from ftkd_core.runtime.streaming_graph import FRAME_INPUTS, GEOMETRY, MEMORY, OUTPUTS, RIG_INPUTS
 from ftkd_core.types import CameraRound
-from ftkd_core.weights import SHIPPED, read_config
+from ftkd_core.weights import SHIPPED, load_into, read_streaming_weights
 
 ROUNDS: Final = 20
 _WITHIN: Final = 0.99
@@ -63,9 +61,7 @@ class ProgramSession:
         extra = {METADATA_KEY: ""}
         self._program: Any = torch.export.load(path, extra_files=extra).module()
         self.notes = read_notes(extra[METADATA_KEY] or None, path)
-        rig = path.name.endswith(".rig.pt2")
-        self._inputs = RIG_INPUTS if rig else (*FRAME_INPUTS, *RIG_INPUTS, *GEOMETRY, *MEMORY)
-        self._outputs = GEOMETRY if rig else (*OUTPUTS, *(f"next_{name}" for name in MEMORY))
+        self._inputs, self._outputs = (tuple(self.notes[key]) for key in ("inputs", "outputs"))
         values = [node for node in self._program.graph.nodes if node.op == "placeholder"]
         self.shapes = {
             name: tuple(node.meta["val"].shape) for name, node in zip(self._inputs, values, strict=True)
@@ -79,17 +75,17 @@ class ProgramSession:
         return [found[name].numpy() for name in outputs]
 
 
-def load_model(weights: Path | None, preset: str | None) -> StreamPETR:
+def load_model(weights: Path | None, preset: str | None) -> StreamingModel:
     """The model of a weights file (None: the shipped one), or of a preset with random weights."""
     if preset is not None:
-        return load_preset_model(preset)[0]
-    config = read_config(weights or SHIPPED)
-    if not hasattr(config, "preset") or not hasattr(config, "auxiliary_kind"):
-        raise UserError(f"{str(weights)!r} holds no streaming detector; expected StreamPETR weights")
-    return load_preset_model(config.preset, weights)[0]
+        return load_streaming_model(preset)[0]
+    state, config, _ = read_streaming_weights(weights or SHIPPED)
+    model = build_streaming(config)
+    load_into(model, state, str(weights or SHIPPED))
+    return model.eval()
 
 
-def compare(model: StreamPETR, path: Path, target: str, max_detections: int) -> Comparison:
+def compare(model: StreamingModel, path: Path, target: str, max_detections: int) -> Comparison:
     """Run the exported files and the plain engine over ROUNDS rounds of a rendered drive with ego motion, of
     which one lacks a camera."""
     session = _session_of(target)

@@ -8,19 +8,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ftkd_core.canonical_cameras import CanonicalCamera
 from ftkd_core.classes import our_labels
-from ftkd_core.config import DetectorConfig
+from ftkd_core.config import DetectorConfig, SparseBEVConfig
 from ftkd_core.errors import UserError
-from ftkd_core.models.build import build_stream_petr
-from ftkd_core.models.stream_petr import StreamPETR
+from ftkd_core.models.build import StreamingModel, build_streaming
 from ftkd_core.runtime.engine_choice import EngineOptions, select_engine
 from ftkd_core.runtime.engines import Engine, Rows
 from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
 from ftkd_core.runtime.virtual_camera import VirtualCameras
-from ftkd_core.types import CameraRound, CameraView, ObjectList
-from ftkd_core.weights import SHIPPED, load_into, read_cameras, read_thresholds, read_weights, weights_hash
+from ftkd_core.types import CameraRound, CameraView, ObjectList, PreparedImage
+from ftkd_core.weights import (
+    SHIPPED,
+    load_into,
+    read_cameras,
+    read_streaming_weights,
+    read_thresholds,
+    weights_hash,
+)
 
 
 class Detector:
@@ -36,7 +43,7 @@ class Detector:
 
     def __init__(
         self,
-        model: StreamPETR,
+        model: StreamingModel,
         *,
         weights_name: str,
         device: torch.device,
@@ -56,7 +63,7 @@ class Detector:
         if max_detections < 1:
             raise UserError(f"max_detections {max_detections}: expected at least 1")
         self.model = model.eval().requires_grad_(False)
-        self.config: DetectorConfig = model.config
+        self.config: DetectorConfig | SparseBEVConfig = model.config
         self.preset = model.config.preset
         self.channels = model.config.channels
         self.input_size = (model.config.image.width, model.config.image.height)
@@ -96,10 +103,10 @@ class Detector:
         exist, or an argument is out of range.
         """
         path = SHIPPED if weights is None or str(weights) == "" else Path(weights)
-        state, config, notes = read_weights(path)
+        state, config, notes = read_streaming_weights(path)
         if preset and preset != config.preset:
             raise UserError(f"weights {str(path)!r} belong to preset {config.preset!r}; expected {preset!r}")
-        model = build_stream_petr(config)
+        model = build_streaming(config)
         load_into(model, state, str(path))
         exported = path.with_suffix(".onnx")
         return cls(
@@ -178,6 +185,14 @@ class Detector:
     def observe(self, camera_round: CameraRound) -> None:
         """Note the cameras of a round without detecting objects."""
         self.cameras.see(camera_round)
+
+    def prepare(self, camera: int, image: NDArray[np.uint8]) -> tuple[PreparedImage, ...]:
+        """Return network images of a camera's image for `CameraView.prepared`, so that a step does not have
+        to compute them; () if nothing can be prepared. camera is the index in the round.
+
+        Other threads may call this. A GPU scales images itself, unless they need a virtual camera.
+        """
+        return self.cameras.prepare(camera, image, scale=self.device.type == "cpu")
 
     def _objects(self, rows: Rows, stamp_ns: int) -> ObjectList:
         labels = rows[:, 10].astype(np.int64)

@@ -18,9 +18,11 @@ from typing import Final, NamedTuple
 import torch
 
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import StreamingModel
+from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime import RUNTIMES
-from ftkd_core.runtime.engines import Engine, PlainEngine
+from ftkd_core.runtime.engines import Engine, PlainEngine, WindowEngine
 from ftkd_core.runtime.export import ONNX_PACKAGES, require_packages
 from ftkd_core.runtime.export_cache import cache_folder, cached_export, discard
 from ftkd_core.runtime.exported_engine import ExportedEngine, OpenSession
@@ -40,8 +42,11 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_runtime(runtime: str, device: torch.device, *, exported: bool = False) -> Choice:
-    """The engine to try first. exported: an exported file is at hand, so that none has to be written.
+def choose_runtime(
+    runtime: str, device: torch.device, *, exported: bool = False, own: str = "fast"
+) -> Choice:
+    """The engine to try first. exported: an exported file is at hand, so that none has to be written. own:
+    the engine to take if no library for exported graphs is installed, see `own_engine`.
 
     Errors: UserError for an unknown name.
     """
@@ -50,12 +55,17 @@ def choose_runtime(runtime: str, device: torch.device, *, exported: bool = False
     if runtime != "auto":
         return Choice(runtime, "requested")
     if device.type == "cuda":
-        return Choice("fast", "fastest measured on a GPU")
+        return Choice(own, "fastest measured on a GPU" if own == "fast" else "our only engine of this model")
     exporter = exported or all(find_spec(name) is not None for name in ONNX_PACKAGES)
     for name, package in EXPORTED.items():
         if find_spec(package) is not None and exporter:
             return Choice(name, f"{package} is installed: fastest measured on a CPU")
-    return Choice("fast", "neither openvino nor onnxruntime with onnx and onnxscript is installed")
+    return Choice(own, "neither openvino nor onnxruntime with onnx and onnxscript is installed")
+
+
+def own_engine(model: StreamingModel) -> str:
+    """Our fastest engine of a model; the fast engine runs a StreamPETR only."""
+    return "plain" if isinstance(model, SparseBEV) else "fast"
 
 
 class EngineOptions(NamedTuple):
@@ -68,26 +78,27 @@ class EngineOptions(NamedTuple):
 
 
 def select_engine(
-    runtime: str, model: StreamPETR, device: torch.device, options: EngineOptions
+    runtime: str, model: StreamingModel, device: torch.device, options: EngineOptions
 ) -> tuple[Engine, Choice]:
     """The engine of a runtime and the reason for it.
 
     `auto` replaces an engine that cannot be made or does not pass its self-check, with a warning. Errors:
     UserError if the requested engine cannot be made.
     """
-    choice = choose_runtime(runtime, device, exported=options.exported is not None)
+    own = own_engine(model)
+    choice = choose_runtime(runtime, device, exported=options.exported is not None, own=own)
     if runtime != "auto":
         return make_engine(choice.name, model, device, options), choice
-    if device.type == "cuda":
+    if device.type == "cuda" and isinstance(model, StreamPETR):
         verdict = _self_check(model, device, options)
         choice = Choice("fast" if verdict.passed else "plain", verdict.reason)
         return make_engine(choice.name, model, device, options), choice
     try:
         return make_engine(choice.name, model, device, options), choice
-    except Exception as error:  # exporters and other libraries raise anything; the fast engine needs neither
+    except Exception as error:  # exporters and other libraries raise anything; our engines need neither
         reason = f"{choice.name} could not be used: {str(error).splitlines()[0] if str(error) else error!r}"
-        _log.warning("%s; using the fast engine", reason)
-        return make_engine("fast", model, device, options), Choice("fast", reason)
+        _log.warning("%s; using the %s engine", reason, own)
+        return make_engine(own, model, device, options), Choice(own, reason)
 
 
 def _self_check(model: StreamPETR, device: torch.device, options: EngineOptions) -> Verdict:
@@ -97,14 +108,17 @@ def _self_check(model: StreamPETR, device: torch.device, options: EngineOptions)
     return remembered(cache_folder() / "self_checks.json", key, lambda: check_engine(fast, plain(), model))
 
 
-def make_engine(name: str, model: StreamPETR, device: torch.device, options: EngineOptions) -> Engine:
+def make_engine(name: str, model: StreamingModel, device: torch.device, options: EngineOptions) -> Engine:
     """The engine of that name; without an exported file, engines that need one export the model into the
     cache. Errors: UserError as the engines raise."""
     max_detections, weights_hash, exported, threads = options
-    if name == "plain":
-        return PlainEngine(model, device, max_detections)
-    if name == "fast":
-        return FastEngine(model, device, max_detections)
+    if isinstance(model, SparseBEV):
+        if name == "fast":
+            raise UserError("runtime fast runs a StreamPETR only; use auto, plain, onnx or openvino")
+        if name == "plain":
+            return WindowEngine(model, device, max_detections)
+    elif name in ("plain", "fast"):
+        return (PlainEngine if name == "plain" else FastEngine)(model, device, max_detections)
     if name == "openvino":
         if device.type != "cpu":
             raise UserError(f"runtime openvino on {device}: it runs on a CPU only; give device cpu")
@@ -119,7 +133,7 @@ def make_engine(name: str, model: StreamPETR, device: torch.device, options: Eng
 
 
 def _engine_of_cache(
-    model: StreamPETR, weights_hash: str, max_detections: int, open_session: OpenSession
+    model: StreamingModel, weights_hash: str, max_detections: int, open_session: OpenSession
 ) -> ExportedEngine:
     """The engine of the cached export. A file that cannot be read is written again, once."""
     path = cached_export(model, weights_hash, max_detections)

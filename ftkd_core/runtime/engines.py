@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.position import TokenGeometry
 from ftkd_core.models.predictions import decode
+from ftkd_core.models.sparse_bev import FeatureRing, SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.devices import device_context, with_device_index
 from ftkd_core.runtime.preprocess import round_to_frame, visible_tokens
@@ -118,3 +119,44 @@ class PlainEngine:
         if self.device.type == "cuda":
             return sdpa_kernel(SDPBackend.MATH)
         return contextlib.nullcontext()
+
+
+class WindowEngine:
+    """A SparseBEV as it was trained, with the features of past frames in a ring.
+
+    Its decoder samples features around boxes, so there are no tokens to mask: where a virtual camera sees
+    nothing, it reads the features of black pixels.
+    """
+
+    def __init__(self, model: SparseBEV, device: torch.device, max_detections: int) -> None:
+        self.device = with_device_index(device)
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.max_detections = max_detections
+        self._ring: FeatureRing | None = None
+
+    @torch.inference_mode()
+    def start(self, camera_round: CameraRound, *, time_s: float, is_first: bool) -> Callable[[], Rows]:
+        """See `Engine`; the work is finished when this returns."""
+        config, device = self.model.config, self.device
+        with device_context(device):
+            frame = round_to_frame(
+                camera_round, config.image, config.channels, time_s=time_s, is_first=is_first, device=device
+            )
+            predictions, self._ring = self.model.step(frame, None if is_first else self._ring)
+            rows: Rows = pack_detections(decode(predictions, self.max_detections)).double().cpu().numpy()
+        return lambda: rows
+
+    def memory(self) -> Arrays:
+        """See `Engine`; {} before the first round."""
+        if self._ring is None:
+            return {}
+        levels = {f"pyramid{level}": values for level, values in enumerate(self._ring.pyramid)}
+        rest = dict(zip(FeatureRing._fields[1:], self._ring[1:], strict=True))
+        return {name: value.cpu().numpy().copy() for name, value in {**levels, **rest}.items()}
+
+    def set_memory(self, memory: Mapping[str, NDArray[Any]]) -> None:
+        """See `Engine`."""
+        values = {name: torch.from_numpy(np.array(value)).to(self.device) for name, value in memory.items()}
+        levels = sorted(name for name in values if name.startswith("pyramid"))
+        rest = [values[name] for name in FeatureRing._fields[1:] if values]
+        self._ring = FeatureRing(tuple(values[name] for name in levels), *rest) if values else None

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export a streaming detector to ONNX or to a torch.export program.
 
-An ONNX export is two files: FILE.onnx, one round of the stream, and FILE.rig.onnx, the encoding of the
-cameras, which only has to run when a camera's calibration or mask changes. Inputs and outputs are documented
-in `streaming_graph`. All numbers are float32, int64, bool or uint8: TensorRT has no float64. Shapes are
-fixed."""
+A StreamPETR is two files: FILE.onnx, one round of the stream, and FILE.rig.onnx, the encoding of the cameras,
+which only has to run when a camera's calibration or mask changes. A SparseBEV is one file. Inputs and outputs
+are documented in `streaming_graph` and `window_graph`. All numbers are float32, int64, bool or uint8:
+TensorRT has no float64. Shapes are fixed."""
 
 import contextlib
 import json
@@ -20,8 +20,10 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ftkd_core.config import to_dict
+from ftkd_core.config import DetectorConfig, SparseBEVConfig, to_dict
 from ftkd_core.errors import UserError
+from ftkd_core.models.build import StreamingModel
+from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.inference_model import inference_model
 from ftkd_core.runtime.streaming_graph import (
@@ -34,13 +36,14 @@ from ftkd_core.runtime.streaming_graph import (
     RigGraph,
     start_memory,
 )
+from ftkd_core.runtime.window_graph import WindowGraph, start_window_memory, window_memory_names
 
 OPSET: Final = 18
 METADATA_KEY: Final = "ftkd"
 """Under it a file's metadata hold one JSON object, see `describe`."""
 ONNX_PACKAGES: Final = ("onnx", "onnxscript")
-GRAPH_VERSION: Final = 1
-"""Raised whenever the exported graphs change, so that cached files of the earlier form are not used."""
+GRAPH_VERSION: Final = 2
+"""Raised whenever the exported files change, so that cached files of the earlier form are not used."""
 
 
 class Graph(NamedTuple):
@@ -57,35 +60,61 @@ def rig_path(path: Path) -> Path:
     return path.with_name(f"{path.stem}.rig{path.suffix}")
 
 
-def streaming_graphs(model: StreamPETR, max_detections: int) -> tuple[Graph, Graph]:
-    """The frame's graph and the rig's, of a copy of the model for inference, on the CPU."""
-    device = torch.device("cpu")
-    model = inference_model(model, device, torch.float32)
-    config = model.config
-    cameras, image = len(config.channels), config.image
-    focal = float(image.width)
-    intrinsics = torch.tensor([[focal, 0, image.width / 2], [0, focal, image.height / 2], [0, 0, 1.0]])
-    rig = (
-        intrinsics.repeat(cameras, 1, 1),
-        torch.eye(4).repeat(cameras, 1, 1),
-        torch.ones(cameras, dtype=torch.bool),
-    )
+def exported_files(path: Path, config: DetectorConfig | SparseBEVConfig) -> tuple[Path, ...]:
+    """Return the files of an export, that of the round first."""
+    return (path,) if isinstance(config, SparseBEVConfig) else (path, rig_path(path))
+
+
+def streaming_graphs(model: StreamingModel, max_detections: int) -> tuple[Graph, ...]:
+    """Return the graphs of `exported_files`, of a copy of the model for inference, on the CPU."""
+    model = inference_model(model, torch.device("cpu"), torch.float32)
+    if isinstance(model, SparseBEV):
+        return (_window_graph(model, max_detections),)
+    return _frame_and_rig_graphs(model, max_detections)
+
+
+def _frame_and_rig_graphs(model: StreamPETR, max_detections: int) -> tuple[Graph, Graph]:
+    rig = _example_rig(model.config)
     rig_module, frame_module = RigGraph(model).eval(), FrameGraph(model, max_detections).eval()
     with torch.no_grad():
         geometry = tuple(value.clone() for value in rig_module(*rig))
-    images = torch.zeros(cameras, image.height, image.width, 3, dtype=torch.uint8)
-    motion = (torch.eye(4), torch.zeros(1), torch.ones(1, dtype=torch.bool))
-    memory = tuple(start_memory(model))
     frame = Graph(
         frame_module,
-        (images, *motion, *rig, *geometry, *memory),
+        (*_example_frame(model.config), *rig, *geometry, *start_memory(model)),
         (*FRAME_INPUTS, *RIG_INPUTS, *GEOMETRY, *MEMORY),
         (*OUTPUTS, *(f"next_{name}" for name in MEMORY)),
     )
     return frame, Graph(rig_module, rig, RIG_INPUTS, GEOMETRY)
 
 
-def describe(model: StreamPETR, weights: str, max_detections: int) -> dict[str, Any]:
+def _window_graph(model: SparseBEV, max_detections: int) -> Graph:
+    names = window_memory_names(model.config)
+    return Graph(
+        WindowGraph(model, max_detections).eval(),
+        (*_example_frame(model.config), *_example_rig(model.config), *start_window_memory(model)),
+        (*FRAME_INPUTS, *RIG_INPUTS, *names),
+        (*OUTPUTS, *(f"next_{name}" for name in names)),
+    )
+
+
+def _example_rig(config: DetectorConfig | SparseBEVConfig) -> tuple[Tensor, Tensor, Tensor]:
+    cameras, image = len(config.channels), config.image
+    focal = float(image.width)
+    intrinsics = torch.tensor([[focal, 0, image.width / 2], [0, focal, image.height / 2], [0, 0, 1.0]])
+    return (
+        intrinsics.repeat(cameras, 1, 1),
+        torch.eye(4).repeat(cameras, 1, 1),
+        torch.ones(cameras, dtype=torch.bool),
+    )
+
+
+def _example_frame(config: DetectorConfig | SparseBEVConfig) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return values of FRAME_INPUTS."""
+    images = torch.zeros(len(config.channels), config.image.height, config.image.width, 3, dtype=torch.uint8)
+    return images, torch.eye(4), torch.zeros(1), torch.ones(1, dtype=torch.bool)
+
+
+def describe(model: StreamingModel, weights: str, max_detections: int) -> dict[str, Any]:
     """The metadata of an export: preset, cameras, classes, input size, hash of the weights, configuration."""
     config = model.config
     return {
@@ -102,40 +131,48 @@ def describe(model: StreamPETR, weights: str, max_detections: int) -> dict[str, 
     }
 
 
+def names_of(graph: Graph) -> dict[str, Any]:
+    """Return the names of a graph's inputs and outputs for the metadata; torch.export stores none."""
+    return {"inputs": list(graph.input_names), "outputs": list(graph.output_names)}
+
+
 def export_onnx(
-    model: StreamPETR, path: Path, *, weights_hash: str, max_detections: int = 300, replace: bool = False
+    model: StreamingModel, path: Path, *, weights_hash: str, max_detections: int = 300, replace: bool = False
 ) -> list[Path]:
-    """Write FILE.onnx and FILE.rig.onnx; the files written. replace: existing files are replaced.
+    """Write FILE.onnx and, for a StreamPETR, FILE.rig.onnx; return the files written. replace: existing
+    files are replaced.
 
     Errors: UserError if a file exists already, its name does not end in .onnx, or a package is missing.
     """
     require_packages(ONNX_PACKAGES, "onnx", "exporting to ONNX")
     if path.suffix != ".onnx":
         raise UserError(f"output {str(path)!r}: expected a name that ends in .onnx")
-    files = [path, rig_path(path)]
+    files = list(exported_files(path, model.config))
     refuse_existing(() if replace else files)
-    frame, rig = streaming_graphs(model, max_detections)
+    graphs = streaming_graphs(model, max_detections)
     notes = describe(model, weights_hash, max_detections)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for graph, file in ((rig, files[1]), (frame, files[0])):
+    for graph, file in reversed(list(zip(graphs, files, strict=True))):
         program = to_onnx(graph)
-        program.metadata_props[METADATA_KEY] = json.dumps(notes)
+        program.metadata_props[METADATA_KEY] = json.dumps(notes | names_of(graph))
         _save(program, file)
     return files
 
 
-def export_pt2(model: StreamPETR, path: Path, *, weights_hash: str, max_detections: int = 300) -> list[Path]:
-    """Write FILE.pt2 and FILE.rig.pt2, programs of torch.export; the files written. Errors: as
-    `export_onnx`."""
+def export_pt2(
+    model: StreamingModel, path: Path, *, weights_hash: str, max_detections: int = 300
+) -> list[Path]:
+    """Write the same as FILE.pt2 and FILE.rig.pt2, programs of torch.export. Errors: as `export_onnx`."""
     if path.suffix != ".pt2":
         raise UserError(f"output {str(path)!r}: expected a name that ends in .pt2")
-    files = [path, rig_path(path)]
+    files = list(exported_files(path, model.config))
     refuse_existing(files)
-    notes = {METADATA_KEY: json.dumps(describe(model, weights_hash, max_detections))}
+    notes = describe(model, weights_hash, max_detections)
     path.parent.mkdir(parents=True, exist_ok=True)
     for graph, file in zip(streaming_graphs(model, max_detections), files, strict=True):
         partial = file.with_name(file.name + ".partial.pt2")
-        torch.export.save(to_program(graph), partial, extra_files=notes)
+        extra = {METADATA_KEY: json.dumps(notes | names_of(graph))}
+        torch.export.save(to_program(graph), partial, extra_files=extra)
         partial.replace(file)
     return files
 

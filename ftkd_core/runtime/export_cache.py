@@ -11,14 +11,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import torch
 from filelock import FileLock, Timeout
 
 from ftkd_core.errors import UserError
-from ftkd_core.models.stream_petr import StreamPETR
-from ftkd_core.runtime.export import GRAPH_VERSION, export_onnx, rig_path
+from ftkd_core.models.build import StreamingModel
+from ftkd_core.runtime.export import GRAPH_VERSION, export_onnx, exported_files, rig_path
 
 KEPT: Final = 4
 """Exports in the cache. One of `tiny` has 3 MB, one of a ResNet-50 detector 140 MB."""
@@ -26,8 +26,6 @@ WAIT_S: Final = 600.0
 """How long a process waits for another one that is exporting."""
 _LOCK: Final = "export.lock"
 _log = logging.getLogger(__name__)
-
-StreamingModel: TypeAlias = StreamPETR
 
 
 def cache_folder() -> Path:
@@ -46,11 +44,11 @@ def cached_export(model: StreamingModel, weights_hash: str, max_detections: int)
     key = f"{weights_hash}-{max_detections}-{GRAPH_VERSION}-{torch.__version__}"
     name = f"{model.config.preset}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.onnx"
     path = cache_folder() / name
-    if not _is_complete(path):
+    if not _is_complete(path, model):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(path.parent):
-                if not _is_complete(path):  # another process may have written it in the meantime
+                if not _is_complete(path, model):  # another process may have written it in the meantime
                     _write(model, path, weights_hash, max_detections)
         except OSError as error:
             raise UserError(
@@ -80,8 +78,8 @@ def _write(model: StreamingModel, path: Path, weights_hash: str, max_detections:
         discard(old)
 
 
-def _is_complete(path: Path) -> bool:
-    return path.is_file() and rig_path(path).is_file()
+def _is_complete(path: Path, model: StreamingModel) -> bool:
+    return all(file.is_file() for file in exported_files(path, model.config))
 
 
 def _mark_as_used(path: Path) -> None:

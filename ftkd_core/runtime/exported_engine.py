@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ftkd_core.config import DetectorConfig
+from ftkd_core.config import DetectorConfig, SparseBEVConfig
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid
 from ftkd_core.runtime.engines import Rows
-from ftkd_core.runtime.export import rig_path
+from ftkd_core.runtime.export import exported_files
 from ftkd_core.runtime.header import RigKey, rig_key
 from ftkd_core.runtime.preprocess import round_rig, stack_images, visible_tokens
-from ftkd_core.runtime.streaming_graph import GEOMETRY, MEMORY, OUTPUTS, RIG_INPUTS
-from ftkd_core.types import CameraRound
+from ftkd_core.runtime.streaming_graph import GEOMETRY, OUTPUTS, RIG_INPUTS
+from ftkd_core.types import CameraRig, CameraRound
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -46,17 +46,25 @@ class ExportedEngine:
     """
 
     def __init__(
-        self, path: Path, config: DetectorConfig, open_session: OpenSession, *, weights_hash: str = ""
+        self,
+        path: Path,
+        config: DetectorConfig | SparseBEVConfig,
+        open_session: OpenSession,
+        *,
+        weights_hash: str = "",
     ) -> None:
-        for file in (path, rig_path(path)):
+        files = exported_files(path, config)
+        for file in files:
             if not file.is_file():
                 raise UserError(f"no file {str(file)!r}; write it with ftkd export --format onnx")
         self.device = torch.device("cpu")
         self.config, self.path = config, path
-        self.session, self._rig_session = open_session(path), open_session(rig_path(path))
-        for session, file in ((self.session, path), (self._rig_session, rig_path(path))):
+        self.session, *rig_sessions = (open_session(file) for file in files)
+        for session, file in zip((self.session, *rig_sessions), files, strict=True):
             check_notes(session.notes, file, config.preset, weights_hash)
-        self._empty = {name: np.zeros(self.session.shapes[name], dtype=np.float32) for name in MEMORY}
+        self._rig_session = rig_sessions[0] if rig_sessions else None
+        self._memory_names = [name for name in self.session.shapes if name.startswith("memory_")]
+        self._empty = {name: self._zeros(name) for name in self._memory_names}
         self._memory: Arrays = self._empty
         self._geometry: Arrays = {}
         self._rig_key: RigKey | None = None
@@ -67,13 +75,8 @@ class ExportedEngine:
         config = self.config
         rig = round_rig(camera_round, config.image, config.channels)  # refuses what cannot be used
         rig_inputs = dict(zip(RIG_INPUTS, (value[0].numpy() for value in rig), strict=True))
-        visible = visible_tokens(camera_round, config.image)
-        key = rig_key(rig) + (b"" if visible is None else visible.tobytes())
-        if key != self._rig_key:
-            found = dict(zip(GEOMETRY, self._rig_session.run(GEOMETRY, rig_inputs), strict=True))
-            if visible is not None:
-                found["token_mask"] = found["token_mask"] & visible
-            self._geometry, self._rig_key = found, key
+        if self._rig_session is not None:
+            self._encode_rig(self._rig_session, camera_round, rig, rig_inputs)
         pose = camera_round.global_from_ego
         before, time_before = (pose, time_s) if is_first or self._previous is None else self._previous
         inputs: dict[str, NDArray[Any]] = {
@@ -85,9 +88,9 @@ class ExportedEngine:
             **self._geometry,
             **(self._empty if is_first else self._memory),
         }
-        results = self.session.run((*OUTPUTS, *(f"next_{name}" for name in MEMORY)), inputs)
+        results = self.session.run((*OUTPUTS, *(f"next_{name}" for name in self._memory_names)), inputs)
         boxes, scores, labels = results[: len(OUTPUTS)]
-        self._memory = dict(zip(MEMORY, results[len(OUTPUTS) :], strict=True))
+        self._memory = dict(zip(self._memory_names, results[len(OUTPUTS) :], strict=True))
         self._previous = (pose, time_s)
         rows = np.concatenate([boxes, scores[:, None], labels[:, None]], axis=1).astype(np.float64)
         return lambda: rows
@@ -99,9 +102,27 @@ class ExportedEngine:
 
     def set_memory(self, memory: Mapping[str, NDArray[Any]]) -> None:
         """See `Engine`."""
-        self._memory = {name: np.array(memory[name]) for name in MEMORY}
+        self._memory = {name: np.array(memory[name]) for name in self._memory_names}
         pose = np.array(memory["previous_pose"])
         self._previous = (pose, float(memory["previous_time"])) if len(pose) else None
+
+    def _encode_rig(
+        self, session: Session, camera_round: CameraRound, rig: CameraRig, inputs: Arrays
+    ) -> None:
+        """Compute the geometry of the image tokens again if the cameras have changed."""
+        visible = visible_tokens(camera_round, self.config.image)
+        key = rig_key(rig) + (b"" if visible is None else visible.tobytes())
+        if key == self._rig_key:
+            return
+        found = dict(zip(GEOMETRY, session.run(GEOMETRY, inputs), strict=True))
+        if visible is not None:
+            found["token_mask"] = found["token_mask"] & visible
+        self._geometry, self._rig_key = found, key
+
+    def _zeros(self, name: str) -> NDArray[Any]:
+        """Return an empty tensor of the memory."""
+        kind = np.bool_ if name == "memory_mask" else np.float32
+        return np.zeros(self.session.shapes[name], dtype=kind)
 
 
 def check_notes(notes: Mapping[str, Any], path: Path, preset: str, weights_hash: str) -> None:

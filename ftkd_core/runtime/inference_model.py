@@ -3,27 +3,26 @@
 precision where accuracy allows it. The original model is unchanged."""
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ftkd_core.models.stream_petr import StreamPETR
+from ftkd_core.models.build import StreamingModel
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+ModelT = TypeVar("ModelT", bound=StreamingModel)
 
 
-def inference_model(
-    model: StreamPETR, device: torch.device, dtype: torch.dtype = torch.float32
-) -> StreamPETR:
+def inference_model(model: ModelT, device: torch.device, dtype: torch.dtype = torch.float32) -> ModelT:
     """Return a copy of the model for inference on a device: folded, channels last, with matrices in `dtype`
     and without a 2-D head that is used only in training.
 
     Run a half `dtype` under autocast of that type. Outputs in metres and scores, and the encoding of the
     rays, stay in float32, because the logarithm of a depth in float16 has a resolution of 8 cm at 40 m.
     """
-    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    fast: Any = copy.deepcopy(model).eval().requires_grad_(False)
     if not model.config.decoder.num_image_queries:
         fast.auxiliary = None
     fast = fold_batch_norms(fast)
@@ -35,15 +34,17 @@ def inference_model(
                 module.to(dtype)
         for parent, name in ((fast, "classifier"), (fast, "regressor"), *_dense_heads(fast)):
             setattr(parent, name, _InFloat32(getattr(parent, name)))
-    return fast
+    inferring: ModelT = fast
+    return inferring
 
 
 _FLOAT32 = (
-    "classifier", "regressor", "auxiliary.heat", "auxiliary.output", "position.encoder", "position.alignment"
+    "classifier", "regressor", "auxiliary.heat", "auxiliary.output", "position.encoder", "position.alignment",
+    "linking",
 )  # fmt: skip
 
 
-def _dense_heads(model: StreamPETR) -> list[tuple[nn.Module, str]]:
+def _dense_heads(model: StreamingModel) -> list[tuple[nn.Module, str]]:
     head = model.auxiliary
     return [] if head is None else [(head, "heat"), (head, "output")]
 

@@ -141,8 +141,15 @@ def stack_images(views: Sequence[CameraView | None], config: ImageConfig) -> NDA
     images = np.zeros((len(views), config.height, config.width, 3), dtype=np.uint8)
     for index, view in enumerate(views):
         if view is not None:
-            images[index] = resize_and_crop(view.image, config)
+            images[index] = _network_image(view, config)
     return images
+
+
+def _network_image(view: CameraView, config: ImageConfig) -> NDArray[np.uint8]:
+    for prepared in view.prepared:
+        if prepared.remap is None and prepared.image.shape == (config.height, config.width, 3):
+            return prepared.image
+    return resize_and_crop(view.image, config)
 
 
 def visible_tokens(camera_round: CameraRound, config: ImageConfig) -> NDArray[np.bool_] | None:

@@ -25,9 +25,9 @@ from ftkd_core.errors import UserError
 from ftkd_core.geometry import make_transform
 from ftkd_core.lens import Lens, check_fold, horizontal_field, project_pixels
 from ftkd_core.runtime.camera_assignment import Placement, Sight, assign, same_yaw
-from ftkd_core.runtime.preprocess import check_view, network_intrinsics
+from ftkd_core.runtime.preprocess import check_view, network_intrinsics, resize_and_crop
 from ftkd_core.runtime.remap import ImageRemap
-from ftkd_core.types import CameraRound, CameraView
+from ftkd_core.types import CameraRound, CameraView, PreparedImage
 
 Array = NDArray[np.float64]
 
@@ -75,12 +75,19 @@ class SeenCamera:
         visible = None if self.remap.visible.min() >= 1 else self.remap.visible
         return replace(
             view,
-            image=self.remap(view.image),
+            image=self._remapped(view, self.remap),
             intrinsics=self.intrinsics,
             ego_from_camera=view.ego_from_camera @ self.camera_from_virtual,
             lens=None,
             visible=visible,
+            prepared=(),
         )
+
+    def _remapped(self, view: CameraView, remap: ImageRemap) -> NDArray[np.uint8]:
+        for prepared in view.prepared:
+            if prepared.remap is remap:
+                return prepared.image
+        return remap(view.image)
 
 
 class VirtualCameras:
@@ -142,6 +149,23 @@ class VirtualCameras:
         if present and self.faults and not any(view is not None for view in views):
             raise UserError(f"no camera of the round is usable: {next(iter(self.faults.values()))}")
         return replace(camera_round, views=tuple(views))
+
+    def prepare(self, index: int, image: NDArray[np.uint8], *, scale: bool) -> tuple[PreparedImage, ...]:
+        """Return the network images of a camera (index in the round) as the last round saw it; () if it was
+        not seen with this size. With scale, also that of a camera that is taken as it is.
+
+        Another thread may call this while `see` runs.
+        """
+        size = (image.shape[1], image.shape[0])
+        calibration = self._calibrations.get(index)
+        if calibration is None or calibration.size != size:
+            return ()
+        remaps = [seen.remap for seen in tuple(self.seen) if seen.camera == index]
+        return tuple(
+            PreparedImage(remap, resize_and_crop(image, self._image) if remap is None else remap(image))
+            for remap in remaps
+            if scale or remap is not None
+        )
 
     def _check_count(self, camera_round: CameraRound) -> None:
         """Raise UserError that names the cameras for which the weights have no channel."""

@@ -86,6 +86,22 @@ def read_window_weights(path: Path) -> tuple[dict[str, Tensor], SparseBEVConfig,
     return _read(path, SparseBEVConfig)
 
 
+def read_streaming_weights(
+    path: Path,
+) -> tuple[dict[str, Tensor], DetectorConfig | SparseBEVConfig, dict[str, Any]]:
+    """Return the same of a model that runs on a stream: a streaming detector, or a SparseBEV without future
+    frames. Raises UserError for any other file."""
+    if _metadata(path).get("kind") != SparseBEVConfig.__name__:
+        return read_weights(path)
+    state, config, notes = read_window_weights(path)
+    if config.num_future:
+        raise UserError(
+            f"weights {str(path)!r} belong to an offline teacher with {config.num_future} future frames; "
+            "expected a model without future frames"
+        )
+    return state, config, notes
+
+
 def read_backbone(path: Path) -> tuple[dict[str, Tensor], BackboneConfig, dict[str, Any]]:
     """Return the same of a backbone file: state with the names of `ResNet`, depth and width; the
     configuration's fields of the neck have no meaning."""

@@ -59,7 +59,7 @@ def measure(preset: str, weights: Path | None, device: str, runtime: str, *, rep
     from ftkd_core.runtime.detector import Detector, resolve_device
 
     place = resolve_device(device)
-    model, weights_name = measuring.load_preset_model(preset, weights)
+    model, weights_name = measuring.load_streaming_model(preset, weights)
     rounds = measuring.driving_rounds(_ROUNDS, nuscenes_rig())
     measuring.reset_peak_memory(place)
     began = time.perf_counter()

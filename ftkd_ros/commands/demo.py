@@ -2,6 +2,7 @@
 """`ftkd demo`: all steps from data to a page with metrics, through ROS 2."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,18 +27,7 @@ from ftkd_ros.commands.packages import require
 @click.option("--rate", type=float, default=1.0, help="Speed of the replay; 1 is real time.")
 @click.option("--domain-id", type=int, metavar="N", help="ROS_DOMAIN_ID.  [default: one for this run]")
 @options.weights_and_device
-def demo(
-    dataroot: Path | None,
-    version: str | None,
-    scene: str | None,
-    output: Path,
-    sweeps: bool,
-    rate: float,
-    domain_id: int | None,
-    weights: Path | None,
-    device: str,
-    runtime: str,
-) -> int:
+def demo(**chosen: Any) -> int:
     """Replay a scene through the detector node in ROS 2, then write metrics and an HTML page.
 
     Without --dataroot a synthetic scene is rendered once and reused. ROS messages stay on this machine.
@@ -45,18 +35,5 @@ def demo(
     require("rclpy")
     from ftkd_ros.demo import DemoOptions, run_demo
 
-    run_demo(
-        DemoOptions(
-            output=output,
-            dataroot=dataroot,
-            version=version,
-            scene=scene,
-            sweeps=sweeps,
-            rate=rate,
-            domain_id=domain_id,
-            weights=weights,
-            device=device,
-            runtime=runtime,
-        )
-    )
+    run_demo(DemoOptions(**chosen))
     return 0

@@ -25,7 +25,7 @@ def import_weights(
 
     \b
     StreamPETR  for `ftkd detect --weights`, the node and training
-    SparseBEV   for training, as a teacher or student; `ftkd detect` does not run it
+    SparseBEV   for the same, and as a teacher in training
     ResNet      for training, as the initial backbone
     """
     from ftkd_core.weights.importing import format_lines, import_weights, plan_import

@@ -42,7 +42,7 @@ from ftkd_ros.node.declaration import declare_parameters
 from ftkd_ros.node.ego_motion import RewindingBuffer
 from ftkd_ros.node.health_reporting import HealthReporter, StatisticsTopics
 from ftkd_ros.node.inputs import CameraInputs
-from ftkd_ros.node.loading import DetectorFactory, free_memory, load_detector
+from ftkd_ros.node.loading import DetectorFactory, check_cameras, free_memory, load_detector
 from ftkd_ros.node.parameters import changed_parameters
 from ftkd_ros.node.publishing import ResultPublishers
 from ftkd_ros.node.spinning import make_executor, spin
@@ -172,7 +172,7 @@ class DetectorNode(LifecycleNode):
         parameters, keep = self.parameters, self._resources.callback
         self._detector = self._detector_factory(parameters)
         keep(self._drop_detector)
-        self._check_cameras(self._detector.channels)
+        check_cameras(parameters.cameras, self._detector.channels)
         self._detector.warm_up()
         self._buffer = RewindingBuffer(cache_time=Duration(seconds=parameters.tf_cache_s), node=self)
         keep(self._drop_buffer)
@@ -215,6 +215,7 @@ class DetectorNode(LifecycleNode):
             anchor=parameters.anchor,
             tf_timeout_s=parameters.tf_timeout_s,
             pose_is_awaited=True,
+            prepare=getattr(self._detector, "prepare", None),
         )
         monitor = StreamMonitor(
             max_gap_s=parameters.memory_max_gap_s, max_speed_m_s=parameters.memory_max_speed
@@ -256,19 +257,12 @@ class DetectorNode(LifecycleNode):
         self._buffer.clear()
         del self._buffer
 
-    def _check_cameras(self, channels: Sequence[str]) -> None:
-        if len(self.parameters.cameras) > len(channels):
-            extra = self.parameters.cameras[len(channels) :]
-            raise UserError(
-                f"parameter cameras: {len(self.parameters.cameras)} cameras; "
-                f"expected at most {len(channels)}, the number of cameras of the weights; "
-                f"remove {', '.join(extra)} or use weights for more cameras"
-            )
-
     # -- inputs: callbacks on the thread of the executor -----------------------------------------------------
 
     def _note_image(self, camera: str, message: Any) -> None:
         self._health.add(camera, time.monotonic(), stamp_to_ns(message.header.stamp))
+        if self._worker is not None and not self._worker.is_behind:
+            self._builder.arrive(self.parameters.cameras.index(camera), message)
 
     def _submit(self, matched: MatchedRound[Any]) -> None:
         if self._worker is not None:

@@ -3,9 +3,10 @@
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ftkd_core.errors import UserError
 from ftkd_ros.node.parameters import DetectorParameters
 
 DetectorFactory = Callable[[DetectorParameters], Any]
@@ -37,6 +38,16 @@ def make_detector(parameters: DetectorParameters) -> Any:
         max_detections=parameters.max_detections,
         camera_model=parameters.camera_model,
     )
+
+
+def check_cameras(cameras: Sequence[str], channels: Sequence[str]) -> None:
+    """Raise UserError if there are more cameras than the weights have channels."""
+    if len(cameras) > len(channels):
+        extra = cameras[len(channels) :]
+        raise UserError(
+            f"parameter cameras: {len(cameras)} cameras; expected at most {len(channels)}, the number of "
+            f"cameras of the weights; remove {', '.join(extra)} or use weights for more cameras"
+        )
 
 
 def free_memory() -> None:

@@ -68,6 +68,7 @@ class WorkerStatistics:
     camera_faults: Counter[str] = field(default_factory=Counter)
     last_fault: dict[str, tuple[str, float]] = field(default_factory=dict)
     latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_HISTORY))
+    stamp_latency_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_HISTORY))
     stage_ms: dict[str, deque[float]] = field(default_factory=dict)
     records: deque[RoundRecord] = field(default_factory=lambda: deque(maxlen=_RECORDS))
     last_published_s: float | None = None
@@ -77,8 +78,13 @@ class WorkerStatistics:
     def rounds_dropped(self) -> int:
         return sum(self.dropped.values())
 
-    def add_times(self, stage_ms: dict[str, float], latency_ms: float) -> None:
-        """Store the milliseconds of one round: per stage, and from submission to publication."""
+    def add_times(
+        self, stage_ms: dict[str, float], latency_ms: float, stamp_latency_ms: float | None = None
+    ) -> None:
+        """Store the milliseconds of one round: per stage, from submission to publication, and from
+        header.stamp to publication."""
+        if stamp_latency_ms is not None:
+            self.stamp_latency_ms.append(stamp_latency_ms)
         for stage, duration in stage_ms.items():
             self.stage_ms.setdefault(stage, deque(maxlen=_HISTORY)).append(duration)
         self.latency_ms.append(latency_ms)
@@ -122,6 +128,7 @@ class WorkerStatistics:
             "resets": dict(self.resets),
             "camera_faults": dict(self.camera_faults),
             "latency_ms": percentiles(self.latency_ms),
+            "exposure_to_publish_ms": percentiles(self.stamp_latency_ms),
             "stage_ms": {stage: percentiles(durations) for stage, durations in self.stage_ms.items()},
         }
 

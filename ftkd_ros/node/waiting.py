@@ -58,6 +58,13 @@ class RoundQueue(Generic[T]):
                 if chosen is None:
                     self._condition.wait(_POLL_S)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether a ready item waits to be taken."""
+        with self._condition:
+            oldest = self._items[0][0] if self._items else None
+        return oldest is not None and self._is_ready(oldest)
+
     def close(self) -> int:
         """Wake all waiting threads. Returns the number of items that are discarded."""
         with self._condition:

@@ -106,6 +106,11 @@ class DetectionWorker:
                 self._pending_reset = "backward_time"
             self._count_overwritten(self._queue.put((matched, time.perf_counter())))
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether a round waits while another one is processed: the detector is slower than the cameras."""
+        return self._queue.is_behind
+
     def request_reset(self, cause: str) -> None:
         """Reset the detector before the next round and count the reset under `cause`."""
         with self._lock:
@@ -164,7 +169,7 @@ class DetectionWorker:
         )
         with self._lock:
             self.statistics.rounds_detected += 1
-            self.statistics.add_times(stage_ms, record.latency_ms)
+            self.statistics.add_times(stage_ms, record.latency_ms, record.stamp_latency_ms)
             self.statistics.add_record(record)
         self._on_record(record)
 

@@ -6,15 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ftkd_core.errors import UserError
-from ftkd_core.types import CameraRound, CameraView
+from ftkd_core.types import CameraRound, CameraView, PreparedImage
 from ftkd_ros.convert.calibration import CameraGeometry
 from ftkd_ros.convert.images import RgbImage, image_to_rgb
+from ftkd_ros.sync.arrivals import ArrivingImages
 from ftkd_ros.sync.matcher import MatchedRound
 
 T = TypeVar("T")
@@ -63,15 +64,26 @@ def reference_stamp_ns(matched: MatchedRound[Any], rule: str, anchor: int = 0) -
     return sum(stamps) // len(stamps) if rule == "mean" else max(stamps)
 
 
+class _Image(NamedTuple):
+    """A decoded image (H, W, 3) and its network images."""
+
+    pixels: RgbImage
+    prepared: tuple[PreparedImage, ...]
+
+
+_Decoded: TypeAlias = _Image | UserError
+
+
 @dataclass
 class RoundBuilder:
     """Decodes the images of a round and looks up the geometry of the cameras.
 
-    Images are decoded in parallel, because OpenCV releases the GIL. `topics` are the image topics, for error
-    messages. Views have the order of the cameras, filled up with None to `num_views`. `tf_timeout_s` limits
-    the wait for camera_info and tf per round. A camera whose calibration or frame was missing in three rounds
-    in a row is waited for no longer, until they are there again. `pose_is_awaited`: the caller has waited for
-    the vehicle pose, up to `tf_timeout_s`.
+    Images are decoded in parallel, because OpenCV releases the GIL; those given to `arrive` before their
+    round is built. `prepare` (index, image) returns network images for `CameraView.prepared`. `topics` are
+    the image topics, for error messages. Views have the order of the cameras, filled up with None to
+    `num_views`. `tf_timeout_s` limits the wait for camera_info and tf per round. A camera whose calibration
+    or frame was missing in three rounds in a row is waited for no longer, until they are there again.
+    `pose_is_awaited`: the caller has waited for the vehicle pose, up to `tf_timeout_s`.
     """
 
     rig: Rig
@@ -81,15 +93,23 @@ class RoundBuilder:
     anchor: int = 0
     tf_timeout_s: float = 0.5
     pose_is_awaited: bool = False
+    prepare: Callable[[int, RgbImage], tuple[PreparedImage, ...]] | None = None
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
+    _arriving: ArrivingImages[_Decoded] = field(init=False, repr=False)
     _misses: Counter[str] = field(init=False, repr=False, default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=min(4, len(self.topics)), thread_name_prefix="decode")
+        self._arriving = ArrivingImages(self._pool, self._decode, len(self.topics))
 
     def close(self) -> None:
         """Shut down the decoder pool."""
+        self._arriving.clear()
         self._pool.shutdown(wait=True)
+
+    def arrive(self, camera: int, message: Any) -> None:
+        """Start to decode and prepare an image before its round is complete."""
+        self._arriving.add(camera, message)
 
     def build(self, matched: MatchedRound[Any]) -> BuiltRound:
         """Decode a round and add its geometry.
@@ -98,7 +118,11 @@ class RoundBuilder:
         """
         faults: dict[str, str] = {}
         started = time.perf_counter()
-        images = list(self._pool.map(self._decode, matched.messages, self.topics))
+        futures = [
+            None if message is None else self._arriving.take(index, message)
+            for index, message in enumerate(matched.messages)
+        ]
+        images = [None if future is None else future.result() for future in futures]
         for camera, image in zip(self.rig.cameras, images, strict=True):
             if isinstance(image, UserError):
                 faults[camera] = str(image)
@@ -107,16 +131,17 @@ class RoundBuilder:
         stages = {"decode": (decoded - started) * 1e3, "geometry": (time.perf_counter() - decoded) * 1e3}
         return BuiltRound(camera_round=camera_round, faults=faults, stage_ms=stages)
 
-    def _decode(self, message: Any | None, topic: str) -> RgbImage | UserError | None:
+    def _decode(self, camera: int, message: Any) -> _Decoded:
         try:
-            return None if message is None else image_to_rgb(message, topic)
+            image = image_to_rgb(message, self.topics[camera])
         except UserError as error:
             return error
+        return _Image(image, () if self.prepare is None else self.prepare(camera, image))
 
     def _add_geometry(
         self,
         matched: MatchedRound[Any],
-        images: Sequence[RgbImage | UserError | None],
+        images: Sequence[_Decoded | None],
         faults: dict[str, str],
     ) -> CameraRound:
         wait_until = time.monotonic() + self.tf_timeout_s
@@ -124,7 +149,7 @@ class RoundBuilder:
         global_from_ego = self._pose(stamp_ns, wait_until)
         views: list[CameraView | None] = [None] * self.num_views
         for index, image in enumerate(images):
-            if not isinstance(image, np.ndarray):
+            if not isinstance(image, _Image):
                 continue
             camera = self.rig.cameras[index]
             try:
@@ -158,11 +183,11 @@ class RoundBuilder:
         self._misses[what] = 0
         return found
 
-    def _view(self, matched: MatchedRound[Any], index: int, image: RgbImage, wait_until: float) -> CameraView:
+    def _view(self, matched: MatchedRound[Any], index: int, image: _Image, wait_until: float) -> CameraView:
         stamp_ns = matched.stamps_ns[index]
         message = matched.messages[index]
         assert stamp_ns is not None and message is not None
-        height, width = image.shape[:2]
+        height, width = image.pixels.shape[:2]
         camera = self.rig.cameras[index]
         geometry = self._waiting(
             camera,
@@ -172,11 +197,12 @@ class RoundBuilder:
             ),
         )
         return CameraView(
-            image=image,
+            image=image.pixels,
             intrinsics=geometry.intrinsics,
             ego_from_camera=geometry.ego_from_camera,
             global_from_ego=geometry.global_from_ego,
             stamp_ns=stamp_ns,
             lens=geometry.lens,
             name=self.rig.cameras[index],
+            prepared=image.prepared,
         )

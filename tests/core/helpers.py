@@ -10,12 +10,13 @@ from ftkd_core.config import DetectorConfig, override
 from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.clips import Clip
 from ftkd_core.data.targets import ClipObjects
-from ftkd_core.geometry import yaw_transform
+from ftkd_core.geometry import invert_rigid, yaw_transform
 from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.predictions import Predictions
+from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR
-from ftkd_core.presets import preset
-from ftkd_core.types import CameraRig, Frame
+from ftkd_core.presets import preset, sparse_bev_preset
+from ftkd_core.types import CameraRig, Frame, FrameWindow
 
 SMALL = [
     "image.width=96",
@@ -33,6 +34,7 @@ SMALL = [
     "decoder.position_hidden=32",
     "loss.denoising_groups=2",
 ]
+FOCAL = ("auxiliary_kind=focal", "backbone.neck_channels=32")
 NO_AUGMENTATION = AugmentConfig(flip=0.0, rotation=0.0, colour=0.0, camera_dropout=0.0)
 RIGS = pytest.mark.parametrize(
     ("cameras", "width", "height"), [(1, 96, 32), (2, 96, 32), (6, 96, 32), (6, 80, 48), (1, 80, 48)]
@@ -154,3 +156,60 @@ def make_clip(
         times=np.arange(frames) * 0.5,
         objects=tuple(annotated),
     )
+
+
+SMALL_SPARSE = [
+    "image.width=96",
+    "image.height=32",
+    "backbone.base_channels=8",
+    "decoder.channels=32",
+    "decoder.num_heads=2",
+    "decoder.num_layers=2",
+    "decoder.ffn_channels=32",
+    "decoder.num_queries=16",
+    "decoder.out_points=8",
+]
+
+
+def small_sparse(*extra: str, past: int = 2, future: int = 0, image_queries: int = 0) -> SparseBEV:
+    """Return a small model whose sampling, mixing and attention depend on the queries."""
+    torch.manual_seed(0)
+    config = override(
+        sparse_bev_preset("sparse_bev_tiny"),
+        [
+            *SMALL_SPARSE,
+            f"num_past={past}",
+            f"num_future={future}",
+            f"decoder.num_image_queries={image_queries}",
+            *extra,
+        ],
+    )
+    model = build_sparse_bev(config)
+    with torch.no_grad():
+        layer = model.decoder_layer
+        for parameter in (
+            layer.sampling_offset.weight,
+            layer.mixing.parameter_generator.weight,
+            layer.self_attention.fade.weight,
+        ):
+            parameter.normal_(0, 0.05)
+        if image_queries:  # initial box changes are near 0
+            layer.regressor[-1].weight.normal_(0, 0.1)
+    return model.eval()
+
+
+def window_of(frames: list[Frame], current: int, order: list[int]) -> FrameWindow:
+    """Return the window of frame `current` over the frames in `order`, as a dataset builds it."""
+    now = frames[current]
+    chosen = [frames[current], *(frames[i] for i in order)]
+    poses = [
+        (invert_rigid(now.global_from_ego) @ f.global_from_ego)[:, None] @ f.rig.ego_from_camera.double()
+        for f in chosen
+    ]
+    rig = CameraRig(
+        torch.stack([f.rig.intrinsics for f in chosen], 1),
+        torch.stack(poses, 1).float(),
+        torch.stack([f.rig.mask for f in chosen], 1),
+    )
+    times = torch.stack([(f.time - now.time).float() for f in chosen], 1)
+    return FrameWindow(torch.stack([f.images for f in chosen], 1), rig, times)

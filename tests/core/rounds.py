@@ -39,6 +39,18 @@ def make_round(
     )
 
 
+def far_away(camera_round: CameraRound, index: int) -> CameraRound:
+    """The round of a vehicle that turns and climbs, tens of kilometres from the origin of its map."""
+    pose = yaw_transform(
+        0.07 * index, (41_000.0 + 4.0 * index, -23_000.0 + 0.8 * index, 300.0 + 0.05 * index)
+    )
+    moved = tuple(
+        None if view is None else dataclasses.replace(view, global_from_ego=pose)
+        for view in camera_round.views
+    )
+    return dataclasses.replace(camera_round, views=moved, global_from_ego=pose)
+
+
 def turn_camera(camera_round: CameraRound) -> CameraRound:
     """Return the round with its first camera rotated by 0.1 rad about z."""
     view = camera_round.views[0]

@@ -32,8 +32,7 @@ from ftkd_core.losses.focal import quality_focal_loss
 from ftkd_core.models.predictions import Predictions
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import Frame, Targets
-from tests.core.helpers import make_clip, small_model
-from tests.core.test_sparse_bev import small_sparse, window_of
+from tests.core.helpers import make_clip, small_model, small_sparse, window_of
 
 WEIGHTS = (2.0, 2.0) + (1.0,) * 8
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ftkd_core.errors import UserError
 from ftkd_core.evaluation.detector_benchmark import compare_detectors
-from ftkd_core.geometry import invert_rigid, yaw_transform
+from ftkd_core.geometry import invert_rigid
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime import engine_choice, export
@@ -27,7 +27,7 @@ from ftkd_core.runtime.sessions import OnnxSession, OpenVinoSession, providers_f
 from ftkd_core.runtime.streaming_graph import MEMORY, relative_to
 from ftkd_core.types import CameraRound
 from tests.core.helpers import small_model
-from tests.core.rounds import make_round, turn_camera
+from tests.core.rounds import far_away, make_round, turn_camera
 
 CPU = torch.device("cpu")
 SESSIONS: dict[str, OpenSession] = {
@@ -56,18 +56,6 @@ def detector(model: StreamPETR, engine: ExportedEngine | None = None) -> Detecto
     if engine is not None:
         found.engine = engine
     return found
-
-
-def far_away(camera_round: CameraRound, index: int) -> CameraRound:
-    """The round of a vehicle that turns and climbs, tens of kilometres from the origin of its map."""
-    pose = yaw_transform(
-        0.07 * index, (41_000.0 + 4.0 * index, -23_000.0 + 0.8 * index, 300.0 + 0.05 * index)
-    )
-    moved = tuple(
-        None if view is None else dataclasses.replace(view, global_from_ego=pose)
-        for view in camera_round.views
-    )
-    return dataclasses.replace(camera_round, views=moved, global_from_ego=pose)
 
 
 def hide_half(camera_round: CameraRound, model: StreamPETR) -> CameraRound:

@@ -26,11 +26,10 @@ from ftkd_core.models.predictions import FocalMaps
 from ftkd_core.presets import preset
 from ftkd_core.runtime.inference_model import inference_model
 from ftkd_core.runtime.preprocess import normalise
-from tests.core.helpers import make_clip, small_config, small_model
+from tests.core.helpers import FOCAL, make_clip, small_config, small_model
 
 STRIDE, SIZE = 8, (4, 12)  # for the images of make_clip
 TERMS = {f"auxiliary/{name}" for name in ("class", "centerness", "box", "iou", "center")}
-FOCAL = ("auxiliary_kind=focal", "backbone.neck_channels=32")
 
 
 def sample_of(seed: int = 3, objects: int = 6) -> StreamBatch:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ftkd_core.boxes import box_corners
 from ftkd_core.models.sampling import (
+    _read_padded,
     box_points,
     move_points,
     project_to_views,
@@ -103,3 +104,17 @@ def test_half_precision_maps_are_sampled_in_float32(keep_unseen: bool) -> None:
         read = sample_pyramid([maps], found, weights, keep_unseen=keep_unseen)
     assert torch.count_nonzero(exact) > 100
     assert torch.equal(read, exact)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 5), st.integers(1, 5))
+def test_padded_cameras_are_read_as_the_volume_of_the_public_code(
+    seed: int, cameras: int, height: int, width: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(1, 2, cameras, height, width, generator=generator)
+    uv = torch.rand(1, 9, 3, 2, generator=generator) * 4 - 1.5  # far outside the image too
+    view = torch.randint(0, cameras, (1, 9, 3, 1), generator=generator).float()
+    depth = view * (2.0 / max(cameras - 1, 1)) - (1.0 if cameras > 1 else 0.0)
+    grid = torch.cat([uv * 2 - 1, depth], dim=-1)[..., None, :]
+    volume = torch.nn.functional.grid_sample(maps, grid, align_corners=True)[..., 0]
+    assert torch.allclose(_read_padded(maps, uv, view, cameras), volume, atol=1e-4)

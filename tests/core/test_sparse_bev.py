@@ -8,73 +8,26 @@ from ftkd_core.config import SparseBEVConfig, override
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import make_sample
 from ftkd_core.errors import UserError
-from ftkd_core.geometry import invert_rigid, yaw_transform
+from ftkd_core.geometry import yaw_transform
 from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.models.denoising import make_denoising
 from ftkd_core.models.dense_head import propose
 from ftkd_core.models.predictions import Predictions, decode
-from ftkd_core.models.sparse_bev import FeatureRing, SparseBEV, WindowFeatures, build_sparse_bev
+from ftkd_core.models.sparse_bev import FeatureRing, SparseBEV, WindowFeatures
 from ftkd_core.presets import SPARSE_BEV_PRESETS, sparse_bev_preset
 from ftkd_core.runtime.preprocess import normalise
-from ftkd_core.types import CameraRig, Frame, FrameWindow
-from tests.core.helpers import RIGS, drive, make_clip, rig_settings, small_config
+from ftkd_core.types import CameraRig, FrameWindow
+from tests.core.helpers import (
+    RIGS,
+    drive,
+    make_clip,
+    rig_settings,
+    small_config,
+    small_sparse,
+    window_of,
+)
 
-SMALL = [
-    "image.width=96",
-    "image.height=32",
-    "backbone.base_channels=8",
-    "decoder.channels=32",
-    "decoder.num_heads=2",
-    "decoder.num_layers=2",
-    "decoder.ffn_channels=32",
-    "decoder.num_queries=16",
-    "decoder.out_points=8",
-]
 SETTINGS = pytest.mark.parametrize("image_queries", [0, 24])
-
-
-def small_sparse(*extra: str, past: int = 2, future: int = 0, image_queries: int = 0) -> SparseBEV:
-    """Return a small model whose sampling, mixing and attention depend on the queries."""
-    torch.manual_seed(0)
-    config = override(
-        sparse_bev_preset("sparse_bev_tiny"),
-        [
-            *SMALL,
-            f"num_past={past}",
-            f"num_future={future}",
-            f"decoder.num_image_queries={image_queries}",
-            *extra,
-        ],
-    )
-    model = build_sparse_bev(config)
-    with torch.no_grad():
-        layer = model.decoder_layer
-        for parameter in (
-            layer.sampling_offset.weight,
-            layer.mixing.parameter_generator.weight,
-            layer.self_attention.fade.weight,
-        ):
-            parameter.normal_(0, 0.05)
-        if image_queries:  # initial box changes are near 0
-            layer.regressor[-1].weight.normal_(0, 0.1)
-    return model.eval()
-
-
-def window_of(frames: list[Frame], current: int, order: list[int]) -> FrameWindow:
-    """Return the window of frame `current` over the frames in `order`, as a dataset builds it."""
-    now = frames[current]
-    chosen = [frames[current], *(frames[i] for i in order)]
-    poses = [
-        (invert_rigid(now.global_from_ego) @ f.global_from_ego)[:, None] @ f.rig.ego_from_camera.double()
-        for f in chosen
-    ]
-    rig = CameraRig(
-        torch.stack([f.rig.intrinsics for f in chosen], 1),
-        torch.stack(poses, 1).float(),
-        torch.stack([f.rig.mask for f in chosen], 1),
-    )
-    times = torch.stack([(f.time - now.time).float() for f in chosen], 1)
-    return FrameWindow(torch.stack([f.images for f in chosen], 1), rig, times)
 
 
 def assert_same(a: Predictions, b: Predictions, tolerance: float = 1e-4) -> None:

@@ -28,6 +28,7 @@ from ftkd_core.runtime.remap import ImageRemap
 from ftkd_core.runtime.virtual_camera import VirtualCameras
 from ftkd_core.types import CameraRound, CameraView
 from tests.core.helpers import drive, small_model
+from tests.core.rounds import make_round
 
 TRAINED = nuscenes_rig(400, 225)
 IMAGE = ImageConfig(width=192, height=64)
@@ -346,3 +347,28 @@ def test_cameras_survive_json_and_damaged_ones_are_refused() -> None:
 def test_equal_yaws_wrap_around() -> None:
     sights = [Sight(np.pi - 0.01, 0, 1), Sight(-np.pi + 0.01, 0, 1.5)]
     assert same_yaw(sights) == {0: 1}
+
+
+@pytest.mark.parametrize("camera_model", ["as_is", "auto", "virtual"])
+def test_prepared_images_give_the_same_detections(camera_model: str) -> None:
+    """Images are prepared as the last round saw them; with another size or remap they are not used."""
+    found = []
+    for prepare in (False, True):
+        detector = Detector(
+            small_model(), weights_name="", device=torch.device("cpu"), runtime="plain", score_threshold=0.0,
+            max_detections=20, camera_model=camera_model, canonical_cameras=canonical_cameras(nuscenes_rig()),
+        )  # fmt: skip
+        counts, objects = [], []
+        for index, size in enumerate([(192, 108), (192, 108), (384, 216), (192, 108)]):
+            camera_round = make_round(index, size)
+            views = []
+            for camera, view in enumerate(camera_round.views):
+                assert view is not None
+                prepared = detector.prepare(camera, view.image) if prepare else ()
+                counts.append(len(prepared))
+                views.append(dataclasses.replace(view, prepared=prepared))
+            objects.append(detector.step(dataclasses.replace(camera_round, views=tuple(views))))
+        found.append(objects)
+        assert not prepare or (counts[:6] == [0] * 6 and sum(counts[6:12]) >= 6 and not any(counts[12:18]))
+    for a, b in zip(*found, strict=True):
+        assert np.array_equal(a.boxes, b.boxes) and np.array_equal(a.scores, b.scores)

@@ -13,8 +13,7 @@ from ftkd_core.data.windows import PairedDataset, WindowDataset
 from ftkd_core.distillation.methods import method_config
 from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.sparse_bev import SparseBEV
-from tests.core.helpers import NO_AUGMENTATION, make_clip, small_config
-from tests.core.test_sparse_bev import small_sparse
+from tests.core.helpers import NO_AUGMENTATION, make_clip, small_config, small_sparse
 from training import train
 from training.config import OptimConfig
 from training.distiller import Distiller, make_distiller

@@ -20,8 +20,8 @@ from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
-from tests.core.helpers import make_clip, small_config, small_model
-from tests.training.helpers import cpu_fabric, small_sparse, small_teacher
+from tests.core.helpers import make_clip, small_config, small_model, small_sparse
+from tests.training.helpers import cpu_fabric, small_teacher
 from training import train
 from training.config import DataConfig, OptimConfig, TrainConfig
 from training.feature_cache import (

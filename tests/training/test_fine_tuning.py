@@ -16,14 +16,12 @@ from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.weights import read_config, read_weights, save_weights, start_from
 from ftkd_core.weights.importing.conventions import model_from_ego
 from ftkd_core.weights.importing.stream_petr import POINT_RANGE_M
-from tests.core.helpers import small_config
-from tests.core.test_focal_head import FOCAL
+from tests.core.helpers import FOCAL, small_config, small_sparse
 from tests.training.helpers import (
     NoiseClips,
     Task,
     cpu_fabric,
     make_trainer,
-    small_sparse,
     stream_data,
     window_data,
 )

@@ -11,7 +11,8 @@ from torch import nn
 from ftkd_core.config import override
 from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV
-from tests.training.helpers import cpu_fabric, small_sparse, stream_data, stream_trainer
+from tests.core.helpers import small_sparse
+from tests.training.helpers import cpu_fabric, stream_data, stream_trainer
 from training.config import OptimConfig
 from training.recipes import RECIPES
 from training.tasks import WindowTask

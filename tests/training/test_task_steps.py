@@ -19,9 +19,8 @@ from ftkd_core.models.memory import Memory
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.weights.importing.stream_petr import POINT_RANGE_M
-from tests.core.helpers import RIGS, make_clip, rig_settings, small_config, small_model
-from tests.core.test_focal_head import FOCAL
-from tests.training.helpers import Task, small_sparse
+from tests.core.helpers import FOCAL, RIGS, make_clip, rig_settings, small_config, small_model, small_sparse
+from tests.training.helpers import Task
 from training.study.predicting import detect_clip
 from training.tasks import State, StreamingTask, WindowTask
 

@@ -15,7 +15,7 @@ from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.clips import StreamBatch, StreamDataset
 from ftkd_core.errors import UserError
 from ftkd_core.runtime.detector import Detector
-from tests.core.test_focal_head import FOCAL
+from tests.core.helpers import FOCAL
 from tests.training.helpers import STREAM_OPTIM, stream_data, stream_trainer, train_small
 from training.config import TrainConfig
 from training.train import TrainOptions, main, resolve_config

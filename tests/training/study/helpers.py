@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from ftkd_core.weights import save_weights
-from tests.core.helpers import small_config
-from tests.training.helpers import small_sparse
+from tests.core.helpers import small_config, small_sparse
 from training.study.deadline import OutOfTime
 from training.study.matrix import OFFLINE, SCORES
 from training.study.plan import Plan

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ftkd_core.errors import UserError
-from tests.training.helpers import small_sparse
+from tests.core.helpers import small_sparse
 from tests.training.study.helpers import PLAN, Clock, SimulatedWork, arguments
 from training.study import experiments
 from training.study.deadline import Deadline, OutOfTime

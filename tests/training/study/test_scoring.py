@@ -5,10 +5,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from ftkd_core.config import ImageConfig
 from ftkd_core.data.nuscenes import open_dataset
@@ -40,14 +42,19 @@ def test_detections_are_stored_as_detected(tmp_path: Path) -> None:
             assert np.allclose(file["boxes"][: file["counts"][0]], first.boxes[0][kept].numpy(), atol=1e-5)
 
 
-def test_ground_truth_as_detections_scores_perfectly(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The ground truth of rendered clips is scored on the exported data set of the same seeds."""
+class Truth(NamedTuple):
+    """Ground truth of rendered clips as detections, and the exported data set of the same seeds."""
+
+    values: dict[str, NDArray[Any]]
+    root: Path
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
     seeds, image = [900_001, 900_004], ImageConfig(width=352, height=128)
     root = write_dataset(
-        tmp_path / "data", seeds, version="v1.0-synth", split="held_out", width=704, height=396,
-        duration_s=1.0, sweeps=False, progress=False,
+        tmp_path_factory.mktemp("truth") / "data", seeds, version="v1.0-synth", split="held_out", width=704,
+        height=396, duration_s=1.0, sweeps=False, progress=False,
     )  # fmt: skip
     clips = [render_clip(seed, image, 1.0) for seed in seeds]
     visible = [
@@ -59,36 +66,45 @@ def test_ground_truth_as_detections_scores_perfectly(
         "counts": np.array([len(labels) for _, labels in visible]),
         "global_from_ego": np.concatenate([clip.global_from_ego for clip in clips]),
     }
-    values["scores"] = np.linspace(0.9, 0.5, len(values["labels"]))
-    np.savez(tmp_path / "truth.npz", **values)
-    dataset = open_dataset(root, "v1.0-synth")
-    assert scoring.score(tmp_path / "truth.npz", dataset)["mAP_present"] > 0.97
-    assert scoring.score_subsets(tmp_path / "truth.npz", dataset)["distance_0_20"]["AP"] > 0.97
+    return Truth(values | {"scores": np.linspace(0.9, 0.5, len(values["labels"]))}, root)
 
-    errors = velocity_errors.velocity_errors(tmp_path / "truth.npz", dataset, "held_out")
+
+def test_ground_truth_as_detections_scores_perfectly(
+    truth: Truth, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, dataset = tmp_path / "truth.npz", open_dataset(truth.root, "v1.0-synth")
+    np.savez(file, **truth.values)
+    assert scoring.score(file, dataset)["mAP_present"] > 0.97
+    assert scoring.score_subsets(file, dataset)["distance_0_20"]["AP"] > 0.97
+
+    errors = velocity_errors.velocity_errors(file, dataset, "held_out")
     moving = [own for own in errors.values() if (own["zero_AVE"] or 0) > 0.5]
     assert moving and all(own["AVE"] < 0.2 * own["zero_AVE"] for own in moving)
-    command = ["--predictions", str(tmp_path / "truth.npz"), "--dataset", str(root)]
-    assert velocity_errors.main(command) == 0
+    assert velocity_errors.main(["--predictions", str(file), "--dataset", str(truth.root)]) == 0
     assert f"| mean |  | {errors['mean']['AVE']:.2f} |" in capsys.readouterr().out
 
-    values["global_from_ego"] = values["global_from_ego"][::-1]
-    np.savez(tmp_path / "other.npz", **values)
+
+def test_detections_of_another_data_set_are_refused(truth: Truth, tmp_path: Path) -> None:
+    dataset, turned = open_dataset(truth.root, "v1.0-synth"), truth.values["global_from_ego"][::-1]
+    np.savez(tmp_path / "other.npz", **{**truth.values, "global_from_ego": turned})
     with pytest.raises(UserError, match="differ in the ego pose of frame 0"):
         scoring.score(tmp_path / "other.npz", dataset)
-    np.savez(tmp_path / "few.npz", **{**values, "counts": values["counts"][:-1]})
+    few = {**truth.values, "counts": truth.values["counts"][:-1]}
+    np.savez(tmp_path / "few.npz", **few)
     with pytest.raises(UserError, match="holds 3 frames, the data set 4"):
         scoring.score(tmp_path / "few.npz", dataset)
-    content = (tmp_path / "truth.npz").read_bytes()
-    for name, damaged in {
-        "cut.npz": content[: len(content) // 2],
-        "empty.npz": b"",
-        "text.npz": b"{}",
-    }.items():
-        (tmp_path / name).write_bytes(damaged)
-        with pytest.raises(UserError, match=f"{name}' cannot be read .*delete the file and its .json"):
-            scoring.score(tmp_path / name, dataset)
-    np.save(tmp_path / "array.npy", values["boxes"])
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "text"])
+def test_damaged_detections_are_refused(kind: str, truth: Truth, tmp_path: Path) -> None:
+    file = tmp_path / f"{kind}.npz"
+    np.savez(file, **truth.values)
+    content = file.read_bytes()
+    file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"{}"}[kind])
+    dataset = open_dataset(truth.root, "v1.0-synth")
+    with pytest.raises(UserError, match=f"{kind}.npz' cannot be read .*delete the file and its .json"):
+        scoring.score(file, dataset)
+    np.save(tmp_path / "array.npy", truth.values["boxes"])
     with pytest.raises(UserError, match=r"array.npy' cannot be read"):
         scoring.score(tmp_path / "array.npy", dataset)
 
@@ -109,7 +125,8 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, list[str]]]:
     def score_files(files: Sequence[Path], folder: Path, *, subsets: bool) -> Iterator[dict[str, object]]:
         calls.append((subsets, [file.stem for file in files]))
         whole = {**dict.fromkeys(SCORES, 0.5), "samples": 1}
-        return iter([{"distance_0_20": {"AP": 0.5}} if subsets else dict(whole) for _ in files])
+        parts = {"distance_0_20": {"AP": 0.5}, "moving": {"AVE": 1.5}}
+        return iter([parts if subsets else dict(whole) for _ in files])
 
     monkeypatch.setattr(scoring, "write_held_out", lambda folder, count, world: None)
     monkeypatch.setattr(scoring, "score_files", score_files)
@@ -134,6 +151,7 @@ def test_runs_are_scored_once_and_subsets_after_whole_runs(
     second = read_matrix(scoring.score_runs(tmp_path, PLAN, subsets=True))
     assert scored == [(False, ["ftkd-0"]), (True, ["ftkd-0", "none-0"])]
     assert {e["method"] for e in second if "subsets" in e} == {"none", "ftkd"}
+    assert all(e["ave_moving"] == 1.5 for e in second)
     scored.clear()
     scoring.score_runs(tmp_path, PLAN, subsets=True)
     assert scored == [(False, []), (True, [])], "nothing is scored twice"
