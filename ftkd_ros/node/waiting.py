@@ -59,11 +59,11 @@ class RoundQueue(Generic[T]):
                     self._condition.wait(_POLL_S)
 
     @property
-    def is_behind(self) -> bool:
-        """Whether a ready item waits to be taken."""
+    def has_ready(self) -> bool:
+        """Whether an item waits only because nobody takes it."""
         with self._condition:
-            oldest = self._items[0][0] if self._items else None
-        return oldest is not None and self._is_ready(oldest)
+            items = [item for item, _ in self._items]
+        return any(self._is_ready(item) for item in items)
 
     def close(self) -> int:
         """Wake all waiting threads. Returns the number of items that are discarded."""

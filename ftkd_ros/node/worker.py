@@ -109,7 +109,7 @@ class DetectionWorker:
     @property
     def is_behind(self) -> bool:
         """Whether a round waits while another one is processed: the detector is slower than the cameras."""
-        return self._queue.is_behind
+        return self._queue.has_ready
 
     def request_reset(self, cause: str) -> None:
         """Reset the detector before the next round and count the reset under `cause`."""

@@ -92,8 +92,8 @@ class RoundBuilder:
     reference_time: str = "latest"
     anchor: int = 0
     tf_timeout_s: float = 0.5
-    pose_is_awaited: bool = False
     prepare: Callable[[int, RgbImage], tuple[PreparedImage, ...]] | None = None
+    pose_is_awaited: bool = False
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
     _arriving: ArrivingImages[_Decoded] = field(init=False, repr=False)
     _misses: Counter[str] = field(init=False, repr=False, default_factory=Counter)
