@@ -16,7 +16,13 @@ from ftkd_ros.commands import options
 @click.option("--first-seed", type=int, default=900_000, metavar="SEED", help="Seed of the first scene.")
 @click.option("--duration", type=float, default=20.0, metavar="S", help="Seconds per scene.")
 @click.option(
-    "--size", callback=options.size, default="800x450", metavar="WxH", help="Width and height of the images."
+    "--size", callback=options.optional_size, metavar="WxH",
+    help="Width and height of the images.  [default: 800 wide, with the aspect of the rig]",
+)  # fmt: skip
+@click.option(
+    "--rig",
+    default="nuscenes",
+    help="nuscenes, autoware_sensor_kit, truck, shuttle_fisheye, five_cameras, or varied: one per scene.",
 )
 @click.option("--world", default="ordinary", help="ordinary, or traffic: dense and moving.")
 def synth(
@@ -26,14 +32,16 @@ def synth(
     scenes: int,
     first_seed: int,
     duration: float,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
+    rig: str,
     world: str,
 ) -> int:
     """Render driving scenes and write them as a data set that the nuScenes devkit loads.
 
-    A scene has six cameras at 12 Hz, lidar key frames and ground truth. The same seed gives the same scene.
+    A scene has the cameras of a rig at 12 Hz, lidar key frames and ground truth. The same seed gives the
+    same scene.
     """
-    from ftkd_core.data.synthetic.export import run_synth
+    from ftkd_core.data.synthetic.export import DEFAULT_WIDTH, run_synth
 
     written = run_synth(
         output=output,
@@ -41,10 +49,11 @@ def synth(
         first_seed=first_seed,
         version=version,
         split=split,
-        width=size[0],
-        height=size[1],
+        width=size[0] if size else DEFAULT_WIDTH,
+        height=size[1] if size else None,
         duration_s=duration,
         world=world,
+        rig=rig,
     )
     print(f"wrote {written}")
     return 0

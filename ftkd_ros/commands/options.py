@@ -17,8 +17,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 PATH: Final = click.Path(path_type=Path)
 
 
-def size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
-    """Parse a size like 800x450; return (width, height) in pixels."""
+def optional_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Parse a size like 800x450; return (width, height) in pixels, None without one."""
+    if value is None:
+        return None
     try:
         width, height = (int(part) for part in value.lower().split("x"))
     except ValueError:
