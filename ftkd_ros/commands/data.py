@@ -71,6 +71,7 @@ def synth(
 @click.option("--can", is_flag=True, help="Write the messages of the CAN bus expansion.")
 @options.category_map
 @click.option("--jobs", type=click.IntRange(1), default=2, metavar="N", help="Scenes at the same time.")
+@options.ray_address
 def convert(
     dataroot: Path,
     version: str,
@@ -84,6 +85,7 @@ def convert(
     can: bool,
     category_map: tuple[str, ...],
     jobs: int,
+    ray: str,
 ) -> int:
     """Write nuScenes scenes as rosbag2 (MCAP). Needs no ROS.
 
@@ -91,6 +93,7 @@ def convert(
     sample token of each key frame. Lidar, radar, map and CAN bus are optional; a note reports what is
     absent. Several scenes: finished bags of an earlier run are kept.
     """
+    from ftkd_core.data.nuscenes import parse_category_map
     from ftkd_ros.bag.convert import convert_opened
     from ftkd_ros.bag.convert_extras import Extras
     from ftkd_ros.bag.convert_scenes import ALL_SCENES, choose_scenes, convert_scenes
@@ -106,7 +109,10 @@ def convert(
         print("\n".join([str(summary), *(f"note: {note}" for note in summary.notes)]))
         return 0
     chosen = choose_scenes(dataset, scene, split)
-    report = convert_scenes(dataset, chosen, output, sweeps=sweeps, extras=extras, jobs=jobs)
+    mapping = parse_category_map(category_map) if category_map else None
+    report = convert_scenes(
+        dataset, chosen, output, sweeps=sweeps, extras=extras, jobs=jobs, ray=ray, category_map=mapping
+    )
     print(f"{output}: {report}")
     report.check()
     return 0

@@ -123,6 +123,13 @@ def read_node_parameters(files: Sequence[Path], assignments: Sequence[str]) -> "
     )
 
 
+def ray_address(function: Function) -> Function:
+    """Add --ray: the cluster that runs one task per scene or bag."""
+    return click.option(
+        "--ray", default="", metavar="ADDRESS", help="Ray cluster (auto, HOST:PORT) that runs the tasks."
+    )(function)
+
+
 def category_map(function: Function) -> Function:
     """Add --category-map: detection classes of a data set's own categories."""
     return click.option(
