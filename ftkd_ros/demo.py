@@ -207,6 +207,7 @@ def detector_parameters(
         "runtime": options.runtime,
         "summary_file": str(options.output.resolve() / SUMMARY_NAME),
         "qos_reliability": "reliable",
+        "score_threshold": 0.05,  # low, because the metrics need all detections
         "sync_deadline_s": _DEADLINE_S[options.sweeps],
         # Measured in the whole bag, because the estimation at start-up needs a second of images.
         "camera_time_offsets_s": [(offset or 0) * 1e-9 for offset in offsets_ns],

@@ -18,8 +18,6 @@ from tqdm import tqdm
 from ftkd_core.classes import our_labels
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import Clip, ClipSource, make_sample
-from ftkd_core.data.nuscenes import open_dataset, scene_samples
-from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, to_devkit_results
 from ftkd_core.models.predictions import decode
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
@@ -90,8 +88,8 @@ class SceneDetections:
         with np.load(path, allow_pickle=False) as file:
             return SceneDetections(**{name: file[name] for name in file.files})
 
-    def frames(self) -> Iterator[tuple[str, int, PosedObjects]]:
-        """Yield scene, index of the frame in it, and objects of every frame."""
+    def frames(self) -> Iterator[tuple[str, int, ObjectList, NDArray[np.float64]]]:
+        """Yield scene, index of the frame in it, objects and global_from_ego of every frame."""
         places = [
             (str(name), frame)
             for name, length in zip(self.names, self.lengths, strict=True)
@@ -105,7 +103,7 @@ class SceneDetections:
             objects = ObjectList(
                 boxes=self.boxes[own], scores=self.scores[own], labels=self.labels[own], stamp_ns=0
             )
-            yield name, frame, PosedObjects(objects, pose)
+            yield name, frame, objects, pose
 
 
 def detect_scenes(
@@ -140,14 +138,17 @@ def detect_scenes(
 
 
 def score_scenes(parts: Sequence[SceneDetections], dataroot: Path, version: str) -> dict[str, Any]:
-    """Return the official metrics of the scenes that all parts hold together."""
+    """Return the official metrics of the scenes that all parts hold together; needs the devkit."""
+    from ftkd_core.data.nuscenes import open_dataset, scene_samples
+    from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, to_devkit_results
+
     dataset = open_dataset(dataroot, version)
     tokens: dict[str, list[str]] = {}
     found: dict[str, PosedObjects] = {}
     for part in parts:
-        for name, frame, objects in part.frames():
+        for name, frame, objects, pose in part.frames():
             if name not in tokens:
                 tokens[name] = scene_samples(dataset, name)
-            found[tokens[name][frame]] = objects
+            found[tokens[name][frame]] = PosedObjects(objects, pose)
     ordered = [token for name in sorted(tokens) for token in tokens[name]]
     return evaluate(dataset, to_devkit_results(found, ordered), sample_tokens=ordered)

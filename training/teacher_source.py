@@ -11,7 +11,6 @@ from ftkd_core.config import to_dict
 from ftkd_core.data.clips import ClipSource
 from ftkd_core.distillation.cache import TeacherCache, fill_cache, join_shards, refuse_augmentation
 from ftkd_core.distillation.methods import METHODS, MethodConfig
-from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV
 from training.config import TrainConfig, WindowTrainConfig
 from training.datasets import teacher_view
@@ -44,8 +43,6 @@ def open_cache(
     clips: ClipSource, scenes: int, fabric: Fabric,
 ) -> TeacherCache:  # fmt: skip
     """Open the cache of the teacher's outputs; fill it first if `source.fill_cache` is set."""
-    if isinstance(config, WindowTrainConfig) and distiller.method.map_frames == "all":
-        raise UserError("pv_frames all with --cache: it holds the maps of the current frame; leave it out")
     refuse_augmentation(config.augment)
     description = distiller.describe(source.weights_hash, clips.name, config.augment)
     shards = scenes * max(1, config.augment.views)

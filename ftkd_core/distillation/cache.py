@@ -287,6 +287,11 @@ def _check_same(folder: Path, manifest: Manifest, description: Manifest) -> None
             f"teacher cache {str(folder)!r} was written {seen} future frames, but this run needs outputs "
             f"{needed} them; give another folder"
         )
+    if "views" in manifest and "views" not in description:
+        raise UserError(
+            f"teacher cache {str(folder)!r} has views of augmentations, but this run has none; set "
+            "augment.views as for the cache, or give another folder"
+        )
     for name, wanted in description.items():
         found = manifest.get(name)
         if name == "strides" and isinstance(found, list) and set(wanted) <= set(found):

@@ -51,6 +51,8 @@ class GroundTruthDetector:
         with BagReader(bag) as reader:
             self._truths = Drive(reader).ground_truth()
         self.rounds: list[CameraRound] = []
+        self.faults: dict[str, str] = {}
+        self.recommended_thresholds: dict[str, float] = {}
         self.resets = 0
 
     def warm_up(self) -> None:

@@ -145,7 +145,7 @@ def test_parameters_are_passed_to_the_detector(monkeypatch: pytest.MonkeyPatch) 
 BAD_PARAMETERS = [
     ("sync_policy:=nearest", "parameter sync_policy: 'nearest'; expected auto or surround or anchor or "),
     ("runtime:=fastest", "parameter runtime: 'fastest'; expected auto or fast or plain"),
-    ("score_threshold:=1.5", "parameter score_threshold: 1.5; expected 0 to 1"),
+    ("score_threshold:=1.5", "parameter score_threshold: 1.5; expected -1 to 1"),
     ("score_threshold:=high", "parameter score_threshold: 'high' is a str; expected a float"),
     ("cameras:=[a, a]", "parameter cameras: ['a', 'a']; expected at least one name, all different"),
     ("image_topic:=/camera/image", "parameter image_topic: 6 cameras would share '/camera/image'"),
