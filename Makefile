@@ -20,14 +20,15 @@ ARGS ?=
 DEMO_OPTIONS := $(if $(DATAROOT),--dataroot '$(DATAROOT)') $(if $(VERSION),--version '$(VERSION)') \
 	$(if $(SCENE),--scene '$(SCENE)')
 
-.PHONY: help setup demo test bench docs lint format clean
+.PHONY: help setup demo test bench bench-compare docs lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    replay camera data through ROS and the detector; writes build/demo/report.html"
 	@echo "             (with real data: DATAROOT=... VERSION=v1.0-mini SCENE=scene-0061)"
 	@echo "make test    run the tests (ARGS='-k name' selects some, ARGS='-n 0' uses one process)"
-	@echo "make bench   run the benchmarks"
+	@echo "make bench   run the benchmarks; ends with ratios of the engines"
+	@echo "make bench-compare  compare these ratios with the committed ones of this kind of processor"
 	@echo "make docs    generate the reference pages in docs/reference"
 	@echo "make lint    run ruff and mypy --strict"
 	@echo "make format  format the code with ruff"
@@ -48,6 +49,10 @@ test: setup
 
 bench: setup
 	ROS_DOMAIN_ID=$(DEMO_DOMAIN) $(BIN)/python -m benchmarks.run $(ARGS)
+	$(BIN)/python -m benchmarks.ratios
+
+bench-compare: setup
+	$(BIN)/python -m benchmarks.ratios --compare $(ARGS)
 
 docs: setup
 	$(BIN)/python -m scripts.make_docs $(ARGS)

@@ -4,7 +4,8 @@
     python -m benchmarks.train_throughput --case r50_704x256_428q:8 --case sparse_bev_r101_704x256_offline:1
     python -m benchmarks.train_throughput --case tiny:16 --precision bf16 --processes 8 --json FILE
 
-A case is PRESET:BATCH; BATCH is streams of a StreamPETR, windows of a SparseBEV. Weights are random with a
+A case is PRESET:BATCH; BATCH is streams of a StreamPETR, windows of a SparseBEV. `PRESET:BATCH:stop` trains a
+SparseBEV with `gradient_frames=1`. Weights are random with a
 seed. Batches of rendered scenes are on the device before the clock starts, so that reading data takes no part
 in it (`benchmarks.loader` measures that). Each case is timed alone, unless --processes starts several copies
 of it on the same device: their samples per second are added, which shows whether a small model is limited by
@@ -50,24 +51,28 @@ PRECISIONS: Final = {"fp32": None, "bf16": torch.bfloat16}
 
 
 class Case(NamedTuple):
-    """A preset and the batch it trains on."""
+    """A preset, the batch it trains on, and whether only the current frame has a gradient."""
 
     preset: str
     batch: int
+    current_only: bool = False
 
     @property
     def name(self) -> str:
-        """PRESET:BATCH."""
-        return f"{self.preset}:{self.batch}"
+        """PRESET:BATCH or PRESET:BATCH:stop."""
+        return f"{self.preset}:{self.batch}{':stop' if self.current_only else ''}"
 
 
 def read_case(text: str) -> Case:
-    """Parse PRESET:BATCH. Errors: UserError for an unknown preset or a batch that is no positive number."""
-    name, _, batch = text.partition(":")
+    """Parse PRESET:BATCH[:stop]. Errors: UserError for an unknown preset, a batch that is no positive number,
+    or `stop` for a StreamPETR."""
+    name, batch, *rest = [*text.split(":"), ""][: max(2, text.count(":") + 1)]
     known = sorted([*PRESETS, *SPARSE_BEV_PRESETS])
-    if name not in known or not batch.isdigit() or not int(batch):
-        raise UserError(f"--case {text!r}: expected PRESET:BATCH with one of {', '.join(known)}")
-    return Case(name, int(batch))
+    if name not in known or not batch.isdigit() or not int(batch) or rest not in ([], ["stop"]):
+        raise UserError(f"--case {text!r}: expected PRESET:BATCH[:stop] with one of {', '.join(known)}")
+    if rest and name in PRESETS:
+        raise UserError(f"--case {text!r}: stop is for a SparseBEV; expected {name}:{batch}")
+    return Case(name, int(batch), bool(rest))
 
 
 def measure(case: Case, precision: str, seconds: float, device_text: str, folder: Path) -> dict[str, Any]:
@@ -120,7 +125,8 @@ def make_task(case: Case, folder: Path) -> tuple[StreamingTask | WindowTask, Dat
         SyntheticClips(0, window.image, folder, _DURATION_S), _SCENES, batch=case.batch,
         num_past=window.num_past, num_future=window.num_future, augment=AugmentConfig(), seed=0,
     )  # fmt: skip
-    return WindowTask(build_sparse_bev(window)), windows
+    task = WindowTask(build_sparse_bev(window), gradient_frames=int(case.current_only))
+    return task, windows
 
 
 def measure_several(

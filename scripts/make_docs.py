@@ -44,10 +44,20 @@ _OUTPUT_NOTES: Final = {
     "Velocity over ground, m/s.",
     "detections/label_info": "Latched. Class names and the score threshold.",
     "detections/markers": "Box edges, an arrow as long as the distance travelled in one second, and a label. "
-    "Namespaces `boxes`, `velocities`, `labels`.",
+    "Namespaces `boxes`, `velocities`, `labels`. Markers and pictures omit boxes whose centre lies in a "
+    "stronger one; `detections` has them.",
     "detections/bird_eye": "Top view. Drawn only while the topic has a subscriber.",
+    "detections/surround/compressed": "The same picture as JPEG, a tenth of the size.",
     "detections/surround": "The six images with boxes. Drawn only while the topic has a subscriber.",
-    "/diagnostics": "1 Hz. Cameras, rounds and latency of the last `health_window_s`, with reasons.",
+    "/diagnostics": "1 Hz, and at once when a level changes. Cameras, rounds and latency of the last "
+    "`health_window_s`, with reasons.",
+    "~/statistics/wait_ms": "From the last image of a round to its processing, with the wait for tf.",
+    "~/statistics/decode_ms": "Decoding of the images of a round.",
+    "~/statistics/geometry_ms": "Lookup of calibration and transforms.",
+    "~/statistics/detect_ms": "The network, with preprocessing.",
+    "~/statistics/publish_ms": "Publication and drawing.",
+    "~/statistics/latency_ms": "Last image of a round to publication.",
+    "~/statistics/stamp_latency_ms": "`header.stamp` to publication.",
     "~/reset": "Clears the memory before the next round.",
 }
 """Description of each topic and service; a topic without one, or one too many, is an error."""

@@ -22,6 +22,8 @@ OTHER_PROGRAMS: Final = frozenset(
         "sbatch",
         "trtexec",
         "cp",
+        "pip",
+        "ray",
         "export",
         "git",
         "ls",

@@ -4,6 +4,7 @@
 import os
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -12,6 +13,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 
 from ftkd_core.errors import UserError
 
+_BFLOAT16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 BARRIER_TIMEOUT: Final = timedelta(hours=12)
 """How long processes wait for each other. The first process indexes data sets and fills caches alone, which
 may take hours; torch's defaults of 10 or 30 minutes would end the others. A process that dies is detected by
@@ -36,6 +38,17 @@ def make_fabric(accelerator: str = "auto", devices: str = "1") -> Fabric:
     fabric = make()
     distributed = isinstance(fabric.strategy, DDPStrategy)  # only Fabric can resolve devices=auto
     return make(strategy=DDPStrategy(timeout=BARRIER_TIMEOUT)) if distributed else fabric
+
+
+def cpu_has_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether the processor multiplies matrices in bfloat16 (AVX-512 BF16, AMX or Arm BF16), by the
+    flags that Linux reports; False if there are none."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    lines = [line for line in text.splitlines() if line.lower().startswith(("flags", "features"))]
+    return any(not _BFLOAT16_FLAGS.isdisjoint(line.split()) for line in lines)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

@@ -11,15 +11,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from lightning_fabric import Fabric
 
-from ftkd_core.data.nuscenes_clips import NuScenesClips
 from ftkd_core.json_files import write_json
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
 from training.split_detection import SceneDetections, detect_scenes, score_scenes
+
+if TYPE_CHECKING:  # it needs the devkit, which training on the synthetic world does not
+    from ftkd_core.data.nuscenes_clips import NuScenesClips
 
 BEST_NAME: Final = "best.safetensors"
 FOLDER: Final = "validation"
@@ -30,7 +32,7 @@ _LOGGED: Final = ("NDS", "mAP", "mATE", "mASE", "mAOE", "mAVE", "mAAE", "samples
 class ValidationPlan:
     """Clips of a split that are scored every `every` steps and at the end."""
 
-    clips: NuScenesClips
+    clips: "NuScenesClips"
     every: int
 
     def is_due(self, step: int, steps: int) -> bool:

@@ -5,7 +5,7 @@ A task is the module that Fabric wraps, so that under DDP it contains every trai
 detector is kept after training. Symbols: B streams or windows, T frames, N cameras.
 """
 
-from typing import Any, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,9 @@ from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.target_filter import filter_targets
 from ftkd_core.models.denoising import make_denoising
 from ftkd_core.models.memory import Memory
+from ftkd_core.models.position import TokenGeometry
 from ftkd_core.models.predictions import Predictions
-from ftkd_core.models.sparse_bev import SparseBEV
+from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.noise_scale import noise_scale
 from ftkd_core.types import CameraRig, FrameWindow, Targets
@@ -32,6 +33,8 @@ from training.teacher_inference import by_stride
 State: TypeAlias = tuple[Tensor, ...]
 """Tensors that a task carries from step to step."""
 _MEMORY_FIELDS = len(Memory._fields)
+FROZEN: Final = ("backbone", "neck", "auxiliary")
+"""Parts of a detector whose maps can be stored, because `DecoderTask` does not train them."""
 
 
 def split_item(
@@ -84,7 +87,9 @@ class StreamingTask(nn.Module):
         frame = batch.frame(apply_grid_mask(images, self.grid_mask, generator))
         noise = noise_scale(config)
         denoising = make_denoising(targets, config.loss, self.detector.range_m, generator, noise)
-        predictions, memory = self.detector(frame, Memory(*state[:_MEMORY_FIELDS]), denoising)
+        predictions, memory = self.detector(
+            frame, Memory(*state[:_MEMORY_FIELDS]), denoising, visible_geometry(self.detector, batch)
+        )
         terms: dict[str, Tensor] = self.criterion(predictions, targets, batch.rig, denoising)
         if self.distiller is not None:
             assert source is not None
@@ -178,6 +183,68 @@ class WindowTask(nn.Module):
             previous = PreviousMaps(previous_maps, batch.real[:, 1].float())
         terms: dict[str, Tensor] = self.distiller(predictions, maps, source, targets, generator, previous)
         return terms
+
+
+def visible_geometry(detector: StreamPETR, batch: StreamBatch) -> TokenGeometry:
+    """Return the geometry of the tokens of a batch; those that its cameras do not see are masked, as at
+    inference."""
+    geometry = detector.geometry(batch.rig)
+    return geometry._replace(mask=geometry.mask & batch.visible)
+
+
+class MapBatch(NamedTuple):
+    """Windows as stored maps: pyramid, L maps (B, T, N, C, H, W); rig, time and targets as in
+    `WindowBatch`."""
+
+    pyramid: tuple[Tensor, ...]
+    rig: CameraRig
+    time: Tensor
+    targets: Targets
+
+
+class DecoderTask(nn.Module):
+    """SparseBEV on stored maps; only what is not `FROZEN` is trained."""
+
+    distiller = None
+
+    def __init__(self, detector: SparseBEV) -> None:
+        super().__init__()
+        self.detector = detector
+        self.criterion = DetectionCriterion(detector.config)
+        for part in self._frozen():
+            part.requires_grad_(False)
+
+    def _frozen(self) -> list[nn.Module]:
+        parts = [getattr(self.detector, name) for name in FROZEN]
+        return [part for part in parts if part is not None]
+
+    def train(self, mode: bool = True) -> "DecoderTask":
+        """Keep the statistics of the frozen parts."""
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Configurations that must equal those of a checkpoint to resume it."""
+        return {"model": to_dict(self.detector.config)}
+
+    def start_state(self) -> tuple[Tensor, ...]:
+        """Return the empty state: windows carry nothing from step to step."""
+        return ()
+
+    def forward(
+        self, batch: MapBatch, state: tuple[Tensor, ...], generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...]]:
+        config = self.detector.config
+        targets = filter_targets(batch.targets, config)
+        range_m = batch.time.new_tensor(config.decoder.point_range_m[3:])
+        denoising = make_denoising(targets, config.loss, range_m, generator, noise_scale(config))
+        window = WindowFeatures(batch.pyramid, batch.rig, batch.time)
+        predictions = self.detector.decode_window(window, denoising)._replace(auxiliary=None)
+        rig = CameraRig(*(value[:, 0] for value in batch.rig))
+        return self.criterion(predictions, targets, rig, denoising), state
 
 
 def _check_cameras(rig: CameraRig, channels: tuple[str, ...]) -> None:

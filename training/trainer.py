@@ -36,7 +36,7 @@ from training.optimizer import eval_modules, frozen_modules, parameter_groups
 from training.periodic_validation import ValidationPlan, validate_model
 from training.preemption import StoppedError, StopRequest
 from training.run_log import RunLog, Throughput
-from training.tasks import State, StreamingTask, WindowTask
+from training.tasks import DecoderTask, State, StreamingTask, WindowTask
 
 WEIGHTS_NAME = "weights.safetensors"
 
@@ -49,7 +49,7 @@ class Trainer:
     def __init__(
         self,
         fabric: Fabric,
-        task: StreamingTask | WindowTask,
+        task: StreamingTask | WindowTask | DecoderTask,
         optim: OptimConfig,
         out: Path,
         *,

@@ -5,7 +5,8 @@
     ftkd validate --dataroot build/held_out --weights runs/tiny/weights.safetensors
 
 Key frames are streamed scene by scene at 2 Hz, as in training; a SparseBEV sees windows of key frames, with
-its future frames if it has any. Prints the metrics as JSON.
+its future frames if it has any. Cameras of another rig than the trained one are seen through virtual cameras,
+as at inference. Prints the metrics as JSON.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class ValidateOptions:
     version: str = "v1.0-synth"
     split: str = "held_out"
     device: str = "auto"
+    camera_model: str = "auto"
     output: Path | None = None
 
 
@@ -63,6 +65,7 @@ def make_parser(prog: str = "python -m training.validate") -> argparse.ArgumentP
     add("--version", default="v1.0-synth", help="version folder of the data set (default v1.0-synth)")
     add("--split", default="held_out", help="split to score, the devkit's or a custom one (default held_out)")
     add("--device", default="auto", help="auto, cpu or cuda")
+    add("--camera-model", default="auto", help="auto (default), virtual or as_is: how cameras are seen")
     add("--output", type=Path, help="also write the metrics as JSON to this file")
     return parser
 
@@ -89,6 +92,16 @@ def evaluate_detector(detector: Detector, dataroot: Path, version: str, split: s
     }
 
 
+def scene_cameras(detector: Detector, sensors: Iterable[str]) -> tuple[str, ...]:
+    """Return the cameras of a scene that a detector gets: its own channels by name or, if the scene lacks one
+    of them, all cameras of the scene, which the detector assigns by yaw. It needs canonical cameras for
+    that."""
+    known = tuple(name for name in sensors if name.startswith("CAM"))
+    if not detector.cameras.canonical or set(detector.channels) <= set(known):
+        return detector.channels
+    return known
+
+
 def detect_samples(
     detector: Detector, dataset: NuScenes, tokens: Sequence[str]
 ) -> tuple[dict[str, Any], list[float]]:
@@ -96,13 +109,15 @@ def detect_samples(
     seconds of each step, without image decoding. Tokens of a scene must be consecutive."""
     detections: dict[str, PosedObjects] = {}
     seconds: list[float] = []
-    scene = ""
+    scene, channels = "", detector.channels
     for token in tqdm(tokens, desc="detect", unit="frame"):
         sample = dataset.get("sample", token)
         if sample["scene_token"] != scene:
             detector.reset()
+            detector.cameras.forget()
             scene = sample["scene_token"]
-        camera = camera_round(dataset, token, detector.channels)
+            channels = scene_cameras(detector, sample["data"])
+        camera = camera_round(dataset, token, channels)
         began = time.perf_counter()
         objects = detector.step(camera)
         seconds.append(time.perf_counter() - began)
@@ -147,8 +162,9 @@ def validate(options: ValidateOptions) -> dict[str, Any]:
         metrics = score_weights(options)
     else:
         detector = Detector.from_weights(
-            options.weights, device=options.device, score_threshold=SCORE_THRESHOLD
-        )
+            options.weights, device=options.device, score_threshold=SCORE_THRESHOLD,
+            camera_model=options.camera_model,
+        )  # fmt: skip
         metrics = evaluate_detector(detector, options.dataroot, options.version, options.split)
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)

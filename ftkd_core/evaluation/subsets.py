@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Official metrics of subsets of the objects: by visibility, by distance, and by time since first seen.
+"""Official metrics of subsets of the objects: by visibility, distance, time since first seen, and motion.
 
 The subsets show where future frames help. Detections of objects outside a subset are ignored: a detection is
 dropped if the nearest true object of its class within 2 m is not in the subset. The rest is scored by the
 devkit's own functions. Source: ours; the devkit has no such split.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,15 +21,17 @@ from ftkd_core.evaluation.results_check import load_results
 
 _SAME_OBJECT_M: Final = 2.0
 _NEW_S: Final = 1.0
+_MOVING_M_S: Final = 0.5
 
 
 class ObjectFacts(NamedTuple):
     """visibility 1 (least) to 4; distance from ego in metres; seen_s seconds since the lidar first saw the
-    object in its scene."""
+    object in its scene; its speed in m/s, nan if unknown."""
 
     visibility: int
     distance_m: float
     seen_s: float
+    speed_m_s: float = math.nan
 
 
 Choice = Callable[[ObjectFacts], bool]
@@ -42,6 +45,8 @@ SUBSETS: Final[dict[str, Choice]] = {
     "distance_40_": lambda facts: facts.distance_m >= 40,
     "seen_less_than_1_s": lambda facts: facts.seen_s < _NEW_S,
     "seen_1_s_or_longer": lambda facts: facts.seen_s >= _NEW_S,
+    "moving": lambda facts: facts.speed_m_s > _MOVING_M_S,
+    "standing": lambda facts: facts.speed_m_s <= _MOVING_M_S,
 }
 _BY_DISTANCE: Final = {name: choice for name, choice in SUBSETS.items() if name.startswith("distance")}
 
@@ -153,7 +158,12 @@ def _object_facts(dataset: NuScenes, truth: EvalBoxes) -> dict[tuple[str, tuple[
             facts[key] = ObjectFacts(
                 int(annotation["visibility_token"] or 4), 0.0, now - first_seen[instance]
             )
-    return {_box_key(box): facts[_box_key(box)]._replace(distance_m=float(box.ego_dist)) for box in truth.all}
+    return {
+        _box_key(box): facts[_box_key(box)]._replace(
+            distance_m=float(box.ego_dist), speed_m_s=float(np.linalg.norm(box.velocity))
+        )
+        for box in truth.all
+    }
 
 
 def _first_seen(dataset: NuScenes, instance: str) -> float:

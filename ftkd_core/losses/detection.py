@@ -15,6 +15,7 @@ from ftkd_core.losses.dense_head import dense_head_losses
 from ftkd_core.losses.focal import sigmoid_focal_loss
 from ftkd_core.losses.focal_head import focal_head_losses
 from ftkd_core.losses.headings import target_heading
+from ftkd_core.losses.linking import linking_losses
 from ftkd_core.losses.matching import BOX_WEIGHT, CLASS_WEIGHT, CODE_WEIGHTS, match, matching_weights
 from ftkd_core.losses.normalizer import shared_count
 from ftkd_core.models.predictions import FocalMaps, Predictions
@@ -64,6 +65,8 @@ class DetectionCriterion(nn.Module):
                 names = self.config.class_names
                 auxiliary = dense_head_losses(predictions.auxiliary, targets, rig, stride, names)
             terms |= auxiliary
+        if predictions.linked is not None:
+            terms |= linking_losses(predictions.linked, targets)
         return terms
 
     def _denoising_layer(

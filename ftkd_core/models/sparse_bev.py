@@ -26,6 +26,7 @@ from ftkd_core.models.denoising import attention_mask
 from ftkd_core.models.dense_head import DenseHead, ImageProposals, propose
 from ftkd_core.models.fpn import TopDownPyramid
 from ftkd_core.models.heads import PRIOR_LOGIT, box_head, class_head, start_near_zero
+from ftkd_core.models.learned_linking import LearnedLinking
 from ftkd_core.models.linking import (
     FrameProposals,
     MotionPrior,
@@ -224,6 +225,11 @@ class SparseBEV(nn.Module):
         if decoder.num_image_queries:
             self.proposal_content = nn.Linear(decoder.channels, decoder.channels)
             self.anchor_content = nn.Linear(7 + classes, decoder.channels)
+        self.linking = None
+        if decoder.learned_linking:
+            self.linking = LearnedLinking(
+                config.num_frames - 1, classes, decoder.channels, decoder.channels, decoder.channels
+            )
 
     def forward(
         self, window: FrameWindow, denoising: DenoisingQueries | None = None, gradient_frames: int = 0
@@ -286,6 +292,7 @@ class SparseBEV(nn.Module):
         return Predictions(
             all_logits[:, :, count:], all_codes[:, :, count:], features[:, count:], stride16, auxiliary,
             all_logits[:, :, :count] if count else None, all_codes[:, :, :count] if count else None,
+            proposals.linked if proposals is not None and self.training else None,
         )  # fmt: skip
 
     def propose(self, window: WindowFeatures) -> tuple[DenseMaps | None, ImageProposals | None]:
@@ -302,17 +309,18 @@ class SparseBEV(nn.Module):
         proposals = propose(auxiliary, fine[:, 0], rig, stride, count)
         others = self._detect_in_other_frames(fine[:, 1:], CameraRig(*(value[:, 1:] for value in window.rig)))
         origin = window.rig.ego_from_camera[..., :2, 3].mean(2)
-        linked = link_proposals(
-            current_proposals(proposals.anchors, origin[:, 0]),
-            FrameProposals(others.codes, others.logits, origin[:, 1:], window.time[:, 1:]),
-            MotionPrior(*self.motion_prior),
-        )
-        return auxiliary, proposals._replace(anchors=linked)
+        current = current_proposals(proposals.anchors, origin[:, 0])
+        seen = FrameProposals(*others.anchors, origin[:, 1:], window.time[:, 1:])
+        prior = MotionPrior(*self.motion_prior)
+        if self.linking is None:
+            return auxiliary, proposals._replace(anchors=link_proposals(current, seen, prior))
+        linked = self.linking(current, seen, proposals.features, others.features, prior.mobile)
+        return auxiliary, proposals._replace(anchors=linked.anchors, linked=linked)
 
     @torch.no_grad()
-    def _detect_in_other_frames(self, fine: Tensor, rig: CameraRig) -> Anchors:
-        """Return the dense head's boxes (B, T, I) in frames (B, T, N, C, h, w), without gradients or updates
-        of batch statistics."""
+    def _detect_in_other_frames(self, fine: Tensor, rig: CameraRig) -> ImageProposals:
+        """Return the dense head's proposals (B, T, I) in frames (B, T, N, C, h, w), without gradients or
+        updates of batch statistics."""
         assert self.auxiliary is not None
         shape = fine.shape[:2]
         fine, rig = fine.flatten(0, 1), CameraRig(*(value.flatten(0, 1) for value in rig))
@@ -320,8 +328,9 @@ class SparseBEV(nn.Module):
         maps = self.auxiliary.eval()(fine, rig)
         self.auxiliary.train(was_training)
         count = self.config.decoder.num_image_queries
-        anchors = propose(maps, fine, rig, self.auxiliary.stride, count).anchors
-        return Anchors(*(torch.unflatten(value, 0, shape) for value in anchors))
+        found = propose(maps, fine, rig, self.auxiliary.stride, count)
+        anchors = Anchors(*(torch.unflatten(value, 0, shape) for value in found.anchors))
+        return ImageProposals(anchors, torch.unflatten(found.features, 0, shape))
 
     def start(
         self, batch: int, denoising: DenoisingQueries | None, proposals: ImageProposals | None = None
@@ -338,6 +347,8 @@ class SparseBEV(nn.Module):
             start_boxes = torch.cat([start_boxes, image_boxes], dim=1)
             content = self.anchor_content(anchor_features(Anchors(codes, scores)))
             content = content + self.proposal_content(proposals.features) + F.pad(label, (0, 1))
+            if proposals.linked is not None:
+                content = content + proposals.linked.content
             features = torch.cat([features, content], dim=1)
         if denoising is None:
             return start_boxes, features, None

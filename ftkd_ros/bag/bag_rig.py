@@ -2,6 +2,7 @@
 """Calibration and transforms of a bag, as the detector node reads them from topics; without ROS."""
 
 import bisect
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -9,9 +10,12 @@ from numpy.typing import NDArray
 
 from ftkd_core.errors import UserError
 from ftkd_ros.bag.io import BagReader
+from ftkd_ros.bag.message_definitions import ROSBAGS
 from ftkd_ros.bag.transforms import TransformError, TransformTree, frame_name, tree_of
 from ftkd_ros.convert.calibration import CameraGeometry, read_calibration
+from ftkd_ros.convert.calibration_files import read_camera_yaml, read_extrinsics
 from ftkd_ros.convert.from_ros import stamp_to_ns
+from ftkd_ros.convert.to_ros import make_transforms
 from ftkd_ros.node.parameters import DetectorParameters
 
 _TF_TOPICS: Final = ("/tf", "/tf_static")
@@ -37,8 +41,11 @@ class BagRig:
         self._info_topics = dict(
             zip(self.cameras, map(resolve_topic, parameters.camera_info_topics), strict=True)
         )
-        odometry = resolve_topic(getattr(parameters, "odometry_topic", "") or "")
+        odometry = resolve_topic(parameters.odometry_topic)
         self.tree = tree_of(bag.messages((*_TF_TOPICS, odometry), optional=True), odometry)
+        for mount in read_extrinsics(Path(parameters.extrinsics_file)) if parameters.extrinsics_file else ():
+            message = make_transforms(ROSBAGS, 0, mount.parent, {mount.child: mount.matrix})
+            self.tree.add_message(message, static=True)
         self._base = parameters.base_frame
         self._map = _choose_map(self.tree, parameters, bag, odometry)
         if "/tf_static" not in bag.topics and not self.tree.descendants(self._base):
@@ -47,7 +54,11 @@ class BagRig:
                 f"the places of the cameras are unknown; it has {', '.join(sorted(bag.topics))}"
             )
         self._infos: dict[str, tuple[list[int], list[Any]]] = {}
-        cameras = {topic: camera for camera, topic in self._info_topics.items()}
+        files = dict(zip(self.cameras, parameters.calibration_files, strict=True))
+        for camera, file in files.items():
+            if file is not None:
+                self._infos[camera] = [0], [read_camera_yaml(ROSBAGS, file, camera)]
+        cameras = {topic: camera for camera, topic in self._info_topics.items() if files[camera] is None}
         for topic, _, message in bag.messages(tuple(cameras), optional=True):
             stamps, infos = self._infos.setdefault(cameras[topic], ([], []))
             stamps.append(stamp_to_ns(message.header.stamp))

@@ -10,7 +10,7 @@ from typing import Final
 WIDTH: Final = 360
 HEIGHT: Final = 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 26, 40
-_TICKS: Final = 4
+_TICKS: Final = 5
 _MAX_RUNS: Final = 6
 _STRIP: Final = 22
 

@@ -8,7 +8,7 @@ It takes the parameters of the node and uses its code (`RoundBuilder`, `StreamMo
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ftkd_core.errors import UserError
 from ftkd_core.json_files import write_json
+from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.bag.detect_progress import DetectionProgress, SavedRound
 from ftkd_ros.bag.io import BagReader, BagWriter, check_new
@@ -43,6 +44,7 @@ class RoundDetector(Protocol):
     """The part of `ftkd_core.runtime.detector.Detector` that the offline runner uses."""
 
     channels: tuple[str, ...]
+    assigns_by_yaw: bool
     weights_name: str
     training: str
     preset: str
@@ -134,18 +136,22 @@ def detect_bag(
 
     The log time is the reference stamp, so equal inputs give equal bags. A run that was killed is resumed,
     with the same result. Raises UserError for unusable input or weights and for an output that exists; it
-    leaves no bag.
+    leaves no bag. Without a score threshold, 0.05 is used, because the metrics need weak detections too.
     """
     parameters, selection = parameters or DetectorParameters(), selection or Selection()
+    if parameters.score_threshold < 0:
+        parameters = replace(parameters, score_threshold=DEFAULT_THRESHOLD)
     with BagReader(input_path) as source:
         check_new(output)
         detector = factory(parameters)
-        if len(parameters.cameras) > len(detector.channels):
+        if not detector.assigns_by_yaw and len(parameters.cameras) > len(detector.channels):
             raise UserError(
                 f"parameter cameras: {len(parameters.cameras)} cameras; expected at most "
                 f"{len(detector.channels)}, the number of cameras of the weights"
             )
-        drive = Drive(source, parameters, num_views=len(detector.channels))
+        drive = Drive(
+            source, parameters, num_views=len(detector.channels), any_cameras=detector.assigns_by_yaw
+        )
         drive.select(start_s=selection.start_s, duration_s=selection.duration_s, every=selection.every)
         detector.warm_up()
         key = _key(input_path, detector, parameters, selection)

@@ -7,14 +7,8 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from ftkd_ros.node.parameters import (
-    CHOICES,
-    DESCRIPTIONS,
-    RANGES,
-    RUN_TIME,
-    DetectorParameters,
-    typed_value,
-)
+from ftkd_ros.node.parameter_tables import CHOICES, DESCRIPTIONS, RANGES, RUN_TIME
+from ftkd_ros.node.parameters import DetectorParameters, typed_value
 
 
 def declare_parameters(node: Node) -> DetectorParameters:

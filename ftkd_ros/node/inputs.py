@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import message_filters
+from nav_msgs.msg import Odometry
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
@@ -32,7 +33,7 @@ class CameraInputs:
 
     on_image(camera, message): an image has arrived. on_round(matched): a round is complete or has timed out.
     on_clock_jump(): the node's clock has jumped back. on_error(text): a callback has failed.
-    camera_info messages go to `rig`.
+    on_odometry(message): called if parameter odometry_topic is set. camera_info messages go to `rig`.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class CameraInputs:
         on_round: Callable[[MatchedRound[Any]], None],
         on_clock_jump: Callable[[], None],
         on_error: Callable[[str], None],
+        on_odometry: Callable[[Any], None] | None = None,
     ) -> None:
         self._node = node
         self._parameters = parameters
@@ -53,6 +55,7 @@ class CameraInputs:
         self._on_round = on_round
         self._on_clock_jump = on_clock_jump
         self._on_error = on_error
+        self._on_odometry = on_odometry
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._subscribers: list[Any] = []
         self._synchronizer: Any = None
@@ -63,8 +66,9 @@ class CameraInputs:
         """Subscribe to all cameras with a new synchronizer. After an error, call `close`."""
         parameters = self._parameters
         images = []
-        for camera, transport, image_topic, info_topic in zip(
+        for camera, calibration, transport, image_topic, info_topic in zip(
             parameters.cameras,
+            parameters.calibration_files,
             parameters.image_transports,
             parameters.image_topics,
             parameters.camera_info_topics,
@@ -73,9 +77,12 @@ class CameraInputs:
             image = self._subscribe(CompressedImage if transport == "compressed" else Image, image_topic)
             image.registerCallback(lambda message, camera: self._on_image(camera, message), camera)
             images.append(image)
-            for latched in (False, True):
+            for latched in (False, True) if calibration is None else ():
                 info = self._subscribe(CameraInfo, info_topic, latched=latched)
                 info.registerCallback(self._rig.add_camera_info, camera)
+        if self._on_odometry is not None:
+            odometry = self._subscribe(Odometry, parameters.odometry_topic)
+            odometry.registerCallback(self._on_odometry)
         self._synchronizer = make_synchronizer(
             parameters,
             images,

@@ -29,7 +29,7 @@ from training.study.work import spawn_pool
 
 VERSION: Final = "v1.0-synth"
 SPLIT: Final = "held_out"
-_ARRAYS: Final = ("boxes", "scores", "labels", "counts", "global_from_ego")
+_ARRAYS: Final = ("boxes", "scores", "labels", "counts", "global_from_ego", "seen")
 _POSE_TOLERANCE_M: Final = 1e-3
 
 
@@ -41,7 +41,7 @@ def score(
     With zero_velocity, all predicted velocities are replaced by 0. Raises UserError if file and data set are
     not of the same drives.
     """
-    tokens, results = _devkit_results(predictions, dataset, split)
+    tokens, results = devkit_results(predictions, dataset, split)
     if zero_velocity:
         for boxes in results["results"].values():
             for box in boxes:
@@ -51,20 +51,22 @@ def score(
 
 def score_subsets(predictions: Path, dataset: NuScenes, split: str = SPLIT) -> dict[str, Any]:
     """Return the official metrics per object subset, as `evaluation.subsets`; errors as for `score`."""
-    tokens, results = _devkit_results(predictions, dataset, split)
+    tokens, results = devkit_results(predictions, dataset, split)
     return evaluate_subsets(dataset, results, tokens)
 
 
-def _devkit_results(
+def devkit_results(
     predictions: Path, dataset: NuScenes, split: str
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
-    tokens = sample_tokens_of(dataset, split=split)
-    return tokens, to_devkit_results(_read_predictions(predictions, dataset, tokens), tokens)
+    """Return the sample tokens of a split and the devkit's form of a file of detections; errors as for
+    `score`. Key frames that were not seen are left out."""
+    found = _read_predictions(predictions, dataset, sample_tokens_of(dataset, split=split))
+    return tuple(found), to_devkit_results(found, tuple(found))
 
 
 def _read_predictions(predictions: Path, dataset: NuScenes, tokens: Sequence[str]) -> dict[str, PosedObjects]:
-    """Return the detections of a file by sample token. Raise UserError if the file is damaged or its frames
-    do not match the data set."""
+    """Return the detections of a file by sample token, of the frames that were seen. Raise UserError if the
+    file is damaged or its frames do not match the data set."""
     values = _load_arrays(predictions)
     if len(values["counts"]) != len(tokens):
         raise UserError(
@@ -75,6 +77,8 @@ def _read_predictions(predictions: Path, dataset: NuScenes, tokens: Sequence[str
     columns = [np.split(values[name], splits) for name in ("boxes", "scores", "labels")]
     found = {}
     for index, token in enumerate(tokens):
+        if not values["seen"][index]:
+            continue
         pose = values["global_from_ego"][index]
         if np.abs(pose - sample_pose(dataset, token)).max() > _POSE_TOLERANCE_M:
             raise UserError(
@@ -145,7 +149,7 @@ def score_runs(out: Path, plan: Plan, *, subsets: bool) -> Path:
         label = "score subsets" if of_subsets else "score"
         for run, found in tqdm(zip(missing, scores, strict=True), label, len(missing), unit="run"):
             if of_subsets:
-                entries[run]["subsets"] = found
+                entries[run] |= {"subsets": found, "ave_moving": found["moving"]["AVE"]}
             else:
                 notes = read_json(runs[run].with_suffix(".json"), "delete it to detect again")
                 entries[run] = make_entry(run, found, notes, checksums[run])
