@@ -43,6 +43,7 @@ class NoDetector:
     """A detector that finds nothing and takes no time."""
 
     channels = CAMERA_CHANNELS
+    assigns_by_yaw = False
     weights_name = "none"
     training = ""
     preset = "none"

@@ -7,7 +7,7 @@ denoising queries, G ground-truth slots, M boxes.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ftkd_core.lens import Lens
+
+if TYPE_CHECKING:
+    from ftkd_core.runtime.remap import ImageRemap
 
 
 class CameraRig(NamedTuple):
@@ -132,7 +135,8 @@ class CameraView:
     extrinsic calibration; global_from_ego (4, 4) at the time of exposure; stamp_ns, the time of exposure;
     lens, the distortion of the image, None for a rectified image; name, for messages; visible, the share
     (H/16, W/16) of the cells of the *network* image that the camera sees, None if it sees all of it;
-    prepared, network images of this image.
+    prepared, network images of this image; remap, the map to the network image if it was left to the engine:
+    then intrinsics and ego_from_camera are those of the network image.
     """
 
     image: NDArray[np.uint8]
@@ -144,6 +148,12 @@ class CameraView:
     name: str = ""
     visible: NDArray[np.float32] | None = None
     prepared: tuple[PreparedImage, ...] = ()
+    remap: "ImageRemap | None" = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image that intrinsics refer to."""
+        return (self.image.shape[1], self.image.shape[0]) if self.remap is None else self.remap.output
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from ftkd_core.config_class import (
 )
 from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.synthetic.traffic import world_config
+from ftkd_core.data.synthetic.varied_rigs import check_rig_name
 
 WEIGHT_DECAY: Final = 0.01
 """Weight decay of AdamW [public code of StreamPETR and SparseBEV]."""
@@ -52,6 +53,9 @@ class DataConfig:
     """Folder of rendered clips, cached features and the index of a data set."""
     world: str = "ordinary"
     """Synthetic world: `ordinary`, or `traffic`, in which most objects move and brake, turn and overtake."""
+    rig: str = "nuscenes"
+    """Cameras in the synthetic world: `nuscenes`; `varied`, where each scene draws its own rig, seen through
+    virtual cameras; or the name of a rig (synthetic/rig_presets.py)."""
     hide_future: Probability = 0.0
     """Share of a teacher's windows whose future frames are hidden in training, so that one teacher predicts
     with and without its future."""
@@ -74,6 +78,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         world_config(self.world)
+        check_rig_name(self.rig)
         least, most = self.sweeps
         require(
             self.sweeps == (0, 0) or 1 <= least <= most,

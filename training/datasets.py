@@ -12,6 +12,7 @@ from ftkd_core.data.augmentation import Augmentation, AugmentConfig, seeded_view
 from ftkd_core.data.clip_selection import only_keys, select_cameras
 from ftkd_core.data.clips import Clip, ClipSource, StreamBatch, StreamDataset
 from ftkd_core.data.order import EpochOrder
+from ftkd_core.data.synthetic.rig_presets import DEFAULT_RIG
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import PairedDataset, WindowBatch, WindowDataset
 from ftkd_core.distillation.cache import TeacherCache, collate_outputs
@@ -77,6 +78,10 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
             raise UserError(
                 f"data.intervals_s {data.intervals_s} with data.root: nuScenes is annotated at 2 Hz; leave it"
             )
+        if data.rig != DEFAULT_RIG:
+            raise UserError(
+                f"data.rig {data.rig!r} with data.root: a data set has its own cameras; leave it out"
+            )
         real = NuScenesClips(
             Path(data.root), data.nuscenes, data.split, config.model.image, config.model.channels,
             Path(data.cache), half_decode=data.half_decode, sweeps=data.sweeps != (0, 0),
@@ -91,7 +96,7 @@ def open_clips(config: TrainConfig | WindowTrainConfig, fabric: Fabric) -> tuple
             "frames; leave it out, or set data.intervals_s"
         )
     rendered = SyntheticClips(
-        0, config.model.image, Path(data.cache), data.duration_s, data.intervals_s, data.world
+        0, config.model.image, Path(data.cache), data.duration_s, data.intervals_s, data.world, data.rig
     )
     chosen = select_cameras(rendered, config.model.channels)
     if fabric.is_global_zero:

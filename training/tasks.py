@@ -20,6 +20,7 @@ from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.target_filter import filter_targets
 from ftkd_core.models.denoising import make_denoising
 from ftkd_core.models.memory import Memory
+from ftkd_core.models.position import TokenGeometry
 from ftkd_core.models.predictions import Predictions
 from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
 from ftkd_core.models.stream_petr import StreamPETR
@@ -86,7 +87,9 @@ class StreamingTask(nn.Module):
         frame = batch.frame(apply_grid_mask(images, self.grid_mask, generator))
         noise = noise_scale(config)
         denoising = make_denoising(targets, config.loss, self.detector.range_m, generator, noise)
-        predictions, memory = self.detector(frame, Memory(*state[:_MEMORY_FIELDS]), denoising)
+        predictions, memory = self.detector(
+            frame, Memory(*state[:_MEMORY_FIELDS]), denoising, visible_geometry(self.detector, batch)
+        )
         terms: dict[str, Tensor] = self.criterion(predictions, targets, batch.rig, denoising)
         if self.distiller is not None:
             assert source is not None
@@ -180,6 +183,13 @@ class WindowTask(nn.Module):
             previous = PreviousMaps(previous_maps, batch.real[:, 1].float())
         terms: dict[str, Tensor] = self.distiller(predictions, maps, source, targets, generator, previous)
         return terms
+
+
+def visible_geometry(detector: StreamPETR, batch: StreamBatch) -> TokenGeometry:
+    """Return the geometry of the tokens of a batch; those that its cameras do not see are masked, as at
+    inference."""
+    geometry = detector.geometry(batch.rig)
+    return geometry._replace(mask=geometry.mask & batch.visible)
 
 
 class MapBatch(NamedTuple):

@@ -95,6 +95,8 @@ class SelectedCameras:
             images=SelectedImages(clip.images, tuple(places)),
             intrinsics=clip.intrinsics[places],
             ego_from_camera=clip.ego_from_camera[:, places],
+            present=None if clip.present is None else clip.present[places],
+            seen_tokens=None if clip.seen_tokens is None else clip.seen_tokens[places],
         )
 
 

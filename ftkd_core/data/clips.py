@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ftkd_core.config import ImageConfig
+from ftkd_core.config import TOKEN_STRIDE, ImageConfig
 from ftkd_core.data.augmentation import Augmentation, AugmentConfig, draw_augmentation, in_view
 from ftkd_core.data.order import EpochOrder
 from ftkd_core.data.photometric import distort
 from ftkd_core.data.targets import ClipObjects, make_targets
 from ftkd_core.geometry import transform_points, yaw_transform
-from ftkd_core.runtime.preprocess import zoom_and_crop, zoomed_intrinsics
+from ftkd_core.runtime.preprocess import token_grid, zoom_and_crop, zoomed_intrinsics
 from ftkd_core.types import CameraRig, Frame, Targets, pad_targets
 
 Array = NDArray[Any]
@@ -50,9 +50,10 @@ class Clip:
     pixels; ego_from_camera (T, N, 4, 4) from the camera at its exposure to ego at the key frame's time;
     global_from_ego (T, 4, 4); times (T,) seconds; objects, one entry per frame.
 
-    keys: indices of the T frames that are key frames, if not all are; the others have no objects. features
-    (T, N, C, h, w): cached outputs of a frozen backbone, used instead of images if present. blank
-    (C, h, w): its output for a black image.
+    present (N,) bool: cameras that the rig has, None if it has all. seen_tokens (N, H/16, W/16) bool: tokens
+    that the cameras see, None if they see all. keys: indices of the T frames that are key frames, if not all
+    are; the others have no objects. features (T, N, C, h, w): cached outputs of a frozen backbone, used
+    instead of images if present. blank (C, h, w): its output for a black image.
     """
 
     name: str
@@ -62,6 +63,8 @@ class Clip:
     global_from_ego: Array
     times: Array
     objects: tuple[ClipObjects, ...]
+    present: NDArray[np.bool_] | None = None
+    seen_tokens: NDArray[np.bool_] | None = None
     features: Array | None = None
     blank: Array | None = None
     keys: NDArray[np.int64] | None = None
@@ -84,7 +87,8 @@ class ClipSource(Protocol):
 
 
 class StreamBatch(NamedTuple):
-    """Batch of frames: images (B, N, H, W, 3) uint8, the other inputs of `Frame`, and targets."""
+    """Batch of frames: images (B, N, H, W, 3) uint8, the other inputs of `Frame`, targets, and the tokens
+    (B, L) bool that the cameras see."""
 
     images: Tensor
     rig: CameraRig
@@ -92,6 +96,7 @@ class StreamBatch(NamedTuple):
     time: Tensor
     is_first: Tensor
     targets: Targets
+    visible: Tensor
 
     def frame(self, images: Tensor) -> Frame:
         """Return the network's input for normalised images (B, N, 3, H, W)."""
@@ -215,10 +220,11 @@ def make_sample(
     global_from_ego = mirror @ clip.global_from_ego[index] @ np.linalg.inv(new_from_ego)
     for pose in (ego_from_camera, global_from_ego):  # both are new arrays
         pose[..., :3, 3] *= augmentation.scale
-    present = np.ones(len(clip.intrinsics), dtype=bool)
+    present = np.ones(len(clip.intrinsics), dtype=bool) if clip.present is None else clip.present.copy()
     if dropped_camera >= 0:
         present[dropped_camera] = False
     images, intrinsics = _augmented_images(clip, index, augmentation, present)
+    visible = _augmented_tokens(clip, augmentation)
     objects = clip.objects[index]
     boxes = augment_boxes(objects.boxes, new_from_ego, augmentation)
     image_size = (clip.images.shape[2], clip.images.shape[3])
@@ -233,8 +239,36 @@ def make_sample(
         torch.from_numpy(global_from_ego)[None],
         torch.tensor([clip.times[index]], dtype=torch.float64),
         torch.tensor([is_first]),
-        make_targets(boxes, objects, intrinsics, ego_from_camera, present, image_size),
+        make_targets(boxes, objects, intrinsics, ego_from_camera, present, image_size, visible=visible),
+        torch.from_numpy(_all_tokens(clip) if visible is None else visible).reshape(1, -1),
     )
+
+
+def _all_tokens(clip: Clip) -> NDArray[np.bool_]:
+    """Return all tokens (N, H/16, W/16) of a frame as visible."""
+    count, height, width = clip.images.shape[1:4]
+    return np.ones((count, *token_grid(ImageConfig(width=width, height=height))), dtype=bool)
+
+
+def _augmented_tokens(clip: Clip, augmentation: Augmentation) -> NDArray[np.bool_] | None:
+    """Return the visible tokens (N, H/16, W/16) of a frame after zoom and mirroring, None if all are
+    visible."""
+    if clip.seen_tokens is None:
+        return None
+    visible = clip.seen_tokens
+    if augmentation.zoom != 1.0:
+        height, width = clip.images.shape[2:4]
+        config = ImageConfig(width=width, height=height)
+        now = zoomed_intrinsics(np.eye(3), config, augmentation.zoom, augmentation.left)
+        rows, columns = (np.arange(count) + 0.5 for count in visible.shape[1:])
+        rows = (rows * TOKEN_STRIDE - now[1, 2]) / now[1, 1] / TOKEN_STRIDE
+        columns = (columns * TOKEN_STRIDE - now[0, 2]) / now[0, 0] / TOKEN_STRIDE
+        rows, columns = (
+            np.clip(np.floor(places).astype(int), 0, count - 1)
+            for places, count in zip((rows, columns), visible.shape[1:], strict=True)
+        )
+        visible = visible[:, rows][:, :, columns]
+    return np.ascontiguousarray(visible[:, :, ::-1]) if augmentation.mirror else visible
 
 
 def _augmented_images(
@@ -308,8 +342,8 @@ def collate(samples: list[StreamBatch]) -> StreamBatch:
     padded = [pad_targets(sample.targets, slots) for sample in samples]
     targets = Targets(*(torch.cat([getattr(t, name) for t in padded]) for name in Targets._fields))
     rig = CameraRig(*(torch.cat([getattr(s.rig, name) for s in samples]) for name in CameraRig._fields))
-    images, poses, times, firsts = (
+    images, poses, times, firsts, visible = (
         torch.cat([getattr(s, name) for s in samples])
-        for name in ("images", "global_from_ego", "time", "is_first")
+        for name in ("images", "global_from_ego", "time", "is_first", "visible")
     )
-    return StreamBatch(images, rig, poses, times, firsts, targets)
+    return StreamBatch(images, rig, poses, times, firsts, targets, visible)

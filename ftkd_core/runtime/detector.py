@@ -38,7 +38,8 @@ class Detector:
     an ONNX file for the engines that run one; None exports the model once into a cache. threads: of these
     engines (0: the library's choice). training: description of the weights' training.
     camera_model: virtual, as_is or auto (see `virtual_camera`); cameras: how they are seen, and which of them
-    are masked and why. recommended_thresholds: by class, for users of all scores; not applied here.
+    are masked and why; assigns_by_yaw: whether the names and the order of the cameras do not matter.
+    recommended_thresholds: by class, for users of all scores; not applied here.
     """
 
     def __init__(
@@ -72,14 +73,15 @@ class Detector:
         self.device = device
         self.score_threshold = score_threshold
         self.max_detections = max_detections
-        self.engine: Engine
-        options = EngineOptions(max_detections, weights_hash, exported, threads)
-        self.engine, (self.runtime, self.runtime_reason) = select_engine(runtime, model, device, options)
         self.cameras = VirtualCameras(
             canonical_cameras, model.config.image, model.config.channels, camera_model
         )
         self.recommended_thresholds = dict(recommended_thresholds)
+        self.engine: Engine
+        options = EngineOptions(max_detections, weights_hash, exported, threads)
+        self.engine, (self.runtime, self.runtime_reason) = select_engine(runtime, model, device, options)
         self._start_ns: int | None = None
+        self.assigns_by_yaw = self.cameras.camera_model != "as_is"
 
     @classmethod
     def from_weights(
@@ -168,7 +170,7 @@ class Detector:
         is_first = self._start_ns is None
         start_ns = camera_round.reference_stamp_ns if self._start_ns is None else self._start_ns
         time_s = (camera_round.reference_stamp_ns - start_ns) * 1e-9
-        seen = self.cameras.see(camera_round)
+        seen = self.cameras.see(camera_round, leave_to_engine=self.engine.maps_images)
         wait = self.engine.start(seen, time_s=time_s, is_first=is_first)
         self._start_ns = start_ns
         return lambda: self._objects(wait(), camera_round.reference_stamp_ns)
@@ -190,8 +192,10 @@ class Detector:
         """Return network images of a camera's image for `CameraView.prepared`, so that a step does not have
         to compute them; () if nothing can be prepared. camera is the index in the round.
 
-        Other threads may call this. A GPU scales images itself, unless they need a virtual camera.
+        Other threads may call this. An engine that maps images itself needs none.
         """
+        if self.engine.maps_images:
+            return ()
         return self.cameras.prepare(camera, image, scale=self.device.type == "cpu")
 
     def _objects(self, rows: Rows, stamp_ns: int) -> ObjectList:

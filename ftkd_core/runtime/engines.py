@@ -30,7 +30,11 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Engine(Protocol):
-    """Runs rounds through a network and keeps the memory, on one device and from one thread."""
+    """Runs rounds through a network and keeps the memory, on one device and from one thread. maps_images:
+    whether it resamples the images of virtual cameras itself, on its device."""
+
+    @property
+    def maps_images(self) -> bool: ...
 
     def start(self, camera_round: CameraRound, *, time_s: float, is_first: bool) -> Callable[[], Rows]:
         """Start a round and return a function that waits for its detections. time_s is relative to the
@@ -84,6 +88,8 @@ def arrays_to_memory(like: Memory, arrays: Mapping[str, NDArray[Any]]) -> Memory
 class PlainEngine:
     """The model as it was trained, step by step."""
 
+    maps_images = False
+
     def __init__(self, model: StreamPETR, device: torch.device, max_detections: int) -> None:
         self.device = with_device_index(device)
         self.model = model.to(self.device).eval().requires_grad_(False)
@@ -127,6 +133,8 @@ class WindowEngine:
     Its decoder samples features around boxes, so there are no tokens to mask: where a virtual camera sees
     nothing, it reads the features of black pixels.
     """
+
+    maps_images = False
 
     def __init__(self, model: SparseBEV, device: torch.device, max_detections: int) -> None:
         self.device = with_device_index(device)

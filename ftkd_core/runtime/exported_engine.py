@@ -45,6 +45,8 @@ class ExportedEngine:
     Errors: UserError if a file is missing or damaged, or was exported from another preset or other weights.
     """
 
+    maps_images = False
+
     def __init__(
         self,
         path: Path,

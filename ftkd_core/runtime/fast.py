@@ -71,6 +71,7 @@ class FastEngine:
             self._compile = functools.partial(compile_separately, mode=compile_mode)
         on_device = on_gpu if device_images is None else device_images
         images = DeviceImages if on_device else CpuImages
+        self.maps_images = on_device
         self._rig_key: RigKey | None = None
         with device_context(device):
             self._images: DeviceImages | CpuImages = images(

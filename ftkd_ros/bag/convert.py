@@ -219,7 +219,7 @@ def _ego_events(poses: list[Pose]) -> Iterator[Event]:
 def _camera_events(record: nuscenes.CameraRecord) -> Iterator[Event]:
     stamp_ns, frame = record.stamp_ns, record.channel.lower()
     size = (record.width, record.height)
-    info = partial(to_ros.camera_info, ROSBAGS, record.intrinsics, size, stamp_ns, frame)
+    info = partial(to_ros.camera_info, ROSBAGS, record.intrinsics, size, stamp_ns, frame, record.lens)
     yield Event(stamp_ns, 3, _camera_topic(record.channel, "camera_info"), info)
 
     def image() -> Any:  # reads the file when the message is written: a scene has hundreds of megabytes

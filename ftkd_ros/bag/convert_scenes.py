@@ -6,7 +6,7 @@ fails is reported at the end and does not stop the others.
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from ftkd_core.data import nuscenes
 from ftkd_core.errors import UserError
 from ftkd_ros.bag.convert import bag_label, convert_opened
 from ftkd_ros.bag.convert_extras import Extras
+from ftkd_ros.bag.fleet import Workers, run_tasks
 
 ALL_SCENES: Final = "all"
 
@@ -71,9 +72,12 @@ def convert_scenes(
     sweeps: bool = False,
     extras: Extras | None = None,
     jobs: int = 1,
+    ray: str = "",
+    category_map: Mapping[str, str] | None = None,
     on_text: Callable[[str], None] = print,
 ) -> ScenesReport:
-    """Write each scene to the bag `output`/SCENE with `jobs` processes. `on_text` gets one line per scene."""
+    """Write each scene to the bag `output`/SCENE with `jobs` processes, or on the Ray cluster `ray`, whose
+    machines share data set and output. `on_text` gets one line per scene."""
     report = ScenesReport()
     waiting = []
     for scene in scenes:
@@ -84,7 +88,13 @@ def convert_scenes(
             on_text(f"skipped {report.skipped[-1]}")
         else:
             waiting.append(scene)
-    for scene, text, failed in _converted(dataset, waiting, output, sweeps, extras, jobs):
+    if ray:
+        place = (str(dataset.dataroot), str(dataset.version), category_map)
+        task = partial(_convert_opened_there, place, output.resolve(), sweeps, extras)
+        results: Iterable[tuple[str, str, bool]] = run_tasks(task, waiting, Workers(ray=ray))
+    else:
+        results = _converted(dataset, waiting, output, sweeps, extras, jobs)
+    for scene, text, failed in results:
         (report.failed if failed else report.written).append(text if failed else scene)
         on_text(f"failed: {text}" if failed else text)
     return report
@@ -122,6 +132,21 @@ def _converted(
 
 
 _shared: list[nuscenes.Dataset] = []
+_Place = tuple[str, str, Mapping[str, str] | None]
+_opened: dict[str, nuscenes.Dataset] = {}
+
+
+def _convert_opened_there(
+    place: _Place, output: Path, sweeps: bool, extras: Extras | None, scene: str
+) -> str:
+    """Convert a scene in a process of a cluster, which loads the tables once."""
+    key = repr(place)
+    if key not in _opened:
+        _opened[key] = nuscenes.open_dataset(*place)
+    _, text, failed = _convert_one(scene, output=output, sweeps=sweeps, extras=extras, dataset=_opened[key])
+    if failed:
+        raise UserError(text)
+    return text
 
 
 def _convert_one(

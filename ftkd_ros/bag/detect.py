@@ -44,6 +44,7 @@ class RoundDetector(Protocol):
     """The part of `ftkd_core.runtime.detector.Detector` that the offline runner uses."""
 
     channels: tuple[str, ...]
+    assigns_by_yaw: bool
     weights_name: str
     training: str
     preset: str
@@ -143,12 +144,14 @@ def detect_bag(
     with BagReader(input_path) as source:
         check_new(output)
         detector = factory(parameters)
-        if len(parameters.cameras) > len(detector.channels):
+        if not detector.assigns_by_yaw and len(parameters.cameras) > len(detector.channels):
             raise UserError(
                 f"parameter cameras: {len(parameters.cameras)} cameras; expected at most "
                 f"{len(detector.channels)}, the number of cameras of the weights"
             )
-        drive = Drive(source, parameters, num_views=len(detector.channels))
+        drive = Drive(
+            source, parameters, num_views=len(detector.channels), any_cameras=detector.assigns_by_yaw
+        )
         drive.select(start_s=selection.start_s, duration_s=selection.duration_s, every=selection.every)
         detector.warm_up()
         key = _key(input_path, detector, parameters, selection)

@@ -9,7 +9,7 @@ published messages, and any recorder can write them.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +27,7 @@ from ftkd_core.evaluation.requirements import (
 from ftkd_core.evaluation.results_check import check_coverage, load_results
 from ftkd_core.evaluation.subsets import SubsetScorer
 from ftkd_core.json_files import write_json
+from ftkd_ros.bag.fleet import Workers, check_outcomes, run_tasks
 from ftkd_ros.bag.io import BagReader
 from ftkd_ros.bag.recording import Recording, coverage_notes, read_recording
 from ftkd_ros.bag.replay_rounds import Drive
@@ -98,6 +99,7 @@ def evaluate_recordings(
     summary_file: Path | None = None,
     extra: Mapping[str, Any] | None = None,
     options: EvaluationOptions | None = None,
+    workers: Workers | None = None,
 ) -> tuple[dict[str, Any], list[Verdict]]:
     """Evaluate recordings together, write results.json (devkit format), metrics.json and, with requirements,
     criteria.json to `output`; return the metrics and the verdicts.
@@ -109,7 +111,7 @@ def evaluate_recordings(
     """
     options = options or EvaluationOptions()
     dataset = open_dataset(dataroot, version)
-    bags = [_read_bag(detections, source, summary_file) for detections, source in pairs]
+    bags = _read_bags(pairs, summary_file, workers or Workers())
     tokens = _tokens(dataset, bags, options.split)
     scenes = scenes_of(dataset, tokens)
     posed = {token: found for bag in bags for token, found in bag.posed.items() if token in set(tokens)}
@@ -216,6 +218,21 @@ def _add_details(
 
 def _without_classes(scores: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in scores.items() if key != "classes"}
+
+
+def _read_bags(pairs: Sequence[tuple[Path, Path]], summary_file: Path | None, workers: Workers) -> list[_Bag]:
+    """Read all recordings in the order of the pairs. Raises UserError with all that failed."""
+    absolute = [(a.resolve(), b.resolve()) for a, b in pairs] if workers.ray else list(pairs)
+    if len(pairs) == 1:
+        return [_read_bag(*absolute[0], summary_file)]
+    names = [str(number) for number in range(len(pairs))]
+    outcomes = list(run_tasks(partial(_read_numbered, absolute, summary_file), names, workers))
+    check_outcomes([o._replace(name=str(pairs[int(o.name)][0])) for o in outcomes], "bags")
+    return [outcome.value for outcome in sorted(outcomes, key=lambda outcome: int(outcome.name))]
+
+
+def _read_numbered(pairs: Sequence[tuple[Path, Path]], summary_file: Path | None, name: str) -> _Bag:
+    return _read_bag(*pairs[int(name)], summary_file)
 
 
 def _read_bag(detections_path: Path, input_path: Path, summary_file: Path | None) -> _Bag:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ftkd_core.classes import CLASS_NAMES
+from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_core.visualization import CLASS_COLORS, draw_bird_eye, draw_surround
 from ftkd_ros.bag.report_sections import (
@@ -56,6 +56,7 @@ def draw_frame(
     ground_truth: ObjectList | None,
     *,
     caption: str,
+    channels: tuple[str, ...] = CAMERA_CHANNELS,
     width: int = 1320,
 ) -> ReportFrame:
     """Draw one key frame.
@@ -66,7 +67,9 @@ def draw_frame(
     return ReportFrame(
         caption=caption,
         bird_eye=draw_bird_eye(detections, ground_truth, size=760, min_score=MIN_SCORE),
-        surround=draw_surround(camera_round, detections, ground_truth, width=width, min_score=MIN_SCORE),
+        surround=draw_surround(
+            camera_round, detections, ground_truth, width=width, min_score=MIN_SCORE, channels=channels
+        ),
         matched=0 if ground_truth is None else count_matched(visible, ground_truth),
     )
 

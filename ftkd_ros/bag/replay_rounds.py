@@ -28,6 +28,7 @@ from ftkd_ros.sync.matcher import MatchedRound
 MAP_FRAME: Final = "map"
 BASE_FRAME: Final = "base_link"
 SLOP_NS: Final = 20_000_000
+_IMAGE_TOPIC: Final = re.compile(r"^/(.+)/image(/compressed)?$")
 _ROUND_SPAN_NS: Final = 60_000_000
 _AT_TIME: Final = re.compile(r" at -?\d+ ns")
 
@@ -49,10 +50,11 @@ class _SerializedImage(NamedTuple):
 class Drive:
     """Rounds, key frames and ground truth of an input bag, with the parameters of the detector node.
 
-    num_views: cameras of the detector; rounds are filled up with None. offsets_ns: one per camera; None
-    estimates them. If `image_topic` is empty, a camera has `/{camera}/image/compressed`, or the raw
-    `/{camera}/image` if the bag has only that. faults: number of unusable rounds and cameras by reason.
-    Raises UserError for a bag without a required topic or transform.
+    parameters: as `with_bag_cameras` changes them if any_cameras is set. num_views: cameras of the detector;
+    rounds are filled up with None. offsets_ns: one per camera; None estimates them. If `image_topic` is
+    empty, a camera has `/{camera}/image/compressed`, or the raw `/{camera}/image` if the bag has only that.
+    faults: number of unusable rounds and cameras by reason. Raises UserError for a bag without a required
+    topic or transform.
     """
 
     def __init__(
@@ -60,14 +62,16 @@ class Drive:
         bag: BagReader,
         parameters: DetectorParameters | None = None,
         *,
-        num_views: int | None = None,
+        num_views: int = 0,
         offsets_ns: Sequence[int | None] | None = None,
+        any_cameras: bool = True,
     ) -> None:
         self.bag = bag
-        self.parameters = parameters or DetectorParameters()
+        parameters = parameters or DetectorParameters()
+        self.parameters = with_bag_cameras(bag, parameters) if any_cameras else parameters
         self.cameras = self.parameters.cameras
         self.faults: Counter[str] = Counter()
-        self._num_views = len(self.cameras) if num_views is None else num_views
+        self._num_views = max(len(self.cameras), num_views)
         self._topics = _image_topics(bag, self.parameters)
         self.images = _image_stamps(bag, self._topics)
         if not self.images:
@@ -204,6 +208,24 @@ def read_key_frames(bag: BagReader) -> tuple[KeyFrame, ...]:
         message.frame_id: stamp_to_ns(message.stamp) for _, _, message in bag.messages(["/sample_token"])
     }
     return tuple(KeyFrame(token, stamp) for token, stamp in sorted(found.items(), key=lambda item: item[1]))
+
+
+def with_bag_cameras(bag: BagReader, parameters: DetectorParameters) -> DetectorParameters:
+    """Return parameters with the cameras of a bag if they have the default cameras and topics, and the bag
+    has others and lacks some of the default ones: all that it has, the default ones first."""
+    usual, names = DetectorParameters().cameras, camera_names(bag)
+    is_default = parameters.cameras == usual and not parameters.image_topic
+    if not is_default or set(names) <= set(usual) or set(usual) <= set(names):
+        return parameters
+    known = [camera for camera in usual if camera in names]
+    return replace(parameters, cameras=(*known, *sorted(set(names).difference(known))))
+
+
+def camera_names(bag: BagReader) -> list[str]:
+    """Return the cameras of a bag as in its topics: those with <camera>/image or <camera>/image/compressed
+    and a camera_info."""
+    found = {match[1]: None for topic in bag.topics if (match := _IMAGE_TOPIC.match(topic))}
+    return [name for name in found if f"/{name}/camera_info" in bag.topics]
 
 
 def read_objects(

@@ -116,7 +116,8 @@ def report_frames(drive: Drive, recording: Recording, max_frames: int | None) ->
         caption = (
             f"key frame {index + 1} of {len(recording.joined)}, {(stamp_ns - start_ns) * 1e-9:.1f} s, {found}"
         )
-        yield draw_frame(camera_round, objects, truths.get(stamp_ns), caption=caption)
+        channels = tuple(camera.upper() for camera in drive.cameras)
+        yield draw_frame(camera_round, objects, truths.get(stamp_ns), caption=caption, channels=channels)
 
 
 def _spread(count: int, limit: int | None) -> Sequence[int]:

@@ -9,8 +9,11 @@ from ftkd_ros.commands import options
 
 
 @click.command(short_help="Run the detector on a bag without ROS: every round, the same result each time.")
-@options.folder("--bag", "Bag with camera images.", "BAG")
-@options.folder("--output", "New folder of the bag with the detections.")
+@click.option(
+    "--bag", "bags", type=options.PATH, multiple=True, required=True, metavar="BAG",
+    help="Bag with camera images; several times.",
+)  # fmt: skip
+@options.folder("--output", "New bag of the detections; with several bags, the folder of one bag each.")
 @options.weights_and_device
 @click.option(
     "--score-threshold", type=float, default=0.05, metavar="S", help="Drop detections that score lower."
@@ -26,8 +29,11 @@ from ftkd_ros.commands import options
 @click.option("--start", type=float, default=0.0, metavar="S", help="Seconds after the first round.")
 @click.option("--duration", type=float, metavar="S", help="Seconds to process.  [default: all]")
 @click.option("--every", type=int, default=1, metavar="N", help="Process every n-th round.")
+@click.option("--jobs", type=click.IntRange(1), default=1, metavar="N", help="Bags at the same time.")
+@options.ray_address
+@click.option("--ray-gpus", type=float, default=0.0, metavar="N", help="GPUs per bag on Ray, such as 0.5.")
 def detect(
-    bag: Path,
+    bags: tuple[Path, ...],
     output: Path,
     weights: Path | None,
     device: str,
@@ -42,30 +48,28 @@ def detect(
     start: float,
     duration: float | None,
     every: int,
+    jobs: int,
+    ray: str,
+    ray_gpus: float,
 ) -> int:
     """Read camera images from a bag and write /detections and /detections/velocities to a new bag.
 
     Runs the code of the ROS node with its parameters but without the middleware, so no round is dropped on a
     slow machine. Options such as --device override --params-file and -p. A run that was killed is resumed by
-    the same command.
+    the same command. With several bags, finished ones are kept, and bags that fail are reported at the end.
     """
     from ftkd_ros.bag.detect import Selection, detect_bag
+    from ftkd_ros.bag.detect_bags import detect_bags, summary_lines
+    from ftkd_ros.bag.fleet import Workers
 
-    summary = detect_bag(
-        bag,
-        output,
-        parameters=options.read_node_parameters(params_files, assignments),
-        selection=Selection(start_s=start, duration_s=duration, every=every),
-    )
-    resumed = (
-        f", {summary.resumed_rounds} of them from a run that was stopped" if summary.resumed_rounds else ""
-    )
-    print(
-        f"{output}: {summary.detections} detections in {summary.rounds_detected} of "
-        f"{summary.rounds_in} rounds{resumed} on {summary.device}"
-    )
-    for fault, count in summary.faults.items():
-        print(f"note: {count} x {fault}")
+    parameters = options.read_node_parameters(params_files, assignments)
+    selection = Selection(start_s=start, duration_s=duration, every=every)
+    if len(bags) == 1 and not ray:
+        summary = detect_bag(bags[0], output, parameters=parameters, selection=selection)
+        print("\n".join(summary_lines(output, summary)))
+    else:
+        workers = Workers(jobs=jobs, ray=ray, gpus=ray_gpus)
+        detect_bags(bags, output, parameters=parameters, selection=selection, workers=workers)
     return 0
 
 
@@ -94,6 +98,8 @@ def detect(
     help="Requirement such as 'mAP>=0.35' or 'car.AP@30m>=0.4'; exit code 1 if one fails.",
 )  # fmt: skip
 @click.option("--criteria", type=options.PATH, metavar="FILE", help="YAML list of requirements.")
+@click.option("--jobs", type=click.IntRange(1), default=1, metavar="N", help="Bags to read at the same time.")
+@options.ray_address
 def evaluate(
     detections: tuple[Path, ...],
     bags: tuple[Path, ...],
@@ -106,6 +112,8 @@ def evaluate(
     details: bool,
     require: tuple[str, ...],
     criteria: Path | None,
+    jobs: int,
+    ray: str,
 ) -> int:
     """Score recorded detections with the official nuScenes devkit.
 
@@ -119,6 +127,7 @@ def evaluate(
         evaluate_results,
         summary_lines,
     )
+    from ftkd_ros.bag.fleet import Workers
     from ftkd_ros.bag.io import check_new
 
     check_new(output)
@@ -142,6 +151,7 @@ def evaluate(
             output=output,
             summary_file=summary,
             options=chosen,
+            workers=Workers(jobs=jobs, ray=ray),
         )
     print("\n".join(summary_lines(metrics)))
     if verdicts:

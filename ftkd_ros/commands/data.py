@@ -16,7 +16,13 @@ from ftkd_ros.commands import options
 @click.option("--first-seed", type=int, default=900_000, metavar="SEED", help="Seed of the first scene.")
 @click.option("--duration", type=float, default=20.0, metavar="S", help="Seconds per scene.")
 @click.option(
-    "--size", callback=options.size, default="800x450", metavar="WxH", help="Width and height of the images."
+    "--size", callback=options.optional_size, metavar="WxH",
+    help="Width and height of the images.  [default: 800 wide, with the aspect of the rig]",
+)  # fmt: skip
+@click.option(
+    "--rig",
+    default="nuscenes",
+    help="nuscenes, autoware_sensor_kit, truck, shuttle_fisheye, five_cameras, or varied: one per scene.",
 )
 @click.option("--world", default="ordinary", help="ordinary, or traffic: dense and moving.")
 def synth(
@@ -26,14 +32,16 @@ def synth(
     scenes: int,
     first_seed: int,
     duration: float,
-    size: tuple[int, int],
+    size: tuple[int, int] | None,
+    rig: str,
     world: str,
 ) -> int:
     """Render driving scenes and write them as a data set that the nuScenes devkit loads.
 
-    A scene has six cameras at 12 Hz, lidar key frames and ground truth. The same seed gives the same scene.
+    A scene has the cameras of a rig at 12 Hz, lidar key frames and ground truth. The same seed gives the
+    same scene.
     """
-    from ftkd_core.data.synthetic.export import run_synth
+    from ftkd_core.data.synthetic.export import DEFAULT_WIDTH, run_synth
 
     written = run_synth(
         output=output,
@@ -41,10 +49,11 @@ def synth(
         first_seed=first_seed,
         version=version,
         split=split,
-        width=size[0],
-        height=size[1],
+        width=size[0] if size else DEFAULT_WIDTH,
+        height=size[1] if size else None,
         duration_s=duration,
         world=world,
+        rig=rig,
     )
     print(f"wrote {written}")
     return 0
@@ -62,6 +71,7 @@ def synth(
 @click.option("--can", is_flag=True, help="Write the messages of the CAN bus expansion.")
 @options.category_map
 @click.option("--jobs", type=click.IntRange(1), default=2, metavar="N", help="Scenes at the same time.")
+@options.ray_address
 def convert(
     dataroot: Path,
     version: str,
@@ -75,6 +85,7 @@ def convert(
     can: bool,
     category_map: tuple[str, ...],
     jobs: int,
+    ray: str,
 ) -> int:
     """Write nuScenes scenes as rosbag2 (MCAP). Needs no ROS.
 
@@ -82,6 +93,7 @@ def convert(
     sample token of each key frame. Lidar, radar, map and CAN bus are optional; a note reports what is
     absent. Several scenes: finished bags of an earlier run are kept.
     """
+    from ftkd_core.data.nuscenes import parse_category_map
     from ftkd_ros.bag.convert import convert_opened
     from ftkd_ros.bag.convert_extras import Extras
     from ftkd_ros.bag.convert_scenes import ALL_SCENES, choose_scenes, convert_scenes
@@ -97,7 +109,10 @@ def convert(
         print("\n".join([str(summary), *(f"note: {note}" for note in summary.notes)]))
         return 0
     chosen = choose_scenes(dataset, scene, split)
-    report = convert_scenes(dataset, chosen, output, sweeps=sweeps, extras=extras, jobs=jobs)
+    mapping = parse_category_map(category_map) if category_map else None
+    report = convert_scenes(
+        dataset, chosen, output, sweeps=sweeps, extras=extras, jobs=jobs, ray=ray, category_map=mapping
+    )
     print(f"{output}: {report}")
     report.check()
     return 0

@@ -17,8 +17,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 PATH: Final = click.Path(path_type=Path)
 
 
-def size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
-    """Parse a size like 800x450; return (width, height) in pixels."""
+def optional_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Parse a size like 800x450; return (width, height) in pixels, None without one."""
+    if value is None:
+        return None
     try:
         width, height = (int(part) for part in value.lower().split("x"))
     except ValueError:
@@ -119,6 +121,13 @@ def read_node_parameters(files: Sequence[Path], assignments: Sequence[str]) -> "
         explicit,
         on_note=lambda text: print(f"note: {text}", file=sys.stderr),
     )
+
+
+def ray_address(function: Function) -> Function:
+    """Add --ray: the cluster that runs one task per scene or bag."""
+    return click.option(
+        "--ray", default="", metavar="ADDRESS", help="Ray cluster (auto, HOST:PORT) that runs the tasks."
+    )(function)
 
 
 def category_map(function: Function) -> Function:

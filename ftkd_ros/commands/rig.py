@@ -21,12 +21,23 @@ from ftkd_ros.commands import options
 @options.folder("--output", "New folder of rig.json and rig.html.")
 @click.option("--weights", type=options.PATH, metavar="FILE", help="Weights.  [default: the shipped ones]")
 @click.option(
+    "--table",
+    type=options.PATH,
+    metavar="FILE",
+    help="Table of benchmarks.rigs for the expected mAP.  [default: that of the shipped weights]",
+)
+@click.option(
     "--image-geometry",
     default="auto",
     help="rectified (images fit P), raw (K and D), or auto: by topic and D.",
 )
 def check_rig(
-    bag: Path | None, seconds: float, output: Path, weights: Path | None, image_geometry: str
+    bag: Path | None,
+    seconds: float,
+    output: Path,
+    weights: Path | None,
+    table: Path | None,
+    image_geometry: str,
 ) -> int:
     """Write one page about the cameras of a vehicle, with a verdict per line.
 
@@ -44,7 +55,7 @@ def check_rig(
         check_new(output)
         bag = output.with_name(f"{output.name}_bag")
         print(record_rig(bag, seconds))
-    result = check(bag, output, weights=weights, image_geometry=image_geometry)
+    result = check(bag, output, weights=weights, image_geometry=image_geometry, table=table)
     print("\n".join(summary_lines(result)))
     print(f"{output / PAGE_NAME}: {'all checks pass' if result['ok'] else 'some checks fail'}")
     return 0

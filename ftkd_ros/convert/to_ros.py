@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.geometry import make_transform, rotation_to_quaternion
+from ftkd_core.lens import Lens
 from ftkd_core.types import ObjectList
 from ftkd_ros.convert.from_ros import FLOAT32, VELOCITY_FIELDS
 from ftkd_ros.convert.message_factory import MessageFactory
@@ -300,9 +301,10 @@ def compressed_image_bytes(content: bytes, stamp_ns: int, frame_id: str, image_f
 
 
 def camera_info(
-    messages: MessageFactory, intrinsics: Matrix, image_size: tuple[int, int], stamp_ns: int, frame_id: str
-) -> Any:
-    """Return the sensor_msgs/CameraInfo of a rectified camera.
+    messages: MessageFactory, intrinsics: Matrix, image_size: tuple[int, int], stamp_ns: int, frame_id: str,
+    lens: Lens | None = None,
+) -> Any:  # fmt: skip
+    """Return the sensor_msgs/CameraInfo of a rectified camera, or of raw images with a lens.
 
     intrinsics (3, 3) are in pixels; image_size is (width, height).
     """
@@ -311,8 +313,8 @@ def camera_info(
     info = messages.new("sensor_msgs/msg/CameraInfo")
     info.header = make_header(messages, stamp_ns, frame_id)
     info.width, info.height = image_size
-    info.distortion_model = "plumb_bob"
-    info.d = messages.sequence(np.zeros(5))
+    info.distortion_model = "plumb_bob" if lens is None else lens.model
+    info.d = messages.sequence(np.zeros(5) if lens is None else np.array(lens.coefficients))
     info.k = np.asarray(intrinsics, dtype=np.float64).reshape(9)
     info.r = np.eye(3).reshape(9)
     info.p = projection.reshape(12)

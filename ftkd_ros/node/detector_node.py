@@ -171,7 +171,8 @@ class DetectorNode(LifecycleNode):
         parameters, keep = self.parameters, self._resources.callback
         self._detector = self._detector_factory(parameters)
         keep(self._drop_detector)
-        check_cameras(parameters.cameras, self._detector.channels)
+        if not self._detector.assigns_by_yaw:
+            check_cameras(parameters.cameras, self._detector.channels)
         self._detector.warm_up()
         self._buffer = RewindingBuffer(cache_time=Duration(seconds=parameters.tf_cache_s), node=self)
         keep(self._drop_buffer)
@@ -209,7 +210,7 @@ class DetectorNode(LifecycleNode):
         self._builder = RoundBuilder(
             rig,
             topics=parameters.image_topics,
-            num_views=len(self._detector.channels),
+            num_views=max(len(parameters.cameras), len(self._detector.channels)),
             reference_time=parameters.reference_time,
             anchor=parameters.anchor,
             tf_timeout_s=parameters.tf_timeout_s,

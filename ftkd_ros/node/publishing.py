@@ -48,7 +48,8 @@ class ResultPublishers:
     ) -> None:
         self._node = node
         self.parameters = parameters  # replaced when a parameter of RUN_TIME changes
-        self._channels = channels
+        names = [camera.upper() for camera in parameters.cameras]
+        self._channels = (*names, *(f"NO CAMERA {index}" for index in range(len(names), len(channels))))
         self._recommended = dict(recommended_thresholds)
         self._publishers: list[Any] = []
         self._detections = self._create(Detection3DArray, "detections", 10)

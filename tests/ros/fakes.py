@@ -38,6 +38,7 @@ class FakeDetector:
     """Returns one car per round; x is the number of cameras, y the mean red value of the front image."""
 
     channels = CAMERA_CHANNELS
+    assigns_by_yaw = True
     weights_name = "fake.safetensors"
     training = "7 steps"
     device = "cpu"

@@ -41,6 +41,7 @@ class GroundTruthDetector:
     """Returns the ground truth of the nearest key frame."""
 
     channels = CAMERA_CHANNELS
+    assigns_by_yaw = True
     weights_name = "ground_truth.safetensors"
     training = "300 steps, distilled by ftkd"
     preset = "none"

@@ -40,6 +40,7 @@ def test_page_and_json_have_a_verdict_per_line(
         "distortion",
         "mounting",
         "height against training",
+        "expected mAP, share of the trained rig's",
     } <= checks
     page = (tmp_path / "out" / "rig.html").read_text()
     assert page.count("data:image/jpeg;base64") == 6

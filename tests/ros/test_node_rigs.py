@@ -359,8 +359,10 @@ def test_more_cameras_than_the_weights_carry_are_named() -> None:
     context = Context()
     rclpy.init(context=context)
     cameras = [*CAMERAS, "roof", "trunk"]
+    detector = FakeDetector()
+    detector.assigns_by_yaw = False  # else the detector leaves cameras out itself
     node = DetectorNode(
-        lambda _: FakeDetector(), context=context, parameter_overrides=[Parameter("cameras", value=cameras)]
+        lambda _: detector, context=context, parameter_overrides=[Parameter("cameras", value=cameras)]
     )
     node.trigger_configure()
     assert node.failure is not None and "8 cameras; expected at most 6" in node.failure

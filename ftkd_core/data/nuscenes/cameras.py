@@ -23,6 +23,7 @@ from ftkd_core.data.nuscenes.tables import (
     scene_samples,
 )
 from ftkd_core.errors import UserError
+from ftkd_core.lens import Lens, lens_of_row
 from ftkd_core.types import CameraRound, CameraView
 
 # Rounds follow a spinning lidar: they are at least 50 ms apart after each camera's offset is subtracted, and
@@ -35,8 +36,9 @@ class CameraRecord:
     """One camera image of the data set that is not read yet: the path of its JPEG and the geometry of its
     exposure.
 
-    intrinsics (3, 3) in pixels; ego_from_camera (4, 4); global_from_ego (4, 4) at stamp_ns, the time of
-    exposure. sample_token is its key frame, or the next key frame if is_key_frame is False.
+    intrinsics (3, 3) in pixels; lens, None for a rectified image; ego_from_camera (4, 4); global_from_ego
+    (4, 4) at stamp_ns, the time of exposure. sample_token is its key frame, or the next key frame if
+    is_key_frame is False.
     """
 
     token: str
@@ -50,6 +52,7 @@ class CameraRecord:
     intrinsics: NDArray[np.float64]
     ego_from_camera: NDArray[np.float64]
     global_from_ego: NDArray[np.float64]
+    lens: Lens | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +171,8 @@ def load_view(record: CameraRecord) -> CameraView:
         ego_from_camera=record.ego_from_camera,
         global_from_ego=record.global_from_ego,
         stamp_ns=record.stamp_ns,
+        lens=record.lens,
+        name=record.channel,
     )
 
 
@@ -233,6 +238,7 @@ def _camera_record(dataset: NuScenes, token: str) -> CameraRecord:
         intrinsics=np.array(calibration["camera_intrinsic"], dtype=np.float64),
         ego_from_camera=pose_of(calibration),
         global_from_ego=pose_of(dataset.get("ego_pose", row["ego_pose_token"])),
+        lens=lens_of_row(calibration),
     )
 
 
