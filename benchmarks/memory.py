@@ -7,6 +7,7 @@ The forward and backward pass of each recipe's model run at full size on tensors
 (`FakeTensorMode`), on any machine, in seconds. Counted per sample:
 
 - `saved_activation_gb`: the tensors that the forward pass stores for the backward pass;
+- `all_reduce_gb`: float32 gradients that processes exchange per step; `images` that a sample has;
 - `peak_gb`: the largest sum of all live tensors in forward and backward pass, with parameters, gradients and
   the state of AdamW.
 
@@ -82,7 +83,7 @@ def sample_memory(
     config: DetectorConfig | SparseBEVConfig, optim: OptimConfig, *, half: bool, recompute: bool,
     gradient_frames: int = 0,
 ) -> dict[str, float]:  # fmt: skip
-    """Return `saved_activation_gb` and `peak_gb` of one training sample of a model."""
+    """Return `saved_activation_gb`, `peak_gb` and sizes of one training sample of a model."""
     with FakeTensorMode():
         model: StreamPETR | SparseBEV = (
             build_sparse_bev(config) if isinstance(config, SparseBEVConfig) else build_stream_petr(config)
@@ -107,9 +108,17 @@ def sample_memory(
             saved.clear()
             loss.backward()  # type: ignore[no-untyped-call]
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        parameters = sum(p.numel() for p in model.parameters())
+        parameters, frames = sum(p.numel() for p in model.parameters()), 1
+        if isinstance(config, SparseBEVConfig):
+            frames = config.num_frames
         fixed = _FLOAT * parameters + 2 * _FLOAT * trained  # weights, two moments; gradients are live tensors
-    return {"saved_activation_gb": stored / _GB, "peak_gb": (live.peak + fixed) / _GB}
+    return {
+        "saved_activation_gb": stored / _GB,
+        "peak_gb": (live.peak + fixed) / _GB,
+        "parameters_m": parameters / 1e6,
+        "all_reduce_gb": _FLOAT * trained / _GB,
+        "images": frames * len(config.channels),
+    }
 
 
 def _forward(model: StreamPETR | SparseBEV, gradient_frames: int) -> Tensor:

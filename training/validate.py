@@ -24,14 +24,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ftkd_core.config import SparseBEVConfig
+from ftkd_core.config import DetectorConfig, SparseBEVConfig
 from ftkd_core.data.nuscenes import NuScenes, camera_round, open_dataset
 from ftkd_core.data.nuscenes_clips import NuScenesClips
 from ftkd_core.errors import UserError
 from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, sample_tokens_of, to_devkit_results
-from ftkd_core.models.sparse_bev import build_sparse_bev
+from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
+from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.detector import Detector, resolve_device
-from ftkd_core.weights import load_into, read_config, read_window_weights
+from ftkd_core.weights import load_into, read_config, read_weights, read_window_weights
 from training.split_detection import detect_scenes, score_scenes
 
 SCORE_THRESHOLD = 0.01
@@ -123,13 +125,11 @@ def detect_samples(
     return to_devkit_results(detections, tokens), seconds
 
 
-def evaluate_windows(options: ValidateOptions) -> dict[str, Any]:
-    """Return the metrics of a SparseBEV on a split: windows of key frames, without loading the node's
-    runtime."""
+def score_weights(options: ValidateOptions) -> dict[str, Any]:
+    """Return the metrics of a weights file on a split as during training: with the plain model, windows of
+    key frames for a SparseBEV, and without the runtime of the node."""
     assert options.weights is not None
-    state, config, _ = read_window_weights(options.weights)
-    model = build_sparse_bev(config)
-    load_into(model, state, str(options.weights))
+    model, config = _read_model(options.weights)
     with tempfile.TemporaryDirectory() as cache:
         clips = NuScenesClips(
             options.dataroot, options.version, options.split, config.image, config.channels, Path(cache)
@@ -142,11 +142,24 @@ def evaluate_windows(options: ValidateOptions) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _read_model(path: Path) -> tuple[StreamPETR | SparseBEV, DetectorConfig | SparseBEVConfig]:
+    """Return the model of a weights file and its configuration."""
+    if isinstance(read_config(path), SparseBEVConfig):
+        state, windows, _ = read_window_weights(path)
+        teacher = build_sparse_bev(windows)
+        load_into(teacher, state, str(path))
+        return teacher, windows
+    state, config, _ = read_weights(path)
+    student = build_stream_petr(config)
+    load_into(student, state, str(path))
+    return student, config
+
+
 def validate(options: ValidateOptions) -> dict[str, Any]:
     """Return the metrics of a weights file and write them to `options.output`, if given. Raise UserError for
     missing data or wrong weights."""
     if options.weights is not None and isinstance(read_config(options.weights), SparseBEVConfig):
-        metrics = evaluate_windows(options)
+        metrics = score_weights(options)
     else:
         detector = Detector.from_weights(
             options.weights, device=options.device, score_threshold=SCORE_THRESHOLD,

@@ -289,9 +289,8 @@ def index_sweeps(
 
 
 def _relative(dataset: NuScenes, record: CameraRecord) -> str:
-    """Return the path of an image in the data set."""
-    root = Path(dataset.dataroot).expanduser().resolve()
-    return record.path.resolve().relative_to(root).as_posix()
+    """Return the path of an image in the data set, whose folders may be links to other disks."""
+    return record.path.relative_to(Path(dataset.dataroot)).as_posix()
 
 
 def _key_frame_records(

@@ -30,7 +30,6 @@ from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 from tf2_ros import TransformListener
 
@@ -45,7 +44,7 @@ from ftkd_ros.node.inputs import CameraInputs
 from ftkd_ros.node.loading import DetectorFactory, check_cameras, free_memory, load_detector
 from ftkd_ros.node.parameters import changed_parameters
 from ftkd_ros.node.publishing import ResultPublishers
-from ftkd_ros.node.spinning import make_executor, spin
+from ftkd_ros.node.spinning import make_executor, spin, start_ros
 from ftkd_ros.node.stream_monitor import StreamMonitor
 from ftkd_ros.node.tf_rig import RigReader, make_odometry, make_rig
 from ftkd_ros.node.worker import DetectionWorker, Outcome
@@ -340,8 +339,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals = (signal.SIGINT, signal.SIGTERM)
     for number in signals:
         signal.signal(number, lambda *_: stop.set())
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
+        start_ros(arguments)
         return run_node(DetectorNode(), stop)
     except (UserError, ParameterException) as error:
         print(f"detector: {error}", file=sys.stderr)

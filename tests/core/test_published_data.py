@@ -246,3 +246,12 @@ def test_data_without_sweeps_is_refused_by_name(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(UserError, match=r"no images between its \d+ key frames; copy the folder sweeps"):
         clips_of(root, tmp_path / "index", sweeps=True)
+
+
+def test_folders_may_be_links_to_another_disk(dataroot: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("samples", "sweeps", "maps", "v1.0-synth"):
+        (linked / name).symlink_to(dataroot / name, target_is_directory=True)
+    clip = clips_of(linked, tmp_path / "index", sweeps=True)(0)
+    assert np.array_equal(clip.images[0], clips_of(dataroot, tmp_path / "other", sweeps=True)(0).images[0])

@@ -5,6 +5,7 @@ test_launch_runs.py starts the launch files, which needs the `launch` packages o
 """
 
 import ast
+import json
 import xml.etree.ElementTree as ElementTree
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ import yaml
 from scipy.spatial.transform import Rotation
 
 from ftkd_core.errors import UserError
+from ftkd_core.visualization import CLASS_COLORS
 from ftkd_ros.launch_settings import (
     camera_list,
     dds_environment,
@@ -83,6 +85,27 @@ def test_player_and_recorder_yaml_contain_only_parameters_of_their_nodes(node: s
 
 def test_launch_overrides_are_parameters_of_the_detector() -> None:
     assert set(literal(ROOT / "launch" / "detector.launch.py", "OVERRIDES")) <= set(DESCRIPTIONS)
+
+
+def test_foxglove_layout_shows_the_topics_of_the_node_and_calibrated_cameras() -> None:
+    layout = json.loads((ROOT / "rviz" / "foxglove.json").read_text(encoding="utf-8"))
+    panels = layout["configById"]
+    images = [panel["imageMode"] for name, panel in panels.items() if name.startswith("Image!")]
+    parameters = DetectorParameters()
+    pairs = set(zip(parameters.image_topics, parameters.camera_info_topics, strict=True))
+    assert {(image["imageTopic"], image["calibrationTopic"]) for image in images} == pairs
+    assert all("/detections/markers" in panel["topics"] for panel in panels.values() if "topics" in panel)
+
+    def shown(node: str | dict[str, Any]) -> list[str]:
+        return [node] if isinstance(node, str) else shown(node["first"]) + shown(node["second"])
+
+    assert sorted(shown(layout["layout"])) == sorted(panels)
+
+
+def test_colours_of_the_rviz_plugin_are_those_of_the_markers() -> None:
+    content = yaml.safe_load((ROOT / "rviz" / "vision_msgs_colors.yaml").read_text(encoding="utf-8"))
+    found = {name: (value["r"], value["g"], value["b"]) for name, value in content.items()}
+    assert found == CLASS_COLORS
 
 
 def test_launched_programs_are_installed() -> None:

@@ -20,7 +20,7 @@ from ftkd_core.errors import UserError
 from ftkd_core.runtime.detector import Detector
 from ftkd_ros.convert.from_ros import detections_to_objects
 from ftkd_ros.node import inputs
-from ftkd_ros.node.detector_node import DetectorNode, load_detector, run_node
+from ftkd_ros.node.detector_node import DetectorNode, load_detector, main, run_node
 from ftkd_ros.node.parameters import DetectorParameters
 from tests.ros.fakes import OFFSETS_S, FakeDetector, FakeRig, RunningNode, send_and_receive
 
@@ -189,6 +189,12 @@ def test_process_returns_2_for_a_bad_parameter() -> None:
     assert process.returncode == 2
     assert "detector: parameter reference_time: 'soon'; expected latest or anchor or mean" in errors
     assert "Traceback" not in errors
+
+
+def test_value_that_begins_with_a_brace_is_named_with_the_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--ros-args", "-p", "image_topic:={camera}/image"]) == 2
+    errors = capsys.readouterr().err
+    assert "quote a value that begins with a brace: -p 'image_topic:=\"{camera}/image\"'" in errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recipes: published settings, the table that compares them, and one step of each at small size."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +107,11 @@ def small(name: str) -> list[str]:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_trains_and_resumes_at_small_size(
-    name: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(benchmark, "_TEACHER_OVERRIDES", small("sparse_bev_r101_offline"))
-    run = benchmark.RecipeRun(name, tmp_path / name, root, 2, small(name))
+def test_every_recipe_trains_and_resumes_at_small_size(name: str, root: Path, tmp_path: Path) -> None:
+    source, teacher = benchmark.Source(root), small("sparse_bev_r101_offline")
+    run = benchmark.RecipeRun(name, tmp_path / name, source, 2, small(name), teacher)
     run.run(save_every=1)
-    again = benchmark.RecipeRun(name, tmp_path / name, root, 3, small(name))
+    again = benchmark.RecipeRun(name, tmp_path / name, source, 3, small(name), teacher)
     assert again.losses == run.losses and again.trainer.step == 2
     again.run(save_every=1)
     entry = again.entry()
@@ -121,6 +121,30 @@ def test_every_recipe_trains_and_resumes_at_small_size(
     benchmark.write_entry(file, entry)
     benchmark.write_entry(file, entry)
     assert file.read_text().count(f'"{name}"') == 1
+    figures = {"steps_run": 200, "first_loss": 2.0, "last_loss": 1.0}
+    benchmark.write_reduced(file, name, replace(source, root=Path("x/frames")), figures)
+    benchmark.write_entry(file, entry)
+    assert json.loads(file.read_text())[0]["reduced"] == {"frames": figures}
+
+
+def test_reduced_runs_are_scored(root: Path, tmp_path: Path) -> None:
+    file, text = tmp_path / "results.json", f"{root}:v1.0-synth:recipes"
+    arguments = [
+        "--out",
+        str(tmp_path),
+        "--json",
+        str(file),
+        "--recipe",
+        "stream_petr_r50",
+        "--reduced",
+        text,
+    ]
+    small_images = ["--set", "model.image.width=96", "--set", "model.image.height=32"]
+    assert benchmark.main([*arguments, "--steps", "10", *small_images]) == 0
+    (entry,) = json.loads(file.read_text())
+    figures = entry["reduced"]["nuscenes"]
+    assert figures["steps_run"] == 10 and figures["samples"] > 0 and 0 <= figures["NDS"] <= 1
+    assert benchmark.main(["--json", str(file), "--reduced", "no colons"]) == 2
 
 
 def test_recomputation_brings_the_teacher_below_24_gb() -> None:

@@ -43,9 +43,10 @@ from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid
 from ftkd_core.losses.target_filter import filter_targets
 from ftkd_core.models.anchors import Anchors
+from ftkd_core.models.feature_ring import WindowFeatures
 from ftkd_core.models.linking import FrameProposals, MotionPrior, link_proposals
 from ftkd_core.models.predictions import Predictions
-from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
+from ftkd_core.models.sparse_bev import SparseBEV
 from training.distill import load_teacher
 from training.feature_cache import network_input
 from training.study.json_files import write_json
