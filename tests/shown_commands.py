@@ -21,7 +21,6 @@ OTHER_PROGRAMS: Final = frozenset(
         "colcon",
         "trtexec",
         "cp",
-        "pip",
         "ray",
         "export",
         "git",
