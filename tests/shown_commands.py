@@ -19,6 +19,7 @@ OTHER_PROGRAMS: Final = frozenset(
     [
         "cd",
         "colcon",
+        "sbatch",
         "trtexec",
         "cp",
         "ray",
