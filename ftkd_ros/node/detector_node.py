@@ -126,10 +126,7 @@ class DetectorNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Stop the worker, log a summary, write the summary file and release all.
-
-        A second call has no effect.
-        """
+        """Stop the worker, log a summary, write the summary file and release all; only once."""
         if self._worker is None:
             return
         self._worker.stop()
@@ -231,6 +228,7 @@ class DetectorNode(LifecycleNode):
             monitor,
             cameras=parameters.cameras,
             on_reset=self.get_logger().info,
+            on_failure=self.get_logger().error,
             clock_ns=lambda: int(self.get_clock().now().nanoseconds),
         )
 
@@ -341,6 +339,7 @@ class DetectorNode(LifecycleNode):
                 warnings,
                 max_silence_s=self.parameters.max_silence_s,
                 active_s=time.monotonic() - self._active_since_s,
+                failure=self._worker.failure,
             )
         )
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ftkd_core.errors import UserError
 from ftkd_core.types import CameraRound, ObjectList
+from ftkd_ros.node.failures import fatal_reason
 from ftkd_ros.node.statistics import RecentRounds, RoundRecord, WorkerStatistics
 from ftkd_ros.node.stream_monitor import StreamMonitor
 from ftkd_ros.sync.assembly import BuiltRound
@@ -86,8 +87,9 @@ class DetectionWorker:
 
     build: matched round -> BuiltRound; raises UserError for an unusable round. publish: called on the
     worker's thread with every Outcome. report: called with one sentence per problem. on_reset: called with
-    one sentence per memory reset. clock_ns: clock of header.stamp, for the latency. Errors of a round do not
-    stop the thread.
+    one sentence per memory reset. on_failure: called once with one sentence if the detector cannot go on
+    (`failures.fatal_reason`); `failure` holds it, and all later rounds are dropped. clock_ns: clock of
+    header.stamp, for the latency. Errors of a round do not stop the thread.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class DetectionWorker:
         *,
         cameras: Sequence[str] = (),
         on_reset: Callable[[str], None] | None = None,
+        on_failure: Callable[[str], None] | None = None,
         clock_ns: Callable[[], int] | None = None,
     ) -> None:
         self.statistics = WorkerStatistics()
@@ -110,6 +113,8 @@ class DetectionWorker:
         self._monitor = monitor if monitor is not None else StreamMonitor()
         self._cameras = tuple(cameras)
         self._on_reset = on_reset
+        self._on_failure = on_failure
+        self.failure: str | None = None
         self._clock_ns = clock_ns
         self._mailbox: Mailbox[tuple[MatchedRound[Any], float]] = Mailbox()
         self._lock = threading.Lock()
@@ -143,8 +148,9 @@ class DetectionWorker:
 
     @property
     def is_behind(self) -> bool:
-        """Whether a round waits while another one is processed: the detector is slower than the cameras."""
-        return self._mailbox.is_full
+        """Whether a round waits while another one is processed, because the detector is slower than the
+        cameras, or whether it has failed."""
+        return self._mailbox.is_full or self.failure is not None
 
     def request_reset(self, cause: str) -> None:
         """Reset the detector before the next round and count the reset under `cause`."""
@@ -154,6 +160,9 @@ class DetectionWorker:
     def _run(self) -> None:
         while (item := self._mailbox.get()) is not None:
             matched, submitted_s = item
+            if self.failure is not None:
+                self._drop("failed", f"round dropped: {self.failure}")
+                continue
             try:
                 self._process(matched, submitted_s)
             except UserError as error:
@@ -166,7 +175,7 @@ class DetectionWorker:
         self._count_faults(built.faults)
         self._reset_if_needed(built.camera_round)
         started = time.perf_counter()
-        objects = self._detector.step(built.camera_round)
+        objects = self._step(built.camera_round)
         detected = time.perf_counter()
         stage_ms = {
             "wait": (started - submitted_s) * 1e3 - sum(built.stage_ms.values()),
@@ -198,6 +207,16 @@ class DetectionWorker:
                     stage_ms=stage_ms,
                 )
             )
+
+    def _step(self, camera_round: CameraRound) -> ObjectList:
+        """Run the detector; stop detecting after an error that no later round can survive."""
+        try:
+            return self._detector.step(camera_round)
+        except Exception as error:
+            self.failure = None if isinstance(error, UserError) else fatal_reason(error)
+            if self.failure is not None and self._on_failure is not None:
+                self._on_failure(self.failure)
+            raise
 
     def _missing(self, matched: MatchedRound[Any], faults: dict[str, str]) -> tuple[str, ...]:
         stamps = zip(self._cameras, matched.stamps_ns, strict=False)
