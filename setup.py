@@ -54,8 +54,9 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", sorted(glob("launch/*.py"))),
-        (f"share/{NAME}/config", sorted(glob("config/*.yaml"))),
+        (f"share/{NAME}/config", sorted(glob("config/*"))),
         (f"share/{NAME}/rviz", sorted(glob("rviz/*"))),
+        (f"share/{NAME}/benchmarks/results", sorted(glob("benchmarks/results/rigs_*.json"))),
     ],
     # Loose bounds, because a ROS machine brings its own versions; requirements/ pins the tested ones.
     install_requires=[
@@ -77,6 +78,7 @@ setup(
     extras_require={
         "onnx": ["onnx", "onnxruntime", "onnxscript"],  # ftkd export, runtime onnx
         "openvino": ["onnx", "onnxscript", "openvino"],  # runtime openvino, the fastest on a CPU
+        "ray": ["ray>=2.9"],  # --ray of ftkd convert, detect and evaluate
         "train": ["lightning-fabric", "tensorboard"],
         # The packages that the parts of nuscenes-devkit used here import: with them `pip install --no-deps
         # nuscenes-devkit` is enough on any Python version.

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rigs of `benchmarks.rigs`: changes of the rig that the shipped weights were trained on."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Final
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from ftkd_core.canonical_cameras import orientation, rotation_of
 from ftkd_core.data.synthetic.rig import SurroundRig, nuscenes_rig
+from ftkd_core.data.synthetic.rig_presets import preset_rig
 from ftkd_core.lens import Lens
 
+TRAINED: Final = "as trained"
 WIDTH: Final = 800
 HEIGHT: Final = 450
 """Image size of the trained rig in this benchmark: half of nuScenes', 2.3 times the network's."""
@@ -20,18 +20,27 @@ HEIGHT: Final = 450
 
 @dataclass(frozen=True, kw_only=True)
 class RigCase:
-    """A rig to drive with: cameras as rendered, their lens, and the rotation error (degrees) of the
-    extrinsics that the detector is given, about random axes."""
+    """A rig to drive with; the rotation error (degrees) of the extrinsics that the detector is given, about
+    random axes; and the rate of its rounds."""
 
     name: str
     rig: SurroundRig
-    lens: Lens | None = None
     extrinsics_error_deg: float = 0.0
-    render: SurroundRig = field(init=False)
+    rate_hz: int = 2
 
-    def __post_init__(self) -> None:
-        rendered = self.rig if self.lens is None else pinhole_rig(self.rig)
-        object.__setattr__(self, "render", rendered)
+    @property
+    def content_hash(self) -> str:
+        """Eight hexadecimal digits of everything that defines the case but its name."""
+        rig = self.rig
+        digest = hashlib.sha256()
+        for array in (rig.intrinsics, rig.ego_from_camera, rig.exposure_offsets_s):
+            digest.update((np.round(array, 9) + 0.0).tobytes())
+        rest = (
+            *(rig.channels, rig.width, rig.height, rig.lenses, rig.free_running_hz),
+            *(self.extrinsics_error_deg, self.rate_hz),
+        )
+        digest.update(repr(rest).encode())
+        return digest.hexdigest()[:8]
 
 
 def turned(rig: SurroundRig, *, yaw: float = 0.0, pitch: float = 0.0, roll: float = 0.0) -> SurroundRig:
@@ -83,33 +92,6 @@ def ring(yaws_deg: list[float], fields_deg: list[float], height_m: float = 1.55)
     )  # fmt: skip
 
 
-_PINHOLE_SIZE: Final = 1600
-_PINHOLE_FIELD: Final = 150.0
-
-
-def pinhole_rig(rig: SurroundRig) -> SurroundRig:
-    """Return the wide pinhole cameras from which the distorted images of a rig are made."""
-    focal = _PINHOLE_SIZE / 2 / np.tan(np.deg2rad(_PINHOLE_FIELD / 2))
-    size = (_PINHOLE_SIZE, _PINHOLE_SIZE // 2)
-    k = np.array([[focal, 0, size[0] / 2], [0, focal, size[1] / 2], [0, 0, 1]])
-    return replace(rig, intrinsics=np.tile(k, (len(rig.channels), 1, 1)), width=size[0], height=size[1])
-
-
-def distort(case: RigCase, camera: int, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the image (h, w, 3) of a camera with a lens, from the image of its wide pinhole camera."""
-    if case.lens is None:
-        return image
-    u, v = np.meshgrid(np.arange(case.rig.width) + 0.5, np.arange(case.rig.height) + 0.5)
-    pixels = np.stack([u, v], axis=-1).reshape(-1, 1, 2)
-    k, coefficients = case.rig.intrinsics[camera], np.array(case.lens.coefficients)
-    fisheye: Any = cv2.fisheye
-    undo: Callable[..., Any] = fisheye.undistortPoints if len(coefficients) == 4 else cv2.undistortPoints
-    points = np.asarray(undo(pixels, k, coefficients)).reshape(case.rig.height, case.rig.width, 2)
-    wide = case.render.intrinsics[camera]
-    maps = (points * wide[0, 0] + wide[:2, 2] - 0.5).astype(np.float32)
-    return np.asarray(cv2.remap(image, maps, None, cv2.INTER_LINEAR), dtype=np.uint8)  # type: ignore[call-overload]
-
-
 def fisheye_case() -> RigCase:
     """Return four equidistant cameras of 140 degrees that look forward, left, back and right."""
     rig = ring([0, 90, 180, -90], [90] * 4)
@@ -117,37 +99,40 @@ def fisheye_case() -> RigCase:
     intrinsics = rig.intrinsics.copy()
     intrinsics[:, (0, 1), (0, 1)] = focal
     lens = Lens("equidistant", (0.0, 0.0, 0.0, 0.0))
-    rig = replace(rig, intrinsics=intrinsics)
-    return RigCase(name="four fisheye cameras of 140 degrees", rig=rig, lens=lens)
+    rig = replace(rig, intrinsics=intrinsics, lenses=(lens,) * 4)
+    return RigCase(name="four fisheye cameras of 140 degrees", rig=rig)
 
 
 def distorted_case() -> RigCase:
     """Return the trained rig with raw images of a plumb_bob lens."""
     lens = Lens("plumb_bob", (-0.28, 0.09, 0.0005, -0.0004, -0.012))
-    return RigCase(name="raw images, plumb_bob", rig=nuscenes_rig(WIDTH, HEIGHT), lens=lens)
+    rig = nuscenes_rig(WIDTH, HEIGHT)
+    return RigCase(name="raw images, plumb_bob", rig=replace(rig, lenses=(lens,) * len(rig.channels)))
 
 
 def all_cases() -> list[RigCase]:
     """Return the rigs in the order of the table; the first is the trained one."""
     rig = nuscenes_rig(WIDTH, HEIGHT)
-    cases = [RigCase(name="as trained", rig=rig)]
-    for pitch in (1, 2, 4, 6, -2, -4):
+    cases = [RigCase(name=TRAINED, rig=rig)]
+    for pitch in (1, 2, 4, 6, -1, -2, -4, -6):
         cases.append(RigCase(name=f"pitch {pitch:+d} degrees", rig=turned(rig, pitch=pitch)))
-    cases.append(RigCase(name="roll +3 degrees", rig=turned(rig, roll=3)))
+    for roll in (3, -3):
+        cases.append(RigCase(name=f"roll {roll:+d} degrees", rig=turned(rig, roll=roll)))
     cases.append(RigCase(name="yaw +15 degrees", rig=turned(rig, yaw=15)))
-    for up in (-0.3, 0.2, 0.6, 1.5):
+    for up in (-0.5, -0.3, 0.2, 0.6, 1.0, 1.5):
         cases.append(RigCase(name=f"height {up:+.1f} m", rig=moved(rig, up=up)))
     cases.append(RigCase(name="2 m further forward", rig=moved(rig, forward=2)))
     for factor in (0.6, 0.8, 1.25, 1.6):
         cases.append(RigCase(name=f"focal length x {factor:g}", rig=zoomed(rig, factor)))
-    for width, height in ((1920, 1208), (1280, 720), (2880, 1860)):
+    for width, height in ((1120, 630), (1280, 720), (1920, 1208), (2240, 1260), (2880, 1860)):
         # At half size, as the trained rig.
         cases.append(RigCase(name=f"{width}x{height} images", rig=other_size(rig, width // 2, height // 2)))
-    cases.append(distorted_case())
-    cases.append(RigCase(name="five cameras", rig=ring([0, 72, 144, -144, -72], [80] * 5)))
-    cases.append(fisheye_case())
+    cases += [distorted_case(), fisheye_case()]
+    for name in ("five_cameras", "autoware_sensor_kit", "truck", "shuttle_fisheye"):
+        cases.append(RigCase(name=name, rig=preset_rig(name, WIDTH)))
     for error in (0.25, 0.5, 1.0):
-        cases.append(
-            RigCase(name=f"extrinsics wrong by {error:g} degrees", rig=rig, extrinsics_error_deg=error)
-        )
+        name = f"extrinsics wrong by {error:g} degrees"
+        cases.append(RigCase(name=name, rig=rig, extrinsics_error_deg=error))
+    for rate in (5, 10, 12, 20):
+        cases.append(RigCase(name=f"{rate} Hz", rig=rig, rate_hz=rate))
     return cases

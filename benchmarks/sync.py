@@ -32,8 +32,8 @@ from ftkd_ros.convert.to_ros import make_header
 from ftkd_ros.sync.anchor import AnchorMatcher
 from ftkd_ros.sync.auto import AutoMatcher
 from ftkd_ros.sync.matcher import MatchedRound
+from ftkd_ros.sync.matcher_interface import Matcher
 from ftkd_ros.sync.surround import SurroundMatcher
-from ftkd_ros.sync.synchronizer import Matcher
 
 MS: Final = 1_000_000
 SECOND: Final = 1_000_000_000
@@ -231,11 +231,13 @@ def cases() -> list[Case]:
         period = 1e3 / rate
         jitter = min(0.5, 0.02 * period)
         offsets = tuple(0.5 * period * share for share in chain)
+        wide = tuple(0.6 * period * share for share in chain)
         shared: dict[str, Any] = {"rates_hz": (float(rate),), "jitter_ms": jitter}
         shared["delay_ms"] = min(20.0, 0.5 * period)
         found += [
             Case(name=f"{rate} Hz, equal stamps", **shared),
             Case(name=f"{rate} Hz, offsets", offsets_ms=offsets, **shared),
+            Case(name=f"{rate} Hz, offsets up to half a period", offsets_ms=wide, **shared),
             Case(name=f"{rate} Hz, offsets, 5 % dropped", offsets_ms=offsets, drop=0.05, **shared),
             Case(name=f"{rate} Hz, one camera absent", offsets_ms=offsets, absent=(3,), **shared),
             Case(name=f"{rate} Hz, one camera dies", offsets_ms=offsets, dies=(4,), **shared),

@@ -5,7 +5,7 @@
     python -m benchmarks.train_throughput --case tiny:16 --precision bf16 --processes 8 --json FILE
 
 A case is PRESET:BATCH; BATCH is streams of a StreamPETR, windows of a SparseBEV. `PRESET:BATCH:stop` trains a
-SparseBEV with `optim.stop_past_gradient`. Weights are random with a
+SparseBEV with `gradient_frames=1`. Weights are random with a
 seed. Batches of rendered scenes are on the device before the clock starts, so that reading data takes no part
 in it (`benchmarks.loader` measures that). Each case is timed alone, unless --processes starts several copies
 of it on the same device: their samples per second are added, which shows whether a small model is limited by
@@ -55,12 +55,12 @@ class Case(NamedTuple):
 
     preset: str
     batch: int
-    stop_past_gradient: bool = False
+    current_only: bool = False
 
     @property
     def name(self) -> str:
         """PRESET:BATCH or PRESET:BATCH:stop."""
-        return f"{self.preset}:{self.batch}{':stop' if self.stop_past_gradient else ''}"
+        return f"{self.preset}:{self.batch}{':stop' if self.current_only else ''}"
 
 
 def read_case(text: str) -> Case:
@@ -125,7 +125,7 @@ def make_task(case: Case, folder: Path) -> tuple[StreamingTask | WindowTask, Dat
         SyntheticClips(0, window.image, folder, _DURATION_S), _SCENES, batch=case.batch,
         num_past=window.num_past, num_future=window.num_future, augment=AugmentConfig(), seed=0,
     )  # fmt: skip
-    task = WindowTask(build_sparse_bev(window), stop_past_gradient=case.stop_past_gradient)
+    task = WindowTask(build_sparse_bev(window), gradient_frames=int(case.current_only))
     return task, windows
 
 

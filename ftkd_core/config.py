@@ -101,6 +101,9 @@ class TransformerConfig:
     (models/anchored_stream_petr.py)."""
     point_range_m: Box
     """Space of reference points and box centres, in the model's frame."""
+    learned_linking: bool = False
+    """Velocities of image queries come from a network (models/learned_linking.py) instead of a hand-written
+    step with prior knowledge of motion (models/linking.py) [ours]."""
     as_published: bool = False
     """Computes what the published weights were trained with, where ours differs."""
 
@@ -117,6 +120,10 @@ class TransformerConfig:
         require(
             not (self.as_published and self.num_image_queries),
             f"as_published with {self.num_image_queries} image queries: the published models have none",
+        )
+        require(
+            self.num_image_queries > 0 or not self.learned_linking,
+            "learned_linking: expected num_image_queries, whose velocity it predicts",
         )
 
 
@@ -196,8 +203,9 @@ class LossConfig:
     """Options of the losses. Their weights are constants (losses/matching.py)."""
 
     weighted_matching: bool = False
-    """Whether the box cost of the matching has the weights of the loss and includes velocity [public code:
-    SparseBEV]; without it the eight elements before velocity have equal weights."""
+    """Whether the box cost of the matching has the weights of the loss and includes velocity; without it the
+    eight elements before velocity have equal weights [ours]. With `decoder.as_published` the matching is that
+    of the public model."""
     denoising_groups: Count = 10
     """Noisy copies of the ground truth per frame; 0 trains without denoising."""
 

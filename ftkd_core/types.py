@@ -7,7 +7,7 @@ denoising queries, G ground-truth slots, M boxes.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ftkd_core.lens import Lens
+
+if TYPE_CHECKING:
+    from ftkd_core.runtime.remap import ImageRemap
 
 
 class CameraRig(NamedTuple):
@@ -132,7 +135,8 @@ class CameraView:
     extrinsic calibration; global_from_ego (4, 4) at the time of exposure; stamp_ns, the time of exposure;
     lens, the distortion of the image, None for a rectified image; name, for messages; visible, the share
     (H/16, W/16) of the cells of the *network* image that the camera sees, None if it sees all of it;
-    prepared, network images of this image.
+    prepared, network images of this image; remap, the map to the network image if it was left to the engine:
+    then intrinsics and ego_from_camera are those of the network image.
     """
 
     image: NDArray[np.uint8]
@@ -144,6 +148,12 @@ class CameraView:
     name: str = ""
     visible: NDArray[np.float32] | None = None
     prepared: tuple[PreparedImage, ...] = ()
+    remap: "ImageRemap | None" = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image that intrinsics refer to."""
+        return (self.image.shape[1], self.image.shape[0]) if self.remap is None else self.remap.output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +174,8 @@ class ObjectList:
     """Boxes at one time: detections or ground truth.
 
     boxes (M, 9) float64 as in boxes.py, in ego (base_link) at stamp_ns; scores (M,) (1 for ground truth);
-    labels (M,) int64, indices into CLASS_NAMES; ids, one string per object, "" if unknown.
+    labels (M,) int64, indices into CLASS_NAMES; ids and attributes (nuScenes names), one string per object,
+    "" if unknown, or empty.
     """
 
     boxes: NDArray[np.float64]
@@ -172,6 +183,7 @@ class ObjectList:
     labels: NDArray[np.int64]
     stamp_ns: int
     ids: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -182,15 +194,19 @@ class ObjectList:
             )
         if self.ids and len(self.ids) != count:
             raise ValueError(f"{len(self.ids)} ids for {count} boxes; expected one each, or none")
+        if self.attributes and len(self.attributes) != count:
+            raise ValueError(f"{len(self.attributes)} attributes for {count} boxes; expected one each")
 
     def select(self, keep: NDArray[Any]) -> "ObjectList":
         """Return the objects selected by a boolean mask or index array."""
         indices = np.arange(len(self.boxes))[keep]
         ids = tuple(self.ids[i] for i in indices) if self.ids else ()
+        attributes = tuple(self.attributes[i] for i in indices) if self.attributes else ()
         return ObjectList(
             boxes=self.boxes[indices],
             scores=self.scores[indices],
             labels=self.labels[indices],
             stamp_ns=self.stamp_ns,
             ids=ids,
+            attributes=attributes,
         )

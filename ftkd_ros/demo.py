@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.data.nuscenes import open_dataset, scene_names, scene_samples
+from ftkd_core.data.synthetic.rig_presets import DEFAULT_RIG
+from ftkd_core.data.synthetic.varied_rigs import check_rig_name
 from ftkd_core.errors import UserError
 from ftkd_core.runtime import RUNTIMES
 from ftkd_ros.bag.convert import convert_scene
@@ -31,7 +32,7 @@ from ftkd_ros.processes import ProcessGroup
 MARKER_NAME: Final = ".ftkd_demo"
 SYNTHETIC_VERSION: Final = "v1.0-synth"
 SYNTHETIC_SEED: Final = 900_000
-_SYNTHETIC_SIZE: Final = (800, 450)
+_SYNTHETIC_WIDTH: Final = 800
 _SYNTHETIC_SECONDS: Final = 20.0
 _READY_TIMEOUT_S: Final = 180.0
 _STOP_TIMEOUT_S: Final = 60.0
@@ -43,12 +44,14 @@ _DEADLINE_S: Final = {True: 0.1, False: 0.35}
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """Options of `ftkd demo`. dataroot None: render a synthetic scene; domain_id None: choose a domain."""
+    """Options of `ftkd demo`. dataroot None: render a synthetic scene with the cameras of `rig`; domain_id
+    None: choose a domain."""
 
     output: Path = Path("build/demo")
     dataroot: Path | None = None
     version: str | None = None
     scene: str | None = None
+    rig: str = DEFAULT_RIG
     sweeps: bool = False
     rate: float = 1.0
     domain_id: int | None = None
@@ -61,6 +64,11 @@ class DemoOptions:
             raise UserError("--version and --scene need a data set; give --dataroot as well")
         if self.dataroot is not None and not self.version:
             raise UserError(f"--dataroot {str(self.dataroot)!r} needs --version, such as v1.0-mini")
+        check_rig_name(self.rig)
+        if self.dataroot is not None and self.rig != DEFAULT_RIG:
+            raise UserError(
+                f"--rig {self.rig!r} with --dataroot: the data set has its own cameras; leave it out"
+            )
         if not 0.01 <= self.rate <= 100:
             raise UserError(f"--rate {self.rate}; expected 0.01 to 100")
         if self.runtime not in RUNTIMES:
@@ -151,12 +159,9 @@ def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
     """Play output/input through the detector; write output/detections and the detector's summary."""
     output = options.output.resolve()
     with BagReader(output / "input") as bag:
-        offsets_ns = Drive(bag).offsets_ns
-        topics = [
-            f"/{channel.lower()}/{name}"
-            for channel in CAMERA_CHANNELS
-            for name in ("image/compressed", "camera_info")
-        ]
+        drive = Drive(bag)
+        cameras = drive.cameras
+        topics = [f"/{camera}/{name}" for camera in cameras for name in ("image/compressed", "camera_info")]
         needed_topics = [topic for topic in [*topics, "/tf", "/tf_static"] if topic in bag.topics]
         seconds = (bag.end_ns - bag.start_ns) * 1e-9
     with ProcessGroup(output / "logs", environment) as processes:
@@ -171,7 +176,9 @@ def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
         detector = processes.start(
             "detector",
             _node(
-                "ftkd_ros.node.detector_node", detector_parameters(options, offsets_ns), nuscenes_parameters()
+                "ftkd_ros.node.detector_node",
+                detector_parameters(options, cameras, drive.offsets_ns),
+                nuscenes_parameters(),
             ),
         )
         detector.wait_for("is ready", _READY_TIMEOUT_S)
@@ -190,13 +197,17 @@ def replay(options: DemoOptions, environment: Mapping[str, str]) -> None:
         recorder.interrupt(_STOP_TIMEOUT_S)
 
 
-def detector_parameters(options: DemoOptions, offsets_ns: Sequence[int | None]) -> dict[str, Any]:
-    """Return the parameters of the node for a replay with these time offsets of the cameras."""
+def detector_parameters(
+    options: DemoOptions, cameras: Sequence[str], offsets_ns: Sequence[int | None]
+) -> dict[str, Any]:
+    """Return the parameters of the node for a replay of these cameras with their time offsets."""
     parameters: dict[str, Any] = {
+        "cameras": list(cameras),
         "device": options.device,
         "runtime": options.runtime,
         "summary_file": str(options.output.resolve() / SUMMARY_NAME),
         "qos_reliability": "reliable",
+        "score_threshold": 0.05,  # low, because the metrics need all detections
         "sync_deadline_s": _DEADLINE_S[options.sweeps],
         # Measured in the whole bag, because the estimation at start-up needs a second of images.
         "camera_time_offsets_s": [(offset or 0) * 1e-9 for offset in offsets_ns],
@@ -206,18 +217,20 @@ def detector_parameters(options: DemoOptions, offsets_ns: Sequence[int | None]) 
     return parameters
 
 
-def synthetic_dataset(folder: Path, sweeps: bool) -> Path:
+def synthetic_dataset(folder: Path, sweeps: bool, rig: str = DEFAULT_RIG) -> Path:
     """Return the data set of the demo in `folder`; render it if it does not exist.
 
     Its name contains a hash of the rendering code, so that a change of the code renders it again.
     """
+    from ftkd_core import lens
     from ftkd_core.data import synthetic
     from ftkd_core.data.synthetic.export import write_dataset
 
     source = hashlib.sha256()
-    for path in sorted(Path(synthetic.__file__).parent.glob("*.py")):
+    for path in [*sorted(Path(synthetic.__file__).parent.glob("*.py")), Path(lens.__file__)]:
         source.update(path.read_bytes())
     kind = "sweeps" if sweeps else "keyframes"
+    kind += "" if rig == DEFAULT_RIG else f"-{rig}"
     dataroot = folder / f"synthetic-{SYNTHETIC_SEED}-{kind}-{source.hexdigest()[:8]}"
     if (dataroot / SYNTHETIC_VERSION / "sample.json").is_file():
         return dataroot
@@ -227,8 +240,9 @@ def synthetic_dataset(folder: Path, sweeps: bool) -> Path:
         [SYNTHETIC_SEED],
         version=SYNTHETIC_VERSION,
         split="held_out",
-        width=_SYNTHETIC_SIZE[0],
-        height=_SYNTHETIC_SIZE[1],
+        width=_SYNTHETIC_WIDTH,
+        height=None,
+        rig=rig,
         duration_s=_SYNTHETIC_SECONDS,
         sweeps=sweeps,
     )
@@ -238,7 +252,7 @@ def _choose_scene(options: DemoOptions) -> tuple[Path, str, str]:
     """Return (dataroot, version, scene) to replay. Raises UserError for an unknown one before any output."""
     if options.dataroot is None or options.version is None:
         dataroot, version = (
-            synthetic_dataset(options.output.parent / "demo_data", options.sweeps),
+            synthetic_dataset(options.output.parent / "demo_data", options.sweeps, options.rig),
             SYNTHETIC_VERSION,
         )
     else:

@@ -62,7 +62,8 @@ class Setting:
 
 def detector_parameters() -> list[Parameter]:
     """Return the parameters of the detector node in the order of their definition."""
-    from ftkd_ros.node.parameters import DESCRIPTIONS, DetectorParameters
+    from ftkd_ros.node.parameter_tables import DESCRIPTIONS
+    from ftkd_ros.node.parameters import DetectorParameters
 
     return [
         Parameter(field.name, _yaml(field.default), DESCRIPTIONS[field.name])
@@ -174,6 +175,15 @@ def presets() -> dict[str, str]:
     return students | {name: _one_line(make.__doc__) for name, make in SPARSE_BEV_PRESETS.items()}
 
 
+def recipe_tables() -> tuple[str, str, str]:
+    """Return as Markdown the recipes, their comparison with the public code, and the public files."""
+    from ftkd_core.weights.public_files import table
+    from training.recipe_table import comparison
+    from training.recipes import overview
+
+    return overview(), comparison(), table()
+
+
 def recipes() -> dict[str, list[str]]:
     """Return the recipes and the assignments that each makes for one process."""
     from training.recipes import RECIPES
@@ -189,17 +199,20 @@ def methods() -> list[str]:
 
 
 def launch_arguments(name: str) -> set[str]:
-    """Return the arguments of a launch file; found in its source, because `launch` has no wheel."""
-    tree = ast.parse((ROOT / "launch" / name).read_text(encoding="utf-8"))
-    arguments = {
-        _text(call.args[0])
-        for call in _calls(tree)
-        if _called(call) == "DeclareLaunchArgument" and isinstance(call.args[0], ast.Constant)
+    """Return the arguments of a launch file; found in its source, because `launch` has no wheel.
+
+    They are the keys of its dictionaries, and those of REPLAY_ARGUMENTS if the file imports them.
+    """
+    source = (ROOT / "launch" / name).read_text(encoding="utf-8")
+    shared = (ROOT / "ftkd_ros" / "launch_parts.py").read_text(encoding="utf-8")
+    nodes = ast.parse(source).body + (ast.parse(shared).body if "REPLAY_ARGUMENTS" in source else [])
+    return {
+        _text(key)
+        for node in nodes
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Dict)
+        for key in node.value.keys
+        if isinstance(key, ast.Constant)
     }
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            arguments |= {_text(key) for key in node.value.keys if isinstance(key, ast.Constant)}
-    return arguments
 
 
 def executables() -> set[str]:

@@ -26,8 +26,8 @@ from PIL import Image
 from ftkd_core.errors import UserError
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_core.visualization import draw_bird_eye, draw_surround
-from ftkd_ros.bag.evaluate import read_recording
 from ftkd_ros.bag.io import BagReader
+from ftkd_ros.bag.recording import read_recording
 from ftkd_ros.bag.replay_rounds import Drive
 
 

@@ -44,10 +44,20 @@ _OUTPUT_NOTES: Final = {
     "Velocity over ground, m/s.",
     "detections/label_info": "Latched. Class names and the score threshold.",
     "detections/markers": "Box edges, an arrow as long as the distance travelled in one second, and a label. "
-    "Namespaces `boxes`, `velocities`, `labels`.",
+    "Namespaces `boxes`, `velocities`, `labels`. Markers and pictures omit boxes whose centre lies in a "
+    "stronger one; `detections` has them.",
     "detections/bird_eye": "Top view. Drawn only while the topic has a subscriber.",
+    "detections/surround/compressed": "The same picture as JPEG, a tenth of the size.",
     "detections/surround": "The six images with boxes. Drawn only while the topic has a subscriber.",
-    "/diagnostics": "1 Hz. Cameras, rounds and latency of the last `health_window_s`, with reasons.",
+    "/diagnostics": "1 Hz, and at once when a level changes. Cameras, rounds and latency of the last "
+    "`health_window_s`, with reasons.",
+    "~/statistics/wait_ms": "From the last image of a round to its processing, with the wait for tf.",
+    "~/statistics/decode_ms": "Decoding of the images of a round.",
+    "~/statistics/geometry_ms": "Lookup of calibration and transforms.",
+    "~/statistics/detect_ms": "The network, with preprocessing.",
+    "~/statistics/publish_ms": "Publication and drawing.",
+    "~/statistics/latency_ms": "Last image of a round to publication.",
+    "~/statistics/stamp_latency_ms": "`header.stamp` to publication.",
     "~/reset": "Clears the memory before the next round.",
 }
 """Description of each topic and service; a topic without one, or one too many, is an error."""
@@ -79,6 +89,7 @@ def pages() -> dict[str, str]:
         "topics.md": topics_page(),
         "commands.md": commands_page(),
         "settings.md": settings_page(),
+        "recipes.md": recipes_page(),
     }
 
 
@@ -164,15 +175,34 @@ def settings_page() -> str:
         "## Presets",
         _table(["preset", "what"], [[f"`{name}`", text] for name, text in sources.presets().items()]),
         "## Recipes",
-        "A recipe sets the published values for nuScenes (shown for one process).",
-        *[
-            f"`{name}`: {', '.join(f'`{text}`' for text in texts)}"
-            for name, texts in sources.recipes().items()
-        ],
+        "See [recipes](recipes.md).",
         "## Distillation methods",
         ", ".join(f"`{name}`" for name in sources.methods()) + ".",
     ]
     return _page("Settings", *parts)
+
+
+def recipes_page() -> str:
+    """Recipes, their settings, their comparison with the public code, and the files to start from."""
+    overview, comparison, files = sources.recipe_tables()
+    return _page(
+        "Recipes",
+        "Published trainings on nuScenes. How to run them: [nuScenes data](../how-to/nuscenes.md). The "
+        "scores are those that others published. None of these trainings was run to the end here.",
+        overview,
+        "## Files to start from",
+        "`ftkd fetch-weights NAME` downloads and checks one.",
+        files,
+        "## Settings",
+        "For one process; several divide `streams`.",
+        *[
+            f"`{name}`: {', '.join(f'`{text}`' for text in texts)}"
+            for name, texts in sources.recipes().items()
+        ],
+        "# Setting by setting",
+        "Printed by `python -m training.recipes --table`.",
+        comparison,
+    )
 
 
 def _grouped(settings: Iterable[Setting]) -> dict[str, list[Setting]]:

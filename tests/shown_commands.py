@@ -21,6 +21,8 @@ OTHER_PROGRAMS: Final = frozenset(
         "colcon",
         "trtexec",
         "cp",
+        "pip",
+        "ray",
         "export",
         "git",
         "ls",

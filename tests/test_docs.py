@@ -15,7 +15,7 @@ from tests.shown_commands import dead_links, markdown_files, problem, shown_comm
 PAGES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in markdown_files()]
 
 
-@pytest.mark.parametrize("name", ["parameters.md", "topics.md", "commands.md", "settings.md"])
+@pytest.mark.parametrize("name", ["parameters.md", "topics.md", "commands.md", "settings.md", "recipes.md"])
 def test_reference_page_is_up_to_date(name: str) -> None:
     written = (make_docs.FOLDER / name).read_text(encoding="utf-8")
     assert written == make_docs.pages()[name], f"docs/reference/{name} is out of date; run `make docs`"

@@ -22,9 +22,9 @@ ROS_PACKAGES = {
 }
 ROS_ENDINGS = ("_msgs", "_interfaces", "_srvs")
 CORE_LAYERS = (
-    "errors", "classes", "geometry", "lens", "canonical_cameras", "types", "boxes", "config_class", "config",
-    "presets", "runtime.preprocess", "data", "models", "losses", "distillation", "weights", "runtime",
-    "evaluation",
+    "errors", "classes", "geometry", "lens", "canonical_cameras", "types", "duplicates", "boxes",
+    "config_class", "config", "presets", "runtime.preprocess", "data", "models", "losses", "distillation",
+    "weights", "runtime", "evaluation",
 )  # fmt: skip
 """Modules and packages of ftkd_core, lowest first; datasets use the pure functions of `runtime.preprocess`.
 """

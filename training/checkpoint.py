@@ -3,7 +3,9 @@
 it."""
 
 import json
+import os
 import pickle
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +25,24 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     torch.save(dict(state), partial)
     partial.replace(path)
+
+
+def keep_copies(folder: Path, step: int, count: int, names: Sequence[str]) -> None:
+    """Keep the files of the last `count` checkpoints as `checkpoints/STEP/NAME`; nothing for a count of 1,
+    because the files themselves are the last."""
+    if count < 2:
+        return
+    kept = folder / "checkpoints"
+    own = kept / f"{step:07d}"
+    own.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (own / name).unlink(missing_ok=True)
+        try:
+            os.link(folder / name, own / name)  # no space; files are replaced, never written in place
+        except OSError:
+            shutil.copyfile(folder / name, own / name)
+    for old in sorted(path for path in kept.iterdir() if path.name.isdigit())[:-count]:
+        shutil.rmtree(old)
 
 
 def read_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any]:

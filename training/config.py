@@ -8,9 +8,18 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from ftkd_core.config import DetectorConfig, SparseBEVConfig
-from ftkd_core.config_class import Count, NotNegative, Positive, PositiveCount, Probability, config_class
+from ftkd_core.config_class import (
+    Count,
+    NotNegative,
+    Positive,
+    PositiveCount,
+    Probability,
+    config_class,
+    require,
+)
 from ftkd_core.data.augmentation import AugmentConfig
 from ftkd_core.data.synthetic.traffic import world_config
+from ftkd_core.data.synthetic.varied_rigs import check_rig_name
 
 WEIGHT_DECAY: Final = 0.01
 """Weight decay of AdamW [public code of StreamPETR and SparseBEV]."""
@@ -31,8 +40,12 @@ class DataConfig:
     """Seconds per synthetic scene."""
     intervals_s: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.5,)
     """Seconds between frames; scenes take these values in turn. 0.5 to 0.083 trains for 2 to 12 Hz."""
-    segment: PositiveCount = 10
-    """Consecutive frames that a stream takes from a scene."""
+    segment: Count = 10
+    """Consecutive frames that a stream takes from a scene; 0 with order `epochs` takes halves of scenes, of
+    any length [public code: StreamPETR, `seq_split_num=2`]."""
+    sweeps: tuple[Count, Count] = (0, 0)
+    """Least and most camera rounds (12 Hz) between the frames of a SparseBEV's window in `root`, drawn per
+    window; [0, 0] takes key frames, which are 6 rounds apart [public code: 4 to 8]."""
     window: Count = 0
     """Frames per window of a streaming student that is trained on windows instead of streams; the
     last one has a loss (sliding_window.py). 0 uses streams."""
@@ -40,6 +53,9 @@ class DataConfig:
     """Folder of rendered clips, cached features and the index of a data set."""
     world: str = "ordinary"
     """Synthetic world: `ordinary`, or `traffic`, in which most objects move and brake, turn and overtake."""
+    rig: str = "nuscenes"
+    """Cameras in the synthetic world: `nuscenes`; `varied`, where each scene draws its own rig, seen through
+    virtual cameras; or the name of a rig (synthetic/rig_presets.py)."""
     hide_future: Probability = 0.0
     """Share of a teacher's windows whose future frames are hidden in training, so that one teacher predicts
     with and without its future."""
@@ -62,6 +78,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         world_config(self.world)
+        check_rig_name(self.rig)
+        least, most = self.sweeps
+        require(
+            self.sweeps == (0, 0) or 1 <= least <= most,
+            f"sweeps {list(self.sweeps)}: expected [0, 0], or at least 1 and no more than the second",
+        )
+        require(
+            self.segment > 0 or self.order == "epochs",
+            "segment 0 (halves of scenes): expected order epochs, which cuts every scene in halves",
+        )
 
 
 @config_class
@@ -81,6 +107,8 @@ class OptimConfig:
     """Learning rate at the first step, as a share of `lr`."""
     final_ratio: Probability = 0.01
     """Learning rate at the last step, as a share of `lr`."""
+    hold_steps: PositiveCount = 1
+    """Steps between changes of the decaying rate: those of an epoch in SparseBEV [public code]."""
     backbone_ratio: NotNegative = 1.0
     """Learning rate of the backbone, as a share of the others'; 0 freezes it, its statistics included."""
     backbone_norms: Literal["learn", "keep_statistics", "frozen"] = "learn"
@@ -88,10 +116,6 @@ class OptimConfig:
     offset learn [public code: SparseBEV], or `frozen` [public code: StreamPETR]."""
     frozen_stages: Annotated[int, Field(ge=0, le=4)] = 0
     """If more than 0, the stem and that many of the backbone's four stages are frozen."""
-    stop_past_gradient: bool = False
-    """SparseBEV only: past and future frames get no gradient and are processed as at inference. Steps are
-    shorter; the loss is the same if the batch norms keep their statistics, the gradient is not [public code:
-    SparseBEV, `stop_prev_grad`]."""
     slow: tuple[str, ...] = ()
     """Parameters with one of these parts in their dotted name learn at `SLOW_RATIO` of their rate."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
@@ -100,6 +124,7 @@ class OptimConfig:
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate at a step of a run of `steps`."""
         warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        step -= step % self.hold_steps
         progress = min(1.0, max(0.0, (step - self.warmup_steps) / max(steps - self.warmup_steps, 1)))
         cosine = self.final_ratio + (1 - self.final_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
         return self.lr * (self.warmup_start + (1 - self.warmup_start) * warm) * cosine
@@ -117,11 +142,26 @@ class RunConfig:
     """Seed of weights, order of the data, augmentation and masks."""
     save_every: PositiveCount = 500
     """Steps between checkpoints."""
+    recompute: bool = False
+    """Activation checkpointing in backbone and decoder: less memory, the same gradients, one more forward
+    pass [public code: with_cp]."""
+    accumulate: PositiveCount = 1
+    """Parts in which a process runs its batch, a divisor of `streams`. The optimizer takes one step with the
+    mean of their gradients."""
+    gradient_frames: Count = 0
+    """First frames of a SparseBEV's window whose features have gradients; 0 is all [public code:
+    stop_prev_grad]."""
     init_parts: str = ""
     """Parts of the model that `--init` provides, comma-separated; empty takes all."""
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.streams % self.accumulate == 0,
+            f"accumulate {self.accumulate}: expected a divisor of the {self.streams} streams of a process",
+        )
 
 
 @config_class
@@ -130,9 +170,25 @@ class TrainConfig(RunConfig):
 
     model: DetectorConfig
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_mirrored(self, self.model.auxiliary_kind == "dense")
+
 
 @config_class
 class WindowTrainConfig(RunConfig):
     """A run of a SparseBEV."""
 
     model: SparseBEVConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_mirrored(self, self.model.has_dense_head)
+
+
+def _check_mirrored(config: RunConfig, has_dense_head: bool) -> None:
+    require(
+        not (config.augment.as_published and config.augment.flip and has_dense_head),
+        "augment.as_published with the dense 2-D head: it cannot read mirrored images of a world that is not "
+        "mirrored; set augment.flip=0, or leave augment.as_published out",
+    )

@@ -106,8 +106,11 @@ class DeviceWindows(Dataset[WindowBatch]):
         self, scenes: Sequence[_Scene], *, batch: int, num_past: int, num_future: int, augment: AugmentConfig,
         seed: int, hide_future: float = 0.0,
     ) -> None:  # fmt: skip
-        if augment.zoom != (1.0, 1.0) or augment.scale or augment.camera_dropout:
-            raise UserError("device windows: expected augment.zoom 1, augment.scale and camera_dropout 0")
+        if augment.zoom != (1.0, 1.0) or augment.scale or augment.camera_dropout or augment.as_published:
+            raise UserError(
+                "device windows: expected augment.zoom 1, augment.scale and camera_dropout 0, and no "
+                "augment.as_published"
+            )
         self.scenes, self.batch = scenes, batch
         self.num_past, self.num_future = num_past, num_future
         self.augment, self.seed, self.hide_future = augment, seed, hide_future

@@ -8,9 +8,10 @@ The student is a streaming preset or a SparseBEV without future frames. The weig
 student, with the same parameters as without a teacher. `--method` selects a competing method or an ablation.
 Settings of the distillation are set by `--set-method pv_weight=0`, all others as in `ftkd train`.
 
-With `--cache DIR` a streaming student reads the teacher's outputs from disk instead of running it. They are
-for unaugmented scenes, so it needs `--set augment.flip=0 --set augment.rotation=0`. `--fill-cache` first runs
-the teacher over the scenes that the cache lacks.
+With `--cache DIR` a student reads the teacher's outputs from disk instead of running it. They are for
+unaugmented scenes, so it needs `--set augment.flip=0 --set augment.rotation=0`, or for K augmentations of
+each scene, with `--set augment.views=K`. `--fill-cache` first runs the teacher over the scenes that the cache
+lacks; all processes share the work.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from ftkd_core.errors import UserError
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.weights import load_into, read_window_weights, weights_hash
 from training import train
+from training.preemption import EXIT_CODE, StoppedError
+from training.teacher_source import TeacherSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ def distill(options: DistillOptions) -> Path:
     FloatingPointError if training diverges."""
     train.resolve_config(options)  # report bad settings before the teacher is read
     method = override(method_config(options.method), options.method_overrides)
-    source = train.TeacherSource(
+    source = TeacherSource(
         load_teacher(options.teacher),
         method,
         weights_hash(options.teacher),
@@ -87,6 +90,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m training.dist
     except (UserError, FloatingPointError) as error:
         print(f"distillation: {error}", file=sys.stderr)
         return 2
+    except StoppedError as stopped:
+        print(f"distillation: {stopped}; the same command resumes it", file=sys.stderr)
+        return EXIT_CODE
     return 0
 
 

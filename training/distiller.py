@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ftkd_core.config import TOKEN_STRIDE
+from ftkd_core.data.augmentation import Augmentation, AugmentConfig
 from ftkd_core.data.clips import Clip
 from ftkd_core.data.windows import WindowBatch, hide_future
 from ftkd_core.distillation.cache import Manifest, describe
@@ -74,18 +75,20 @@ class Distiller(nn.Module):
         predictions, pyramid = self.teacher(window)
         return self._output(predictions, pyramid, batch.real)
 
-    def run_teacher_on_clip(self, clip: Clip) -> Iterator[TeacherOutput]:
+    def run_teacher_on_clip(
+        self, clip: Clip, augmentation: Augmentation | None = None
+    ) -> Iterator[TeacherOutput]:
         """Yield the teacher's outputs for all frames of a clip in order, in batches."""
-        outputs = infer_clip(self.teacher, clip, hide_future=self.hide_future)
+        outputs = infer_clip(self.teacher, clip, hide_future=self.hide_future, augmentation=augmentation)
         for windows, predictions, pyramid in outputs:
             yield self._output(predictions, pyramid, windows.real)
 
-    def describe(self, teacher: str, data: str) -> Manifest:
+    def describe(self, teacher: str, data: str, augment: AugmentConfig | None = None) -> Manifest:
         """Return what a cache of the teacher's outputs depends on; `teacher` is a hash of its weights, `data`
-        the name of the clips."""
+        the name of the clips, augment the augmentation whose views are stored."""
         return describe(
             teacher=teacher, data=data, map_target=self.method.map_target, strides=self.method.strides,
-            with_previous=self.method.needs_previous, hide_future=self.hide_future,
+            with_previous=self.method.needs_previous, hide_future=self.hide_future, augment=augment,
         )  # fmt: skip
 
     def _output(self, predictions: Predictions, pyramid: Sequence[Tensor], real: Tensor) -> TeacherOutput:

@@ -19,7 +19,7 @@ from ftkd_core.data.clips import StreamBatch, StreamDataset
 from ftkd_core.models.memory import Memory
 from training.datasets import StreamingDataset
 from training.feature_cache import network_input
-from training.tasks import State, StreamingTask
+from training.tasks import State, StreamingTask, split_item, visible_geometry
 
 
 class SlidingWindowDataset(Dataset[list[Any]]):
@@ -44,7 +44,8 @@ class SlidingWindowTask(StreamingTask):
     def forward(
         self, batch: Sequence[Any], state: State, generator: torch.Generator
     ) -> tuple[dict[str, Tensor], State]:
-        filled = self._fill_memory(batch[:-1], self.start_state())
+        streams = len(split_item(batch[0])[0].is_first)
+        filled = self._fill_memory(batch[:-1], self.start_state(streams))
         terms, _ = super().forward(batch[-1], filled, generator)
         return terms, state
 
@@ -57,7 +58,8 @@ class SlidingWindowTask(StreamingTask):
         num_fields = len(Memory._fields)
         for batch in items:
             frame = batch.frame(network_input(batch.images))
-            predictions, memory = self.detector(frame, Memory(*state[:num_fields]))
+            geometry = visible_geometry(self.detector, batch)
+            predictions, memory = self.detector(frame, Memory(*state[:num_fields]), geometry=geometry)
             state = (*memory, *(predictions.image_features.float() for _ in state[num_fields:]))
         for module, mode in modes.items():  # a frozen backbone stays in eval mode
             module.training = mode

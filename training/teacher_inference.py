@@ -38,23 +38,24 @@ def by_stride(pyramid: Sequence[Tensor]) -> dict[int, Tensor]:
 
 @torch.no_grad()
 def infer_clip(
-    model: SparseBEV, clip: Clip, batch: int = 4, *, hide_future: bool = False
-) -> Iterator[WindowOutput]:
-    """Yield the model's output for all frames of a clip in order, `batch` windows at a time, without
-    augmentation; with hide_future the model sees no future frames.
+    model: SparseBEV, clip: Clip, batch: int = 4, *, hide_future: bool = False,
+    augmentation: Augmentation | None = None,
+) -> Iterator[WindowOutput]:  # fmt: skip
+    """Yield the model's output for all frames of a clip in order, `batch` windows at a time, with one
+    augmentation for all (default: none); with hide_future the model sees no future frames.
 
     The output equals that of the model on each window alone. The model's training mode is not changed.
     """
     config = model.config
     device = model.query_boxes.device
-    length = len(clip.times)
-    frames = [make_sample(clip, index, Augmentation(), True).images for index in range(length)]
+    length, change = len(clip.times), augmentation or Augmentation()
+    frames = [make_sample(clip, index, change, True).images for index in range(length)]
     levels = [model.extract(network_input(images.to(device))) for images in frames]
     pyramid = tuple(torch.cat(level) for level in zip(*levels, strict=True))  # (T, N, C, H, W) per level
     for first in range(0, length, batch):
         chosen = range(first, min(first + batch, length))
         windows = collate_windows(
-            [make_window(clip, i, Augmentation(), config.num_past, config.num_future) for i in chosen]
+            [make_window(clip, i, change, config.num_past, config.num_future) for i in chosen]
         )
         order = [window_order(i, length, config.num_past, config.num_future)[0] for i in chosen]
         if hide_future:

@@ -22,13 +22,13 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
-from ftkd_core.config import BackboneConfig, DetectorConfig, SparseBEVConfig, override, to_dict
+from ftkd_core.config import BackboneConfig, DetectorConfig, SparseBEVConfig, override
 from ftkd_core.data.clips import ClipSource
 from ftkd_core.data.windows import PairedDataset
-from ftkd_core.distillation.cache import TeacherCache, fill_cache, refuse_augmentation
-from ftkd_core.distillation.methods import METHODS, MethodConfig
+from ftkd_core.distillation.cache import TeacherCache
 from ftkd_core.errors import UserError
 from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.recompute import set_recompute
 from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.presets import PRESETS, SPARSE_BEV_PRESETS, preset, sparse_bev_preset
@@ -37,17 +37,23 @@ from training import checkpoint
 from training.config import RunConfig, TrainConfig, WindowTrainConfig
 from training.datasets import (
     CachedDataset,
+    CachedWindows,
     StreamingDataset,
     make_streams,
     make_windows,
     open_clips,
+    validation_clips,
     with_cached_features,
 )
 from training.devices import autocast_dtype, count_processes, cpu_has_bfloat16, make_fabric
 from training.distiller import Distiller, make_distiller
+from training.periodic_validation import ValidationPlan
+from training.preemption import EXIT_CODE, StoppedError
 from training.recipes import RECIPES
+from training.run_log import LOGGERS, make_logger
 from training.sliding_window import SlidingWindowDataset, SlidingWindowTask
 from training.tasks import StreamingTask, WindowTask
+from training.teacher_source import TeacherSource, open_cache
 from training.trainer import WEIGHTS_NAME, Trainer
 
 _PRESET_FROM_FILE: Final = "init"
@@ -69,28 +75,13 @@ class TrainOptions:
     devices: str = "1"
     precision: str = "auto"
     threads: int = 0
+    keep: int = 1
+    loggers: Sequence[str] = ()
+    validate_every: int = 0
+    validate_split: str = "val"
+    validate_root: str = ""
+    validate_version: str = ""
     overrides: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class TeacherSource:
-    """The teacher of a run: its method, the hash of its weights, the cache of its outputs, and whether its
-    future frames are hidden."""
-
-    teacher: SparseBEV
-    method: MethodConfig
-    weights_hash: str = ""
-    cache: Path | None = None
-    fill_cache: bool = False
-    hide_future: bool = False
-
-    @property
-    def notes(self) -> dict[str, Any]:
-        """Entries of the student's weights file: the method's name, or its settings if it has none, and the
-        hash of the teacher's weights; `hide_future` if the teacher's future was hidden."""
-        names = [name for name, config in METHODS.items() if config == self.method]
-        hidden = {"hide_future": True} if self.hide_future else {}
-        return {"method": names[0] if names else to_dict(self.method), "teacher": self.weights_hash} | hidden
 
 
 def make_parser(
@@ -132,6 +123,7 @@ def make_parser(
         help="override any setting",
     )  # fmt: skip
     _add_machine_options(parser)
+    _add_monitor_options(parser)
     return parser
 
 
@@ -147,18 +139,34 @@ def _add_machine_options(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=0, help="CPU threads of this process (0: PyTorch's choice)")
 
 
+def _add_monitor_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--keep", type=int, default=1, help="number of checkpoints to keep (default 1, the last)")
+    add(
+        "--logger", dest="loggers", action="append", default=[], choices=LOGGERS,
+        help="log to this service too (repeatable)",
+    )  # fmt: skip
+    add(
+        "--validate-every", type=int, default=0, metavar="EPOCHS",
+        help="compute the official metrics every so many epochs and keep the best weights (default 0: never)",
+    )  # fmt: skip
+    add("--validate-split", default="val", help="split to score (default val)")
+    add("--validate-root", default="", help="data set to score (default: that of data.root)")
+    add("--validate-version", default="", help="its version (default: data.nuscenes)")
+
+
 def resolve_config(options: TrainOptions) -> TrainConfig | WindowTrainConfig:
     """Return the run's configuration: preset, then recipe, then options, then overrides."""
-    name, settings = options.preset or "tiny", []
-    if options.recipe:
-        recipe = RECIPES[options.recipe]
-        name = options.preset or recipe.preset
-        settings = recipe.settings(count_processes(options.devices))
+    recipe = RECIPES[options.recipe] if options.recipe else None
+    settings = recipe.settings(count_processes(options.devices)) if recipe else []
     for key in ("steps", "streams", "seed", "init_parts"):
         if getattr(options, key) not in (None, ""):
             settings.append(f"{key}={getattr(options, key)}")
     settings += options.overrides
-    model = _model_config(name, options.init)
+    if recipe is not None and options.preset is None:
+        model: DetectorConfig | SparseBEVConfig = recipe.model()
+    else:
+        model = _model_config(options.preset or "tiny", options.init)
     if isinstance(model, SparseBEVConfig):
         return override(WindowTrainConfig(model=model), settings)
     return override(TrainConfig(model=model), settings)
@@ -201,8 +209,10 @@ def run_training(
     init: Path | None,
     autocast: torch.dtype | None = None,
     source: TeacherSource | None = None,
+    monitor: TrainOptions | None = None,
 ) -> Path:
-    """Train, or resume training, into `out`; with a teacher if `source` is given. Return the weights file."""
+    """Train, or resume training, into `out`; with a teacher if `source` is given. monitor: options of logging
+    and validation. Return the weights file. Raise StoppedError after SIGTERM."""
     if config.data.cache_features and source is not None and source.cache is None:
         raise UserError(
             "data.cache_features with a teacher that runs: it needs the images, which the features replace; "
@@ -215,21 +225,46 @@ def run_training(
         distiller = make_distiller(source.teacher, model, source.method, hide_future=source.hide_future)
     out.mkdir(parents=True, exist_ok=True)
     clips, scenes = open_clips(config, fabric)
+    options, batch = monitor or TrainOptions(out=out), config.streams * fabric.world_size
+    plan = _validation_plan(options, config, clips, scenes, fabric)
     inputs = with_cached_features(config, model, clips, scenes, fabric)
     task = make_task(config, model, distiller)
     trainer = Trainer(
         fabric, task, config.optim, out, steps=config.steps, seed=config.seed, autocast=autocast,
-        notes={} if source is None else source.notes,
+        accumulate=config.accumulate, notes={} if source is None else source.notes,
     )  # fmt: skip
     if (out / checkpoint.FILE_NAME).exists():
         trainer.resume(out / checkpoint.FILE_NAME)
         fabric.print(f"resumed at step {trainer.step} of {config.steps}")
     cache = None
     if source is not None and distiller is not None and source.cache is not None:
-        cache = _open_cache(config, source, source.cache, distiller, clips, scenes, fabric)
+        cache = open_cache(config, source, source.cache, distiller, clips, scenes, fabric)
     dataset = _make_dataset(config, inputs, scenes, fabric, source, cache)
-    trainer.run(dataset, workers=config.data.workers, save_every=config.save_every)
+    loggers = [make_logger(name, out) for name in options.loggers] if fabric.is_global_zero else []
+    trainer.run(
+        dataset, workers=config.data.workers, save_every=config.save_every, keep=options.keep,
+        samples_per_step=batch, loggers=loggers, plan=plan,
+    )  # fmt: skip
     return out / WEIGHTS_NAME
+
+
+def _validation_plan(
+    options: TrainOptions, config: TrainConfig | WindowTrainConfig, clips: ClipSource, scenes: int,
+    fabric: Fabric,
+) -> ValidationPlan | None:  # fmt: skip
+    """Return the plan of --validate-every; an epoch is one pass over the key frames of all scenes."""
+    if options.validate_every < 0 or options.keep < 1:
+        raise UserError(
+            f"--validate-every {options.validate_every}, --keep {options.keep}: expected at least 0 and 1"
+        )
+    if not options.validate_every:
+        return None
+    batch = config.streams * fabric.world_size
+    steps = max(1, sum(clips(index).num_keys for index in range(scenes)) // batch)
+    scored = validation_clips(
+        config, options.validate_root, options.validate_version, options.validate_split, fabric
+    )
+    return ValidationPlan(clips=scored, every=options.validate_every * steps)
 
 
 def _build_model(
@@ -247,6 +282,7 @@ def _build_model(
             fabric.print(f"{init} lacks {', '.join(missing)}: these are initialised at random")
     elif config.init_parts:
         raise UserError(f"init_parts {config.init_parts!r} without a file; give one with --init")
+    set_recompute(model, config.recompute)
     return model
 
 
@@ -259,30 +295,15 @@ def make_task(
     if isinstance(model, SparseBEV):
         if data.window:
             raise UserError(f"data.window {data.window}: a SparseBEV always sees windows; leave it out")
-        stop = config.optim.stop_past_gradient
-        return WindowTask(model, distiller, config.augment.grid_mask, stop_past_gradient=stop)
-    if config.optim.stop_past_gradient:
+        return WindowTask(model, distiller, config.augment.grid_mask, config.gradient_frames)
+    if config.gradient_frames:
         raise UserError(
-            "optim.stop_past_gradient is for a SparseBEV; the memory of a StreamPETR never has a gradient"
+            f"gradient_frames {config.gradient_frames}: only the last frame of a StreamPETR has gradients "
+            "already; leave it out"
         )
     if not data.window:
         return StreamingTask(model, config.streams, distiller, config.augment.grid_mask)
     return SlidingWindowTask(model, config.streams, distiller, config.augment.grid_mask)
-
-
-def _open_cache(
-    config: TrainConfig | WindowTrainConfig, source: TeacherSource, folder: Path, distiller: Distiller,
-    clips: ClipSource, scenes: int, fabric: Fabric,
-) -> TeacherCache:  # fmt: skip
-    """Open the cache of the teacher's outputs; fill it first if `source.fill_cache` is set."""
-    if isinstance(config, WindowTrainConfig):
-        raise UserError("--cache is for streaming students; leave it out for a SparseBEV student")
-    refuse_augmentation(config.augment)
-    description = distiller.describe(source.weights_hash, clips.name)
-    if source.fill_cache and fabric.is_global_zero:
-        fill_cache(folder, description, distiller.run_teacher_on_clip, clips, scenes)
-    fabric.barrier()
-    return TeacherCache(folder, description, scenes)
 
 
 def _make_dataset(
@@ -292,7 +313,8 @@ def _make_dataset(
     """Return the data set of a run, with the teacher's windows or its cached outputs."""
     teacher = None if source is None else source.teacher.config
     if isinstance(config, WindowTrainConfig):
-        return make_windows(config, clips, scenes, fabric, teacher)
+        windows = make_windows(config, clips, scenes, fabric, None if cache is not None else teacher)
+        return windows if cache is None else CachedWindows(windows, cache)
     streams = make_streams(config, clips, scenes, fabric)
     items: StreamingDataset = streams
     if cache is not None:
@@ -318,7 +340,7 @@ def train(options: TrainOptions, source: TeacherSource | None = None) -> Path:
         )
     config = resolve_config(options)
     warn_of_random_backbone(options, config, fabric)
-    weights = run_training(config, fabric, options.out, options.init, autocast, source)
+    weights = run_training(config, fabric, options.out, options.init, autocast, source, options)
     fabric.print(f"wrote {weights}")
     return weights
 
@@ -331,6 +353,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m training.trai
     except (UserError, FloatingPointError) as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
+    except StoppedError as stopped:
+        print(f"training: {stopped}; the same command resumes it", file=sys.stderr)
+        return EXIT_CODE
     return 0
 
 

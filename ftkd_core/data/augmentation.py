@@ -31,6 +31,14 @@ class AugmentConfig:
     grid_mask: Probability = 0.0
     """Probability per step that a grid of squares is blank in all images of the student; StreamPETR: 0.7
     [public code; grid_mask.py]."""
+    views: Annotated[int, Field(ge=0)] = 0
+    """Number of geometric augmentations per scene, drawn once with a fixed seed, so that a teacher cache can
+    hold them; each segment or window takes one of them. 0 draws new ones without end [ours]."""
+    as_published: bool = False
+    """Augments as the public code: mirroring flips images and cameras but not the world; streams draw anew
+    for every frame, except `scale`; `colour` changes each image on its own and with probability one half
+    brightness (up to 64 `colour` grey levels), contrast, saturation, hue (36 `colour` degrees) and the order
+    of channels."""
 
     def __post_init__(self) -> None:
         require(
@@ -42,9 +50,10 @@ class AugmentConfig:
 class Augmentation(NamedTuple):
     """Augmentation of one segment.
 
-    mirror flips images and world left-right; angle (radians) turns the ego frame about z; gain, per RGB
-    channel, and offset change the colours; zoom scales the images, and left, 0 to 1, places the crop; scale
-    enlarges the world.
+    mirror flips images left-right, and the world too if mirror_world is set; angle (radians) turns the ego
+    frame about z; gain, per RGB channel, and offset change the colours; zoom scales the images, and left, 0
+    to 1, places the crop; scale enlarges the world. distortion and seed: strength and seed of the photometric
+    changes of each image (photometric.py).
     """
 
     mirror: bool = False
@@ -54,6 +63,28 @@ class Augmentation(NamedTuple):
     zoom: float = 1.0
     left: float = 0.5
     scale: float = 1.0
+    mirror_world: bool = True
+    distortion: float = 0.0
+    seed: int = 0
+
+    @property
+    def world_mirrored(self) -> bool:
+        """Whether the world is mirrored."""
+        return self.mirror and self.mirror_world
+
+
+def seeded_view(config: AugmentConfig, clip: int, view: int) -> Augmentation:
+    """Return the geometric augmentation of one of the `views` of a clip; it does not depend on the seed of a
+    run."""
+    drawn = draw_augmentation(config, np.random.default_rng([clip, view]))
+    plain = Augmentation()
+    return drawn._replace(gain=plain.gain, offset=plain.offset, distortion=0.0, seed=0)
+
+
+def in_view(drawn: Augmentation, config: AugmentConfig, clip: int, view: int) -> Augmentation:
+    """Return an augmentation with the geometry of a view and the colours of `drawn`."""
+    colours = {name: getattr(drawn, name) for name in ("gain", "offset", "distortion", "seed")}
+    return seeded_view(config, clip, view)._replace(**colours)
 
 
 def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Augmentation:
@@ -66,4 +97,8 @@ def draw_augmentation(config: AugmentConfig, random: np.random.Generator) -> Aug
     zoom, left = random.uniform(*config.zoom), random.random()
     left = 0.5 if zoom == 1.0 else left
     scale = 1 + float(random.uniform(-1, 1)) * config.scale
-    return Augmentation(mirror, float(angle), (red, green, blue), offset, float(zoom), float(left), scale)
+    plain = Augmentation(mirror, float(angle), zoom=float(zoom), left=float(left), scale=scale)
+    if not config.as_published:
+        return plain._replace(gain=(red, green, blue), offset=offset)
+    seed = int(random.integers(2**32))
+    return plain._replace(mirror_world=False, distortion=config.colour, seed=seed)

@@ -37,6 +37,7 @@ from ftkd_core.data.nuscenes import (
     sample_stamp_ns,
     scene_samples,
     split_scenes,
+    sweep_rounds,
 )
 from ftkd_core.data.targets import ClipObjects
 from ftkd_core.errors import UserError
@@ -49,6 +50,8 @@ _INDEX: Final = "nuscenes-index-4"
 """Format version of the index files; raise it with each change of their content or of the hash."""
 _NOTES: Final = "notes.txt"
 """File of the index with sentences on annotations that were left out."""
+_PER_ROUND: Final = ("paths", "ego_from_camera", "global_from_ego", "times")
+"""Arrays of an index with one row per frame."""
 _HASHED_TABLES: Final = ("scene", "sample", "calibrated_sensor")
 """Tables whose content enters the hash, about ten megabytes for all of nuScenes; of the other, larger tables
 only the size is used."""
@@ -92,20 +95,22 @@ class ImageFiles:
 class NuScenesClips:
     """Clips of the scenes of a split, in the order of the data set; picklable and small.
 
-    Call `prepare()` once, in any process, for each cache folder. `name` identifies the clips in caches
-    derived from them: it changes with the content of the data set (`content_hash`) and with half_decode (see
-    `ImageFiles`), but not with its location. UserError if the data set does not exist.
+    With `sweeps`, the frames of a clip are all complete camera rounds (12 Hz), and `Clip.keys` are its key
+    frames. Call `prepare()` once, in any process, for each cache folder. `name` identifies the clips in
+    caches derived from them: it changes with the content of the data set (`content_hash`), with sweeps and
+    with half_decode (see `ImageFiles`), but not with its location. UserError if the data set does not exist.
     """
 
     def __init__(
         self, dataroot: Path, version: str, split: str, image: ImageConfig, channels: tuple[str, ...],
-        cache: Path, *, half_decode: bool = False,
+        cache: Path, *, half_decode: bool = False, sweeps: bool = False,
     ) -> None:  # fmt: skip
         self.root, self.version, self.split = dataroot.expanduser().resolve(), version, split
-        self.image, self.channels, self.half_decode = image, channels, half_decode
+        self.image, self.channels, self.half_decode, self.sweeps = image, channels, half_decode, sweeps
         tag = re.sub(r"\W+", "-", f"{self.root.name}-{version}-{split}")
         content = content_hash(self.root, version, channels)
-        self.folder = cache / f"nuscenes-{tag}-{image.width}x{image.height}-{content}"
+        frames = "-sweeps" if sweeps else ""
+        self.folder = cache / f"nuscenes-{tag}{frames}-{image.width}x{image.height}-{content}"
         self.name = f"{self.folder.name}-half" if half_decode else self.folder.name
 
     def __len__(self) -> int:
@@ -132,7 +137,8 @@ class NuScenesClips:
             file = self._file(name)
             if not file.exists():
                 partial = file.with_name(f"{file.name}.partial.npz")
-                np.savez(partial, **index_scene(dataset, name, self.image, self.channels))
+                index = index_sweeps if self.sweeps else index_scene
+                np.savez(partial, **index(dataset, name, self.image, self.channels))
                 partial.replace(file)
         for name, lines in ((_NOTES, dataset.notes), ("scenes.txt", wanted)):
             partial = self.folder / f"{name}.partial"
@@ -179,6 +185,7 @@ class NuScenesClips:
             global_from_ego=values["global_from_ego"],
             times=values["times"],
             objects=objects,
+            keys=values.get("keys"),
         )
 
     def _file(self, scene: str) -> Path:
@@ -226,10 +233,9 @@ def index_scene(
     tokens = scene_samples(dataset, scene)
     poses = np.stack([sample_pose(dataset, token) for token in tokens])
     frames = _key_frame_records(dataset, scene, tokens, channels)
-    root = Path(dataset.dataroot).expanduser().resolve()
     stamps = np.array([sample_stamp_ns(dataset, token) for token in tokens])
     return {
-        "paths": np.array([[r.path.resolve().relative_to(root).as_posix() for r in row] for row in frames]),
+        "paths": np.array([[_relative(dataset, record) for record in row] for row in frames]),
         "widths": np.array([r.width for r in frames[0]]),
         "intrinsics": np.stack(
             [network_intrinsics(r.intrinsics, image, r.width, r.height) for r in frames[0]]
@@ -244,6 +250,47 @@ def index_scene(
         "times": (stamps - stamps[0]) * 1e-9,
         **_objects(dataset, tokens),
     }
+
+
+def index_sweeps(
+    dataset: NuScenes, scene: str, image: ImageConfig, channels: tuple[str, ...]
+) -> dict[str, NDArray[Any]]:
+    """Index all complete camera rounds of a scene as arrays, as `index_scene` does for key frames; keys are
+    the indices of the key frames.
+
+    The ego frame of another round is that of its newest exposure. UserError as `index_scene`, and if a scene
+    has no images between its key frames.
+    """
+    found = index_scene(dataset, scene, image, channels)
+    tokens, keys = scene_samples(dataset, scene), found["paths"].shape[0]
+    start_ns = sample_stamp_ns(dataset, tokens[0])
+    columns: dict[str, list[Any]] = {name: list(found[name]) for name in _PER_ROUND}
+    for sweep in sweep_rounds(dataset, scene, channels):
+        records = [record for record in sweep.records if record is not None]
+        if len(records) < len(channels) or any(record.is_key_frame for record in records):
+            continue
+        newest = max(records, key=lambda record: record.stamp_ns)
+        columns["times"].append((newest.stamp_ns - start_ns) * 1e-9)
+        columns["global_from_ego"].append(newest.global_from_ego)
+        columns["paths"].append([_relative(dataset, record) for record in records])
+        columns["ego_from_camera"].append(
+            [invert_rigid(newest.global_from_ego) @ r.global_from_ego @ r.ego_from_camera for r in records]
+        )
+    if len(columns["times"]) == keys:
+        raise UserError(
+            f"scene {scene}: no images between its {keys} key frames; copy the folder sweeps, or set "
+            "data.sweeps=[0, 0] to train on key frames"
+        )
+    order = np.argsort(np.array(columns["times"]), kind="stable")
+    counts = np.zeros(len(order), dtype=np.int64)
+    counts[:keys] = found["counts"]
+    rounds = {name: np.array(values)[order] for name, values in columns.items()}
+    return {**found, **rounds, "counts": counts[order], "keys": np.flatnonzero(order < keys)}
+
+
+def _relative(dataset: NuScenes, record: CameraRecord) -> str:
+    """Return the path of an image in the data set, whose folders may be links to other disks."""
+    return record.path.relative_to(Path(dataset.dataroot)).as_posix()
 
 
 def _key_frame_records(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ftkd_core.boxes import box_corners
 from ftkd_core.classes import CAMERA_CHANNELS
+from ftkd_core.config import TOKEN_STRIDE
 from ftkd_core.geometry import invert_rigid, transform_points
 from ftkd_core.types import Targets
 
@@ -40,21 +41,28 @@ def make_targets(
     image_size: tuple[int, int],
     range_m: float = 61.2,
     min_visible: float = 0.15,
+    visible: NDArray[np.bool_] | None = None,
 ) -> Targets:
     """Make the targets of one frame from objects that have a lidar return and lie in range.
 
-    If a camera of CAMERA_CHANNELS is missing, objects that no present camera sees are left out as well. boxes
-    (M, 9) in ego; image_size (height, width). An object has a 2-D target in a camera if its centre lies ahead
-    of the camera, its clipped 2-D box has an area above 1 pixel, and its visible fraction exceeds
+    If a camera of CAMERA_CHANNELS is missing or sees a part of its image only (visible (N, H/16, W/16), its
+    tokens), objects that no present camera sees are left out as well. boxes (M, 9) in ego; image_size
+    (height, width). An object has a 2-D target in a camera if its centre lies ahead of the camera and on a
+    visible token, its clipped 2-D box has an area above 1 pixel, and its visible fraction exceeds
     min_visible.
     """
     keep = (objects.num_points > 0) & (np.abs(boxes[:, :2]).max(axis=1, initial=0.0) < range_m)
     boxes_2d, centers, depths = project_boxes(boxes, intrinsics, ego_from_camera, image_size)
     area = (boxes_2d[..., 2] - boxes_2d[..., 0]) * (boxes_2d[..., 3] - boxes_2d[..., 1])
     in_view = (depths > 0.5) & (area > 1.0)
-    if not present.all() or len(present) < len(CAMERA_CHANNELS):
-        keep &= (in_view & present[:, None]).any(axis=0)
-    mask_2d = in_view & present[:, None] & (objects.visible > min_visible)
+    seen = in_view & present[:, None]
+    has_center = seen
+    if visible is not None:
+        has_center = seen & _on_visible_token(centers, visible)
+        seen = seen & _meets_visible_token(boxes_2d, visible)
+    if visible is not None or not present.all() or len(present) < len(CAMERA_CHANNELS):
+        keep &= seen.any(axis=0)
+    mask_2d = has_center & (objects.visible > min_visible)
     return Targets(
         boxes=torch.from_numpy(boxes[keep]).float()[None],
         labels=torch.from_numpy(objects.labels[keep].astype(np.int64))[None],
@@ -64,6 +72,26 @@ def make_targets(
         depths=torch.from_numpy(depths[:, keep]).float()[None],
         mask_2d=torch.from_numpy(mask_2d[:, keep])[None],
     )
+
+
+def _on_visible_token(points: Array, visible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return whether pixels (N, M, 2) lie on a visible token (N, h, w); the nearest one for a pixel outside
+    the image."""
+    last = np.array(visible.shape[:0:-1]) - 1
+    cells = np.clip(np.nan_to_num(points // TOKEN_STRIDE), 0, last).astype(int)
+    return np.asarray(visible[np.arange(len(visible))[:, None], cells[..., 1], cells[..., 0]])
+
+
+def _meets_visible_token(boxes_2d: Array, visible: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return whether boxes (N, M, 4) in pixels overlap a visible token (N, h, w)."""
+    sums = np.pad(visible.astype(np.int64).cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
+    limits = np.array(visible.shape[:0:-1])
+    low = np.clip(np.floor(boxes_2d[..., :2] / TOKEN_STRIDE), 0, limits).astype(int)
+    high = np.clip(np.ceil(boxes_2d[..., 2:] / TOKEN_STRIDE), 0, limits).astype(int)
+    camera = np.arange(len(visible))[:, None]
+    inside = sums[camera, high[..., 1], high[..., 0]] + sums[camera, low[..., 1], low[..., 0]]
+    inside -= sums[camera, low[..., 1], high[..., 0]] + sums[camera, high[..., 1], low[..., 0]]
+    return np.asarray(inside > 0)
 
 
 def project_boxes(

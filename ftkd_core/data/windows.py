@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ftkd_core.data.augmentation import Augmentation, AugmentConfig, draw_augmentation
+from ftkd_core.data.augmentation import Augmentation, AugmentConfig, draw_augmentation, in_view
 from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset, make_sample
 from ftkd_core.data.order import EpochOrder
 from ftkd_core.geometry import invert_rigid
@@ -39,25 +39,42 @@ class WindowBatch(NamedTuple):
         return FrameWindow(images, self.rig, self.time)
 
 
-def window_order(index: int, length: int, num_past: int, num_future: int) -> tuple[list[int], list[bool]]:
+def window_order(
+    index: int, length: int, num_past: int, num_future: int, stride: int = 1
+) -> tuple[list[int], list[bool]]:
     """Return the frame numbers of the window around frame `index` of a scene of `length` frames (current,
-    past newest first, future nearest first) and a flag for each that is False for a repeated frame.
+    past newest first, future nearest first, `stride` apart) and a flag for each that is False for a repeated
+    frame.
 
     Raises ValueError for an index outside the scene.
     """
     if not 0 <= index < length:
         raise ValueError(f"frame {index} of a scene of {length} frames; expected 0 .. {length - 1}")
-    wanted = [index, *(index - step for step in range(1, num_past + 1))]
-    wanted += [index + step for step in range(1, num_future + 1)]
+    wanted = [index, *(index - step * stride for step in range(1, num_past + 1))]
+    wanted += [index + step * stride for step in range(1, num_future + 1)]
     return [min(max(frame, 0), length - 1) for frame in wanted], [0 <= frame < length for frame in wanted]
 
 
+def draw_stride(
+    sweeps: tuple[int, int], earlier: int, num_past: int, num_future: int, random: np.random.Generator
+) -> int:
+    """Draw the distance between the frames of a window that has `earlier` camera rounds before it.
+
+    As SparseBEV's code: between the two numbers of `sweeps`; without future frames, and near the start of a
+    scene, at most so far that all past frames exist, but at least 1.
+    """
+    least, most = sweeps
+    if not num_future and num_past:
+        most = max(1, min(most, earlier // num_past))
+    return int(random.integers(min(least, most), most + 1))
+
+
 def make_window(
-    clip: Clip, index: int, augmentation: Augmentation, num_past: int, num_future: int
+    clip: Clip, index: int, augmentation: Augmentation, num_past: int, num_future: int, stride: int = 1
 ) -> WindowBatch:
     """Make the window around frame `index` of the clip as a batch of 1, with one augmentation for all
-    frames."""
-    order, real = window_order(index, len(clip.times), num_past, num_future)
+    frames; they are `stride` frames of the clip apart."""
+    order, real = window_order(index, len(clip.times), num_past, num_future, stride)
     made = {frame: make_sample(clip, frame, augmentation, True) for frame in set(order)}
     frames = [made[frame] for frame in order]
     now = frames[0]
@@ -118,7 +135,8 @@ def collate_windows(windows: list[WindowBatch]) -> WindowBatch:
 class WindowDataset(Dataset[WindowBatch]):
     """Batches of windows; item `step` depends only on (seed, rank, step). Windows are random or, with an
     `order` of segments of one frame, the next ones in that order that no other of `ranks` processes uses. The
-    future of a window is hidden with probability `hide_future`."""
+    future of a window is hidden with probability `hide_future`. sweeps as in `draw_stride`: the frames of the
+    clips are camera rounds; (0, 0) takes consecutive frames."""
 
     def __init__(
         self,
@@ -134,6 +152,7 @@ class WindowDataset(Dataset[WindowBatch]):
         ranks: int = 1,
         order: EpochOrder | None = None,
         hide_future: float = 0.0,
+        sweeps: tuple[int, int] = (0, 0),
     ) -> None:
         if num_clips < 1 or batch < 1:
             raise ValueError(f"{num_clips} clips, batch {batch}: expected at least 1 of each")
@@ -143,30 +162,60 @@ class WindowDataset(Dataset[WindowBatch]):
         self.num_clips, self.batch = num_clips, batch
         self.num_past, self.num_future = num_past, num_future
         self.augment, self.seed, self.rank, self.ranks, self.order = augment, seed, rank, ranks, order
-        self.hide_future = hide_future
+        self.hide_future, self.sweeps = hide_future, sweeps
 
     def __getitem__(self, step: int) -> WindowBatch:
         return collate_windows([self._window(step, place) for place in range(self.batch)])
 
     def _window(self, step: int, place: int) -> WindowBatch:
+        chosen = self.select(step, place)
+        clip, frame, augmentation, stride = chosen.clip, chosen.frame, chosen.augmentation, chosen.stride
+        if not chosen.hidden:
+            return make_window(clip, frame, augmentation, self.num_past, self.num_future, stride)
+        past = make_window(clip, frame, augmentation, self.num_past, 0, stride)
+        return add_hidden_future(past, self.num_future)
+
+    def select(self, step: int, place: int) -> "WindowChoice":
+        """Select the window at a place of the batch of a step; depends only on (seed, rank, step, place)."""
         random = np.random.default_rng([self.seed, self.rank, step, place])
         if self.order is None:
-            clip = self._load(int(random.integers(self.num_clips)))
-            index = int(random.integers(len(clip.times)))
+            number = int(random.integers(self.num_clips))
+            clip = self._load(number)
+            key = int(random.integers(clip.num_keys))
         else:
-            number, index = self.order((step * self.ranks + self.rank) * self.batch + place)
+            number, key = self.order((step * self.ranks + self.rank) * self.batch + place)
             clip = self._load(number)
         augmentation = draw_augmentation(self.augment, random)
-        if random.random() >= self.hide_future:
-            return make_window(clip, index, augmentation, self.num_past, self.num_future)
-        past = make_window(clip, index, augmentation, self.num_past, 0)
-        return add_hidden_future(past, self.num_future)
+        frame = key if clip.keys is None else int(clip.keys[key])
+        hidden = random.random() < self.hide_future
+        stride, view = 1, 0
+        if self.sweeps != (0, 0):
+            stride = draw_stride(self.sweeps, frame, self.num_past, self.num_future, random)
+        if self.augment.views:
+            view = int(random.integers(self.augment.views))
+            augmentation = in_view(augmentation, self.augment, number, view)
+        return WindowChoice(clip, frame, augmentation, stride, hidden, number, key, view)
+
+
+class WindowChoice(NamedTuple):
+    """Window around frame `frame` of a clip, its augmentation and the distance of its frames; hidden: without
+    its future. clip_index: index of the clip in its source; key: the frame's number among the key frames;
+    view: number of the augmentation among `AugmentConfig.views`."""
+
+    clip: Clip
+    frame: int
+    augmentation: Augmentation
+    stride: int
+    hidden: bool
+    clip_index: int
+    key: int
+    view: int
 
 
 def without_color_change(augmentation: Augmentation) -> Augmentation:
     """Return the augmentation without its colour change."""
     plain = Augmentation()
-    return augmentation._replace(gain=plain.gain, offset=plain.offset)
+    return augmentation._replace(gain=plain.gain, offset=plain.offset, distortion=0.0)
 
 
 class PairedDataset(Dataset[tuple[StreamBatch, WindowBatch]]):

@@ -10,9 +10,9 @@ geometric augmentation is refused. Symbols as in ftkd.py; F frames of a scene.
 
 import json
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +21,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ftkd_core.data.augmentation import AugmentConfig
-from ftkd_core.data.clips import Clip
 from ftkd_core.distillation.teacher_output import PreviousMaps, TeacherOutput
 from ftkd_core.errors import UserError
 from ftkd_core.json_files import write_json
@@ -30,19 +29,22 @@ _FORMAT: Final = "ftkd-teacher-cache-2"
 """Version of the format; increase it with every change of the code that changes the outputs of the same
 weights."""
 _MANIFEST: Final = "manifest.json"
+_GEOMETRY: Final = ("flip", "rotation", "zoom", "scale", "as_published")
+"""Settings of the augmentation that change the teacher's outputs."""
 Manifest = dict[str, Any]
+ItemT = TypeVar("ItemT")
 
 
 def describe(
     *, teacher: str, data: str, map_target: str, strides: Iterable[int], with_previous: bool = False,
-    hide_future: bool = False,
+    hide_future: bool = False, augment: AugmentConfig | None = None,
 ) -> Manifest:  # fmt: skip
     """Return the part of a manifest that the outputs depend on.
 
     Args: teacher, the hash of its weights; data, name and version of the clips; map_target as
     `FTKDConfig.pv_target`; strides of the stored maps; with_previous, whether the maps of the previous frame
-    are stored too; hide_future, whether the teacher saw no future frames. The manifest has `hide_future`
-    only if it is True, so that older caches stay valid.
+    are stored too; hide_future, whether the teacher saw no future frames; augment, whose `views` are stored.
+    The manifest has `hide_future` and `views` only if they are set, so that older caches stay valid.
     """
     description = {
         "format": _FORMAT,
@@ -52,27 +54,35 @@ def describe(
         "strides": sorted(strides),
         "with_previous": with_previous,
     }
+    if augment is not None and augment.views:
+        geometry = {name: getattr(augment, name) for name in _GEOMETRY}
+        description["views"] = json.loads(json.dumps({"count": augment.views, **geometry}))
     return description | ({"hide_future": True} if hide_future else {})
 
 
 def fill_cache(
     folder: Path,
     description: Manifest,
-    run_teacher: Callable[[Clip], Iterable[TeacherOutput]],
-    load: Callable[[int], Clip],
+    run_teacher: Callable[[ItemT], Iterable[TeacherOutput]],
+    load: Callable[[int], ItemT],
     num_clips: int,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Path:
     """Write the shards of the first num_clips clips that are missing or incomplete; return the folder.
 
-    run_teacher yields the outputs of a clip's frames, in order and in batches; load returns a clip. Errors:
-    UserError if the folder holds the cache of another teacher, data set or setting, or if an output does not
-    fit half precision.
+    run_teacher yields the outputs of a clip's frames, in order and in batches; load returns a clip. Each of
+    `ranks` processes writes its share; one then calls `join_shards`. The content of finished shards is
+    compared with its checksum. Errors: UserError if the folder holds the cache of another teacher, data set
+    or setting, or if an output does not fit half precision.
     """
     folder.mkdir(parents=True, exist_ok=True)
     manifest = _read_manifest(folder) if (folder / _MANIFEST).exists() else {**description, "shards": {}}
     _check_same(folder, manifest, description)
-    missing = [index for index in range(num_clips) if not _is_whole(folder, manifest, index)]
-    for index in tqdm(missing, desc="teacher", unit="scene"):
+    manifest["shards"] |= _entries(folder)
+    own = range(rank, num_clips, ranks)
+    missing = [index for index in own if not is_intact(folder, manifest["shards"].get(str(index)))]
+    for index in tqdm(missing, desc="teacher", unit="scene", disable=rank > 0):
         parts = [_to_tensors(part) for part in run_teacher(load(index))]
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
         name = f"scene-{index:05d}.safetensors"
@@ -80,9 +90,38 @@ def fill_cache(
         save_file(tensors, partial)
         content = partial.read_bytes()
         partial.replace(folder / name)
-        manifest["shards"][str(index)] = {"file": name, "bytes": len(content), "crc32": zlib.crc32(content)}
-        _write_manifest(folder, manifest)
+        entry = {"file": name, "bytes": len(content), "crc32": zlib.crc32(content)}
+        write_json(folder / f"{name}.json", entry)
+        if ranks == 1:
+            join_shards(folder, description)
     return folder
+
+
+def join_shards(folder: Path, description: Manifest) -> None:
+    """Write the manifest of all shards in the folder. One process calls it after all have finished."""
+    path = folder / _MANIFEST
+    manifest = _read_manifest(folder) if path.exists() else {**description, "shards": {}}
+    entries = _entries(folder)
+    manifest["shards"] |= entries
+    write_json(path, manifest, indent=1)
+    for entry in entries.values():
+        (folder / f"{entry['file']}.json").unlink()
+
+
+def _entries(folder: Path) -> dict[str, Any]:
+    """Return the entries of shards that are not in the manifest yet, by number."""
+    found = {}
+    for path in sorted(folder.glob("scene-*.safetensors.json")):
+        number = path.name.removeprefix("scene-").removesuffix(".safetensors.json")
+        found[str(int(number))] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def is_intact(folder: Path, entry: Mapping[str, Any] | None) -> bool:
+    """Return whether a shard exists with the size and content it was written with."""
+    if entry is None or _size(folder / entry["file"]) != entry["bytes"]:
+        return False
+    return zlib.crc32((folder / entry["file"]).read_bytes()) == int(entry["crc32"])
 
 
 class TeacherCache:
@@ -136,17 +175,20 @@ class TeacherCache:
 
 def refuse_augmentation(augment: AugmentConfig) -> None:
     """Raise a UserError for augmentation that changes the world or the image geometry, because cached outputs
-    are valid without it. Colours, grid masks and missing cameras change the student's input only."""
+    are valid without it, or in each of `augment.views`. Colours, grid masks and missing cameras change the
+    student's input only."""
+    if augment.views:
+        return
     if augment.flip or augment.rotation or augment.scale:
         raise UserError(
             f"augment.flip {augment.flip}, augment.rotation {augment.rotation} and augment.scale "
             f"{augment.scale} change the world, but cached outputs are valid for the original one; "
-            "set all to 0 or leave --cache out"
+            "set all to 0, set augment.views, or leave --cache out"
         )
     if augment.zoom != (1.0, 1.0):
         raise UserError(
             f"augment.zoom {list(augment.zoom)} changes the images, but cached maps are valid for the "
-            "original ones; set it to [1, 1] or leave --cache out"
+            "original ones; set it to [1, 1], set augment.views, or leave --cache out"
         )
 
 
@@ -235,10 +277,6 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    write_json(folder / _MANIFEST, manifest, indent=1)
-
-
 def _check_same(folder: Path, manifest: Manifest, description: Manifest) -> None:
     """Raise a UserError if the cache does not fit a run's description. A cache may store more than a run
     needs: maps of other strides, or of the previous frame."""
@@ -248,6 +286,11 @@ def _check_same(folder: Path, manifest: Manifest, description: Manifest) -> None
         raise UserError(
             f"teacher cache {str(folder)!r} was written {seen} future frames, but this run needs outputs "
             f"{needed} them; give another folder"
+        )
+    if "views" in manifest and "views" not in description:
+        raise UserError(
+            f"teacher cache {str(folder)!r} has views of augmentations, but this run has none; set "
+            "augment.views as for the cache, or give another folder"
         )
     for name, wanted in description.items():
         found = manifest.get(name)

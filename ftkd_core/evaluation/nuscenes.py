@@ -10,7 +10,6 @@ error of 1.
 import contextlib
 import copy
 import io
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,12 +34,13 @@ from scipy.spatial.transform import Rotation
 from ftkd_core.classes import CLASS_NAMES, attribute_for
 from ftkd_core.data.nuscenes import sample_pose, scene_samples, split_scenes
 from ftkd_core.errors import UserError
+from ftkd_core.evaluation.results_check import MAX_BOXES_PER_SAMPLE, check_coverage, load_results
 from ftkd_core.geometry import transform_points
 from ftkd_core.json_files import write_json
 from ftkd_core.types import ObjectList
 
 CONFIG_NAME: Final = "detection_cvpr_2019"
-MAX_BOXES_PER_SAMPLE: Final = 500
+_CURVE_M: Final = 2.0
 ERROR_NAMES: Final[dict[str, str]] = {
     "ATE": "trans_err",
     "ASE": "scale_err",
@@ -77,9 +77,9 @@ def to_devkit_results(detections: Mapping[str, PosedObjects], sample_tokens: Ite
     """Convert detections to the devkit's results dictionary with an entry for each of `sample_tokens`, which
     may be empty.
 
-    Boxes are converted to the global frame with sizes (w, l, h); the best 500 per sample are kept; attributes
-    follow `classes.attribute_for`, with unknown velocity as zero. Raises UserError for boxes that are not
-    finite or have no size, ValueError for detections of a sample outside `sample_tokens`.
+    Boxes are converted to the global frame with sizes (w, l, h); the best 500 per sample are kept; unknown
+    attributes follow `classes.attribute_for`, with unknown velocity as zero. Raises UserError for boxes that
+    are not finite or have no size, ValueError for detections of a sample outside `sample_tokens`.
     """
     results: dict[str, list[dict[str, Any]]] = {token: [] for token in sample_tokens}
     for token, posed in detections.items():
@@ -112,7 +112,8 @@ def evaluate(
 
     Returns mAP, NDS, mATE, mASE, mAOE, mAVE, mAAE (None if the devkit gives no number), `classes` (per class:
     AP, the five errors, number of ground-truth boxes), `mAP_present` (mean AP over the classes with ground
-    truth), `samples`, `config` and `notes` (sentences to show with the numbers). With `output_dir` the
+    truth), `samples`, `config`, `curves` (precision over recall per class at 2 m) and `notes` (sentences to
+    show with the numbers). With `output_dir` the
     dictionary is written to `metrics_summary.json` and the devkit's own summary to `metrics_devkit.json`.
     Raises UserError if the results do not cover the key frames.
     """
@@ -121,8 +122,9 @@ def evaluate(
     if not sample_tokens:
         raise UserError("no key frame to evaluate; expected a split or scene with at least one")
     evaluation = SubsetEvaluation(dataset, load_results(results), sample_tokens)
-    metrics, _ = evaluation.evaluate()
+    metrics, data = evaluation.evaluate()
     summary = _summary(metrics, evaluation)
+    summary["curves"] = _curves(data, [name for name, own in summary["classes"].items() if own["truths"]])
     if output_dir is not None:
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,21 +140,11 @@ class SubsetEvaluation(DetectionEval):  # type: ignore[misc]  # the devkit has n
     """
 
     def __init__(self, dataset: NuScenes, results: Mapping[str, Any], sample_tokens: Sequence[str]) -> None:
+        """results: entries by sample token, as `results_check.load_results` returns them."""
         self.nusc = dataset
         self.cfg = config_factory(CONFIG_NAME)
         self.verbose = False
-        missing = [token for token in sample_tokens if token not in results]
-        if missing:
-            raise UserError(
-                f"the results have no entry for {len(missing)} of {len(sample_tokens)} key frames, first "
-                f"{missing[0]}; expected one for each (an empty list counts)"
-            )
-        chosen = {token: results[token] for token in sample_tokens}
-        for token, boxes in chosen.items():
-            if len(boxes) > MAX_BOXES_PER_SAMPLE:
-                raise UserError(
-                    f"{len(boxes)} boxes for sample {token}; expected at most {MAX_BOXES_PER_SAMPLE}"
-                )
+        chosen = check_coverage(results, sample_tokens)
         self.pred_boxes = self._prepared(EvalBoxes.deserialize(chosen, DetectionBox))
         with contextlib.redirect_stderr(io.StringIO()):  # hides a progress bar that has no switch
             truth = load_gt_of_sample_tokens(dataset, list(sample_tokens), DetectionBox)
@@ -238,6 +230,7 @@ def _sample_results(token: str, posed: PosedObjects) -> list[dict[str, Any]]:
         np.hypot(*velocities.T).tolist(),
         objects.scores.tolist(),
         [CLASS_NAMES[label] for label in objects.labels.tolist()],
+        objects.attributes or ("",) * len(boxes),
     )
     return [
         {
@@ -248,9 +241,9 @@ def _sample_results(token: str, posed: PosedObjects) -> list[dict[str, Any]]:
             "velocity": velocity,
             "detection_name": name,
             "detection_score": score,
-            "attribute_name": attribute_for(name, speed),
+            "attribute_name": attribute or attribute_for(name, speed),
         }
-        for center, size, rotation, velocity, speed, score, name in zip(*columns, strict=True)
+        for center, size, rotation, velocity, speed, score, name, attribute in zip(*columns, strict=True)
     ]
 
 
@@ -268,23 +261,6 @@ def _check_boxes(objects: ObjectList) -> None:
             f"detection {boxes[first].tolist()} with score {objects.scores[first]} at {objects.stamp_ns} ns; "
             "expected finite numbers and sizes above 0"
         )
-
-
-def load_results(results: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
-    """Load the entries of a results dictionary or file by sample token; UserError if it has none."""
-    source = "the results"
-    if not isinstance(results, Mapping):
-        source = str(results)
-        try:
-            results = json.loads(Path(results).read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(f"cannot read {source} ({error}); expected a nuScenes results file") from error
-    entries = results.get("results") if isinstance(results, Mapping) else None
-    if not isinstance(entries, Mapping):
-        raise UserError(
-            f"{source} is not a nuScenes results file; expected a dictionary with a dictionary `results`"
-        )
-    return entries
 
 
 def _summary(metrics: DetectionMetrics, evaluation: SubsetEvaluation) -> dict[str, Any]:
@@ -315,6 +291,23 @@ def _summary(metrics: DetectionMetrics, evaluation: SubsetEvaluation) -> dict[st
         "notes": _notes(truths, known_velocity, len(evaluation.pred_boxes.all)),
     }
     return _json_value(summary)  # type: ignore[no-any-return]
+
+
+def _curves(data: DetectionMetricDataList, names: Iterable[str]) -> dict[str, dict[str, list[float]]]:
+    """Return recall, precision and score of classes at a distance of 2 m, at every second of the 101 recalls
+    of the devkit."""
+    curves = {}
+    for name in names:
+        found = data[(name, _CURVE_M)]
+        curves[name] = {
+            key: [round(float(value), 4) for value in values[::2]]
+            for key, values in (
+                ("recall", found.recall),
+                ("precision", found.precision),
+                ("score", found.confidence),
+            )
+        }
+    return curves
 
 
 def _notes(truths: Mapping[str, int], known_velocity: int, predictions: int) -> list[str]:

@@ -4,6 +4,7 @@
 Symbols: B batch, Q queries, G ground-truth slots, K classes.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ftkd_core.boxes import encode_boxes
+from ftkd_core.config import DetectorConfig, SparseBEVConfig
 from ftkd_core.types import Targets
 
 CLASS_WEIGHT: Final = 2.0
@@ -32,6 +34,19 @@ def focal_cost(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float
     return positive - negative
 
 
+def matching_weights(config: DetectorConfig | SparseBEVConfig) -> tuple[float, ...]:
+    """Return the weights of the first elements of the code in the box cost of a model.
+
+    The public models use the code weights: StreamPETR without velocity (`match_with_velo=False`), SparseBEV
+    with it. Without `as_published` and `weighted_matching`, the elements before velocity weigh 1 [ours].
+    """
+    if config.decoder.as_published and isinstance(config, DetectorConfig):
+        return CODE_WEIGHTS[:_MATCHED_CODE_DIM]
+    if config.decoder.as_published or config.loss.weighted_matching:
+        return CODE_WEIGHTS
+    return (1.0,) * _MATCHED_CODE_DIM
+
+
 @torch.no_grad()
 def match(
     logits: Tensor,
@@ -39,17 +54,18 @@ def match(
     targets: Targets,
     *,
     part: str = "matching",
-    weighted: bool = False,
+    code_weights: Sequence[float] = (1.0,) * _MATCHED_CODE_DIM,
 ) -> Tensor:
     """Return the index (B, Q) int64 of the object matched to each query, -1 for background.
 
-    logits (B, Q, K), codes (B, Q, 10). weighted: the box cost has CODE_WEIGHTS; otherwise 1 for all
-    elements but velocity. The Hungarian algorithm runs on the CPU over the real objects only. Raises
-    FloatingPointError if a cost is not finite; the message names `part` and class or box.
+    logits (B, Q, K), codes (B, Q, 10). code_weights: weights of the first elements of the code in the box
+    cost, as of `matching_weights`; the others do not enter it. The Hungarian algorithm runs on the CPU over
+    the real objects only. Raises FloatingPointError if a cost is not finite; the message names `part` and
+    class or box.
     """
     batch, queries, _ = logits.shape
     assigned = torch.full((batch, queries), -1, dtype=torch.long)
-    weights = codes.new_tensor(CODE_WEIGHTS if weighted else (1.0,) * _MATCHED_CODE_DIM, dtype=torch.float32)
+    weights = codes.new_tensor(code_weights, dtype=torch.float32)
     goal = encode_boxes(targets.boxes.float())[..., : len(weights)].nan_to_num()
     cost = CLASS_WEIGHT * focal_cost(logits.float(), targets.labels)
     cost = cost + BOX_WEIGHT * torch.cdist(codes[..., : len(weights)].float() * weights, goal * weights, p=1)

@@ -28,6 +28,7 @@ from ftkd_core.models.corrected_stream_petr import CorrectedStreamPETR
 from ftkd_core.models.decoder_layer import DecoderContext, DecoderLayer, QuerySet, decoder_inputs
 from ftkd_core.models.dense_head import DenseHead, ImageProposals, propose, token_cells
 from ftkd_core.models.heads import PRIOR_LOGIT, start_near_zero
+from ftkd_core.models.learned_linking import LearnedLinking
 from ftkd_core.models.linking import (
     FrameProposals,
     MotionPrior,
@@ -69,6 +70,10 @@ class AnchoredStreamPETR(CorrectedStreamPETR):
         nn.init.constant_(self.gain.bias, -1.0)
         self.origin = nn.Parameter(0.1 * torch.randn(3, channels))  # learned, from the image, propagated
         start_near_zero(self.regressor)
+        self.linking = None
+        if decoder.learned_linking:
+            frames = decoder.memory_length // decoder.num_propagated
+            self.linking = LearnedLinking(frames, classes, config.backbone.neck_channels, channels, channels)
         self.register_buffer("motion_prior", motion_prior(config.class_names), persistent=False)
 
     def forward(
@@ -85,15 +90,16 @@ class AnchoredStreamPETR(CorrectedStreamPETR):
         cells = token_cells(geometry.mask, fine.shape, TOKEN_STRIDE // stride)
         proposals = propose(auxiliary, fine, frame.rig, stride, count, cells)
         past = self.align_memory(memory, frame)
-        proposals = proposals._replace(anchors=self.link(proposals.anchors, past))
+        proposals = self.link(proposals, past)
         context, queries = self.prepare(features, geometry, past, denoising, proposals)
         output = self.run_decoder(queries, context)
-        return self.finish(output, denoising, features, auxiliary), self.update_memory(
-            memory, past, frame, output, denoising
-        )
+        predictions = self.finish(output, denoising, features, auxiliary)
+        if self.training:
+            predictions = predictions._replace(linked=proposals.linked)
+        return predictions, self.update_memory(memory, past, frame, output, denoising)
 
-    def link(self, anchors: Anchors, past: AlignedMemory) -> Anchors:
-        """Initialise the velocity of image anchors (B, I) by matching them to boxes in memory.
+    def link(self, proposals: ImageProposals, past: AlignedMemory) -> ImageProposals:
+        """Initialise the velocity of proposals (B, I) by matching them to boxes in memory.
 
         A single image carries no velocity; without this, new boxes start at 0 m/s and training keeps them
         there.
@@ -110,8 +116,12 @@ class AnchoredStreamPETR(CorrectedStreamPETR):
         logits = torch.where(age[..., None] > MIN_AGE_S, logits, _EMPTY_SLOT_LOGIT)  # start of a stream
         origin = by_frame(past.ego_from_past)[:, :, 0, :2, 3]
         others = FrameProposals(by_frame(codes), logits, origin, -age[..., 0])
-        current = current_proposals(anchors, torch.zeros_like(others.origin[:, 0]))
-        return link_proposals(current, others, MotionPrior(*self.motion_prior))
+        current = current_proposals(proposals.anchors, torch.zeros_like(others.origin[:, 0]))
+        prior = MotionPrior(*self.motion_prior)
+        if self.linking is None:
+            return proposals._replace(anchors=link_proposals(current, others, prior))
+        linked = self.linking(current, others, proposals.features, by_frame(past.embedding), prior.mobile)
+        return proposals._replace(anchors=linked.anchors, linked=linked)
 
     def prepare(
         self,
@@ -128,6 +138,8 @@ class AnchoredStreamPETR(CorrectedStreamPETR):
         position, content = self.add_motion(position, position, no_motion(points))
         if proposals is not None:
             seen = self.proposal_content(proposals.features)
+            if proposals.linked is not None:
+                seen = seen + proposals.linked.content
             content = torch.cat([content[:, :not_from_image], content[:, not_from_image:] + seen], dim=1)
         old = self.past_anchors(past)
         old_points = old.codes[..., :3]

@@ -10,21 +10,17 @@ from torch import Tensor
 from ftkd_core.boxes import encode_boxes
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.config import LossConfig
+from ftkd_core.noise_scale import STREAM_PETR_NOISE, NoiseScale
 from ftkd_core.types import DenoisingQueries, Targets
 
-_CENTRE_NOISE = 1.0  # of half the box size (StreamPETR code)
-_POSITIVE_NOISE = 0.75  # largest displacement of a positive, in the same units (StreamPETR code)
 _LABEL_NOISE = 0.5  # fraction of labels replaced by random ones (SparseBEV code)
 
 
 def make_denoising(
-    targets: Targets, loss: LossConfig, range_m: Tensor, generator: torch.Generator
-) -> DenoisingQueries | None:
-    """Return noisy copies of the ground truth; None without ground truth or without groups.
-
-    Each centre moves along each axis by up to half the box size times `_CENTRE_NOISE`. A displacement
-    longer than `_POSITIVE_NOISE` (in these units) makes a negative, which must be classified as background.
-    """
+    targets: Targets, loss: LossConfig, range_m: Tensor, generator: torch.Generator,
+    scale: NoiseScale = STREAM_PETR_NOISE,
+) -> DenoisingQueries | None:  # fmt: skip
+    """Return noisy copies of the ground truth; None without ground truth or without groups."""
     batch, slots = targets.labels.shape
     groups = loss.denoising_groups
     if slots == 0 or groups == 0:
@@ -32,11 +28,11 @@ def make_denoising(
     device = targets.boxes.device
     repeated = targets.boxes.repeat(1, groups, 1)  # (B, R, 9)
     noise = torch.rand(batch, groups * slots, 3, generator=generator).to(device) * 2 - 1
-    points = repeated[..., :3] + noise * repeated[..., 3:6] / 2 * _CENTRE_NOISE
+    points = repeated[..., :3] + noise * repeated[..., 3:6] / 2 * scale.centre
     points = points.clamp(-range_m, range_m)
     index = torch.arange(slots, device=device).repeat(groups)[None].expand(batch, -1)
     real = targets.mask.repeat(1, groups)
-    positive = real & (noise.norm(dim=-1) <= _POSITIVE_NOISE)
+    positive = real & (noise.norm(dim=-1) <= scale.positive)
     drawn = torch.randint(len(CLASS_NAMES), real.shape, generator=generator).to(device)
     redrawn = (torch.rand(real.shape, generator=generator) < _LABEL_NOISE).to(device)
     labels = torch.where(redrawn, drawn, targets.labels.repeat(1, groups))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ftkd_core.geometry import full_precision, line_of_sight, rotate_2d, transform_points
 from ftkd_core.models.anchors import Anchors
+from ftkd_core.models.learned_linking import LinkedProposals
 from ftkd_core.models.predictions import REFERENCE_FOCAL_PX, DenseMaps
 from ftkd_core.types import CameraRig
 
@@ -81,10 +82,12 @@ def _tower(in_channels: int, channels: int) -> nn.Sequential:
 
 
 class ImageProposals(NamedTuple):
-    """anchors of I queries in ego, without gradient; features (B, I, C) of the cells they come from."""
+    """anchors of I queries in ego, without gradient; features (B, I, C) of the cells they come from; linked,
+    what learned linking found in other frames."""
 
     anchors: Anchors
     features: Tensor
+    linked: LinkedProposals | None = None
 
 
 @full_precision

@@ -20,7 +20,8 @@ from ftkd_core.geometry import full_precision
 from ftkd_core.models.anchors import Anchors, face_forward
 
 _MAX_SPEED_M_S: Final = 22.0
-_SAME_TIME_S: Final = 1e-3
+SAME_TIME_S: Final = 1e-3
+"""A frame nearer in time than this repeats the current one."""
 _EXACT: Final = "donot_use_mm_for_euclid_dist"  # the default has errors of centimetres
 _MIN_SCORE: Final = 1e-20
 _LOG_ZERO: Final = -1e4  # exp of it is 0
@@ -91,7 +92,7 @@ def motion_prior(names: Sequence[str]) -> Tensor:
     return torch.tensor([mobile, moving, typical])
 
 
-class _Observations(NamedTuple):
+class Observations(NamedTuple):
     """Proposals reduced to what linking needs: points (..., J, 2) in the ground plane, their standard
     deviation in metres, score and label, each (..., J)."""
 
@@ -113,20 +114,20 @@ def link_proposals(
     `candidate_frames` frames nearest in time. The candidate with the most support over all frames, minus the
     cost of the prior, is refined by a weighted line fit through the supporting proposals.
     """
-    own = _Observations(*(value[:, 0] for value in _observe(current)))
-    observed = _observe(others)
+    own = Observations(*(value[:, 0] for value in observe(current)))
+    observed = observe(others)
     prior = MotionPrior(*(value.float() for value in prior))
     moves = prior.mobile[own.label] > 0
-    velocity = _candidates(own, observed, others.time, candidate_frames)  # (B, I, V, 2)
+    velocity = candidate_velocities(own, observed, others.time, candidate_frames)  # (B, I, V, 2)
     velocity = velocity * moves[..., None, None]
-    support = -prior.cost(own.label, velocity.norm(dim=-1)) * own.score[..., None]
+    total = -prior.cost(own.label, velocity.norm(dim=-1)) * own.score[..., None]
     for t in range(others.time.shape[1]):
-        frame = _Observations(*(value[:, t] for value in observed))
+        frame = Observations(*(value[:, t] for value in observed))
         expected = own.points[:, :, None] + velocity * others.time[:, t, None, None, None]
-        support = support + _support(own.label, expected, frame)
-    best = support.argmax(-1)[..., None, None].expand(-1, -1, 1, 2)
+        total = total + support(own.label, expected, frame)
+    best = total.argmax(-1)[..., None, None].expand(-1, -1, 1, 2)
     selected = velocity.gather(2, best)[:, :, 0]  # (B, I, 2)
-    center, fitted = _fit_line(own, observed, others.time, selected)
+    center, fitted = fit_line(own, observed, others.time, selected)
     fitted = fitted * moves[..., None]
     codes = current.codes[:, 0]
     heading = face_forward(codes[..., 6:8].flip(-1), fitted).flip(-1)
@@ -134,25 +135,25 @@ def link_proposals(
     return Anchors(linked, current.logits[:, 0])
 
 
-def _observe(frames: FrameProposals) -> _Observations:
+def observe(frames: FrameProposals) -> Observations:
     # Not codes[..., :2]: OpenVINO drops a slice in front of a gather.
     points = torch.stack([frames.codes[..., 0], frames.codes[..., 1]], dim=-1)
     score = frames.logits.sigmoid().amax(-1).sqrt()
     length = frames.codes[..., 3:6].amax(-1).exp().clamp(max=_MAX_LENGTH_M)
     distance = (points - frames.origin[:, :, None]).norm(dim=-1)
     spread = _NEAR_M + _SHARE_OF_DISTANCE * distance + _SHARE_OF_LENGTH * length
-    return _Observations(points, spread, score, frames.logits.argmax(-1))
+    return Observations(points, spread, score, frames.logits.argmax(-1))
 
 
-def _candidates(own: _Observations, observed: _Observations, time: Tensor, count: int) -> Tensor:
+def candidate_velocities(own: Observations, observed: Observations, time: Tensor, count: int) -> Tensor:
     """Return velocities (B, I, V, 2); invalid ones are 0, which is always a candidate."""
-    order = (time.abs() + 1e6 * (time.abs() < _SAME_TIME_S)).argsort(dim=1)[:, :count]  # (B, count)
+    order = (time.abs() + 1e6 * (time.abs() < SAME_TIME_S)).argsort(dim=1)[:, :count]  # (B, count)
     parts = [torch.zeros_like(own.points)[:, :, None]]
     for place in range(order.shape[1]):
         frame = order[:, place]
         row = torch.arange(len(frame), device=frame.device)
         points, gap = observed.points[row, frame], time[row, frame]  # (B, J, 2), (B,)
-        distinct = gap.abs() >= _SAME_TIME_S
+        distinct = gap.abs() >= SAME_TIME_S
         gap = torch.where(distinct, gap, 1.0)
         velocity = (points[:, None] - own.points[:, :, None]) / gap[:, None, None, None]
         same_class = observed.label[row, frame][:, None] == own.label[:, :, None]
@@ -162,7 +163,7 @@ def _candidates(own: _Observations, observed: _Observations, time: Tensor, count
     return torch.cat(parts, dim=2)
 
 
-def _support(label: Tensor, expected: Tensor, frame: _Observations) -> Tensor:
+def support(label: Tensor, expected: Tensor, frame: Observations) -> Tensor:
     """Return the support (B, I, V) of one frame for objects of a class (B, I) at expected points (B, I, V,
     2).
 
@@ -184,8 +185,21 @@ def _support(label: Tensor, expected: Tensor, frame: _Observations) -> Tensor:
     return logarithm.masked_fill_(other_class, _LOG_ZERO).amax(-1).exp()
 
 
-def _fit_line(
-    own: _Observations, observed: _Observations, time: Tensor, velocity: Tensor
+def nearest_observations(
+    own: Observations, observed: Observations, time: Tensor, velocity: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the weight, 0 to 1, and the index, both (B, T, I), of the proposal of each frame that is nearest
+    to a motion (B, I, 2) and of the same class."""
+    expected = own.points[:, None] + velocity[:, None] * time[:, :, None, None]  # (B, T, I, 2)
+    distance = torch.cdist(expected, observed.points, compute_mode=_EXACT)  # (B, T, I, J)
+    near = torch.exp(-0.5 * (distance / observed.spread[:, :, None]).square()) * observed.score[:, :, None]
+    near = near * (own.label[:, None, :, None] == observed.label[:, :, None])
+    weight, index = near.max(dim=-1)
+    return weight, index
+
+
+def fit_line(
+    own: Observations, observed: Observations, time: Tensor, velocity: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return position and velocity (B, I, 2) of a weighted least-squares line through the proposals nearest
     to the selected motion.
@@ -193,11 +207,7 @@ def _fit_line(
     A prior limits the velocity. Only objects at rest get the fitted position: moving ones may turn, so their
     path is no straight line.
     """
-    expected = own.points[:, None] + velocity[:, None] * time[:, :, None, None]  # (B, T, I, 2)
-    distance = torch.cdist(expected, observed.points, compute_mode=_EXACT)  # (B, T, I, J)
-    near = torch.exp(-0.5 * (distance / observed.spread[:, :, None]).square()) * observed.score[:, :, None]
-    near = near * (own.label[:, None, :, None] == observed.label[:, :, None])
-    weight, index = near.max(dim=-1)  # (B, T, I)
+    weight, index = nearest_observations(own, observed, time, velocity)
     points = observed.points.gather(2, index[..., None].expand(-1, -1, -1, 2))
     weight = weight / observed.spread.gather(2, index).square()
     own_weight = own.score / own.spread.square()  # the proposal itself, at time 0

@@ -149,7 +149,8 @@ def token_geometry(
 
 
 def _rays(rig: CameraRig, feature_size: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
-    """Return focal lengths (B, N, 2) in pixels and the cells' points at depth 1 (B, N, H, W, 3) in camera."""
+    """Return focal lengths (B, N, 2) in pixels, positive also for mirrored images, and the cells' points at
+    depth 1 (B, N, H, W, 3) in camera."""
     height, width = feature_size
     device = rig.intrinsics.device
     u = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * stride
@@ -163,7 +164,7 @@ def _rays(rig: CameraRig, feature_size: tuple[int, int], stride: int) -> tuple[T
         [x[:, :, None, :].expand(shape), y[:, :, :, None].expand(shape), torch.ones(shape, device=device)],
         dim=-1,
     )  # (B, N, H, W, 3)
-    return focal, directions
+    return focal.abs(), directions
 
 
 class PositionEmbedding(nn.Module):

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from torch import Tensor
 
 from ftkd_core.boxes import CODE_DIM, decode_boxes
+from ftkd_core.models.learned_linking import LinkedProposals
 from ftkd_core.types import Detections
 
 REFERENCE_FOCAL_PX: Final = 300.0
@@ -55,7 +56,7 @@ class Predictions(NamedTuple):
     logits (Y, B, Q, K) and codes (Y, B, Q, 10) in ego metres of all decoder layers, in order; features
     (B, Q, C) of the last layer; image_features (B, N, C, H, W) at stride 16 (StreamPETR: at the token
     stride); auxiliary, the maps of the 2-D head if it ran; denoising_logits and denoising_codes (Y, B, R, .)
-    in training with denoising queries, else None.
+    in training with denoising queries, else None; linked, in training of a model with learned linking.
     """
 
     logits: Tensor
@@ -65,6 +66,7 @@ class Predictions(NamedTuple):
     auxiliary: DenseMaps | FocalMaps | None = None
     denoising_logits: Tensor | None = None
     denoising_codes: Tensor | None = None
+    linked: LinkedProposals | None = None
 
 
 def decode(predictions: Predictions, max_detections: int = 300) -> Detections:

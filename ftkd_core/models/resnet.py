@@ -8,6 +8,8 @@ from typing import Final
 
 from torch import Tensor, nn
 
+from ftkd_core.models.recompute import recompute
+
 _LAYERS: Final[dict[int, tuple[int, int, int, int]]] = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
@@ -62,7 +64,8 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Compute feature maps at strides 4, 8, 16 and 32, of widths `out_channels`, of images (B, 3, H, W)."""
+    """Compute feature maps at strides 4, 8, 16 and 32, of widths `out_channels`, of images (B, 3, H, W). If
+    `recomputes` is set, training stores only the inputs of the residual blocks."""
 
     def __init__(self, depth: int, base_channels: int = 64) -> None:
         super().__init__()
@@ -79,15 +82,24 @@ class ResNet(nn.Module):
             in_channels = width * block.expansion
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.out_channels = tuple(width * block.expansion for width in widths)
+        self.recomputes = False
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        stride4 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
-        stride8 = self.layer2(stride4)
-        stride16 = self.layer3(stride8)
-        return stride4, stride8, stride16, self.layer4(stride16)
+        stride4 = self._stage(self.layer1, self.maxpool(self.relu(self.bn1(self.conv1(images)))))
+        stride8 = self._stage(self.layer2, stride4)
+        stride16 = self._stage(self.layer3, stride8)
+        return stride4, stride8, stride16, self._stage(self.layer4, stride16)
+
+    def _stage(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
+        if not self.recomputes:
+            result: Tensor = blocks(x)
+            return result
+        for block in blocks:
+            x = recompute(block, block, x)
+        return x
 
 
 def _stage(

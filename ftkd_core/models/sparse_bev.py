@@ -26,6 +26,7 @@ from ftkd_core.models.denoising import attention_mask
 from ftkd_core.models.dense_head import DenseHead, ImageProposals, propose
 from ftkd_core.models.fpn import TopDownPyramid
 from ftkd_core.models.heads import PRIOR_LOGIT, box_head, class_head, start_near_zero
+from ftkd_core.models.learned_linking import LearnedLinking
 from ftkd_core.models.linking import (
     FrameProposals,
     MotionPrior,
@@ -36,6 +37,7 @@ from ftkd_core.models.linking import (
 from ftkd_core.models.model_frame import codes_in_ego, denoising_in_model, rig_in_model
 from ftkd_core.models.position import inverse_sigmoid
 from ftkd_core.models.predictions import DenseMaps, Predictions
+from ftkd_core.models.recompute import recompute
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.models.sampling import (
     box_points,
@@ -196,7 +198,7 @@ class SparseDecoderLayer(nn.Module):
 
 class SparseBEV(nn.Module):
     """Compute `predictions, pyramid = model(window)` for a window, `predictions, ring = model.step(frame,
-    ring)` for a stream."""
+    ring)` for a stream. If `recomputes` is set, training stores only the inputs of the decoder steps."""
 
     model_from_ego: Tensor | None
     motion_prior: Tensor
@@ -205,6 +207,7 @@ class SparseBEV(nn.Module):
         super().__init__()
         decoder = config.decoder
         self.config = config
+        self.recomputes = False
         self.backbone = ResNet(config.backbone.depth, config.backbone.base_channels)
         stages = len(self.backbone.out_channels)
         levels = range(max(stages - decoder.levels, 0), stages)
@@ -222,18 +225,18 @@ class SparseBEV(nn.Module):
         if decoder.num_image_queries:
             self.proposal_content = nn.Linear(decoder.channels, decoder.channels)
             self.anchor_content = nn.Linear(7 + classes, decoder.channels)
+        self.linking = None
+        if decoder.learned_linking:
+            self.linking = LearnedLinking(
+                config.num_frames - 1, classes, decoder.channels, decoder.channels, decoder.channels
+            )
 
     def forward(
-        self,
-        window: FrameWindow,
-        denoising: DenoisingQueries | None = None,
-        *,
-        stop_past_gradient: bool = False,
+        self, window: FrameWindow, denoising: DenoisingQueries | None = None, gradient_frames: int = 0
     ) -> tuple[Predictions, tuple[Tensor, ...]]:
         """Return predictions for the current frame and the pyramid (B, T, N, C, H, W) of all frames, strides
-        4 to 32 as far as computed, finest first. With stop_past_gradient, the other frames are processed
-        without gradient and as at inference."""
-        pyramid = self._extract_current(window.images) if stop_past_gradient else self.extract(window.images)
+        4 to 32 as far as computed, finest first. gradient_frames as in `extract_window`."""
+        pyramid = self.extract_window(window.images, gradient_frames)
         predictions = self.decode_window(WindowFeatures(pyramid, window.rig, window.time), denoising)
         return predictions, pyramid[:4]
 
@@ -245,19 +248,21 @@ class SparseBEV(nn.Module):
             maps.append(maps[-1][..., ::2, ::2])
         return tuple(level.unflatten(0, leading) for level in maps)
 
-    def _extract_current(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return what `extract` does, with a gradient of the current frame only."""
-        current = self.extract(images[:, :1])
-        if images.shape[1] == 1:
-            return current
+    def extract_window(self, images: Tensor, gradient_frames: int = 0) -> tuple[Tensor, ...]:
+        """Return the pyramid of the images (B, T, N, 3, H, W) of a window. If gradient_frames is more than 0,
+        only that many first frames have gradients; the others are computed one by one in eval mode (upstream:
+        `stop_prev_grad`)."""
+        if not 0 < gradient_frames < images.shape[1]:
+            return self.extract(images)
+        parts = [self.extract(images[:, :gradient_frames])]
         modes = {module: module.training for part in (self.backbone, self.neck) for module in part.modules()}
         with torch.no_grad():
-            for module in modes:
-                module.training = False
-            others = self.extract(images[:, 1:])
-            for module, mode in modes.items():
-                module.training = mode
-        return tuple(torch.cat(pair, dim=1) for pair in zip(current, others, strict=True))
+            self.backbone.eval()
+            self.neck.eval()
+            parts += [self.extract(images[:, i : i + 1]) for i in range(gradient_frames, images.shape[1])]
+        for module, mode in modes.items():
+            module.training = mode
+        return tuple(torch.cat(level, dim=1) for level in zip(*parts, strict=True))
 
     def decode_window(self, window: WindowFeatures, denoising: DenoisingQueries | None = None) -> Predictions:
         """Run the decoder on features that were extracted earlier."""
@@ -272,8 +277,11 @@ class SparseBEV(nn.Module):
             evidence = F.pad(seen, (0, 0, boxes.shape[1] - seen.shape[1], 0))
         logits, codes = [], []
         for _ in range(self.config.decoder.num_layers):
-            features, scores, refined = self.decoder_layer(
-                boxes, features, window, (image.height, image.width), mask
+            inputs = (boxes, features, window, (image.height, image.width), mask)
+            features, scores, refined = (
+                recompute(self.decoder_layer, self.decoder_layer, *inputs)
+                if self.recomputes
+                else self.decoder_layer(*inputs)
             )
             logits.append(scores if evidence is None else scores + evidence)
             codes.append(codes_in_ego(self.decoder_layer.metric(refined), self.model_from_ego))
@@ -284,6 +292,7 @@ class SparseBEV(nn.Module):
         return Predictions(
             all_logits[:, :, count:], all_codes[:, :, count:], features[:, count:], stride16, auxiliary,
             all_logits[:, :, :count] if count else None, all_codes[:, :, :count] if count else None,
+            proposals.linked if proposals is not None and self.training else None,
         )  # fmt: skip
 
     def propose(self, window: WindowFeatures) -> tuple[DenseMaps | None, ImageProposals | None]:
@@ -300,17 +309,18 @@ class SparseBEV(nn.Module):
         proposals = propose(auxiliary, fine[:, 0], rig, stride, count)
         others = self._detect_in_other_frames(fine[:, 1:], CameraRig(*(value[:, 1:] for value in window.rig)))
         origin = window.rig.ego_from_camera[..., :2, 3].mean(2)
-        linked = link_proposals(
-            current_proposals(proposals.anchors, origin[:, 0]),
-            FrameProposals(others.codes, others.logits, origin[:, 1:], window.time[:, 1:]),
-            MotionPrior(*self.motion_prior),
-        )
-        return auxiliary, proposals._replace(anchors=linked)
+        current = current_proposals(proposals.anchors, origin[:, 0])
+        seen = FrameProposals(*others.anchors, origin[:, 1:], window.time[:, 1:])
+        prior = MotionPrior(*self.motion_prior)
+        if self.linking is None:
+            return auxiliary, proposals._replace(anchors=link_proposals(current, seen, prior))
+        linked = self.linking(current, seen, proposals.features, others.features, prior.mobile)
+        return auxiliary, proposals._replace(anchors=linked.anchors, linked=linked)
 
     @torch.no_grad()
-    def _detect_in_other_frames(self, fine: Tensor, rig: CameraRig) -> Anchors:
-        """Return the dense head's boxes (B, T, I) in frames (B, T, N, C, h, w), without gradients or updates
-        of batch statistics."""
+    def _detect_in_other_frames(self, fine: Tensor, rig: CameraRig) -> ImageProposals:
+        """Return the dense head's proposals (B, T, I) in frames (B, T, N, C, h, w), without gradients or
+        updates of batch statistics."""
         assert self.auxiliary is not None
         shape = fine.shape[:2]
         fine, rig = fine.flatten(0, 1), CameraRig(*(value.flatten(0, 1) for value in rig))
@@ -318,8 +328,9 @@ class SparseBEV(nn.Module):
         maps = self.auxiliary.eval()(fine, rig)
         self.auxiliary.train(was_training)
         count = self.config.decoder.num_image_queries
-        anchors = propose(maps, fine, rig, self.auxiliary.stride, count).anchors
-        return Anchors(*(torch.unflatten(value, 0, shape) for value in anchors))
+        found = propose(maps, fine, rig, self.auxiliary.stride, count)
+        anchors = Anchors(*(torch.unflatten(value, 0, shape) for value in found.anchors))
+        return ImageProposals(anchors, torch.unflatten(found.features, 0, shape))
 
     def start(
         self, batch: int, denoising: DenoisingQueries | None, proposals: ImageProposals | None = None
@@ -336,6 +347,8 @@ class SparseBEV(nn.Module):
             start_boxes = torch.cat([start_boxes, image_boxes], dim=1)
             content = self.anchor_content(anchor_features(Anchors(codes, scores)))
             content = content + self.proposal_content(proposals.features) + F.pad(label, (0, 1))
+            if proposals.linked is not None:
+                content = content + proposals.linked.content
             features = torch.cat([features, content], dim=1)
         if denoising is None:
             return start_boxes, features, None

@@ -32,6 +32,7 @@ from ftkd_core.models.position import (
     token_geometry,
 )
 from ftkd_core.models.predictions import DenseMaps, FocalMaps, Predictions
+from ftkd_core.models.recompute import recompute
 from ftkd_core.models.resnet import ResNet
 from ftkd_core.types import CameraRig, DenoisingQueries, Frame
 
@@ -50,7 +51,8 @@ class DecoderOutput(NamedTuple):
 class StreamPETR(nn.Module):
     """Compute `predictions, memory = model(frame, memory)`; `predictions.decode` turns them into boxes.
 
-    The module holds parameters only; the state of a stream is the memory. Between `frame_in_model` and
+    The module holds parameters only; the state of a stream is the memory. If `recomputes` is set, training
+    stores only the inputs of the decoder layers. Between `frame_in_model` and
     `codes_in_ego`, names that end in _ego refer to the model's frame if `DetectorConfig.model_from_ego` is
     set.
     """
@@ -65,6 +67,7 @@ class StreamPETR(nn.Module):
         super().__init__()
         backbone, decoder, channels = config.backbone, config.decoder, config.decoder.channels
         self.config = config
+        self.recomputes = False
         self.backbone = ResNet(backbone.depth, backbone.base_channels)
         levels = [(4, 8, 16).index(s) for s in sorted({backbone.auxiliary_stride, TOKEN_STRIDE})]
         self.neck = TopDownPyramid(self.backbone.out_channels, backbone.neck_channels, levels)
@@ -183,7 +186,9 @@ class StreamPETR(nn.Module):
         """Run all layers; each predicts boxes from the reference points, without iterative refinement."""
         logits, codes = [], []
         for layer in self.layers:
-            queries = layer(queries, context)
+            queries = (
+                recompute(layer, layer, queries, context) if self.recomputes else layer(queries, context)
+            )
             features = self.output_norm(queries)
             layer_logits, layer_codes = self.predict(features, context)
             logits.append(layer_logits)

@@ -47,15 +47,13 @@ def assign(
     sights: Sequence[Sight], channel_yaws: Sequence[float], fields: Sequence[float]
 ) -> list[Placement]:
     """Return the virtual cameras of the real ones: at most one per channel, with the least total squared
-    difference of yaws.
+    difference of yaws; of more cameras than channels some are left out.
 
     fields: horizontal field of each channel. Cameras are split in order of their fields, the widest first,
-    while channels are free. Raises ValueError for more cameras than channels.
+    while channels are free.
     """
-    if len(sights) > len(channel_yaws):
-        raise ValueError(f"{len(sights)} cameras; expected at most {len(channel_yaws)}")
     wide = sorted((i for i, s in enumerate(sights) if s.field > WIDE_RAD), key=lambda i: -sights[i].field)
-    split = set(wide[: len(channel_yaws) - len(sights)])
+    split = set(wide[: max(0, len(channel_yaws) - len(sights))])
     wanted: list[tuple[int, float, float]] = []  # camera, yaw, field
     for index, sight in enumerate(sights):
         middle, quarter = (sight.right + sight.left) / 2, sight.field / 4

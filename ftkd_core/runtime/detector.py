@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,14 @@ from ftkd_core.runtime.engines import Engine, Rows
 from ftkd_core.runtime.thresholds import DEFAULT_THRESHOLD, ScoreThreshold, class_thresholds
 from ftkd_core.runtime.virtual_camera import VirtualCameras
 from ftkd_core.types import CameraRound, CameraView, ObjectList, PreparedImage
-from ftkd_core.weights import SHIPPED, load_into, read_cameras, read_streaming_weights, weights_hash
+from ftkd_core.weights import (
+    SHIPPED,
+    load_into,
+    read_cameras,
+    read_streaming_weights,
+    read_thresholds,
+    weights_hash,
+)
 
 
 class Detector:
@@ -30,7 +38,8 @@ class Detector:
     an ONNX file for the engines that run one; None exports the model once into a cache. threads: of these
     engines (0: the library's choice). training: description of the weights' training.
     camera_model: virtual, as_is or auto (see `virtual_camera`); cameras: how they are seen, and which of them
-    are masked and why.
+    are masked and why; assigns_by_yaw: whether the names and the order of the cameras do not matter.
+    recommended_thresholds: by class, for users of all scores; not applied here.
     """
 
     def __init__(
@@ -48,6 +57,7 @@ class Detector:
         threads: int = 0,
         camera_model: str = "auto",
         canonical_cameras: Sequence[CanonicalCamera] = (),
+        recommended_thresholds: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self._thresholds = class_thresholds(score_threshold, model.config.class_names)
         self._our_labels = np.array(our_labels(model.config.class_names), dtype=np.int64)
@@ -63,13 +73,15 @@ class Detector:
         self.device = device
         self.score_threshold = score_threshold
         self.max_detections = max_detections
-        self.engine: Engine
-        options = EngineOptions(max_detections, weights_hash, exported, threads)
-        self.engine, (self.runtime, self.runtime_reason) = select_engine(runtime, model, device, options)
         self.cameras = VirtualCameras(
             canonical_cameras, model.config.image, model.config.channels, camera_model
         )
+        self.recommended_thresholds = dict(recommended_thresholds)
+        self.engine: Engine
+        options = EngineOptions(max_detections, weights_hash, exported, threads)
+        self.engine, (self.runtime, self.runtime_reason) = select_engine(runtime, model, device, options)
         self._start_ns: int | None = None
+        self.assigns_by_yaw = self.cameras.camera_model != "as_is"
 
     @classmethod
     def from_weights(
@@ -112,7 +124,13 @@ class Detector:
             threads=threads,
             camera_model=camera_model,
             canonical_cameras=read_cameras(path),
+            recommended_thresholds=read_thresholds(path),
         )
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """By camera name, why the detector masks it: mount, lens or a repeated view."""
+        return dict(self.cameras.faults)
 
     def reset(self) -> None:
         """Start a new stream: the next step uses the initial memory of training."""
@@ -152,17 +170,32 @@ class Detector:
         is_first = self._start_ns is None
         start_ns = camera_round.reference_stamp_ns if self._start_ns is None else self._start_ns
         time_s = (camera_round.reference_stamp_ns - start_ns) * 1e-9
-        seen = self.cameras.see(camera_round)
+        seen = self.cameras.see(camera_round, leave_to_engine=self.engine.maps_images)
         wait = self.engine.start(seen, time_s=time_s, is_first=is_first)
         self._start_ns = start_ns
         return lambda: self._objects(wait(), camera_round.reference_stamp_ns)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+        """Return the state of the stream, as JSON values and arrays, for `restore` in another process."""
+        return {"start_ns": self._start_ns}, self.engine.memory()
+
+    def restore(self, notes: Mapping[str, Any], memory: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Continue a stream from its `state`. First pass a recent image of each camera to `observe`."""
+        self._start_ns = notes["start_ns"]
+        self.engine.set_memory(memory)
+
+    def observe(self, camera_round: CameraRound) -> None:
+        """Note the cameras of a round without detecting objects."""
+        self.cameras.see(camera_round)
 
     def prepare(self, camera: int, image: NDArray[np.uint8]) -> tuple[PreparedImage, ...]:
         """Return network images of a camera's image for `CameraView.prepared`, so that a step does not have
         to compute them; () if nothing can be prepared. camera is the index in the round.
 
-        Other threads may call this. A GPU scales images itself, unless they need a virtual camera.
+        Other threads may call this. An engine that maps images itself needs none.
         """
+        if self.engine.maps_images:
+            return ()
         return self.cameras.prepare(camera, image, scale=self.device.type == "cpu")
 
     def _objects(self, rows: Rows, stamp_ns: int) -> ObjectList:

@@ -45,6 +45,8 @@ class ExportedEngine:
     Errors: UserError if a file is missing or damaged, or was exported from another preset or other weights.
     """
 
+    maps_images = False
+
     def __init__(
         self,
         path: Path,
@@ -94,6 +96,17 @@ class ExportedEngine:
         self._previous = (pose, time_s)
         rows = np.concatenate([boxes, scores[:, None], labels[:, None]], axis=1).astype(np.float64)
         return lambda: rows
+
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """See `Engine`."""
+        pose, time_s = self._previous or (np.zeros((0, 4)), 0.0)
+        return {**self._memory, "previous_pose": pose, "previous_time": np.array(time_s)}
+
+    def set_memory(self, memory: Mapping[str, NDArray[Any]]) -> None:
+        """See `Engine`."""
+        self._memory = {name: np.array(memory[name]) for name in self._memory_names}
+        pose = np.array(memory["previous_pose"])
+        self._previous = (pose, float(memory["previous_time"])) if len(pose) else None
 
     def _encode_rig(
         self, session: Session, camera_round: CameraRound, rig: CameraRig, inputs: Arrays

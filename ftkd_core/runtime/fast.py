@@ -9,10 +9,11 @@ detections.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ftkd_core.models.memory import Memory
@@ -21,7 +22,14 @@ from ftkd_core.models.predictions import decode
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.compiling import compile_separately
 from ftkd_core.runtime.devices import device_context, with_device_index
-from ftkd_core.runtime.engines import Rows, mask_tokens, pack_detections
+from ftkd_core.runtime.engines import (
+    Arrays,
+    Rows,
+    arrays_to_memory,
+    mask_tokens,
+    memory_to_arrays,
+    pack_detections,
+)
 from ftkd_core.runtime.header import Header, RigKey, pack_header, rig_key, unpack_header
 from ftkd_core.runtime.inference_model import inference_model
 from ftkd_core.runtime.preprocess import IMAGE_MEAN, IMAGE_STD, round_rig, visible_tokens
@@ -63,6 +71,7 @@ class FastEngine:
             self._compile = functools.partial(compile_separately, mode=compile_mode)
         on_device = on_gpu if device_images is None else device_images
         images = DeviceImages if on_device else CpuImages
+        self.maps_images = on_device
         self._rig_key: RigKey | None = None
         with device_context(device):
             self._images: DeviceImages | CpuImages = images(
@@ -126,6 +135,17 @@ class FastEngine:
             if self._done is not None:
                 self._done.record()
         return self._finish
+
+    def memory(self) -> Arrays:
+        """See `Engine`."""
+        self._wait()
+        return memory_to_arrays(self._memory)
+
+    @torch.inference_mode()
+    def set_memory(self, memory: Mapping[str, NDArray[Any]]) -> None:
+        """See `Engine`."""
+        self._wait()
+        _copy(self._memory, arrays_to_memory(self._memory, memory))
 
     def _wait(self) -> None:
         if self._done is not None:

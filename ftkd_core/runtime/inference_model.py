@@ -39,7 +39,8 @@ def inference_model(model: ModelT, device: torch.device, dtype: torch.dtype = to
 
 
 _FLOAT32 = (
-    "classifier", "regressor", "auxiliary.heat", "auxiliary.output", "position.encoder", "position.alignment"
+    "classifier", "regressor", "auxiliary.heat", "auxiliary.output", "position.encoder", "position.alignment",
+    "linking",
 )  # fmt: skip
 
 

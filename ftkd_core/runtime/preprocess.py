@@ -146,10 +146,17 @@ def stack_images(views: Sequence[CameraView | None], config: ImageConfig) -> NDA
 
 
 def _network_image(view: CameraView, config: ImageConfig) -> NDArray[np.uint8]:
+    if view.remap is not None:
+        return view.remap(view.image)
     for prepared in view.prepared:
         if prepared.remap is None and prepared.image.shape == (config.height, config.width, 3):
             return prepared.image
     return resize_and_crop(view.image, config)
+
+
+def token_grid(config: ImageConfig) -> tuple[int, int]:
+    """Return the rows and columns of the tokens of a network image."""
+    return config.height // TOKEN_STRIDE, config.width // TOKEN_STRIDE
 
 
 def visible_tokens(camera_round: CameraRound, config: ImageConfig) -> NDArray[np.bool_] | None:
@@ -157,7 +164,7 @@ def visible_tokens(camera_round: CameraRound, config: ImageConfig) -> NDArray[np
     all."""
     if all(view is None or view.visible is None for view in camera_round.views):
         return None
-    everything = np.ones((config.height // TOKEN_STRIDE, config.width // TOKEN_STRIDE), dtype=np.float32)
+    everything = np.ones(token_grid(config), dtype=np.float32)
     shares = [
         v.visible if v is not None and v.visible is not None else everything for v in camera_round.views
     ]
@@ -182,7 +189,7 @@ def round_rig(camera_round: CameraRound, config: ImageConfig, channels: Sequence
         if view is None:
             continue
         check_view(view, channel)
-        height, width = view.image.shape[:2]
+        width, height = view.size
         intrinsics[index] = network_intrinsics(view.intrinsics, config, width, height)
         ego_from_camera[index] = ego_from_global @ view.global_from_ego @ view.ego_from_camera
         mask[index] = True

@@ -29,6 +29,8 @@ class ImageRemap:
     """Turns camera images of one size into output images (H, W, 3).
 
     visible (H/16, W/16) float32: share of each token's cell that the camera sees; share: of the whole output.
+    window (left, top, right, bottom): part of the camera image that is read; shrink: factor of its area
+    average; oversampling: points per output pixel and axis (`device_remap` has the same steps for a GPU).
     Output pixels that the camera does not see repeat the border of its image: a black border is an edge that
     the weights have never seen (pitch -2 degrees: mAP 0.23 with a black border, 0.31 with this one, 0.31 on
     the trained rig; one scene of 12 s).
@@ -38,30 +40,38 @@ class ImageRemap:
         """source, output: width and height of camera and output images."""
         self.source, (width, height) = source, output
         scale = _scale(pixel_map, source, output)
-        self._oversampling = _OVERSAMPLING if scale > 1.0 else 1
-        self._shrink = max(1, round(scale / self._oversampling / _MAX_STEP + 0.499))
-        pixels, seen = _sample(pixel_map, source, output, self._oversampling)
-        cells = TOKEN_STRIDE * self._oversampling
+        self.oversampling = _OVERSAMPLING if scale > 1.0 else 1
+        self.shrink = max(1, round(scale / self.oversampling / _MAX_STEP + 0.499))
+        pixels, seen = _sample(pixel_map, source, output, self.oversampling)
+        cells = TOKEN_STRIDE * self.oversampling
         shape = (height // TOKEN_STRIDE, cells, width // TOKEN_STRIDE, cells)
         self.visible: NDArray[np.float32] = seen.reshape(shape).mean(axis=(1, 3), dtype=np.float32)
         self.share = float(seen.mean())
-        self._window = _window(pixels[seen] if seen.any() else np.zeros((1, 2)), source, self._shrink)
-        left, top, _, _ = self._window
-        positions = (np.clip(pixels, 0, source) - (left, top)) / self._shrink - 0.5
+        self.window = _window(pixels[seen] if seen.any() else np.zeros((1, 2)), source, self.shrink)
+        left, top, _, _ = self.window
+        positions = (np.clip(pixels, 0, source) - (left, top)) / self.shrink - 0.5
         maps = positions.astype(np.float32)
         self._maps = cv2.convertMaps(maps[..., 0], maps[..., 1], cv2.CV_16SC2)
-        self._output = output
+        self.output = output
+
+    def positions(self) -> NDArray[np.float32]:
+        """Return the positions (H S, W S, 2) in the shrunk window that are read, in whole 32nds of pixels.
+
+        The centre of the first pixel is at 0."""
+        whole, fraction = (np.asarray(values, dtype=np.int64) for values in self._maps)
+        parts = np.stack([fraction & 31, fraction >> 5], axis=-1)
+        return np.asarray(whole + parts / np.float32(32), dtype=np.float32)
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the output image of a camera image (h, w, 3) uint8."""
-        left, top, right, bottom = self._window
+        left, top, right, bottom = self.window
         part = image[top:bottom, left:right]
-        if self._shrink > 1:
-            size = (part.shape[1] // self._shrink, part.shape[0] // self._shrink)
+        if self.shrink > 1:
+            size = (part.shape[1] // self.shrink, part.shape[0] // self.shrink)
             part = cv2.resize(part, size, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
         result = cv2.remap(part, *self._maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        if self._oversampling > 1:
-            result = cv2.resize(result, self._output, interpolation=cv2.INTER_AREA)
+        if self.oversampling > 1:
+            result = cv2.resize(result, self.output, interpolation=cv2.INTER_AREA)
         return np.asarray(result, dtype=np.uint8)
 
 

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ftkd_core.config import ImageConfig
+from ftkd_core.runtime.device_remap import DeviceRemap
 from ftkd_core.runtime.header import unpack_header
 from ftkd_core.runtime.preprocess import stack_images
+from ftkd_core.runtime.remap import ImageRemap
 from ftkd_core.runtime.replay import Replay
 from ftkd_core.runtime.resample import BatchTaps, ImageTaps, batch_taps, image_taps, resample
 from ftkd_core.types import CameraView
@@ -44,9 +46,10 @@ class CpuImages:
 
 
 class DeviceImages:
-    """Images uploaded through pinned memory without the rows that are cut, and scaled on the device.
+    """Images uploaded through pinned memory without the rows that are cut, and scaled on the device, or
+    resampled there if a view has a map.
 
-    Buffers and taps are created for each new image size; a missing camera keeps its own.
+    Buffers and taps are created for each new image size and map; a missing camera keeps its own.
     """
 
     def __init__(
@@ -58,6 +61,8 @@ class DeviceImages:
         self._compiled: dict[tuple[torch.Size, ...], Callable[..., Tensor]] = {}
         self._sizes: list[Size | None] = [None] * cameras
         self._taps: list[ImageTaps | None] = [None] * cameras
+        self._maps: list[DeviceRemap | None] = [None] * cameras
+        self._step: Replay | None = None
         self.network_images = torch.zeros(
             cameras, config.height, config.width, 3, dtype=torch.uint8, device=device
         )
@@ -65,11 +70,27 @@ class DeviceImages:
     def upload(self, views: Views, header: Tensor) -> None:
         """Start to copy and scale the images of a round; upload the header, which holds the camera mask,
         first."""
+        plain = [None if view is None or view.remap is not None else view for view in views]
+        self._scale(plain, header)
+        for camera, view in enumerate(views):
+            if view is not None and view.remap is not None:
+                self._map_of(camera, view.remap).upload(view)
+
+    def _map_of(self, camera: int, remap: ImageRemap) -> DeviceRemap:
+        """Return the map of a camera on the device; waits for the device, once per change of calibration."""
+        known = self._maps[camera]
+        if known is None or known.remap is not remap:
+            known = DeviceRemap(remap, self.network_images[camera])
+            self._maps[camera] = known
+        return known
+
+    def _scale(self, views: Views, header: Tensor) -> None:
+        """Start to copy and scale the images without a map; missing cameras become black."""
         sizes = [
             old if view is None else (view.image.shape[1], view.image.shape[0])
             for view, old in zip(views, self._sizes, strict=True)
         ]
-        if sizes != self._sizes:
+        if sizes != self._sizes or self._step is None:
             self._set_sizes(sizes, header)
         for view, taps, host, device in zip(views, self._taps, self._host, self._raw, strict=True):
             if view is None or taps is None:
@@ -77,6 +98,7 @@ class DeviceImages:
             image = view.image[taps.first_row :]
             _copy_in(host[: image.shape[0], : image.shape[1]], image)
             device.copy_(host, non_blocking=True)
+        assert self._step is not None
         self._step()
 
     def _set_sizes(self, sizes: list[Size | None], header: Tensor) -> None:

@@ -12,7 +12,7 @@ A virtual camera cannot move a camera: another height is not corrected. Symbols:
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -68,14 +68,19 @@ class SeenCamera:
     difference_deg: float
     share: float
 
-    def view(self, view: CameraView) -> CameraView:
-        """Return the image of the virtual camera with its geometry."""
+    def view(self, view: CameraView, leave_to_engine: bool = False) -> CameraView:
+        """Return the image of the virtual camera with its geometry, or with leave_to_engine the image of the
+        camera and the map."""
         if self.remap is None:
             return view
         visible = None if self.remap.visible.min() >= 1 else self.remap.visible
+        prepared = self._prepared(view, self.remap)
+        if prepared is None and not leave_to_engine:
+            prepared = self.remap(view.image)
         return replace(
             view,
-            image=self._remapped(view, self.remap),
+            image=view.image if prepared is None else prepared,
+            remap=self.remap if prepared is None else None,
             intrinsics=self.intrinsics,
             ego_from_camera=view.ego_from_camera @ self.camera_from_virtual,
             lens=None,
@@ -83,11 +88,11 @@ class SeenCamera:
             prepared=(),
         )
 
-    def _remapped(self, view: CameraView, remap: ImageRemap) -> NDArray[np.uint8]:
+    def _prepared(self, view: CameraView, remap: ImageRemap) -> NDArray[np.uint8] | None:
         for prepared in view.prepared:
             if prepared.remap is remap:
                 return prepared.image
-        return remap(view.image)
+        return None
 
 
 class VirtualCameras:
@@ -105,6 +110,8 @@ class VirtualCameras:
         image: ImageConfig,
         channels: Sequence[str],
         camera_model: str = "auto",
+        *,
+        log_decisions: bool = True,
     ) -> None:
         if camera_model not in CAMERA_MODELS:
             raise UserError(f"camera_model {camera_model!r}: expected one of {', '.join(CAMERA_MODELS)}")
@@ -128,11 +135,15 @@ class VirtualCameras:
         self._keys: dict[int, bytes] = {}
         self._remaps: OrderedDict[bytes, ImageRemap] = OrderedDict()
         self._logged: dict[str, object] = {}
+        self._log_decisions = log_decisions
         self._is_planned = False
 
-    def see(self, camera_round: CameraRound) -> CameraRound:
-        """Return the round as the network sees it. Raises UserError for unusable calibration, too many
-        cameras and a round in which every camera is masked."""
+    def see(self, camera_round: CameraRound, *, leave_to_engine: bool = False) -> CameraRound:
+        """Return the round as the network sees it; with leave_to_engine the engine maps the images.
+
+        Raises UserError for unusable calibration, a round in which every camera is masked and, with `as_is`,
+        too many cameras; otherwise those are left out whose yaws fit the channels least.
+        """
         self._check_count(camera_round)
         for index, view in enumerate(camera_round.views):
             if view is not None and self._note(index, view):
@@ -144,11 +155,17 @@ class VirtualCameras:
         for seen in self.seen:
             view = camera_round.views[seen.camera] if seen.camera < len(camera_round.views) else None
             if view is not None:
-                views[seen.channel] = seen.view(view)
+                views[seen.channel] = seen.view(view, leave_to_engine)
         present = any(view is not None for view in camera_round.views)
         if present and self.faults and not any(view is not None for view in views):
             raise UserError(f"no camera of the round is usable: {next(iter(self.faults.values()))}")
         return replace(camera_round, views=tuple(views))
+
+    def forget(self) -> None:
+        """Forget the cameras seen so far: the next round may be of another vehicle."""
+        self._calibrations.clear()
+        self._keys.clear()
+        self.faults, self.seen, self._is_planned = {}, [], False
 
     def prepare(self, index: int, image: NDArray[np.uint8], *, scale: bool) -> tuple[PreparedImage, ...]:
         """Return the network images of a camera (index in the round) as the last round saw it; () if it was
@@ -168,7 +185,10 @@ class VirtualCameras:
         )
 
     def _check_count(self, camera_round: CameraRound) -> None:
-        """Raise UserError that names the cameras for which the weights have no channel."""
+        """Raise UserError that names the cameras for which the weights have no channel, if each camera has
+        its own."""
+        if self.camera_model != "as_is":
+            return
         names = {i: v.name or f"camera {i}" for i, v in enumerate(camera_round.views) if v is not None}
         names |= {index: camera.name for index, camera in self._calibrations.items()}
         if len(names) > len(self._channels):
@@ -213,7 +233,8 @@ class VirtualCameras:
                 )
             else:
                 self.seen.append(seen)
-        self._log()
+        if self._log_decisions:
+            self._log()
 
     def _placements(self, usable: Sequence[int]) -> list[Placement]:
         """Return the virtual cameras of these cameras; with `as_is` each keeps its own index."""
@@ -230,7 +251,18 @@ class VirtualCameras:
         kept = [i for i in range(len(sights)) if i not in repeated]
         fields = [model.field for model in self._models]
         placed = assign([sights[i] for i in kept], [model.yaw for model in self._models], fields)
+        self._note_left_out([usable[i] for i in kept], {usable[kept[p.camera]] for p in placed})
         return [p._replace(camera=usable[kept[p.camera]]) for p in placed]
+
+    def _note_left_out(self, wanted: Sequence[int], used: Collection[int]) -> None:
+        """Note the cameras for which no channel is left."""
+        for index in wanted:
+            if index not in used:
+                name = self._calibrations[index].name
+                self.faults[name] = (
+                    f"{name}: is not used, because the weights have {len(self._channels)} channels and other "
+                    "cameras are nearer to their yaws; leave it out"
+                )
 
     def _sight(self, camera: Calibration) -> Sight:
         yaw, _, _ = orientation(camera.ego_from_camera)

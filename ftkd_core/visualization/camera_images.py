@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Camera images with projected 3-D boxes."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import cv2
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from ftkd_core.boxes import BOX_EDGES, box_corners
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.geometry import invert_rigid, transform_points
+from ftkd_core.lens import Lens, project_pixels
 from ftkd_core.types import CameraRound, CameraView, ObjectList
 from ftkd_core.visualization.style import (
     BACKGROUND,
@@ -31,6 +33,7 @@ SURROUND_LAYOUT: Final[tuple[tuple[str, ...], ...]] = (
 )
 _NEAR_PLANE_M: Final = 0.2
 _LABEL_MIN_EXTENT_PX: Final = 14
+_CURVE_STEPS: Final = 12
 
 
 def draw_surround(
@@ -42,12 +45,12 @@ def draw_surround(
     min_score: float = 0.25,
     channels: tuple[str, ...] = CAMERA_CHANNELS,
 ) -> Image:
-    """Draw the cameras of a round in two rows of three, `width` pixels wide, with boxes at the positions of
-    the objects at exposure.
+    """Draw the cameras of a round in rows of three, `width` pixels wide, with boxes at the positions of the
+    objects at exposure.
 
     Detections and ground truth are in ego at the reference stamp; detections below `min_score` are left out.
-    Views are in the order of `channels`; a missing view is an empty tile. Channels outside the usual six are
-    not shown.
+    Views are in the order of `channels`; a missing view is an empty tile. If the round has a camera outside
+    the usual six, its cameras are shown in their order.
     """
     shapes = [view.image.shape for view in camera_round.views if view is not None]
     aspect = shapes[0][0] / shapes[0][1] if shapes else 9 / 16
@@ -56,7 +59,7 @@ def draw_surround(
     visible = detections.select(detections.scores >= min_score)
     views = dict(zip(channels, camera_round.views, strict=True))
     rows = []
-    for row in SURROUND_LAYOUT:
+    for row in _layout([name for name, view in views.items() if view is not None]):
         tiles = [
             _draw_tile(
                 views.get(channel), channel, camera_round, visible, ground_truth, (tile_width, tile_height)
@@ -65,6 +68,14 @@ def draw_surround(
         ]
         rows.append(np.concatenate(tiles, axis=1))
     return np.concatenate(rows, axis=0)
+
+
+def _layout(present: Sequence[str]) -> Sequence[Sequence[str]]:
+    """Return the channels of each row of tiles, "" for an empty one."""
+    if {name for row in SURROUND_LAYOUT for name in row}.issuperset(present):
+        return SURROUND_LAYOUT
+    filled = [*present, *[""] * (-len(present) % 3)]
+    return [filled[first : first + 3] for first in range(0, len(filled), 3)]
 
 
 def draw_boxes(
@@ -76,12 +87,14 @@ def draw_boxes(
     color: Color | None = None,
     thickness: int = 2,
     show_scores: bool = True,
+    lens: Lens | None = None,
 ) -> Image:
     """Return a copy of `image` (H, W, 3) with projected 3-D boxes; edges are clipped at the near plane and
     the border.
 
-    intrinsics (3, 3) in pixels of `image`; camera_from_ego (4, 4). Without `color`, boxes are coloured by
-    class and the front face is a translucent pane, which shows the heading.
+    intrinsics (3, 3) in pixels of `image`; camera_from_ego (4, 4); lens of a raw image.
+    Without `color`, boxes are coloured by class and the front face is a translucent pane, which shows the
+    heading.
     """
     drawn = np.ascontiguousarray(image).copy()
     corners_ego = box_corners(objects.boxes)
@@ -89,16 +102,17 @@ def draw_boxes(
     farthest_first = np.argsort(-np.linalg.norm(objects.boxes[:, :2], axis=1))  # near boxes cover far ones
     for index in farthest_first:
         corners_camera = transform_points(np.asarray(camera_from_ego), corners_ego[index])
-        if corners_camera[:, 2].max() < _NEAR_PLANE_M:
-            continue
-        edges = _project_edges(corners_camera, intrinsics, drawn.shape[1], drawn.shape[0])
+        if lens is None:
+            edges = _project_edges(corners_camera, intrinsics, drawn.shape[1], drawn.shape[0])
+        else:
+            edges = _curved_edges(corners_camera, intrinsics, lens, drawn.shape[1], drawn.shape[0])
         if not edges:
             continue
         box_color = class_color(int(objects.labels[index])) if color is None else color
         points = np.array(edges).reshape(-1, 2)
         extent = np.ptp(points, axis=0).max()
         if color is None:
-            _tint_front_face(drawn, corners_camera[:4], intrinsics, box_color)
+            _tint_front_face(drawn, corners_camera[:4], intrinsics, box_color, lens)
         for start, end in edges:
             draw_line(drawn, start, end, box_color, thickness if extent > 40 else 1)
         if extent >= _LABEL_MIN_EXTENT_PX:
@@ -145,9 +159,12 @@ def _draw_tile(
         camera_from_ego = camera_from_reference_ego(view, camera_round)
         if ground_truth is not None:
             truth = moved_to(ground_truth, view.stamp_ns)
-            tile = draw_boxes(tile, truth, intrinsics, camera_from_ego, color=TRUTH_COLOR, thickness=1)
+            tile = draw_boxes(
+                tile, truth, intrinsics, camera_from_ego, color=TRUTH_COLOR, thickness=1, lens=view.lens
+            )
         seen = moved_to(detections, view.stamp_ns)
-        tile = draw_boxes(tile, seen, intrinsics, camera_from_ego, thickness=2 if width >= 400 else 1)
+        thickness = 2 if width >= 400 else 1
+        tile = draw_boxes(tile, seen, intrinsics, camera_from_ego, thickness=thickness, lens=view.lens)
     draw_label(
         tile,
         channel.removeprefix("CAM_").replace("_", " "),
@@ -172,6 +189,24 @@ def _project_edges(
         inside = _clip_to_image(start, end, width, height)
         if inside is not None:
             segments.append(inside)
+    return segments
+
+
+def _curved_edges(
+    corners_camera: NDArray[Any], intrinsics: NDArray[Any], lens: Lens, width: int, height: int
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Return pixel segments of the 12 edges as a lens sees them: straight lines become curves."""
+    segments = []
+    shares = np.linspace(0.0, 1.0, _CURVE_STEPS + 1)[:, None]
+    for first, second in BOX_EDGES:
+        start, end = corners_camera[first], corners_camera[second]
+        points = start + (end - start) * shares
+        pixels, valid = project_pixels(points, intrinsics, lens)
+        near = np.linalg.norm(points, axis=1) < _NEAR_PLANE_M
+        for index in np.flatnonzero(valid[1:] & valid[:-1] & ~near[1:] & ~near[:-1]):
+            inside = _clip_to_image(pixels[index], pixels[index + 1], width, height)
+            if inside is not None:
+                segments.append(inside)
     return segments
 
 
@@ -214,11 +249,18 @@ def _clip_to_image(
     return start + entering * delta, start + leaving * delta
 
 
-def _tint_front_face(image: Image, face_camera: NDArray[Any], intrinsics: NDArray[Any], color: Color) -> None:
+def _tint_front_face(
+    image: Image, face_camera: NDArray[Any], intrinsics: NDArray[Any], color: Color, lens: Lens | None
+) -> None:
     if face_camera[:, 2].min() < _NEAR_PLANE_M:
         return
     height, width = image.shape[:2]
-    face = np.array([_project(point, intrinsics) for point in face_camera])
+    if lens is None:
+        face = np.array([_project(point, intrinsics) for point in face_camera])
+    else:
+        face, valid = project_pixels(face_camera, intrinsics, lens)
+        if not valid.all():
+            return
     low = np.clip(np.floor(face.min(axis=0)), 0, [width, height]).astype(int)
     high = np.clip(np.ceil(face.max(axis=0)) + 1, 0, [width, height]).astype(int)
     if np.any(high <= low):

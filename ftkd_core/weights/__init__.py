@@ -215,6 +215,25 @@ def read_cameras(path: Path) -> tuple[CanonicalCamera, ...]:
     return canonical_cameras(nuscenes_rig()) if channels == CAMERA_CHANNELS else ()
 
 
+def read_thresholds(path: Path) -> dict[str, float]:
+    """Return the recommended score thresholds by class from FILE.thresholds.json next to FILE.safetensors;
+    empty if there is no such file. UserError for a damaged file."""
+    stored = path.with_suffix(".thresholds.json")
+    if not stored.is_file():
+        return {}
+    try:
+        found = json.loads(stored.read_text(encoding="utf-8"))["class_score_thresholds"]
+        thresholds = {str(name): float(value) for name, value in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"thresholds {str(stored)!r} cannot be read ({error}); remove or rewrite them"
+        ) from None
+    for name, value in thresholds.items():
+        if not 0.0 <= value <= 1.0:
+            raise UserError(f"thresholds {str(stored)!r}: {name} has {value}; expected 0 to 1")
+    return thresholds
+
+
 def _metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file; empty if it cannot be read (`_read` then raises the
     error)."""

@@ -2,13 +2,13 @@
 """`ftkd check-rig`: a bag of a vehicle -> rig.json and rig.html with one verdict per line.
 
 For each camera: rate, time offset and drift, image size, calibration, frame, difference from the camera that
-the weights were trained with, what its virtual camera sees, and the image with a 10 m grid on the ground
-plane. If the grid does not lie on the road, intrinsics or extrinsics are wrong.
+the weights were trained with, what its virtual camera sees and loses at each edge, the share of mAP to expect
+(`rig_forecast`), and the image with a 10 m grid on the ground plane. If the grid does not lie on the road,
+intrinsics or extrinsics are wrong.
 """
 
 import base64
 import html
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,21 +23,23 @@ from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid, transform_points
 from ftkd_core.json_files import write_json
 from ftkd_core.lens import project_pixels
-from ftkd_core.runtime.virtual_camera import AUTO_TOLERANCE_DEG, VirtualCameras
+from ftkd_core.runtime.virtual_camera import AUTO_TOLERANCE_DEG, SeenCamera, VirtualCameras
 from ftkd_core.types import CameraView
 from ftkd_core.weights import SHIPPED, read_cameras, read_weights
 from ftkd_ros.bag.io import BagReader, check_new
-from ftkd_ros.bag.replay_rounds import SLOP_NS, Drive, read_image_stamps
+from ftkd_ros.bag.replay_rounds import SLOP_NS, Drive, camera_names, read_image_stamps
+from ftkd_ros.bag.rig_forecast import RigForecast, read_forecast
+from ftkd_ros.node.parameters import DetectorParameters
 from ftkd_ros.sync.time_offsets import MIN_STAMPS, estimate_offset_ns
 
 JSON_NAME: Final = "rig.json"
 PAGE_NAME: Final = "rig.html"
-_IMAGE_TOPIC: Final = re.compile(r"^/(.+)/image(/compressed)?$")
 _GRID_M: Final = 10
 _REACH_M: Final = 60
 _MAX_DRIFT_PPM: Final = 20.0
 _MAX_HEIGHT_M: Final = 0.2
 _LOW_SHARE: Final = 0.9
+_LOW_EXPECTED: Final = 0.85
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,19 +53,26 @@ class Line:
 
 
 def check_rig(
-    bag: Path, output: Path, *, weights: Path | None = None, image_geometry: str = "auto"
+    bag: Path,
+    output: Path,
+    *,
+    weights: Path | None = None,
+    image_geometry: str = "auto",
+    table: Path | None = None,
 ) -> dict[str, Any]:
     """Write rig.json and rig.html to the new folder `output` and return the content of rig.json.
 
-    Raises UserError for a bag without camera images, unusable weights, and an output that exists.
+    table: as in `read_forecast`. Raises UserError for a bag without camera images, unusable weights or table,
+    and an output that exists.
     """
     check_new(output)
     path = SHIPPED if weights is None else weights
     _, config, _ = read_weights(path)
     canonical = read_cameras(path)
+    forecast = read_forecast(path, canonical, config.image, table) if canonical else None
     with BagReader(bag) as source:
         names = _camera_names(source)
-        drive = Drive(source, names, image_geometry=image_geometry)
+        drive = Drive(source, DetectorParameters(cameras=tuple(names), image_geometry=image_geometry))
         camera_round = next((found for found, _ in drive.rounds()), None)
         if camera_round is None:
             raise UserError(f"bag {str(bag)!r} has no usable round: {next(iter(drive.faults), 'no images')}")
@@ -78,13 +87,11 @@ def check_rig(
         lines = _time_lines(stamps[reference], stamps[index])
         view = camera_round.views[index]
         if view is None:
-            reason = next(
-                (text for text in faults if text.startswith(name.lower())), "no image in the first round"
-            )
+            reason = next((text for text in faults if text.startswith(name)), "no image in the first round")
             lines.append(Line(check="usable", value="no", ok=False, advice=reason))
         else:
-            lines += _view_lines(view, decisions.get(name.lower(), ""))
-            lines += _canonical_lines(index, view, virtual, canonical)
+            lines += _view_lines(view, decisions.get(name, ""))
+            lines += _canonical_lines(index, view, virtual, canonical, forecast)
             pictures.append((name, draw_ground_grid(view)))
         cameras.append({"camera": name, "lines": [asdict(line) for line in lines]})
     ok = all(line["ok"] for camera in cameras for line in camera["lines"])
@@ -97,8 +104,7 @@ def check_rig(
 
 def _camera_names(bag: BagReader) -> list[str]:
     """Return the cameras of a bag: topics <camera>/image or <camera>/image/compressed with a camera_info."""
-    found = {match[1]: None for topic in bag.topics if (match := _IMAGE_TOPIC.match(topic))}
-    names = [name for name in found if f"/{name}/camera_info" in bag.topics]
+    names = camera_names(bag)
     if not names:
         raise UserError(
             f"bag {str(bag.path)!r} has no topics <camera>/image or <camera>/image/compressed with "
@@ -182,8 +188,9 @@ def _view_lines(view: CameraView, decision: str) -> list[Line]:
 
 
 def _canonical_lines(
-    index: int, view: CameraView, virtual: VirtualCameras, canonical: Sequence[CanonicalCamera]
-) -> list[Line]:
+    index: int, view: CameraView, virtual: VirtualCameras, canonical: Sequence[CanonicalCamera],
+    forecast: RigForecast | None,
+) -> list[Line]:  # fmt: skip
     """Return how a camera differs from the one the weights were trained with."""
     if not canonical:
         return []
@@ -200,7 +207,7 @@ def _canonical_lines(
         lines += [
             Line(check=f"against {trained.channel}", value=value, ok=True),
             Line(
-                check="visible part of the virtual camera", value=f"{camera.share:.0%}",
+                check="visible part of the virtual camera", value=f"{camera.share:.0%}{_lost_edges(camera)}",
                 ok=camera.share >= _LOW_SHARE,
                 advice="the weights miss the rest: turn the camera, or use a wider lens or a taller image",
             ),
@@ -209,8 +216,36 @@ def _canonical_lines(
                 ok=bool(abs(height) <= _MAX_HEIGHT_M),
                 advice="a virtual camera cannot correct height; docs/explanation/cameras.md lists the loss",
             ),
+            _expected_line(height, camera.share, forecast),
         ]  # fmt: skip
     return lines
+
+
+def _lost_edges(camera: SeenCamera) -> str:
+    """Return the share of the virtual image that is lost at each edge, empty if nothing is."""
+    if camera.remap is None:
+        return ""
+    seen = camera.remap.visible >= 0.5
+    rows, columns = seen.any(axis=1), seen.any(axis=0)
+    lost = {
+        "left": columns, "right": columns[::-1], "top": rows, "bottom": rows[::-1],
+    }  # fmt: skip
+    parts = {name: int(np.argmax(cells)) / len(cells) for name, cells in lost.items() if not cells[0]}
+    return "".join(f", {part:.0%} lost at the {name}" for name, part in parts.items())
+
+
+def _expected_line(height_m: float, visible: float, forecast: RigForecast | None) -> Line:
+    """Return the share of mAP to expect if all cameras were like this one."""
+    check = "expected mAP, share of the trained rig's"
+    if forecast is None:
+        advice = "no table of these weights; write one: python -m benchmarks.rigs --weights FILE --json TABLE"
+        return Line(check=check, value="unknown", ok=False, advice=advice)
+    share, inside = forecast.share(height_m, visible)
+    return Line(
+        check=check, value=f"{share:.0%}" if inside else f"at most {share:.0%}, beyond what was measured",
+        ok=inside and share >= _LOW_EXPECTED,
+        advice="train on varied rigs (data.rig=varied), or mount the camera as in training",
+    )  # fmt: skip
 
 
 def draw_ground_grid(view: CameraView) -> NDArray[np.uint8]:

@@ -2,16 +2,17 @@
 """nuScenes scene -> rosbag2 (MCAP), without ROS.
 
 The bag contains the topics that a detector needs, and the ground truth: unchanged camera JPEGs with
-camera_info, /tf at every exposure, latched /tf_static, /odom, /ground_truth/* and /sample_token. The log time
+camera_info, /tf at every exposure, latched /tf_static, /odom, /ground_truth/*, /sample_token and /scene;
+lidar, radar, map and CAN bus on request. The log time
 of a message is its header stamp. Among messages of equal stamp, transforms precede the images that need them.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +21,18 @@ from tqdm import tqdm
 
 from ftkd_core.data import nuscenes
 from ftkd_core.errors import UserError
+from ftkd_ros.bag.convert_extras import Extras, extra_content
+from ftkd_ros.bag.events import Event
 from ftkd_ros.bag.io import BagWriter, check_new
 from ftkd_ros.bag.message_definitions import ROSBAGS
 from ftkd_ros.convert import to_ros
+from ftkd_ros.convert.markers import objects_to_markers
 
 GLOBAL_FRAME: Final = "map"
 EGO_FRAME: Final = "base_link"
 # Poses have millimetres of noise and exposures are 7 ms apart, so velocities are differences over +-50 ms.
 _TWIST_WINDOW_NS: Final = 50_000_000
+_MARKER_S: Final = 1.0  # two key frames
 _SIGNATURES: Final = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png"}
 
 Pose = tuple[int, NDArray[np.float64]]
@@ -45,24 +50,15 @@ class ConversionSummary:
     image_bytes: int
     duration_s: float
     elapsed_s: float
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
             f"{self.output}: {self.images} images, {self.key_frames} key frames, "
             f"{self.duration_s:.1f} s of driving, {self.image_bytes / 1e6:.0f} MB in {self.elapsed_s:.1f} s "
-            f"({self.images / max(self.elapsed_s, 1e-9):.0f} images/s)"
+            f"({self.images / max(self.elapsed_s, 1e-9):.0f} images/s, "
+            f"{self.image_bytes / 1e6 / max(self.elapsed_s, 1e-9):.0f} MB/s)"
         )
-
-
-class _Event(NamedTuple):
-    """A message to write: log time, rank among messages of equal time, topic, and the function that builds
-    it.
-    """
-
-    stamp_ns: int
-    rank: int
-    topic: str
-    build: Callable[[], Any]
 
 
 def convert_scene(
@@ -73,6 +69,7 @@ def convert_scene(
     *,
     sweeps: bool = True,
     channels: Sequence[str] | None = None,
+    extras: Extras | None = None,
     progress: bool = True,
 ) -> ConversionSummary:
     """Write one scene as a bag: all images (12 Hz), or with `sweeps=False` only those of key frames (2 Hz).
@@ -84,7 +81,9 @@ def convert_scene(
     """
     check_new(Path(output))
     dataset = nuscenes.open_dataset(dataroot, version)
-    return convert_opened(dataset, scene, output, sweeps=sweeps, channels=channels, progress=progress)
+    return convert_opened(
+        dataset, scene, output, sweeps=sweeps, channels=channels, extras=extras, progress=progress
+    )
 
 
 def convert_opened(
@@ -94,6 +93,7 @@ def convert_opened(
     *,
     sweeps: bool = True,
     channels: Sequence[str] | None = None,
+    extras: Extras | None = None,
     progress: bool = True,
 ) -> ConversionSummary:
     """Write one scene of a loaded data set as a bag, as `convert_scene` does."""
@@ -104,20 +104,30 @@ def convert_opened(
     poses = nuscenes.ego_poses(dataset, scene, (*channels, nuscenes.LIDAR_CHANNEL))
     samples = nuscenes.scene_samples(dataset, scene)
     sensor_poses = nuscenes.sensor_poses(dataset, scene)
+    chosen = extras or Extras()
+    extra = extra_content(dataset, scene, chosen, poses, sweeps=sweeps)
     events = sorted(
         [
             *_static_events(min(poses[0][0], records[0].stamp_ns), sensor_poses),
             *_ego_events(poses),
             *(event for record in records for event in _camera_events(record)),
             *(event for token in samples for event in _sample_events(dataset, token)),
+            *_scene_events(dataset, scene, poses[0][0]),
+            *extra.events,
         ],
         key=lambda event: event[:2],
     )
-    custom_data = bag_label(dataset, scene, sweeps=sweeps)
+    custom_data = bag_label(dataset, scene, sweeps=sweeps, extras=chosen) | _scene_data(dataset, scene)
     with BagWriter(output, custom_data=custom_data) as bag:
         _add_topics(bag, records)
+        for topic in extra.topics:
+            bag.add_topic(topic.name, topic.message_type, depth=topic.depth, latched=topic.latched)
         for event in tqdm(events, desc=f"converting {scene}", unit="msg", disable=not progress):
-            bag.write(event.topic, event.stamp_ns, event.build())
+            message = event.build()
+            if isinstance(message, bytes):
+                bag.write_raw(event.topic, event.stamp_ns, message)
+            else:
+                bag.write(event.topic, event.stamp_ns, message)
     return ConversionSummary(
         output=Path(output),
         scene=scene,
@@ -127,12 +137,30 @@ def convert_opened(
         image_bytes=sum(record.path.stat().st_size for record in records),
         duration_s=(events[-1].stamp_ns - events[0].stamp_ns) / 1e9,
         elapsed_s=time.perf_counter() - started,
+        notes=tuple(extra.notes),
     )
 
 
-def bag_label(dataset: nuscenes.Dataset, scene: str, *, sweeps: bool) -> dict[str, str]:
+def bag_label(
+    dataset: nuscenes.Dataset, scene: str, *, sweeps: bool, extras: Extras | None = None
+) -> dict[str, str]:
     """Return the custom data by which a later run recognises a converted scene."""
-    return {"dataset": dataset.version, "scene": scene, "images": "all" if sweeps else "key frames"}
+    return {
+        "dataset": dataset.version,
+        "scene": scene,
+        "images": "all" if sweeps else "key frames",
+        "extras": str(extras or Extras()),
+    }
+
+
+def _scene_data(dataset: nuscenes.Dataset, scene: str) -> dict[str, str]:
+    """Return the facts of a scene for the custom data of its bag."""
+    return {f"scene_{name}": value for name, value in nuscenes.scene_facts(dataset, scene).items()}
+
+
+def _scene_events(dataset: nuscenes.Dataset, scene: str, stamp_ns: int) -> Iterator[Event]:
+    facts = nuscenes.scene_facts(dataset, scene)
+    yield Event(stamp_ns, 0, "/scene", partial(to_ros.make_text, ROSBAGS, facts))
 
 
 def _camera_records(
@@ -165,47 +193,56 @@ def _add_topics(bag: BagWriter, records: list[nuscenes.CameraRecord]) -> None:
         bag.add_topic(_camera_topic(channel, "image/compressed"), "sensor_msgs/msg/CompressedImage")
     bag.add_topic("/ground_truth/detections", "vision_msgs/msg/Detection3DArray")
     bag.add_topic("/ground_truth/velocities", "sensor_msgs/msg/PointCloud2")
+    bag.add_topic("/ground_truth/markers", "visualization_msgs/msg/MarkerArray", depth=2)
+    bag.add_topic("/ground_truth/annotations", "std_msgs/msg/String")
     bag.add_topic("/sample_token", "std_msgs/msg/Header")
+    bag.add_topic("/scene", "std_msgs/msg/String")
 
 
-def _static_events(stamp_ns: int, ego_from_sensor: dict[str, NDArray[np.float64]]) -> Iterator[_Event]:
+def _static_events(stamp_ns: int, ego_from_sensor: dict[str, NDArray[np.float64]]) -> Iterator[Event]:
     children = {channel.lower(): pose for channel, pose in ego_from_sensor.items()}
-    yield _Event(
+    yield Event(
         stamp_ns, 0, "/tf_static", partial(to_ros.make_transforms, ROSBAGS, stamp_ns, EGO_FRAME, children)
     )
 
 
-def _ego_events(poses: list[Pose]) -> Iterator[_Event]:
+def _ego_events(poses: list[Pose]) -> Iterator[Event]:
     for (stamp_ns, pose), (linear, angular) in zip(poses, ego_twists(poses), strict=True):
         transforms = partial(to_ros.make_transforms, ROSBAGS, stamp_ns, GLOBAL_FRAME, {EGO_FRAME: pose})
         odometry = partial(
             to_ros.make_odometry, ROSBAGS, stamp_ns, GLOBAL_FRAME, EGO_FRAME, pose, linear, angular
         )
-        yield _Event(stamp_ns, 1, "/tf", transforms)
-        yield _Event(stamp_ns, 2, "/odom", odometry)
+        yield Event(stamp_ns, 1, "/tf", transforms)
+        yield Event(stamp_ns, 2, "/odom", odometry)
 
 
-def _camera_events(record: nuscenes.CameraRecord) -> Iterator[_Event]:
+def _camera_events(record: nuscenes.CameraRecord) -> Iterator[Event]:
     stamp_ns, frame = record.stamp_ns, record.channel.lower()
     size = (record.width, record.height)
-    info = partial(to_ros.camera_info, ROSBAGS, record.intrinsics, size, stamp_ns, frame)
-    yield _Event(stamp_ns, 3, _camera_topic(record.channel, "camera_info"), info)
+    info = partial(to_ros.camera_info, ROSBAGS, record.intrinsics, size, stamp_ns, frame, record.lens)
+    yield Event(stamp_ns, 3, _camera_topic(record.channel, "camera_info"), info)
 
     def image() -> Any:  # reads the file when the message is written: a scene has hundreds of megabytes
         content, image_format = _image_file(record.path)
-        return to_ros.compressed_image(ROSBAGS, content, stamp_ns, frame, image_format)
+        return to_ros.compressed_image_bytes(content, stamp_ns, frame, image_format)
 
-    yield _Event(stamp_ns, 4, _camera_topic(record.channel, "image/compressed"), image)
+    yield Event(stamp_ns, 4, _camera_topic(record.channel, "image/compressed"), image)
 
 
-def _sample_events(dataset: Any, token: str) -> Iterator[_Event]:
+def _sample_events(dataset: Any, token: str) -> Iterator[Event]:
     truth = nuscenes.ground_truth(dataset, token)
     stamp_ns = truth.stamp_ns
     detections = partial(to_ros.objects_to_detections, ROSBAGS, truth, EGO_FRAME)
     velocities = partial(to_ros.objects_to_velocities, ROSBAGS, truth, EGO_FRAME)
-    yield _Event(stamp_ns, 5, "/sample_token", partial(to_ros.make_header, ROSBAGS, stamp_ns, token))
-    yield _Event(stamp_ns, 6, "/ground_truth/detections", detections)
-    yield _Event(stamp_ns, 7, "/ground_truth/velocities", velocities)
+    yield Event(stamp_ns, 5, "/sample_token", partial(to_ros.make_header, ROSBAGS, stamp_ns, token))
+    yield Event(stamp_ns, 6, "/ground_truth/detections", detections)
+    yield Event(stamp_ns, 7, "/ground_truth/velocities", velocities)
+    facts = partial(nuscenes.annotation_facts, dataset, token)
+    yield Event(
+        stamp_ns, 8, "/ground_truth/annotations", lambda: to_ros.make_annotations(ROSBAGS, stamp_ns, facts())
+    )
+    markers = partial(objects_to_markers, truth, EGO_FRAME, lifetime_s=_MARKER_S, messages=ROSBAGS)
+    yield Event(stamp_ns, 9, "/ground_truth/markers", markers)
 
 
 def ego_twists(poses: list[Pose]) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:

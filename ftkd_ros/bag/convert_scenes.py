@@ -6,7 +6,7 @@ fails is reported at the end and does not stop the others.
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -20,6 +20,8 @@ from ruamel.yaml.error import YAMLError
 from ftkd_core.data import nuscenes
 from ftkd_core.errors import UserError
 from ftkd_ros.bag.convert import bag_label, convert_opened
+from ftkd_ros.bag.convert_extras import Extras
+from ftkd_ros.bag.fleet import Workers, run_tasks
 
 ALL_SCENES: Final = "all"
 
@@ -68,31 +70,46 @@ def convert_scenes(
     output: Path,
     *,
     sweeps: bool = False,
+    extras: Extras | None = None,
     jobs: int = 1,
+    ray: str = "",
+    category_map: Mapping[str, str] | None = None,
     on_text: Callable[[str], None] = print,
 ) -> ScenesReport:
-    """Write each scene to the bag `output`/SCENE with `jobs` processes. `on_text` gets one line per scene."""
+    """Write each scene to the bag `output`/SCENE with `jobs` processes, or on the Ray cluster `ray`, whose
+    machines share data set and output. `on_text` gets one line per scene."""
     report = ScenesReport()
     waiting = []
     for scene in scenes:
-        if _is_converted(output / scene, bag_label(dataset, scene, sweeps=sweeps)):
+        if _is_converted(output / scene, bag_label(dataset, scene, sweeps=sweeps, extras=extras)):
             report.kept.append(scene)
         elif reason := _nothing_to_convert(dataset, scene):
             report.skipped.append(f"scene {scene!r} {reason}")
             on_text(f"skipped {report.skipped[-1]}")
         else:
             waiting.append(scene)
-    for scene, text, failed in _converted(dataset, waiting, output, sweeps, jobs):
+    if ray:
+        place = (str(dataset.dataroot), str(dataset.version), category_map)
+        task = partial(_convert_opened_there, place, output.resolve(), sweeps, extras)
+        results: Iterable[tuple[str, str, bool]] = run_tasks(task, waiting, Workers(ray=ray))
+    else:
+        results = _converted(dataset, waiting, output, sweeps, extras, jobs)
+    for scene, text, failed in results:
         (report.failed if failed else report.written).append(text if failed else scene)
         on_text(f"failed: {text}" if failed else text)
     return report
 
 
 def _converted(
-    dataset: nuscenes.Dataset, scenes: Sequence[str], output: Path, sweeps: bool, jobs: int
+    dataset: nuscenes.Dataset,
+    scenes: Sequence[str],
+    output: Path,
+    sweeps: bool,
+    extras: Extras | None,
+    jobs: int,
 ) -> Iterator[tuple[str, str, bool]]:
     """Yield (scene, sentence, whether it failed) as scenes end."""
-    convert = partial(_convert_one, output=output, sweeps=sweeps)
+    convert = partial(_convert_one, output=output, sweeps=sweeps, extras=extras)
     if jobs <= 1 or len(scenes) <= 1:
         for scene in scenes:
             yield convert(scene, dataset=dataset)
@@ -115,14 +132,35 @@ def _converted(
 
 
 _shared: list[nuscenes.Dataset] = []
+_Place = tuple[str, str, Mapping[str, str] | None]
+_opened: dict[str, nuscenes.Dataset] = {}
+
+
+def _convert_opened_there(
+    place: _Place, output: Path, sweeps: bool, extras: Extras | None, scene: str
+) -> str:
+    """Convert a scene in a process of a cluster, which loads the tables once."""
+    key = repr(place)
+    if key not in _opened:
+        _opened[key] = nuscenes.open_dataset(*place)
+    _, text, failed = _convert_one(scene, output=output, sweeps=sweeps, extras=extras, dataset=_opened[key])
+    if failed:
+        raise UserError(text)
+    return text
 
 
 def _convert_one(
-    scene: str, *, output: Path, sweeps: bool, dataset: nuscenes.Dataset | None = None
+    scene: str,
+    *,
+    output: Path,
+    sweeps: bool,
+    extras: Extras | None = None,
+    dataset: nuscenes.Dataset | None = None,
 ) -> tuple[str, str, bool]:
     opened = dataset if dataset is not None else _shared[0]
     try:
-        return scene, str(convert_opened(opened, scene, output / scene, sweeps=sweeps, progress=False)), False
+        summary = convert_opened(opened, scene, output / scene, sweeps=sweeps, extras=extras, progress=False)
+        return scene, "\n".join([str(summary), *(f"note: {note}" for note in summary.notes)]), False
     except UserError as error:
         return scene, str(error), True
 
@@ -153,7 +191,7 @@ def _is_converted(bag: Path, label: dict[str, str]) -> bool:
         found = content["rosbag2_bagfile_information"]["custom_data"]
     except (OSError, YAMLError, KeyError, TypeError):
         found = None
-    if found != label:
+    if not isinstance(found, dict) or {key: found.get(key) for key in label} != label:
         raise UserError(
             f"output {str(bag)!r} exists and is not this conversion ({label}); give another folder"
         )

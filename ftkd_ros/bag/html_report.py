@@ -4,7 +4,7 @@
 import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -14,10 +14,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ftkd_core.classes import CLASS_NAMES
+from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_core.visualization import CLASS_COLORS, draw_bird_eye, draw_surround
+from ftkd_ros.bag.report_sections import (
+    NamedMetrics,
+    Timeline,
+    comparison,
+    error_by_distance,
+    precision_recall,
+    timelines,
+)
 
+_MAX_BYTES: Final = 18_000_000
+_SIZES: Final = ((1.0, 82), (1.0, 65), (0.75, 65), (0.5, 60), (0.35, 50))
+"""Scale and JPEG quality of pictures, from which the first one that is small enough is used."""
 MIN_SCORE: Final = 0.25
 """Minimum score of drawn detections; the metrics use all detections."""
 _ERRORS: Final[dict[str, tuple[str, str]]] = {
@@ -45,6 +56,7 @@ def draw_frame(
     ground_truth: ObjectList | None,
     *,
     caption: str,
+    channels: tuple[str, ...] = CAMERA_CHANNELS,
     width: int = 1320,
 ) -> ReportFrame:
     """Draw one key frame.
@@ -55,7 +67,9 @@ def draw_frame(
     return ReportFrame(
         caption=caption,
         bird_eye=draw_bird_eye(detections, ground_truth, size=760, min_score=MIN_SCORE),
-        surround=draw_surround(camera_round, detections, ground_truth, width=width, min_score=MIN_SCORE),
+        surround=draw_surround(
+            camera_round, detections, ground_truth, width=width, min_score=MIN_SCORE, channels=channels
+        ),
         matched=0 if ground_truth is None else count_matched(visible, ground_truth),
     )
 
@@ -86,19 +100,42 @@ def write_pictures(folder: Path, frames: Sequence[ReportFrame]) -> None:
         (folder / name).write_bytes(_encoded(picture, ".png"))
 
 
+@dataclass(frozen=True)
+class ReportRun:
+    """One run of the page: metrics.json, pictures and timeline; the name is shown if there are several."""
+
+    name: str
+    metrics: Mapping[str, Any]
+    frames: Sequence[ReportFrame]
+    timeline: Timeline = field(default_factory=Timeline)
+
+
 def write_report(path: Path, metrics: Mapping[str, Any], frames: Sequence[ReportFrame]) -> None:
-    """Write the page. `metrics` is the content of metrics.json; missing values are shown as a dash."""
+    """Write the page of one run. `metrics` is the content of metrics.json; missing values are shown as a
+    dash."""
+    write_runs(path, [ReportRun("run", metrics, frames)])
+
+
+def write_runs(path: Path, runs: Sequence[ReportRun]) -> None:
+    """Write one page about one or several runs of the same key frames. Tables of single values are those of
+    the first run. Pictures are compressed until the page has less than 18 MB per scene."""
+    metrics, frames = runs[0].metrics, runs[0].frames
+    named = [NamedMetrics(run.name, run.metrics, run.timeline) for run in runs]
     template = Template(
         resources.files(__package__).joinpath("templates/report.html").read_text(encoding="utf-8")
     )
     page = template.substitute(
         title="Camera detections, replayed and scored",
         subtitle=html.escape(str(metrics.get("data", ""))),
+        comparison=comparison(named),
+        precision_recall=precision_recall(named),
+        error_by_distance=error_by_distance(named),
+        timelines=timelines(named),
         tiles=_tiles(metrics),
         notices="".join(f'<p class="notice">{html.escape(note)}</p>' for note in metrics.get("notes", [])),
         min_score=MIN_SCORE,
         first_frame=best_frame(frames),
-        frames="\n".join(_frame(frame) for frame in frames) or "<p>No key frame has pictures.</p>",
+        frames=_frames(runs) or "<p>No key frame has pictures.</p>",
         config=html.escape(str(metrics.get("config", "nuScenes"))),
         summary_table=_summary_table(metrics),
         class_table=_class_table(metrics.get("classes", {})),
@@ -123,17 +160,56 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
     return "".join(f'<div class="tile"><b>{value}</b><span>{label}</span></div>' for value, label in tiles)
 
 
-def _frame(frame: ReportFrame) -> str:
-    caption = html.escape(frame.caption, quote=True)
-    pictures = "".join(
-        f'<img class="{name}" alt="{text}, {caption}" src="data:image/jpeg;base64,{_base64(picture)}">'
-        for name, text, picture in (
-            ("surround", "six cameras", frame.surround),
-            ("bird-eye", "bird's-eye view", frame.bird_eye),
+def _frames(runs: Sequence[ReportRun]) -> str:
+    """Return one figure per key frame with the pictures of every run, small enough for the page."""
+    scenes = max(1, len(str(runs[0].metrics.get("data", "")).split(",")) - 1)
+    text = ""
+    for shrink, quality in _SIZES:
+        encoded = [[_Pictures.of(frame, shrink, quality) for frame in run.frames] for run in runs]
+        count = max((len(own) for own in encoded), default=0)
+        text = "\n".join(
+            _figure(
+                [(run.name, own[index]) for run, own in zip(runs, encoded, strict=True) if index < len(own)]
+            )
+            for index in range(count)
         )
-    )
-    text = f"<figcaption>{caption}</figcaption>"
-    return f'<figure class="frame" data-caption="{caption}">{text}{pictures}</figure>'
+        if len(text) <= _MAX_BYTES * scenes:
+            break
+    return text
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """Caption and encoded pictures (base64 JPEG) of one key frame."""
+
+    caption: str
+    surround: str
+    bird_eye: str
+
+    @classmethod
+    def of(cls, frame: ReportFrame, shrink: float, quality: int) -> "_Pictures":
+        return cls(
+            frame.caption, _base64(frame.surround, shrink, quality), _base64(frame.bird_eye, shrink, quality)
+        )
+
+
+def _figure(parts: Sequence[tuple[str, _Pictures]]) -> str:
+    """Return the figure of one key frame; several runs are next to each other."""
+    caption = html.escape(parts[0][1].caption, quote=True)
+    blocks = []
+    for name, pictures in parts:
+        title = f"<b>{html.escape(name)}</b>" if len(parts) > 1 else ""
+        images = "".join(
+            f'<img class="{kind}" alt="{text}, {html.escape(pictures.caption, quote=True)}" '
+            f'src="data:image/jpeg;base64,{content}">'
+            for kind, text, content in (
+                ("surround", "six cameras", pictures.surround),
+                ("bird-eye", "bird's-eye view", pictures.bird_eye),
+            )
+        )
+        blocks.append(f'<div class="run">{title}{images}</div>')
+    content = f'<figcaption>{caption}</figcaption><div class="runs">{"".join(blocks)}</div>'
+    return f'<figure class="frame" data-caption="{caption}">{content}</figure>'
 
 
 def _summary_table(metrics: Mapping[str, Any]) -> str:
@@ -242,12 +318,16 @@ def _milliseconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f} ms"
 
 
-def _base64(picture: NDArray[np.uint8]) -> str:
-    return base64.b64encode(_encoded(picture, ".jpg")).decode()
+def _base64(picture: NDArray[np.uint8], shrink: float, quality: int) -> str:
+    small = picture
+    if shrink < 1:
+        size = max(1, round(picture.shape[1] * shrink)), max(1, round(picture.shape[0] * shrink))
+        small = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return base64.b64encode(_encoded(small, ".jpg", quality)).decode()
 
 
-def _encoded(picture: NDArray[np.uint8], extension: str) -> bytes:
-    options = [cv2.IMWRITE_JPEG_QUALITY, 82] if extension == ".jpg" else []
+def _encoded(picture: NDArray[np.uint8], extension: str, quality: int = 82) -> bytes:
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if extension == ".jpg" else []
     done, content = cv2.imencode(extension, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
     if not done:
         raise ValueError(f"cannot encode a picture of shape {picture.shape} as {extension}")

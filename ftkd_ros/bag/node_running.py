@@ -14,9 +14,9 @@ from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.signals import SignalHandlerOptions
 
 from ftkd_core.errors import UserError
+from ftkd_ros.node.spinning import start_ros
 
 NodeT = TypeVar("NodeT", bound=Node)
 
@@ -40,7 +40,7 @@ def run_node(
     """
     stop = threading.Event()
     try:
-        _start_ros(arguments)
+        start_ros(arguments)
         with _stopping_on_signals(stop):
             node = make()
             with spinning(node):
@@ -94,14 +94,6 @@ def message_class(msgtype: str) -> Any:
 def queue_depth(msgtype: str) -> int:
     """Return the queue depth for a type: 1000 messages, or 100 for images and point clouds."""
     return _LARGE_DEPTH if msgtype in _LARGE_TYPES else _DEPTH
-
-
-def _start_ros(arguments: Sequence[str] | None) -> None:
-    try:
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    except RuntimeError as error:  # raised by rclpy for arguments that it cannot parse
-        reason = " ".join(str(error).split())
-        raise UserError(f"ROS could not start: {reason}; give parameters as -p NAME:=VALUE") from error
 
 
 @contextmanager

@@ -5,36 +5,32 @@ Matching, decoding, checks and conversions use the code of the detector node (`f
 `ftkd_ros.convert`). There is no middleware, so the result does not depend on the speed of the machine.
 """
 
-import bisect
+import json
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from rosbags.interfaces import Connection
 
-from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.errors import UserError
-from ftkd_core.geometry import interpolate_rigid
 from ftkd_core.types import CameraRound, ObjectList
+from ftkd_ros.bag.bag_rig import BagRig, resolve_topic
 from ftkd_ros.bag.io import BagReader
-from ftkd_ros.convert.calibration import CameraGeometry, read_calibration, read_rigid
+from ftkd_ros.bag.round_plan import ImageStamp, iterate_with_contents, plan_rounds, select_rounds
 from ftkd_ros.convert.from_ros import detections_to_objects, stamp_to_ns
+from ftkd_ros.node.parameters import DetectorParameters
 from ftkd_ros.sync.assembly import RoundBuilder, reference_stamp_ns
-from ftkd_ros.sync.matcher import MatchedRound, RoundMatcher
-from ftkd_ros.sync.time_offsets import MIN_STAMPS, estimate_offsets_ns
+from ftkd_ros.sync.matcher import MatchedRound
 
 MAP_FRAME: Final = "map"
 BASE_FRAME: Final = "base_link"
-CAMERA_INFO_TOPIC: Final = "/{camera}/camera_info"
 SLOP_NS: Final = 20_000_000
-_NO_DEADLINE_NS: Final = 1 << 61
+_IMAGE_TOPIC: Final = re.compile(r"^/(.+)/image(/compressed)?$")
 _ROUND_SPAN_NS: Final = 60_000_000
-
-Matrix = NDArray[np.float64]
+_AT_TIME: Final = re.compile(r" at -?\d+ ns")
 
 
 class KeyFrame(NamedTuple):
@@ -51,126 +47,38 @@ class _SerializedImage(NamedTuple):
     content: bytes
 
 
-@dataclass(frozen=True)
-class PoseTrack:
-    """Rigid transforms over time: ascending stamps in nanoseconds, matrices (4, 4)."""
-
-    stamps_ns: Sequence[int]
-    matrices: Sequence[Matrix]
-
-    def at(self, stamp_ns: int) -> Matrix | None:
-        """Return the interpolated transform; None before the first and after the last stamp, as in tf2."""
-        if not self.stamps_ns or not self.stamps_ns[0] <= stamp_ns <= self.stamps_ns[-1]:
-            return None
-        after = bisect.bisect_left(self.stamps_ns, stamp_ns)
-        if self.stamps_ns[after] == stamp_ns:
-            return self.matrices[after]
-        before = after - 1
-        elapsed, interval = stamp_ns - self.stamps_ns[before], self.stamps_ns[after] - self.stamps_ns[before]
-        return interpolate_rigid(self.matrices[before], self.matrices[after], elapsed / interval)
-
-
-class BagRig:
-    """Calibration and transforms of a bag, with the interface of `ftkd_ros.sync.assembly.Rig`.
-
-    Reads `map` -> `base_link` from /tf and `base_link` -> camera frames from /tf_static. image_geometry: as
-    in `convert.calibration`; decisions: by camera, what it was.
-    """
-
-    def __init__(
-        self,
-        bag: BagReader,
-        channels: Sequence[str],
-        image_geometry: str = "auto",
-        info_topic: str = CAMERA_INFO_TOPIC,
-        image_topic: str = "",
-    ) -> None:
-        self._info_topic = info_topic
-        self.decisions: dict[str, str] = {}
-        self._image_geometry = image_geometry
-        self._image_topics = dict(zip(channels, _image_topics(bag, channels, image_topic), strict=True))
-        self._image_topics = {name.lower(): topic for name, topic in self._image_topics.items()}
-        self.cameras = tuple(channel.lower() for channel in channels)
-        self._path = str(bag.path)
-        self._track, self._ego_from_frame = _transforms(bag)
-        self._infos: dict[str, tuple[list[int], list[Any]]] = {}
-        topics = {info_topic.replace("{camera}", camera): camera for camera in self.cameras}
-        for topic, _, message in bag.messages(tuple(topics), optional=True):
-            stamps, infos = self._infos.setdefault(topics[topic], ([], []))
-            stamps.append(stamp_to_ns(message.header.stamp))
-            infos.append(message)
-
-    def global_from_ego(self, stamp_ns: int, wait_until: float = 0.0) -> Matrix:
-        """Return the ego pose (4, 4). Raises UserError outside the time range of /tf."""
-        pose = self._track.at(stamp_ns)
-        if pose is None:
-            raise UserError(
-                f"bag {self._path!r} has no transform {MAP_FRAME} -> {BASE_FRAME} at {stamp_ns} ns; "
-                "check that the detections belong to this drive"
-            )
-        return pose
-
-    def geometry(
-        self, camera: str, frame_id: str, stamp_ns: int, image_size: tuple[int, int], wait_until: float = 0.0
-    ) -> CameraGeometry:
-        """Return the geometry of a camera at an exposure, with the newest camera_info up to then.
-
-        Raises UserError if camera_info or a transform is missing.
-        """
-        if camera not in self._infos:
-            raise UserError(
-                f"{camera}: bag {self._path!r} has no topic {self._info_topic.replace('{camera}', camera)}"
-            )
-        stamps, infos = self._infos[camera]
-        info = infos[max(bisect.bisect_right(stamps, stamp_ns) - 1, 0)]
-        frame = frame_id if frame_id in self._ego_from_frame else info.header.frame_id or frame_id
-        if frame not in self._ego_from_frame:
-            raise UserError(
-                f"{camera}: bag {self._path!r} has no transform {BASE_FRAME} -> {frame} on /tf_static; "
-                f"it has {', '.join(sorted(self._ego_from_frame)) or 'none'}"
-            )
-        calibration = read_calibration(
-            info,
-            camera,
-            image_size,
-            image_geometry=self._image_geometry,
-            topic=self._image_topics[camera],
-        )
-        self.decisions[camera] = calibration.reason
-        return CameraGeometry(
-            intrinsics=calibration.intrinsics,
-            ego_from_camera=self._ego_from_frame[frame] @ calibration.frame_from_camera,
-            global_from_ego=self.global_from_ego(stamp_ns),
-            lens=calibration.lens,
-        )
-
-
 class Drive:
-    """Rounds, key frames and ground truth of an input bag.
+    """Rounds, key frames and ground truth of an input bag, with the parameters of the detector node.
 
-    channels: cameras in the order of the views; the topics of a camera are `/<channel>/image/compressed` (or
-    `/image`) and `/<channel>/camera_info` in lower case, or the given patterns with `{camera}`.
-    offsets_ns: one per camera; None estimates them from all stamps. faults: number of unusable rounds and
-    cameras by reason. Raises UserError for a bag without a
-    required topic.
+    parameters: as `with_bag_cameras` changes them if any_cameras is set. num_views: cameras of the detector;
+    rounds are filled up with None. offsets_ns: one per camera; None estimates them. If `image_topic` is
+    empty, a camera has `/{camera}/image/compressed`, or the raw `/{camera}/image` if the bag has only that.
+    faults: number of unusable rounds and cameras by reason. Raises UserError for a bag without a required
+    topic or transform.
     """
 
     def __init__(
         self,
         bag: BagReader,
-        channels: Sequence[str] = CAMERA_CHANNELS,
-        offsets_ns: Sequence[int] | None = None,
-        image_geometry: str = "auto",
-        image_topic: str = "",
-        camera_info_topic: str = CAMERA_INFO_TOPIC,
+        parameters: DetectorParameters | None = None,
+        *,
+        num_views: int = 0,
+        offsets_ns: Sequence[int | None] | None = None,
+        any_cameras: bool = True,
     ) -> None:
         self.bag = bag
-        self.channels = tuple(channels)
+        parameters = parameters or DetectorParameters()
+        self.parameters = with_bag_cameras(bag, parameters) if any_cameras else parameters
+        self.cameras = self.parameters.cameras
         self.faults: Counter[str] = Counter()
-        self._topics = _image_topics(bag, self.channels, image_topic)
-        self._camera_of = {topic: camera for camera, topic in enumerate(self._topics)}
-        self.rig = BagRig(bag, self.channels, image_geometry, camera_info_topic, image_topic)
-        self._offsets_ns = list(offsets_ns) if offsets_ns is not None else self._estimate_offsets()
+        self._num_views = max(len(self.cameras), num_views)
+        self._topics = _image_topics(bag, self.parameters)
+        self.images = _image_stamps(bag, self._topics)
+        if not self.images:
+            raise UserError(f"bag {str(bag.path)!r} has no camera image")
+        self.rig = BagRig(bag, self.parameters, self._topics)
+        self.plan = plan_rounds(self.images, self.parameters, self._topics, offsets_ns)
+        self._chosen = self.plan.rounds
 
     @property
     def image_topics(self) -> tuple[str, ...]:
@@ -179,131 +87,195 @@ class Drive:
 
     @property
     def offsets_ns(self) -> tuple[int | None, ...]:
-        """Time offset of each camera; None if the camera is missing or has another clock."""
-        return tuple(self._offsets_ns)
+        """Time offset of each camera; None if the camera is missing, has another clock, or needs none."""
+        return self.plan.offsets_ns
 
     @property
     def min_cameras(self) -> int:
         """Minimum number of cameras in a round."""
-        return max(1, len(self.channels) // 2)
+        return self.parameters.min_round_cameras
+
+    def select(self, *, start_s: float = 0.0, duration_s: float | None = None, every: int = 1) -> None:
+        """Use only every n-th round of a part of the bag, in seconds after the first round."""
+        stamps = [self._reference_ns(matched) for matched in self.plan.rounds]
+        self._chosen = select_rounds(self.plan.rounds, stamps, start_s, duration_s, every)
 
     def image_counts(self) -> dict[str, int]:
         """Return the number of images by topic."""
-        counts = dict.fromkeys(self._topics, 0)
-        for connection, _, _ in self.bag.raw(self._topics, optional=True):
-            counts[connection.topic] += 1
-        return counts
+        counts = Counter(image.camera for image in self.images)
+        return {topic: counts[camera] for camera, topic in enumerate(self._topics)}
 
     def latest_stamps(self) -> dict[str, int]:
         """Return the stamp of the latest image by topic; 0 if none was set."""
-        stamps: dict[str, int] = {}
-        for connection, _, content in self.bag.raw(self._topics, optional=True):
-            stamps[connection.topic] = max(stamps.get(connection.topic, 0), _header_stamp_ns(content))
-        return stamps
+        return {
+            topic: max((image.stamp_ns for image in self.images if image.camera == camera), default=0)
+            for camera, topic in enumerate(self._topics)
+        }
 
     def key_frames(self) -> tuple[KeyFrame, ...]:
         """Return the annotated frames in order of time. Raises UserError for a bag without /sample_token."""
-        found = {
-            message.frame_id: stamp_to_ns(message.stamp)
-            for _, _, message in self.bag.messages(["/sample_token"])
-        }
-        return tuple(
-            KeyFrame(token, stamp) for token, stamp in sorted(found.items(), key=lambda item: item[1])
-        )
+        return read_key_frames(self.bag)
 
     def ground_truth(self) -> dict[int, ObjectList]:
         """Return the ground truth in ego by stamp; empty for a bag without ground truth."""
         return read_objects(self.bag, "/ground_truth/detections", "/ground_truth/velocities", optional=True)
 
     def reference_stamps(self) -> list[int]:
-        """Return the stamp of each round, that of its latest exposure, in order. Decodes no image."""
-        return [reference_stamp_ns(matched, "latest") for matched in self.matched()]
+        """Return the time of the detections of each round, in order. Decodes no image."""
+        return [self._reference_ns(matched) for matched in self._chosen]
 
-    def rounds(self, near_ns: Sequence[int] | None = None) -> Iterator[tuple[CameraRound, bool]]:
+    def rounds(
+        self, near_ns: Sequence[int] | None = None, *, skip: int = 0
+    ) -> Iterator[tuple[CameraRound, bool]]:
         """Yield (round with decoded images, True if the stamps jumped back before it) in order.
 
-        With `near_ns`, only rounds within 60 ms of these stamps are decoded. Unusable rounds are skipped.
-        Problems of rounds and cameras are counted in `faults`.
+        With `near_ns`, only rounds within 60 ms of these stamps are decoded; `skip` leaves out the first
+        rounds. Unusable rounds are skipped. Problems of rounds and cameras are counted in `faults`.
         """
-        builder = RoundBuilder(self.rig, topics=self._topics, num_views=len(self.channels))
+        for camera_round, after_jump in self.numbered_rounds(near_ns, skip=skip):
+            if camera_round is not None:
+                yield camera_round, after_jump
+
+    def numbered_rounds(
+        self, near_ns: Sequence[int] | None = None, *, skip: int = 0
+    ) -> Iterator[tuple[CameraRound | None, bool]]:
+        """Yield as `rounds`, but None for an unusable round."""
+        if skip == 0:
+            self.faults.update(self.plan.faults)
+        builder = RoundBuilder(
+            self.rig,
+            topics=self._topics,
+            num_views=self._num_views,
+            reference_time=self.parameters.reference_time,
+            anchor=self.parameters.anchor,
+        )
         try:
-            for matched in self.matched():
-                stamp_ns = reference_stamp_ns(matched, "latest")
-                if near_ns is not None and nearest(near_ns, stamp_ns, _ROUND_SPAN_NS) is None:
-                    continue
+            for matched in self.matched(near_ns, skip=skip):
                 try:
                     built = builder.build(self._deserialize(matched))
                 except UserError as error:
-                    self.faults[str(error)] += 1
+                    self.faults[fault_kind(str(error))] += 1
+                    yield None, matched.after_jump
                     continue
-                self.faults.update(built.faults.values())
+                self.faults.update(map(fault_kind, built.faults.values()))
                 yield built.camera_round, matched.after_jump
         finally:
             builder.close()
 
-    def matched(self) -> Iterator[MatchedRound[Any]]:
-        """Yield rounds of serialized images, matched as in the node but without a deadline."""
-        matcher: RoundMatcher[_SerializedImage] = RoundMatcher(
-            num_cameras=len(self.channels),
-            slop_ns=SLOP_NS,
-            deadline_ns=_NO_DEADLINE_NS,
-            min_cameras=self.min_cameras,
+    def matched(self, near_ns: Sequence[int] | None = None, *, skip: int = 0) -> Iterator[MatchedRound[Any]]:
+        """Yield the rounds with serialized images."""
+        rounds = self._chosen[skip:]
+        if near_ns is not None:
+            wanted = sorted(near_ns)
+            rounds = [r for r in rounds if nearest(wanted, self._reference_ns(r), _ROUND_SPAN_NS) is not None]
+        contents = (
+            (index, _SerializedImage(connection, content))
+            for index, (connection, _, content) in enumerate(self.bag.raw(self._topics, optional=True))
         )
-        for connection, _, content in self.bag.raw(self._topics, optional=True):
-            camera = self._camera_of[connection.topic]
-            offset_ns = self._offsets_ns[camera]
-            if offset_ns is None:
-                self.faults[
-                    f"{connection.topic}: its stamps have no constant offset to those of the other cameras"
-                ] += 1
-                continue
-            stamp_ns = _header_stamp_ns(content)
-            yield from matcher.add(camera, stamp_ns, _SerializedImage(connection, content), 0, offset_ns)
-        yield from matcher.poll(_NO_DEADLINE_NS)
+        yield from iterate_with_contents(rounds, contents)
+
+    def latest_rounds_of_cameras(self, before: int) -> Iterator[CameraRound]:
+        """Yield, for each camera, the latest of the first `before` rounds that has an image of it."""
+        latest: dict[int, int] = {}
+        for number, matched in enumerate(self._chosen[:before]):
+            latest |= {camera: number for camera, stamp in enumerate(matched.stamps_ns) if stamp is not None}
+        whole, faults = self._chosen, self.faults.copy()
+        self._chosen = [whole[number] for number in sorted(set(latest.values()))]
+        try:
+            yield from (found for found, _ in self.rounds())
+        finally:
+            self._chosen, self.faults = whole, faults
+
+    def _reference_ns(self, matched: MatchedRound[Any]) -> int:
+        return reference_stamp_ns(matched, self.parameters.reference_time, self.parameters.anchor)
 
     def _deserialize(self, matched: MatchedRound[Any]) -> MatchedRound[Any]:
         messages = tuple(
             None if message is None else self.bag.deserialize(message.connection, message.content)
             for message in matched.messages
         )
-        return MatchedRound(messages=messages, stamps_ns=matched.stamps_ns, after_jump=matched.after_jump)
+        return replace(matched, messages=messages)
 
-    def _estimate_offsets(self) -> list[int | None]:
-        """Estimate time offsets from all stamps, or from the first stamps if a camera has fewer than six."""
-        stamps: list[list[int]] = [[] for _ in self.channels]
-        for connection, _, content in self.bag.raw(self._topics, optional=True):
-            stamps[self._camera_of[connection.topic]].append(_header_stamp_ns(content))
-        present = [own for own in stamps if own]
-        if not present:
-            raise UserError(f"bag {str(self.bag.path)!r} has no camera image")
-        if min(len(own) for own in present) >= MIN_STAMPS:
-            return estimate_offsets_ns(stamps)
-        first = min(own[0] for own in present)
-        return [own[0] - first if own else None for own in stamps]
+
+def fault_kind(text: str) -> str:
+    """Return a fault without its time, so that equal faults of many rounds are counted together."""
+    return _AT_TIME.sub("", text)
+
+
+def read_key_frames(bag: BagReader) -> tuple[KeyFrame, ...]:
+    """Return the annotated frames of a bag in order of time. Raises UserError without /sample_token."""
+    found = {
+        message.frame_id: stamp_to_ns(message.stamp) for _, _, message in bag.messages(["/sample_token"])
+    }
+    return tuple(KeyFrame(token, stamp) for token, stamp in sorted(found.items(), key=lambda item: item[1]))
+
+
+def with_bag_cameras(bag: BagReader, parameters: DetectorParameters) -> DetectorParameters:
+    """Return parameters with the cameras of a bag if they have the default cameras and topics, and the bag
+    has others and lacks some of the default ones: all that it has, the default ones first."""
+    usual, names = DetectorParameters().cameras, camera_names(bag)
+    is_default = parameters.cameras == usual and not parameters.image_topic
+    if not is_default or set(names) <= set(usual) or set(usual) <= set(names):
+        return parameters
+    known = [camera for camera in usual if camera in names]
+    return replace(parameters, cameras=(*known, *sorted(set(names).difference(known))))
+
+
+def camera_names(bag: BagReader) -> list[str]:
+    """Return the cameras of a bag as in its topics: those with <camera>/image or <camera>/image/compressed
+    and a camera_info."""
+    found = {match[1]: None for topic in bag.topics if (match := _IMAGE_TOPIC.match(topic))}
+    return [name for name in found if f"/{name}/camera_info" in bag.topics]
 
 
 def read_objects(
-    bag: BagReader, detections_topic: str, velocities_topic: str, *, optional: bool = False
+    bag: BagReader,
+    detections_topic: str,
+    velocities_topic: str,
+    *,
+    frame: str = BASE_FRAME,
+    optional: bool = False,
 ) -> dict[int, ObjectList]:
-    """Return the objects of all Detection3DArray messages by header stamp, with velocities of the same stamp.
+    """Return the objects of all Detection3DArray messages by header stamp, with velocities and, if the bag
+    has them, attributes of the same stamp.
 
     Of two messages with equal stamps, the later one is used. Raises UserError for a missing topic unless
-    `optional`, and for detections in a frame other than base_link.
+    `optional`, and for detections in another frame.
     """
     clouds = {
         stamp_to_ns(cloud.header.stamp): cloud
         for _, _, cloud in bag.messages([velocities_topic], optional=True)
     }
+    attributes = _read_attributes(bag, annotations_topic(detections_topic))
     objects = {}
     for _, _, message in bag.messages([detections_topic], optional=optional):
-        if message.header.frame_id != BASE_FRAME:
+        if message.header.frame_id != frame:
             raise UserError(
                 f"bag {str(bag.path)!r}: {detections_topic} is in frame {message.header.frame_id!r}; "
-                f"expected {BASE_FRAME}"
+                f"expected {frame}"
             )
         stamp_ns = stamp_to_ns(message.header.stamp)
-        objects[stamp_ns] = detections_to_objects(message, clouds.get(stamp_ns))
+        found = detections_to_objects(message, clouds.get(stamp_ns))
+        names = attributes.get(stamp_ns, ())
+        objects[stamp_ns] = replace(found, attributes=names) if len(names) == len(found.boxes) else found
     return objects
+
+
+def annotations_topic(detections_topic: str) -> str:
+    """Return the topic with attributes of detections: /ground_truth/annotations, /detections/annotations."""
+    return f"{detections_topic.removesuffix('/detections') or detections_topic}/annotations"
+
+
+def _read_attributes(bag: BagReader, topic: str) -> dict[int, tuple[str, ...]]:
+    """Return the attributes of the objects by stamp; see `to_ros.make_annotations`."""
+    found = {}
+    for _, _, message in bag.messages([topic], optional=True):
+        try:
+            content = json.loads(message.data)
+            found[int(content["stamp_ns"])] = tuple(str(entry["attribute"]) for entry in content["objects"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"bag {str(bag.path)!r}: {topic} has no annotations ({error})") from error
+    return found
 
 
 def nearest(stamps_ns: Sequence[int], stamp_ns: int, within_ns: int) -> int | None:
@@ -314,69 +286,47 @@ def nearest(stamps_ns: Sequence[int], stamp_ns: int, within_ns: int) -> int | No
 
 def read_image_stamps(drive: Drive) -> list[list[int]]:
     """Return the header stamps in nanoseconds of the images of each camera, in the order of the bag."""
-    stamps: list[list[int]] = [[] for _ in drive.channels]
-    for connection, _, content in drive.bag.raw(drive.image_topics, optional=True):
-        stamps[drive.image_topics.index(connection.topic)].append(_header_stamp_ns(content))
-    return stamps
+    return [
+        [image.stamp_ns for image in drive.images if image.camera == camera]
+        for camera in range(len(drive.cameras))
+    ]
 
 
-def _image_topics(bag: BagReader, channels: Sequence[str], pattern: str = "") -> list[str]:
-    """Return the image topic of each channel: by the pattern, or without one the raw topic if only that
-    exists, else the compressed one.
+def _image_stamps(bag: BagReader, topics: Sequence[str]) -> list[ImageStamp]:
+    """Return camera, stamp and log time of each image in the order of the bag."""
+    camera_of = {topic: camera for camera, topic in enumerate(topics)}
+    return [
+        ImageStamp(camera_of[connection.topic], _header_stamp_ns(content), log_ns)
+        for connection, log_ns, content in bag.raw(topics, optional=True)
+    ]
 
-    Raises UserError if the bag has no image topic.
+
+def _image_topics(bag: BagReader, parameters: DetectorParameters) -> list[str]:
+    """Return the image topic of each camera: by the parameters, or without a pattern the raw topic if only
+    that exists.
+
+    Raises UserError if the bag has none of them.
     """
     present = bag.topics
-    if pattern:
-        topics = [pattern.replace("{camera}", channel.lower()) for channel in channels]
-        if len(set(topics)) < len(topics):
-            raise UserError(f"image topic {pattern!r} is the same for all cameras; use {{camera}} in it")
-        if not any(topic in present for topic in topics):
-            raise UserError(
-                f"bag {str(bag.path)!r} has no image topic such as {topics[0]}; "
-                f"it has {', '.join(sorted(present)) or 'none'}"
-            )
-        return topics
-    compressed = [f"/{channel.lower()}/image/compressed" for channel in channels]
-    raw = [f"/{channel.lower()}/image" for channel in channels]
-    found = [
-        raw_topic if raw_topic in present and topic not in present else topic
-        for topic, raw_topic in zip(compressed, raw, strict=True)
-    ]
-    if not any(topic in present for topic in found):
+    topics = [resolve_topic(topic) for topic in parameters.image_topics]
+    if not parameters.image_topic:
+        raw = [f"/{camera}/image" for camera in parameters.cameras]
+        topics = [
+            raw_topic if raw_topic in present and topic not in present else topic
+            for topic, raw_topic in zip(topics, raw, strict=True)
+        ]
+    if not any(topic in present for topic in topics):
         raise UserError(
-            f"bag {str(bag.path)!r} has no camera topic such as {compressed[0]} (give --image-topic); "
-            f"it has {', '.join(sorted(present)) or 'none'}"
+            f"bag {str(bag.path)!r} has no camera topic such as {topics[0]} (give --image-topic, or "
+            f"-p cameras:=[...]); it has {', '.join(sorted(present)) or 'none'}"
         )
-    return found
-
-
-def _transforms(bag: BagReader) -> tuple[PoseTrack, dict[str, Matrix]]:
-    """Return the track of map -> base_link, and ego_from_frame by frame."""
-    poses = {
-        stamp_to_ns(stamped.header.stamp): read_rigid(
-            stamped.transform, f"transform {MAP_FRAME} <- {BASE_FRAME}"
-        )
-        for _, _, message in bag.messages(["/tf"])
-        for stamped in message.transforms
-        if (stamped.header.frame_id, stamped.child_frame_id) == (MAP_FRAME, BASE_FRAME)
-    }
-    if not poses:
-        raise UserError(f"bag {str(bag.path)!r} has no transform {MAP_FRAME} -> {BASE_FRAME} on /tf")
-    static = {
-        stamped.child_frame_id: read_rigid(
-            stamped.transform, f"transform {BASE_FRAME} <- {stamped.child_frame_id}"
-        )
-        for _, _, message in bag.messages(["/tf_static"])
-        for stamped in message.transforms
-        if stamped.header.frame_id == BASE_FRAME
-    }
-    stamps = sorted(poses)
-    return PoseTrack(stamps, [poses[stamp] for stamp in stamps]), static
+    return topics
 
 
 def _header_stamp_ns(content: bytes) -> int:
     """Return the stamp of a serialized message that begins with a header, after the 4-byte CDR header."""
+    if len(content) < 12:
+        return 0  # too short for a header
     order = "<" if content[1] & 1 else ">"
     seconds, nanoseconds = struct.unpack_from(f"{order}iI", content, 4)
     return int(seconds) * 1_000_000_000 + int(nanoseconds)

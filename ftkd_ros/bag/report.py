@@ -10,36 +10,93 @@ import numpy as np
 
 from ftkd_core.errors import UserError
 from ftkd_core.types import ObjectList
-from ftkd_ros.bag.evaluate import JOIN_WITHIN_NS, Recording, read_recording
-from ftkd_ros.bag.html_report import ReportFrame, draw_frame, write_pictures, write_report
+from ftkd_ros.bag.html_report import ReportFrame, ReportRun, draw_frame, write_pictures, write_runs
 from ftkd_ros.bag.io import BagReader, check_new
+from ftkd_ros.bag.recording import JOIN_WITHIN_NS, Recording, read_recording
 from ftkd_ros.bag.replay_rounds import Drive, nearest
+from ftkd_ros.bag.report_sections import Timeline
+from ftkd_ros.node.parameters import typed_parameters
 
 PAGE_NAME: Final = "report.html"
 _PICTURE_NAMES: Final = ("bev.png", "surround.png")
 _ROUND_WITHIN_NS: Final = 60_000_000
 
 
-def report_results(results: Path, detections_path: Path, input_path: Path, *, max_frames: int = 20) -> Path:
-    """Write report.html, bev.png and surround.png to the folder of metrics.json; return the path of the page.
+def report_results(
+    results: Path, detections_path: Path, input_path: Path, *, max_frames: int | None = None
+) -> Path:
+    """Write report.html, bev.png and surround.png about one run to the folder of metrics.json; return the
+    path of the page. See `report_runs`."""
+    return report_runs([(results, detections_path, input_path)], results, max_frames=max_frames)
 
-    The page shows at most `max_frames` key frames, spread over the drive. Raises UserError if metrics.json is
+
+def report_runs(
+    runs: Sequence[tuple[Path, Path, Path]], output: Path, *, max_frames: int | None = None
+) -> Path:
+    """Write report.html, bev.png and surround.png about one or several runs to `output`; return the path of
+    the page.
+
+    runs: (folder with metrics.json, bag with detections, bag that they were made from). The page shows all
+    key frames, or at most `max_frames` of them, spread over the drive. Raises UserError if metrics.json is
     missing or damaged, if the bags do not belong together, or if an output exists.
     """
-    if max_frames < 1:
+    if max_frames is not None and max_frames < 1:
         raise UserError(f"{max_frames} frames; expected at least 1")
-    metrics = _read_metrics(results / "metrics.json")
+    metrics = [_read_metrics(results / "metrics.json") for results, _, _ in runs]
     for name in (PAGE_NAME, *_PICTURE_NAMES):
-        check_new(results / name)
+        check_new(output / name)
+    names = _names([results for results, _, _ in runs])
+    parts = [
+        _run(name, own, detections, source, max_frames)
+        for name, own, (_, detections, source) in zip(names, metrics, runs, strict=True)
+    ]
+    output.mkdir(parents=True, exist_ok=True)
+    write_pictures(output, parts[0].frames)
+    write_runs(output / PAGE_NAME, parts)
+    return output / PAGE_NAME
+
+
+def _run(
+    name: str, metrics: dict[str, Any], detections_path: Path, input_path: Path, max_frames: int | None
+) -> ReportRun:
+    parameters = typed_parameters(metrics.get("parameters") or {})
     with BagReader(detections_path) as detections, BagReader(input_path) as source:
-        drive = Drive(source)
-        frames = list(report_frames(drive, read_recording(detections, drive), max_frames))
-    write_pictures(results, frames)
-    write_report(results / PAGE_NAME, metrics, frames)
-    return results / PAGE_NAME
+        drive = Drive(source, parameters)
+        if metrics.get("selection"):
+            drive.select(**metrics["selection"])
+        recording = read_recording(detections, drive, parameters.base_frame)
+        frames = list(report_frames(drive, recording, max_frames))
+        timeline = _timeline(drive.reference_stamps(), recording, metrics)
+    return ReportRun(name, metrics, frames, timeline)
 
 
-def report_frames(drive: Drive, recording: Recording, max_frames: int) -> Iterator[ReportFrame]:
+def _timeline(stamps: Sequence[int], recording: Recording, metrics: dict[str, Any]) -> Timeline:
+    """Return times relative to the first round."""
+    if not stamps:
+        return Timeline()
+    start_ns = stamps[0]
+    found = sorted(recording.objects)
+    detected = {s for s in stamps if nearest(found, s, JOIN_WITHIN_NS) is not None}
+    return Timeline(
+        latency=[
+            ((stamp - start_ns) * 1e-9, float(value))
+            for stamp, value in metrics.get("latency_timeline") or []
+        ],
+        detected=[(stamp - start_ns) * 1e-9 for stamp in stamps if stamp in detected],
+        dropped=[(stamp - start_ns) * 1e-9 for stamp in stamps if stamp not in detected],
+    )
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths that differ."""
+    for depth in range(1, 1 + max(len(folder.resolve().parts) for folder in folders)):
+        names = ["/".join(folder.resolve().parts[-depth:]) for folder in folders]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"the same results {str(folders[0])!r} are given twice; give different runs")
+
+
+def report_frames(drive: Drive, recording: Recording, max_frames: int | None) -> Iterator[ReportFrame]:
     """Yield pictures of key frames spread over the drive, in order of time."""
     indices = _spread(len(recording.joined), max_frames)
     pending = {recording.joined[index][0].stamp_ns: index for index in indices}
@@ -59,12 +116,13 @@ def report_frames(drive: Drive, recording: Recording, max_frames: int) -> Iterat
         caption = (
             f"key frame {index + 1} of {len(recording.joined)}, {(stamp_ns - start_ns) * 1e-9:.1f} s, {found}"
         )
-        yield draw_frame(camera_round, objects, truths.get(stamp_ns), caption=caption)
+        channels = tuple(camera.upper() for camera in drive.cameras)
+        yield draw_frame(camera_round, objects, truths.get(stamp_ns), caption=caption, channels=channels)
 
 
-def _spread(count: int, limit: int) -> Sequence[int]:
-    """Return at most `limit` of the indices 0 .. count - 1, evenly spread, with both ends."""
-    if count <= limit:
+def _spread(count: int, limit: int | None) -> Sequence[int]:
+    """Return all, or at most `limit`, of the indices 0 .. count - 1, evenly spread, with both ends."""
+    if limit is None or count <= limit:
         return range(count)
     return sorted({int(index) for index in np.linspace(0, count - 1, limit).round()})
 

@@ -17,6 +17,11 @@ from ftkd_ros.commands.packages import require
 @click.option("--version", help="Version of that data set, such as v1.0-mini.")
 @click.option("--scene", help="Scene of that data set.  [default: its first]")
 @click.option(
+    "--rig",
+    default="nuscenes",
+    help="Cameras of the synthetic scene, such as truck or shuttle_fisheye (see ftkd synth --help).",
+)
+@click.option(
     "--output",
     type=options.PATH,
     default=Path("build/demo"),

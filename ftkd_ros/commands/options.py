@@ -2,19 +2,25 @@
 """Options that several commands share."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from ftkd_ros.node.parameters import DetectorParameters
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PATH: Final = click.Path(path_type=Path)
 
 
-def size(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, int]:
-    """Parse a size like 800x450; return (width, height) in pixels."""
+def optional_size(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Parse a size like 800x450; return (width, height) in pixels, None without one."""
+    if value is None:
+        return None
     try:
         width, height = (int(part) for part in value.lower().split("x"))
     except ValueError:
@@ -59,6 +65,69 @@ def cameras(function: Function) -> Function:
     ):
         function = option(function)
     return function
+
+
+_NODE_OPTIONS: Final = (
+    "weights",
+    "device",
+    "runtime",
+    "score_threshold",
+    "camera_model",
+    "image_geometry",
+    "image_topic",
+    "camera_info_topic",
+)
+"""Options of a command that are parameters of the node."""
+
+
+def node_parameters(function: Function) -> Function:
+    """Add --params-file and -p: parameters of the detector node."""
+    function = click.option(
+        "-p",
+        "--param",
+        "assignments",
+        multiple=True,
+        metavar="NAME:=VALUE",
+        help="Parameter of the node, such as min_cameras:=4; several times.",
+    )(function)
+    return click.option(
+        "--params-file",
+        "params_files",
+        type=PATH,
+        multiple=True,
+        metavar="FILE",
+        help="Parameters of the node, such as config/detector.yaml; several times.",
+    )(function)
+
+
+def read_node_parameters(files: Sequence[Path], assignments: Sequence[str]) -> "DetectorParameters":
+    """Return the parameters of --params-file, then of -p, then of the other options of the command that were
+    given."""
+    from ftkd_core.errors import UserError
+    from ftkd_core.runtime import RUNTIMES
+    from ftkd_ros.node.parameter_files import read_parameters
+
+    context = click.get_current_context()
+    explicit = {
+        name: str(context.params[name]) if isinstance(context.params[name], Path) else context.params[name]
+        for name in _NODE_OPTIONS
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if explicit.get("runtime", "auto") not in RUNTIMES:
+        raise UserError(f"runtime {explicit['runtime']!r}: expected one of {', '.join(RUNTIMES)}")
+    return read_parameters(
+        files,
+        assignments,
+        explicit,
+        on_note=lambda text: print(f"note: {text}", file=sys.stderr),
+    )
+
+
+def ray_address(function: Function) -> Function:
+    """Add --ray: the cluster that runs one task per scene or bag."""
+    return click.option(
+        "--ray", default="", metavar="ADDRESS", help="Ray cluster (auto, HOST:PORT) that runs the tasks."
+    )(function)
 
 
 def category_map(function: Function) -> Function:

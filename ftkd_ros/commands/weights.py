@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ftkd import-weights`: public checkpoints as weights of this project."""
+"""`ftkd fetch-weights` and `ftkd import-weights`: public checkpoints as weights of this project."""
 
 from pathlib import Path
 
@@ -43,4 +43,33 @@ def import_weights(
         plan.state()
         return 0
     print(f"wrote {import_weights(plan, output)} ({plan.public.name})")
+    return 0
+
+
+@click.command(short_help="Download a public checkpoint to start from, and check it.")
+@click.argument("name", required=False, metavar="[NAME]")
+@click.option(
+    "--folder", type=options.PATH, default=Path("build/public"), metavar="DIR", help="Where to put it."
+)
+@click.option("--list", "list_files", is_flag=True, help="Print names, sizes, hashes and addresses.")
+@click.option("--url", default="", metavar="URL", help="Download from this address instead, e.g. a mirror.")
+@click.option("--sha256", default="", metavar="HEX", help="Expect this hash instead.")
+def fetch_weights(name: str | None, folder: Path, list_files: bool, url: str, sha256: str) -> int:
+    """Download the public checkpoint NAME, and check its SHA-256 if one is known.
+
+    A download that was cut resumes with the same command. Without internet, put the file into the folder
+    yourself: the command prints the address and the place, and checks a file that is there. The files of
+    SparseBEV are on Google Drive, which needs a browser.
+    """
+    from ftkd_core.weights.fetching import fetch, find_file
+    from ftkd_core.weights.public_files import table
+
+    if list_files:
+        print(table())
+        return 0
+    if name is None:
+        raise UserError("no name given; expected NAME, or --list")
+    path, checked = fetch(find_file(name), folder, url, sha256)
+    print(f"{path}: {checked}")
+    print(f"next: ftkd import-weights {path} --output build/{name}.safetensors")
     return 0

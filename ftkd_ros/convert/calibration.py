@@ -169,11 +169,11 @@ class _Crop(NamedTuple):
 
 
 def read_rigid(transform: Any, name: str) -> Matrix:
-    """Return the matrix (4, 4) of a geometry_msgs/Transform.
+    """Return the matrix (4, 4) of a geometry_msgs/Transform or Pose.
 
     Raises UserError that starts with `name` if it is not rigid.
     """
-    rotation = transform.rotation
+    rotation = transform.rotation if hasattr(transform, "rotation") else transform.orientation
     norm = float(np.linalg.norm([rotation.x, rotation.y, rotation.z, rotation.w]))
     if not abs(norm - 1) <= _QUATERNION_TOLERANCE:  # also true for nan
         raise UserError(f"{name} has a quaternion of length {norm:.3f}; expected length 1")

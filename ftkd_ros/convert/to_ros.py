@@ -6,20 +6,27 @@ messages that are written to a bag. Stamps are int nanoseconds; transforms are (
 imports no ROS package.
 """
 
-from collections.abc import Mapping
-from typing import Any
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from ftkd_core.classes import CLASS_NAMES
-from ftkd_core.geometry import rotation_to_quaternion
+from ftkd_core.geometry import make_transform, rotation_to_quaternion
+from ftkd_core.lens import Lens
 from ftkd_core.types import ObjectList
 from ftkd_ros.convert.from_ros import FLOAT32, VELOCITY_FIELDS
 from ftkd_ros.convert.message_factory import MessageFactory
 
 Matrix = NDArray[np.float64]
+
+_POINT_TYPES: Final = {"i1": 1, "u1": 2, "i2": 3, "u2": 4, "i4": 5, "u4": 6, "f4": 7, "f8": 8}
+"""sensor_msgs/PointField.datatype by numpy type."""
 
 
 # -- headers and geometry ------------------------------------------------------------------------------------
@@ -97,9 +104,15 @@ def _set_xyz(target: Any, values: Matrix) -> None:
 
 
 def _set_rotation(target: Any, transform: Matrix) -> None:
-    target.w, target.x, target.y, target.z = (
-        float(value) for value in rotation_to_quaternion(transform[:3, :3])
-    )
+    rotation = np.ascontiguousarray(transform[:3, :3])
+    target.w, target.x, target.y, target.z = _quaternion(rotation.tobytes())
+
+
+@lru_cache(maxsize=64)
+def _quaternion(rotation: bytes) -> tuple[float, ...]:
+    """Return (w, x, y, z) of a rotation matrix of float64; a pose is written to several topics."""
+    matrix = np.frombuffer(rotation, dtype=np.float64).reshape(3, 3)
+    return tuple(float(value) for value in rotation_to_quaternion(matrix))
 
 
 # -- detections ----------------------------------------------------------------------------------------------
@@ -173,6 +186,73 @@ def objects_to_velocities(messages: MessageFactory, objects: ObjectList, frame_i
     return cloud
 
 
+def make_text(messages: MessageFactory, value: Any) -> Any:
+    """Return a std_msgs/String with a JSON value."""
+    message = messages.new("std_msgs/msg/String")
+    message.data = json.dumps(value, ensure_ascii=False)
+    return message
+
+
+def make_annotations(messages: MessageFactory, stamp_ns: int, objects: Sequence[Mapping[str, Any]]) -> Any:
+    """Return a std_msgs/String with facts about the objects of a Detection3DArray of the same stamp, in its
+    order: at least `id` and `attribute` of each."""
+    return make_text(messages, {"stamp_ns": stamp_ns, "objects": list(objects)})
+
+
+def make_imu(
+    messages: MessageFactory,
+    stamp_ns: int,
+    frame_id: str,
+    orientation: Sequence[float],
+    acceleration: Matrix,
+    rate: Matrix,
+) -> Any:
+    """Return a sensor_msgs/Imu. orientation (w, x, y, z); acceleration (3,) in m/s^2; rate (3,) in rad/s."""
+    imu = messages.new("sensor_msgs/msg/Imu")
+    imu.header = make_header(messages, stamp_ns, frame_id)
+    _set_rotation(imu.orientation, make_transform(list(orientation)))
+    _set_xyz(imu.linear_acceleration, acceleration)
+    _set_xyz(imu.angular_velocity, rate)
+    return imu
+
+
+def occupancy_grid(
+    messages: MessageFactory,
+    values: NDArray[np.int8],
+    cell_m: float,
+    origin: Matrix,
+    stamp_ns: int,
+    frame_id: str,
+) -> Any:
+    """Return a nav_msgs/OccupancyGrid of values (rows, columns), row 0 at the bottom; origin (2,) in m."""
+    grid = messages.new("nav_msgs/msg/OccupancyGrid")
+    grid.header = make_header(messages, stamp_ns, frame_id)
+    grid.info.map_load_time = grid.header.stamp
+    grid.info.resolution = cell_m
+    grid.info.height, grid.info.width = values.shape
+    _set_xyz(grid.info.origin.position, np.array([*origin, 0.0]))
+    grid.info.origin.orientation.w = 1.0
+    grid.data = messages.sequence(np.ascontiguousarray(values).reshape(-1))
+    return grid
+
+
+def point_cloud(messages: MessageFactory, cloud: NDArray[Any], stamp_ns: int, frame_id: str) -> Any:
+    """Return a sensor_msgs/PointCloud2 of a structured array (P,), with its fields and bytes."""
+    message = messages.new("sensor_msgs/msg/PointCloud2")
+    message.header = make_header(messages, stamp_ns, frame_id)
+    message.height, message.width = 1, len(cloud)
+    for name in cloud.dtype.names or ():
+        point_field = messages.new("sensor_msgs/msg/PointField")
+        kind, offset = cloud.dtype.fields[name][:2]  # type: ignore[index]  # structured, so it has fields
+        point_field.name, point_field.offset = name, int(offset)
+        point_field.datatype, point_field.count = _POINT_TYPES[kind.str[1:]], 1
+        message.fields.append(point_field)
+    message.point_step, message.row_step = cloud.dtype.itemsize, cloud.dtype.itemsize * len(cloud)
+    message.is_dense = True
+    message.data = messages.sequence(np.frombuffer(cloud.tobytes(), dtype=np.uint8))
+    return message
+
+
 def label_info(messages: MessageFactory, frame_id: str, threshold: float, stamp_ns: int = 0) -> Any:
     """Return a vision_msgs/LabelInfo with the class names by index and the detector's score threshold."""
     labels = messages.new("vision_msgs/msg/LabelInfo")
@@ -210,10 +290,21 @@ def compressed_image(
     return message
 
 
+def compressed_image_bytes(content: bytes, stamp_ns: int, frame_id: str, image_format: str = "jpeg") -> bytes:
+    """Return the serialized message of `compressed_image` (CDR), with one copy of the content."""
+    seconds, nanoseconds = divmod(stamp_ns, 1_000_000_000)
+    parts = [b"\x00\x01\x00\x00", struct.pack("<iI", seconds, nanoseconds)]
+    for text in (frame_id, image_format):
+        encoded = text.encode() + b"\x00"
+        parts.append(struct.pack("<I", len(encoded)) + encoded + bytes(-len(encoded) % 4))
+    return b"".join([*parts, struct.pack("<I", len(content)), content])
+
+
 def camera_info(
-    messages: MessageFactory, intrinsics: Matrix, image_size: tuple[int, int], stamp_ns: int, frame_id: str
-) -> Any:
-    """Return the sensor_msgs/CameraInfo of a rectified camera.
+    messages: MessageFactory, intrinsics: Matrix, image_size: tuple[int, int], stamp_ns: int, frame_id: str,
+    lens: Lens | None = None,
+) -> Any:  # fmt: skip
+    """Return the sensor_msgs/CameraInfo of a rectified camera, or of raw images with a lens.
 
     intrinsics (3, 3) are in pixels; image_size is (width, height).
     """
@@ -222,8 +313,8 @@ def camera_info(
     info = messages.new("sensor_msgs/msg/CameraInfo")
     info.header = make_header(messages, stamp_ns, frame_id)
     info.width, info.height = image_size
-    info.distortion_model = "plumb_bob"
-    info.d = messages.sequence(np.zeros(5))
+    info.distortion_model = "plumb_bob" if lens is None else lens.model
+    info.d = messages.sequence(np.zeros(5) if lens is None else np.array(lens.coefficients))
     info.k = np.asarray(intrinsics, dtype=np.float64).reshape(9)
     info.r = np.eye(3).reshape(9)
     info.p = projection.reshape(12)

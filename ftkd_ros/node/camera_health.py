@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 LOST_S: Final = 1.0
 """A camera without an image for this long, or for three of its periods, is lost."""
 _ARRIVALS: Final = 640  # images per camera: 10 s at 60 Hz
+_LOSS_OF_CAMERA: Final = 0.01
+_LOSS_OF_RIG: Final = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +21,7 @@ class CameraState:
     """State of one camera; None if unknown. `age_s` is by arrival, `stamp_age_s` by stamp.
 
     `fault` is a sentence: no image, unusable stamps, or why the camera was masked. `is_lost`: no image
-    arrives.
+    arrives. `missed_share`: share of the images that are missing between stamps, without longer outages.
     """
 
     age_s: float | None
@@ -25,6 +29,35 @@ class CameraState:
     rate_hz: float | None
     fault: str | None
     is_lost: bool
+    missed_share: float = 0.0
+
+
+def transport_warning(states: Mapping[str, CameraState]) -> str | None:
+    """Return a sentence if most cameras miss single images at random, as a transport loses them."""
+    alive = [state.missed_share for state in states.values() if not state.is_lost]
+    losing = [share for share in alive if share >= _LOSS_OF_CAMERA]
+    if len(losing) < 2 or 2 * len(losing) <= len(alive) or sum(alive) / len(alive) < _LOSS_OF_RIG:
+        return None
+    share = sum(alive) / len(alive)
+    return (
+        f"the transport seems to lose images: {share:.0%} of those of {len(losing)} of {len(states)} cameras "
+        "are missing; use the DDS settings config/fastdds.xml or config/cyclonedds.xml in this process and "
+        "in the camera drivers, or compressed images"
+    )
+
+
+def missed_share(stamps_ns: Sequence[int]) -> float:
+    """Return the share of images that are missing between stamps; 0 for fewer than ten.
+
+    The usual interval is the 75th percentile, because triggers may alternate between two intervals.
+    """
+    intervals = np.diff(np.asarray(stamps_ns, dtype=np.int64))
+    intervals = intervals[(intervals > 0) & (intervals < LOST_S * 1e9)]
+    if len(intervals) < 9:
+        return 0.0
+    usual = float(np.percentile(intervals, 75))
+    missed = float(np.maximum(np.round(intervals / usual) - 1, 0).sum())
+    return missed / (missed + len(intervals))
 
 
 class CameraHealth:
@@ -34,22 +67,22 @@ class CameraHealth:
         self.cameras = tuple(cameras)
         self._lock = threading.Lock()
         self._arrivals: dict[str, deque[float]] = {c: deque(maxlen=_ARRIVALS) for c in self.cameras}
-        self._stamp_ns: dict[str, int] = {}
+        self._stamps_ns: dict[str, deque[int]] = {c: deque(maxlen=_ARRIVALS) for c in self.cameras}
         self._logged: dict[str, str | None] = {}
 
     def clear(self) -> None:
         """Forget all images, as after deactivation."""
         with self._lock:
-            for arrivals in self._arrivals.values():
-                arrivals.clear()
-            self._stamp_ns.clear()
+            for camera in self.cameras:
+                self._arrivals[camera].clear()
+                self._stamps_ns[camera].clear()
             self._logged.clear()
 
     def add(self, camera: str, now_s: float, stamp_ns: int) -> None:
         """Store the arrival (monotonic time) and the stamp of an image."""
         with self._lock:
             self._arrivals[camera].append(now_s)
-            self._stamp_ns[camera] = stamp_ns
+            self._stamps_ns[camera].append(stamp_ns)
 
     def states(
         self, now_s: float, clock_ns: int, window_s: float, faults: Mapping[str, str]
@@ -94,8 +127,9 @@ class CameraHealth:
         is_lost = age_s > max(LOST_S, 3 / rate_hz if rate_hz else LOST_S)
         return CameraState(
             age_s=age_s,
-            stamp_age_s=(clock_ns - self._stamp_ns[camera]) * 1e-9,
+            stamp_age_s=(clock_ns - self._stamps_ns[camera][-1]) * 1e-9,
             rate_hz=0.0 if is_lost else rate_hz,
             fault=f"no image for {age_s:.1f} s" if is_lost else fault,
             is_lost=is_lost,
+            missed_share=missed_share(list(self._stamps_ns[camera])[-len(recent) :] if recent else []),
         )

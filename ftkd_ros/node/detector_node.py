@@ -13,6 +13,7 @@ from ftkd_ros.signals import exit_quietly_on_signals
 if __name__ == "__main__":
     exit_quietly_on_signals()  # the imports below take seconds
 
+import re
 import signal
 import sys
 import threading
@@ -24,37 +25,33 @@ from pathlib import Path
 from typing import Any, Final
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
-from rclpy.signals import SignalHandlerOptions
 from std_srvs.srv import Trigger
 from tf2_ros import TransformListener
 
 from ftkd_core.errors import UserError
 from ftkd_core.json_files import write_json
 from ftkd_ros.convert.from_ros import stamp_to_ns
-from ftkd_ros.node.camera_health import LOST_S, CameraHealth, CameraState
-from ftkd_ros.node.diagnostics import build_diagnostics
+from ftkd_ros.node.camera_health import CameraHealth
+from ftkd_ros.node.declaration import declare_parameters
+from ftkd_ros.node.ego_motion import RewindingBuffer
+from ftkd_ros.node.health_reporting import HealthReporter, StatisticsTopics
 from ftkd_ros.node.inputs import CameraInputs
 from ftkd_ros.node.loading import DetectorFactory, check_cameras, free_memory, load_detector
-from ftkd_ros.node.parameters import changed_parameters, declare_parameters
+from ftkd_ros.node.parameters import changed_parameters
 from ftkd_ros.node.publishing import ResultPublishers
-from ftkd_ros.node.spinning import make_executor, spin
+from ftkd_ros.node.spinning import make_executor, spin, start_ros
 from ftkd_ros.node.stream_monitor import StreamMonitor
-from ftkd_ros.node.tf_rig import RewindingBuffer, RigReader
+from ftkd_ros.node.tf_rig import RigReader, make_odometry, make_rig
 from ftkd_ros.node.worker import DetectionWorker, Outcome
-from ftkd_ros.sync.assembly import RoundBuilder
+from ftkd_ros.sync.assembly import RoundBuilder, newest_stamp_ns
 from ftkd_ros.sync.matcher import MatchedRound
 
-_DIAGNOSTICS_S: Final = 1.0
-_HEALTH_S: Final = 0.25
 _REPEAT_S: Final = 5.0
-_FAULT_S: Final = 2.0  # a camera that was masked within this time has a fault
 
 
 class DetectorNode(LifecycleNode):
@@ -79,7 +76,6 @@ class DetectorNode(LifecycleNode):
         self._worker: DetectionWorker | None = None  # set while configured
         self._resources = ExitStack()  # what configure has created
         self._health = CameraHealth(self.parameters.cameras)
-        self._active_since_s = time.monotonic()
         self._parameter_handle = self.add_on_set_parameters_callback(self._on_set_parameters)
 
     # -- lifecycle -------------------------------------------------------------------------------------------
@@ -98,8 +94,7 @@ class DetectorNode(LifecycleNode):
 
         def open_inputs() -> None:
             self._results.publish_labels(self.get_clock().now().nanoseconds)
-            self._health.clear()
-            self._active_since_s = time.monotonic()
+            self._reporter.start()
             self._inputs.open()
 
         if not self._succeeds(open_inputs, "activate"):
@@ -173,23 +168,21 @@ class DetectorNode(LifecycleNode):
         parameters, keep = self.parameters, self._resources.callback
         self._detector = self._detector_factory(parameters)
         keep(self._drop_detector)
-        check_cameras(parameters.cameras, self._detector.channels)
+        if not self._detector.assigns_by_yaw:
+            check_cameras(parameters.cameras, self._detector.channels)
         self._detector.warm_up()
         self._buffer = RewindingBuffer(cache_time=Duration(seconds=parameters.tf_cache_s), node=self)
         keep(self._drop_buffer)
         keep(TransformListener(self._buffer, self).unregister)
-        self._results = ResultPublishers(self, parameters, tuple(self._detector.channels))
-        keep(self._results.close)
-        self._add_services()
-        rig = RigReader(
-            parameters.cameras,
-            self._buffer,
-            base_frame=parameters.base_frame,
-            map_frame=parameters.map_frame,
-            image_geometry=parameters.image_geometry,
-            image_topics=dict(zip(parameters.cameras, parameters.image_topics, strict=True)),
-            log=self.get_logger().info,
+        self._results = ResultPublishers(
+            self, parameters, tuple(self._detector.channels), self._detector.recommended_thresholds
         )
+        keep(self._results.close)
+        self._statistics = StatisticsTopics(self)
+        keep(self._statistics.close)
+        self._add_services()
+        odometry = make_odometry(self._buffer, parameters)
+        rig = make_rig(self._buffer, parameters, odometry, self.get_logger().info)
         self._inputs = CameraInputs(
             self,
             parameters,
@@ -198,11 +191,14 @@ class DetectorNode(LifecycleNode):
             on_round=self._submit,
             on_clock_jump=self._reset_after_clock_jump,
             on_error=self._warn,
+            on_odometry=None if odometry is None else odometry.add,
         )
         keep(self._inputs.close)
         worker = self._make_worker(rig)
         keep(self._builder.close)
         keep(worker.stop)
+        self._reporter = HealthReporter(self, parameters, self._health, self._inputs, worker, self._warn)
+        keep(self._reporter.close)
         worker.start()
         self._worker = worker
 
@@ -211,11 +207,12 @@ class DetectorNode(LifecycleNode):
         self._builder = RoundBuilder(
             rig,
             topics=parameters.image_topics,
-            num_views=len(self._detector.channels),
+            num_views=max(len(parameters.cameras), len(self._detector.channels)),
             reference_time=parameters.reference_time,
             anchor=parameters.anchor,
             tf_timeout_s=parameters.tf_timeout_s,
             prepare=getattr(self._detector, "prepare", None),
+            pose_is_awaited=True,
         )
         monitor = StreamMonitor(
             max_gap_s=parameters.memory_max_gap_s, max_speed_m_s=parameters.memory_max_speed
@@ -229,7 +226,10 @@ class DetectorNode(LifecycleNode):
             cameras=parameters.cameras,
             on_reset=self.get_logger().info,
             on_failure=self.get_logger().error,
+            on_record=self._statistics.publish,
             clock_ns=lambda: int(self.get_clock().now().nanoseconds),
+            is_ready=lambda matched: rig.has_pose(newest_stamp_ns(matched)),
+            wait_s=parameters.tf_timeout_s,
         )
 
     def _release(self) -> None:
@@ -242,11 +242,13 @@ class DetectorNode(LifecycleNode):
     def _drop_detector(self) -> None:
         """Drop the detector and give its GPU memory back."""
         self._detector = None
-        self.__dict__.pop("_builder", None)  # its rig holds the tf buffer
+        for name in ("_builder", "_inputs", "_reporter"):  # their rig holds the tf buffer
+            self.__dict__.pop(name, None)
         free_memory()
 
     def _drop_buffer(self) -> None:
-        """Destroy the service of the tf buffer and drop the buffer."""
+        """Destroy service and jump callback of the tf buffer, which would keep it alive, and drop it."""
+        self._buffer.jump_handle.unregister()
         service = getattr(self._buffer, "srv", None)
         if service is not None:
             self.destroy_service(service)
@@ -289,63 +291,15 @@ class DetectorNode(LifecycleNode):
     # -- outputs ---------------------------------------------------------------------------------------------
 
     def _add_services(self) -> None:
-        keep, steady = self._resources.callback, Clock(clock_type=ClockType.STEADY_TIME)
-        keep(self.destroy_service, self.create_service(Trigger, "~/reset", self._on_reset))
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        keep(self.destroy_publisher, self._diagnostics)
-        for period_s, callback in (
-            (_DIAGNOSTICS_S, self._publish_diagnostics),
-            (_HEALTH_S, self._log_health),
-        ):
-            keep(self.destroy_timer, self.create_timer(period_s, callback, clock=steady))
+        service = self.create_service(Trigger, "~/reset", self._on_reset)
+        self._resources.callback(self.destroy_service, service)
 
     def _publish(self, outcome: Outcome) -> None:
         self._results.publish(outcome.objects, outcome.camera_round)
 
-    def _camera_states(self) -> dict[str, CameraState]:
-        assert self._worker is not None
-        faults = self._worker.recent_faults(_FAULT_S) | self._inputs.faults
-        return self._health.states(
-            time.monotonic(), self.get_clock().now().nanoseconds, self.parameters.health_window_s, faults
-        )
-
-    def _log_health(self) -> None:
-        """Log decisions of the synchronizer, and cameras that are lost, left out or back."""
-        active_s = time.monotonic() - self._active_since_s
-        if self._worker is None or not self._inputs.is_open or active_s < LOST_S:
-            return
-        for event in self._inputs.take_events():
-            self.get_logger().info(event)
-        for is_fault, sentence in self._health.changes(self._camera_states()):
-            if is_fault:  # two calls, because rclpy refuses two severities in one line
-                self.get_logger().warning(sentence)
-            else:
-                self.get_logger().info(sentence)
-
-    def _publish_diagnostics(self) -> None:
-        if self._worker is None or not self._inputs.is_open:
-            return
-        warnings = self._inputs.warnings
-        for warning in warnings:
-            self._warn(warning)
-        self._diagnostics.publish(
-            build_diagnostics(
-                self.get_clock().now().to_msg(),
-                self.get_name(),
-                self._camera_states(),
-                self._worker.recent(self.parameters.health_window_s),
-                self._worker.snapshot(),
-                self._inputs.sync_counts,
-                warnings,
-                max_silence_s=self.parameters.max_silence_s,
-                active_s=time.monotonic() - self._active_since_s,
-                failure=self._worker.failure,
-            )
-        )
-
     def _warn(self, text: str) -> None:
-        """Log a warning; texts with the same first 48 characters are logged once per 5 s."""
-        now, kind = time.monotonic(), text[:48]
+        """Log a warning; texts that differ in numbers only are logged once per 5 s."""
+        now, kind = time.monotonic(), re.sub(r"[\d.]+", "#", text)[:48]
         if now - self._last_warning_s.get(kind, -_REPEAT_S) >= _REPEAT_S:
             self._last_warning_s[kind] = now
             self.get_logger().warning(text)
@@ -383,8 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals = (signal.SIGINT, signal.SIGTERM)
     for number in signals:
         signal.signal(number, lambda *_: stop.set())
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
+        start_ros(arguments)
         return run_node(DetectorNode(), stop)
     except (UserError, ParameterException) as error:
         print(f"detector: {error}", file=sys.stderr)

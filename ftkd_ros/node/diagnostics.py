@@ -95,6 +95,7 @@ def _camera_status(node_name: str, camera: str, state: CameraState, used: float 
         "age_s": _number(state.age_s),
         "stamp_age_s": _number(state.stamp_age_s),
         "share_of_rounds": _number(used),
+        "missed_share": _number(state.missed_share),
         "fault": state.fault or "",
     }
     return _status(f"{node_name}: camera {camera}", level, text, values)

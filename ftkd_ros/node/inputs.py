@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import message_filters
+from nav_msgs.msg import Odometry
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.event_handler import SubscriptionEventCallbacks
@@ -17,13 +18,12 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from ftkd_ros.convert.from_ros import stamp_to_ns
+from ftkd_ros.node.matchers import make_matcher
 from ftkd_ros.node.parameters import DetectorParameters
 from ftkd_ros.node.tf_rig import RigReader
-from ftkd_ros.sync.anchor import AnchorMatcher
-from ftkd_ros.sync.auto import AutoMatcher
 from ftkd_ros.sync.matcher import JUMP_NS, MatchedRound
-from ftkd_ros.sync.surround import SurroundMatcher
-from ftkd_ros.sync.synchronizer import Matcher, SurroundSynchronizer
+from ftkd_ros.sync.matcher_interface import Matcher
+from ftkd_ros.sync.synchronizer import SurroundSynchronizer
 
 _POLL_S: Final = 0.01
 
@@ -33,7 +33,7 @@ class CameraInputs:
 
     on_image(camera, message): an image has arrived. on_round(matched): a round is complete or has timed out.
     on_clock_jump(): the node's clock has jumped back. on_error(text): a callback has failed.
-    camera_info messages go to `rig`.
+    on_odometry(message): called if parameter odometry_topic is set. camera_info messages go to `rig`.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class CameraInputs:
         on_round: Callable[[MatchedRound[Any]], None],
         on_clock_jump: Callable[[], None],
         on_error: Callable[[str], None],
+        on_odometry: Callable[[Any], None] | None = None,
     ) -> None:
         self._node = node
         self._parameters = parameters
@@ -54,6 +55,7 @@ class CameraInputs:
         self._on_round = on_round
         self._on_clock_jump = on_clock_jump
         self._on_error = on_error
+        self._on_odometry = on_odometry
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._subscribers: list[Any] = []
         self._synchronizer: Any = None
@@ -64,8 +66,9 @@ class CameraInputs:
         """Subscribe to all cameras with a new synchronizer. After an error, call `close`."""
         parameters = self._parameters
         images = []
-        for camera, transport, image_topic, info_topic in zip(
+        for camera, calibration, transport, image_topic, info_topic in zip(
             parameters.cameras,
+            parameters.calibration_files,
             parameters.image_transports,
             parameters.image_topics,
             parameters.camera_info_topics,
@@ -74,9 +77,12 @@ class CameraInputs:
             image = self._subscribe(CompressedImage if transport == "compressed" else Image, image_topic)
             image.registerCallback(lambda message, camera: self._on_image(camera, message), camera)
             images.append(image)
-            for latched in (False, True):
+            for latched in (False, True) if calibration is None else ():
                 info = self._subscribe(CameraInfo, info_topic, latched=latched)
                 info.registerCallback(self._rig.add_camera_info, camera)
+        if self._on_odometry is not None:
+            odometry = self._subscribe(Odometry, parameters.odometry_topic)
+            odometry.registerCallback(self._on_odometry)
         self._synchronizer = make_synchronizer(
             parameters,
             images,
@@ -191,26 +197,3 @@ def make_synchronizer(
             images, parameters.queue_depth, parameters.sync_slop_s
         )
     return SurroundSynchronizer(images, make_matcher(parameters), now_ns=now_ns, on_error=on_error)
-
-
-def make_matcher(parameters: DetectorParameters) -> Matcher:
-    """Return the matcher of policy `auto`, `surround` or `anchor`."""
-    offsets = parameters.camera_time_offsets_s
-    anchor: AnchorMatcher[Any] = AnchorMatcher(
-        parameters.cameras,
-        anchor=parameters.anchor,
-        max_difference_ns=round(parameters.max_camera_time_diff_s * 1e9),
-        min_cameras=parameters.min_round_cameras,
-    )
-    if parameters.sync_policy == "anchor":
-        return anchor
-    automatic = parameters.sync_policy == "auto"
-    surround: SurroundMatcher[Any] = SurroundMatcher(
-        parameters.cameras,
-        slop_ns=round(parameters.sync_slop_s * 1e9),
-        deadline_ns=round(parameters.sync_deadline_s * 1e9),
-        offsets_ns=[round(offset * 1e9) for offset in offsets] if offsets else None,
-        min_cameras=parameters.min_round_cameras,
-        hold_misfit=automatic,
-    )
-    return AutoMatcher(surround, anchor) if automatic else surround

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rclpy.logging import get_logger
-
 from ftkd_core.errors import UserError
 from ftkd_ros.node.parameters import DetectorParameters
 
@@ -15,14 +13,23 @@ DetectorFactory = Callable[[DetectorParameters], Any]
 
 
 def load_detector(parameters: DetectorParameters) -> Any:
-    """Load the detector that the parameters select.
+    """Load the detector of the node and log its engine."""
+    from rclpy.logging import get_logger
+
+    detector = make_detector(parameters)
+    get_logger("detector").info(f"engine {detector.runtime}: {detector.runtime_reason}")
+    return detector
+
+
+def make_detector(parameters: DetectorParameters) -> Any:
+    """Load the detector that the parameters select, without ROS.
 
     torch is imported here, so that bad parameters are reported without waiting for the import. The detector
     returns all scores, because the thresholds of the node can be changed at run time.
     """
     from ftkd_core.runtime.detector import Detector
 
-    detector = Detector.from_weights(
+    return Detector.from_weights(
         parameters.weights or None,
         preset=parameters.preset or None,
         device=parameters.device,
@@ -31,8 +38,6 @@ def load_detector(parameters: DetectorParameters) -> Any:
         max_detections=parameters.max_detections,
         camera_model=parameters.camera_model,
     )
-    get_logger("detector").info(f"engine {detector.runtime}: {detector.runtime_reason}")
-    return detector
 
 
 def check_cameras(cameras: Sequence[str], channels: Sequence[str]) -> None:

@@ -1,119 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of the detector node: names, defaults, ranges and checks.
+"""Parameters of the detector: names, defaults, ranges and checks; without ROS.
 
-Those in RUN_TIME can be changed while the node runs; for the others, edit the YAML or launch file and restart
-the node.
+`declaration` declares them on the node; `ftkd detect` reads the same ones from YAML files and its command
+line. Those in RUN_TIME can be changed while the node runs; for the others, edit the YAML or launch file and
+restart the node.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
-from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
-from rclpy.exceptions import InvalidTopicNameException
-from rclpy.node import Node
-from rclpy.validate_topic_name import validate_topic_name
-
-from ftkd_core.canonical_cameras import CAMERA_MODELS
 from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
 from ftkd_core.errors import UserError
-from ftkd_core.runtime import RUNTIMES
-from ftkd_ros.convert.calibration import IMAGE_GEOMETRIES
-from ftkd_ros.sync.assembly import REFERENCE_TIMES
+from ftkd_ros.node.parameter_tables import CHOICES, RANGES, RUN_TIME, UNKNOWN_THRESHOLD
 
-SYNC_POLICIES: Final = ("auto", "surround", "anchor", "approximate", "exact")
-IMAGE_TRANSPORTS: Final = ("compressed", "raw")
-RELIABILITIES: Final = ("best_effort", "reliable")
-CHOICES: Final[dict[str, Sequence[str]]] = {
-    "runtime": RUNTIMES,
-    "image_transport": IMAGE_TRANSPORTS,
-    "image_geometry": IMAGE_GEOMETRIES,
-    "camera_model": CAMERA_MODELS,
-    "qos_reliability": RELIABILITIES,
-    "sync_policy": SYNC_POLICIES,
-    "reference_time": REFERENCE_TIMES,
-}
-"""Allowed values."""
-RANGES: Final[dict[str, tuple[float, float]]] = {
-    "score_threshold": (0.0, 1.0),
-    "marker_min_score": (0.0, 1.0),
-    "min_range_m": (0.0, 1e4),
-    "max_range_m": (0.0, 1e4),
-    "tf_timeout_s": (0.0, 10.0),
-    "tf_cache_s": (0.1, 1e4),
-    "sync_slop_s": (0.0, 10.0),
-    "sync_deadline_s": (0.001, 100.0),
-    "max_camera_time_diff_s": (0.001, 10.0),
-    "memory_max_gap_s": (0.001, 1e4),
-    "memory_max_speed": (0.001, 1e5),
-    "marker_lifetime_s": (0.001, 1e4),
-    "health_window_s": (1.0, 30.0),
-    "max_silence_s": (0.1, 1e4),
-    "max_detections": (1, 1000),
-    "queue_depth": (1, 1000),
-}
-"""Smallest and largest value of each number."""
-RUN_TIME: Final = (
-    "score_threshold",
-    "class_score_thresholds",
-    "min_range_m",
-    "max_range_m",
-    "marker_min_score",
-)
-"""Parameters that can be changed while the node runs."""
-_TEXT_OR_TEXTS: Final = ("image_transport", "image_topic", "camera_info_topic")
+_TEXT_OR_TEXTS: Final = ("image_transport", "image_topic", "camera_info_topic", "calibration_file")
+_TOPIC: Final = re.compile(r"(/|~/?)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
 _TOPIC_OF_TRANSPORT: Final = {"compressed": "/{camera}/image/compressed", "raw": "/{camera}/image"}
-
-DESCRIPTIONS: Final[dict[str, str]] = {
-    "weights": "weights file; empty: the shipped weights",
-    "preset": "required preset of the weights; empty: any",
-    "device": "auto (a GPU if available), cpu, cuda or cuda:N",
-    "runtime": "engine: openvino, onnx, fast, plain (slower reference), or auto, the fastest proven one",
-    "score_threshold": "minimum score of published detections, 0..1",
-    "class_score_thresholds": "minimum scores of single classes, such as [car=0.3, pedestrian=0.2]",
-    "min_range_m": "minimum horizontal distance of published detections to base_frame, in m",
-    "max_range_m": "maximum horizontal distance of published detections to base_frame, in m; 0: no limit",
-    "max_detections": "maximum number of detections per round",
-    "cameras": "camera names in the order of the model's channels; they replace {camera} in topics",
-    "image_transport": "compressed (sensor_msgs/CompressedImage) or raw (sensor_msgs/Image); a list has one "
-    "entry per camera",
-    "image_topic": "image topic of each camera; empty: /{camera}/image/compressed, for raw /{camera}/image; "
-    "a list has one entry per camera",
-    "camera_info_topic": "camera_info topic of each camera; a list has one entry per camera",
-    "image_geometry": "rectified (images fit P), raw (they fit K and D), or auto: by topic and D",
-    "camera_model": "virtual (cameras as in training), as_is, or auto: virtual for cameras that differ",
-    "qos_reliability": "best_effort (sensor data) or reliable (replay without losses)",
-    "queue_depth": "queue depth of the subscriptions to cameras",
-    "base_frame": "frame of the detections: the vehicle, x forward, y left, z up",
-    "map_frame": "frame fixed to the ground: map or odom",
-    "tf_timeout_s": "maximum wait per round for camera_info and tf, in seconds; ends when they arrive",
-    "tf_cache_s": "length of the tf buffer in seconds",
-    "sync_policy": "auto (chooses surround or anchor), surround (cameras of one rate), anchor (other rates, "
-    "no trigger), or approximate or exact of message_filters",
-    "sync_slop_s": "maximum stamp difference in a round after offsets, in seconds; surround limits it to 0.4 "
-    "of the period",
-    "sync_deadline_s": "seconds after the last expected exposure at which an incomplete round is processed "
-    "(policy surround)",
-    "max_camera_time_diff_s": "maximum stamp difference to the image of the anchor camera, in seconds "
-    "(policy anchor)",
-    "camera_time_offsets_s": "exposure of each camera after the trigger, in seconds; empty: estimated",
-    "min_cameras": "minimum number of cameras in a round; 0: half of the cameras",
-    "reference_time": "time of the detections: latest exposure, exposure of the anchor camera, or mean; "
-    "policy anchor: exposure of the anchor camera, or mean",
-    "anchor_camera": "camera of policy anchor and of reference_time anchor; empty: the first camera",
-    "memory_max_gap_s": "a longer gap between rounds, in seconds, resets the memory",
-    "memory_max_speed": "a faster pose change, in m/s, starts a new scene and resets the memory",
-    "publish_markers": "publish RViz markers",
-    "publish_images": "publish bird_eye and surround images (drawn only if the topic has a subscriber)",
-    "marker_min_score": "minimum score of detections in markers and images",
-    "marker_lifetime_s": "lifetime of markers in seconds; at least two detector cycles",
-    "health_window_s": "diagnostics judge the rounds and images of this many seconds",
-    "max_silence_s": "diagnostics report an error after this many seconds without a publication",
-    "summary_file": "JSON file with counters and latency, written at shutdown; empty: none",
-    "autostart": "configure and activate at start; false: wait for lifecycle transitions",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +33,7 @@ class DetectorParameters:
     preset: str = ""
     device: str = "auto"
     runtime: str = "auto"
-    score_threshold: float = 0.05
+    score_threshold: float = -1.0
     class_score_thresholds: tuple[str, ...] = ()
     min_range_m: float = 0.0
     max_range_m: float = 0.0
@@ -141,7 +47,10 @@ class DetectorParameters:
     qos_reliability: str = "best_effort"
     queue_depth: int = 10
     base_frame: str = "base_link"
-    map_frame: str = "map"
+    map_frame: str = "auto"
+    odometry_topic: str = ""
+    calibration_file: str | tuple[str, ...] = ""
+    extrinsics_file: str = ""
     tf_timeout_s: float = 0.5
     tf_cache_s: float = 30.0
     sync_policy: str = "auto"
@@ -168,11 +77,19 @@ class DetectorParameters:
         self._check_names()
         self._check_choices()
         self._check_cameras()
-        _ = self.class_thresholds
+        self.class_thresholds({})
         if self.weights and not Path(self.weights).is_file():
             raise UserError(
                 f"parameter weights: no file {self.weights!r}; leave it empty for the shipped weights"
             )
+        for name, file in (
+            *(("calibration_file", file) for file in self.calibration_files),
+            ("extrinsics_file", Path(self.extrinsics_file) if self.extrinsics_file else None),
+        ):
+            if file is not None and not file.is_file():
+                raise UserError(f"parameter {name}: no file {str(file)!r}")
+        if self.odometry_topic:
+            _check_topic("odometry_topic", self.odometry_topic)
         if self.summary_file and not _is_writable_folder(Path(self.summary_file).resolve().parent):
             raise UserError(
                 f"parameter summary_file: the folder of {self.summary_file!r} cannot be written to"
@@ -199,10 +116,13 @@ class DetectorParameters:
         topics = zip(self._per_camera("camera_info_topic"), self.cameras, strict=True)
         return tuple(topic.replace("{camera}", camera) for topic, camera in topics)
 
-    @property
-    def class_thresholds(self) -> dict[str, float]:
-        """Minimum score by class: `class_score_thresholds`, and `score_threshold` for the other classes."""
-        found = dict.fromkeys(CLASS_NAMES, self.score_threshold)
+    def class_thresholds(self, recommended: Mapping[str, float]) -> dict[str, float]:
+        """Return the minimum score by class: `class_score_thresholds`, for the other classes
+        `score_threshold`, and if that is negative the recommended one or 0.25."""
+        if self.score_threshold < 0:
+            found = {name: recommended.get(name, UNKNOWN_THRESHOLD) for name in CLASS_NAMES}
+        else:
+            found = dict.fromkeys(CLASS_NAMES, self.score_threshold)
         for text in self.class_score_thresholds:
             name, _, value = text.partition("=")
             if name.strip() not in found or not _is_share(value):
@@ -212,6 +132,12 @@ class DetectorParameters:
                 )
             found[name.strip()] = float(value)
         return found
+
+    @property
+    def calibration_files(self) -> tuple[Path | None, ...]:
+        """Calibration file of each camera; None: its camera_info is used."""
+        files = zip(self._per_camera("calibration_file"), self.cameras, strict=True)
+        return tuple(Path(file.replace("{camera}", camera)) if file else None for file, camera in files)
 
     @property
     def anchor(self) -> int:
@@ -297,54 +223,34 @@ class DetectorParameters:
             )
 
 
-def declare_parameters(node: Node) -> DetectorParameters:
-    """Declare all parameters on the node and return their values. Raises UserError for a bad value."""
-    values: dict[str, Any] = {}
-    for entry in fields(DetectorParameters):
-        # dynamic_typing, because rclpy would refuse `sync_slop_s: 1` and cannot type an empty list.
-        descriptor = ParameterDescriptor(dynamic_typing=True)
-        default: Any = list(entry.default) or None if isinstance(entry.default, tuple) else entry.default
-        given = node.declare_parameter(entry.name, default, descriptor).value
-        values[entry.name] = _typed(entry.name, given, entry.default)
-    parameters = DetectorParameters(**values)
-    for name in values:  # afterwards, because errors of rclpy do not contain what to do
-        node.set_descriptor(name, make_descriptor(name))
-    return parameters
-
-
-def make_descriptor(name: str) -> ParameterDescriptor:
-    """Return the descriptor for `ros2 param describe`: description, range or allowed values."""
-    descriptor = ParameterDescriptor(
-        name=name, description=DESCRIPTIONS[name], read_only=name not in RUN_TIME, dynamic_typing=True
-    )
-    if name in CHOICES:
-        descriptor.additional_constraints = f"one of: {', '.join(CHOICES[name])}"
-    if name in RANGES:
-        lowest, highest = RANGES[name]
-        if isinstance(lowest, int):
-            descriptor.integer_range = [IntegerRange(from_value=lowest, to_value=int(highest), step=1)]
-        else:
-            descriptor.floating_point_range = [FloatingPointRange(from_value=lowest, to_value=highest)]
-    return descriptor
-
-
 def changed_parameters(parameters: DetectorParameters, changes: Mapping[str, Any]) -> DetectorParameters:
     """Return the parameters with other values of RUN_TIME; other names are ignored. UserError as above."""
     defaults = {entry.name: entry.default for entry in fields(DetectorParameters)}
-    typed = {name: _typed(name, value, defaults[name]) for name, value in changes.items() if name in RUN_TIME}
+    typed = {
+        name: typed_value(name, value, defaults[name]) for name, value in changes.items() if name in RUN_TIME
+    }
     return replace(parameters, **typed)
 
 
-def _typed(name: str, given: Any, default: Any) -> Any:
+def typed_parameters(values: Mapping[str, Any]) -> DetectorParameters:
+    """Return the parameters with some values, such as those of JSON. UserError as above."""
+    defaults = {entry.name: entry.default for entry in fields(DetectorParameters)}
+    known = {name: value for name, value in values.items() if name in defaults}
+    return DetectorParameters(
+        **{name: typed_value(name, value, defaults[name]) for name, value in known.items()}
+    )
+
+
+def typed_value(name: str, given: Any, default: Any) -> Any:
     """Return the value with the type of the default; YAML and the command line may yield int for float."""
     if name in _TEXT_OR_TEXTS and not isinstance(given, str) and isinstance(given, Sequence):
-        return tuple(_typed(name, item, "") for item in given)
+        return tuple(typed_value(name, item, "") for item in given)
     if isinstance(default, tuple):
         sample: Any = default[0] if default else "" if name == "class_score_thresholds" else 0.0
         items = [] if given is None else given
         if isinstance(items, str) or not isinstance(items, Sequence):
             raise UserError(f"parameter {name}: {given!r}; expected a list")
-        return tuple(_typed(name, item, sample) for item in items)
+        return tuple(typed_value(name, item, sample) for item in items)
     if isinstance(default, float) and type(given) is int:
         return float(given)
     if type(given) is not type(default):
@@ -356,11 +262,11 @@ def _typed(name: str, given: Any, default: Any) -> Any:
 
 def _check_topic(name: str, topic: str) -> None:
     """Raise UserError if ROS refuses the topic name."""
-    try:
-        validate_topic_name(topic)
-    except InvalidTopicNameException as error:
-        reason = str(error).splitlines()[0].removeprefix("Invalid topic name: ")
-        raise UserError(f"parameter {name}: {topic!r} is not a topic name: {reason}") from None
+    if not _TOPIC.fullmatch(topic):
+        raise UserError(
+            f"parameter {name}: {topic!r} is not a topic name; expected parts of letters, digits and "
+            "underscores between single slashes, none of which begins with a digit"
+        )
 
 
 def _is_share(text: str) -> bool:

@@ -2,7 +2,7 @@
 """Counters and timings of the detection worker: since the start, and over a recent window."""
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -133,7 +133,7 @@ class WorkerStatistics:
         }
 
 
-def percentiles(values: deque[float]) -> dict[str, float | None]:
+def percentiles(values: Iterable[float]) -> dict[str, float | None]:
     """Return p50 and p95 rounded to three digits; None if there are no values."""
     summary = summarize(list(values)).as_dict()
     return {"p50": summary["p50"], "p95": summary["p95"]}

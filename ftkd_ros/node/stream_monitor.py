@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detection of a new stream: when the detector's memory no longer fits the incoming rounds."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,15 @@ class StreamMonitor:
     """Figures of the last cause, for the log."""
     _stamp_ns: int | None = None
     _position: NDArray[np.float64] | None = None
+
+    def state(self) -> tuple[int | None, list[float] | None]:
+        """Return stamp and position of the last round, as JSON values."""
+        return self._stamp_ns, None if self._position is None else self._position.tolist()
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Continue from a state."""
+        self._stamp_ns, position = state
+        self._position = None if position is None else np.asarray(position)
 
     def cause_of_reset(self, camera_round: CameraRound) -> str | None:
         """Return `backward_time`, `gap` or `pose_jump`; None if the round continues the stream or is the

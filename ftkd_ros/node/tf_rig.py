@@ -6,49 +6,30 @@ The worker thread calls these functions and may wait for a transform; callbacks 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.time import Time
-from tf2_ros import Buffer, TransformException
+from tf2_ros import Buffer
 
 from ftkd_core.errors import UserError
-from ftkd_ros.convert.calibration import CameraGeometry, ImageCalibration, read_calibration, read_rigid
-from ftkd_ros.convert.from_ros import stamp_to_ns
-from ftkd_ros.sync.matcher import JUMP_NS
+from ftkd_ros.convert.calibration import CameraGeometry, ImageCalibration, read_calibration
+from ftkd_ros.convert.calibration_files import read_camera_yaml, read_extrinsics
+from ftkd_ros.convert.message_factory import RCLPY
+from ftkd_ros.convert.to_ros import make_transforms
+from ftkd_ros.node.ego_motion import EgoMotion, OdometryPose, TfPose, look_up
+from ftkd_ros.node.parameters import DetectorParameters
 
 _POLL_S: Final = 0.002
-
-
-class RewindingBuffer(Buffer):
-    """A tf buffer that is cleared when the stamps of a frame jump back, as in a looped bag.
-
-    A plain Buffer refuses such transforms as too old (if the jump exceeds its cache time) or mixes them with
-    those of the previous loop. Only the C++ listener clears its buffer. Static transforms are kept.
-    """
-
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
-        self._newest_ns: dict[str, int] = {}
-
-    def set_transform(self, transform: Any, authority: str) -> None:
-        """Store a transform; the first transform of a new stream clears those of the previous stream."""
-        stamp_ns = stamp_to_ns(transform.header.stamp)
-        newest_ns = self._newest_ns.get(transform.child_frame_id, stamp_ns)
-        if stamp_ns < newest_ns - JUMP_NS:
-            self.clear()
-            self._newest_ns.clear()
-            newest_ns = stamp_ns
-        self._newest_ns[transform.child_frame_id] = max(newest_ns, stamp_ns)
-        super().set_transform(transform, authority)
 
 
 class RigReader:
     """Returns camera geometry from the latest camera_info and from tf, which interpolates but never
     extrapolates.
 
-    `base_frame` is the ego frame of all detections; `map_frame` is a frame fixed to the ground (map or odom).
+    `base_frame` is the ego frame of all detections; `ego_motion` gives its pose over ground.
     image_geometry: as in `convert.calibration`, decided with the image topic by camera; `log` gets one
     sentence per decision.
     """
@@ -59,7 +40,7 @@ class RigReader:
         buffer: Buffer,
         *,
         base_frame: str,
-        map_frame: str,
+        ego_motion: EgoMotion,
         image_geometry: str = "auto",
         image_topics: Mapping[str, str] | None = None,
         log: Callable[[str], object] = lambda _: None,
@@ -70,7 +51,7 @@ class RigReader:
         self._log = log
         self._logged: dict[str, str] = {}
         self.base_frame = base_frame
-        self.map_frame = map_frame
+        self._ego_motion = ego_motion
         self._buffer = buffer
         self._infos: dict[str, Any] = {}
 
@@ -81,9 +62,13 @@ class RigReader:
     def global_from_ego(self, stamp_ns: int, wait_until: float) -> NDArray[np.float64]:
         """Return the ego pose (4, 4) at a stamp.
 
-        Raises UserError if tf has no such transform at the monotonic time `wait_until`.
+        Raises UserError if it is not known at the monotonic time `wait_until`.
         """
-        return self._lookup(self.map_frame, self.base_frame, stamp_ns, wait_until)
+        return self._ego_motion.global_from_ego(stamp_ns, wait_until)
+
+    def has_pose(self, stamp_ns: int) -> bool:
+        """Return True if the ego pose at a stamp is known, or if waiting for it cannot help."""
+        return self._ego_motion.has_pose(stamp_ns)
 
     def geometry(
         self, camera: str, frame_id: str, stamp_ns: int, image_size: tuple[int, int], wait_until: float
@@ -98,7 +83,7 @@ class RigReader:
         info = self._wait_for_info(camera, wait_until)
         calibration = self._calibration(info, camera, image_size)
         camera_frame = self._camera_frame(camera, frame_id, info.header.frame_id)
-        ego_from_frame = self._lookup(self.base_frame, camera_frame, stamp_ns, wait_until)
+        ego_from_frame = look_up(self._buffer, self.base_frame, camera_frame, stamp_ns, wait_until)
         return CameraGeometry(
             intrinsics=calibration.intrinsics,
             ego_from_camera=ego_from_frame @ calibration.frame_from_camera,
@@ -115,7 +100,10 @@ class RigReader:
         return calibration
 
     def _camera_frame(self, camera: str, image_frame: str, info_frame: str) -> str:
-        """Return the frame of the image, or that of camera_info if tf connects only that one to the base."""
+        """Return the frame of the image, or that of camera_info if tf connects only that one to the base.
+
+        Leading slashes, which ROS 1 used, are removed as tf2 does for the frames of transforms."""
+        image_frame, info_frame = image_frame.removeprefix("/"), info_frame.removeprefix("/")
         if not (image_frame or info_frame):
             raise UserError(f"{camera}: neither the image nor camera_info names a frame; set header.frame_id")
         if not image_frame or not info_frame or image_frame == info_frame:
@@ -142,23 +130,38 @@ class RigReader:
             time.sleep(_POLL_S)
         return self._infos[camera]
 
-    def _lookup(self, target: str, source: str, stamp_ns: int, wait_until: float) -> NDArray[np.float64]:
-        stamp = Time(nanoseconds=stamp_ns)
-        while True:
-            try:
-                found = self._buffer.lookup_transform(target, source, stamp)
-            except TransformException as error:
-                if time.monotonic() >= wait_until or self._is_past(target, source, stamp_ns):
-                    raise UserError(f"no transform {target} <- {source} at {stamp_ns} ns: {error}") from error
-                time.sleep(_POLL_S)
-                continue
-            return read_rigid(found.transform, f"transform {target} <- {source}")
 
-    def _is_past(self, target: str, source: str, stamp_ns: int) -> bool:
-        """Return True if the newest transform is later than the stamp, so that waiting cannot help."""
-        try:
-            newest = self._buffer.lookup_transform(target, source, Time())
-        except TransformException:
-            return False
-        newest_ns = stamp_to_ns(newest.header.stamp)
-        return newest_ns > stamp_ns
+def make_odometry(buffer: Buffer, parameters: DetectorParameters) -> OdometryPose | None:
+    """Return the pose from odometry, if parameter odometry_topic is set."""
+    if not parameters.odometry_topic:
+        return None
+    return OdometryPose(buffer, parameters.base_frame, parameters.odometry_topic, parameters.tf_cache_s)
+
+
+def make_rig(
+    buffer: Buffer,
+    parameters: DetectorParameters,
+    odometry: OdometryPose | None,
+    log: Callable[[str], object],
+) -> RigReader:
+    """Return the reader of the rig; calibration and extrinsics of files are stored in it and in the buffer.
+
+    Raises UserError for files that cannot be read.
+    """
+    rig = RigReader(
+        parameters.cameras,
+        buffer,
+        base_frame=parameters.base_frame,
+        ego_motion=odometry or TfPose(buffer, parameters.base_frame, parameters.map_frame, log),
+        image_geometry=parameters.image_geometry,
+        image_topics=dict(zip(parameters.cameras, parameters.image_topics, strict=True)),
+        log=log,
+    )
+    for camera, file in zip(parameters.cameras, parameters.calibration_files, strict=True):
+        if file is not None:
+            rig.add_camera_info(read_camera_yaml(RCLPY, file, camera), camera)
+    if parameters.extrinsics_file:
+        for mount in read_extrinsics(Path(parameters.extrinsics_file)):
+            message = make_transforms(RCLPY, 0, mount.parent, {mount.child: mount.matrix})
+            buffer.set_transform_static(message.transforms[0], "extrinsics_file")
+    return rig

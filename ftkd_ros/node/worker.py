@@ -1,74 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inference thread: takes the newest round, runs the detector, publishes, and counts lost rounds.
 
-The mailbox holds one round. Therefore a detector that is slower than the cameras processes the newest images
-instead of a growing queue; overwritten rounds are counted.
+A detector that is slower than the cameras processes the newest images instead of a growing queue; overwritten
+rounds are counted.
 """
 
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ftkd_core.errors import UserError
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.node.failures import fatal_reason
 from ftkd_ros.node.statistics import RecentRounds, RoundRecord, WorkerStatistics
 from ftkd_ros.node.stream_monitor import StreamMonitor
+from ftkd_ros.node.waiting import RoundQueue
 from ftkd_ros.sync.assembly import BuiltRound
 from ftkd_ros.sync.matcher import MatchedRound
-
-T = TypeVar("T")
 
 
 class StreamDetector(Protocol):
     """The part of `ftkd_core.runtime.detector.Detector` that the worker uses."""
 
+    @property
+    def faults(self) -> dict[str, str]: ...
+
     def step(self, camera_round: CameraRound) -> ObjectList: ...
 
     def reset(self) -> None: ...
-
-
-class Mailbox(Generic[T]):
-    """Holds the newest item. `put` never blocks; `get` blocks until `put` or `close`."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._item: T | None = None
-        self._closed = False
-
-    def put(self, item: T) -> bool:
-        """Store an item. Returns True if it overwrote an item, or if the mailbox is closed."""
-        with self._condition:
-            if self._closed:
-                return True
-            overwritten = self._item is not None
-            self._item = item
-            self._condition.notify()
-            return overwritten
-
-    def get(self) -> T | None:
-        """Wait for an item and remove it. Returns None after `close`."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._item is not None or self._closed)
-            item, self._item = self._item, None
-            return None if self._closed else item
-
-    @property
-    def is_full(self) -> bool:
-        """Whether an item waits."""
-        with self._condition:
-            return self._item is not None
-
-    def close(self) -> int:
-        """Wake all waiting threads. Returns the number of items (0 or 1) that are discarded."""
-        with self._condition:
-            left = 0 if self._closed or self._item is None else 1
-            self._closed = True
-            self._item = None
-            self._condition.notify_all()
-            return left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +49,10 @@ class DetectionWorker:
     build: matched round -> BuiltRound; raises UserError for an unusable round. publish: called on the
     worker's thread with every Outcome. report: called with one sentence per problem. on_reset: called with
     one sentence per memory reset. on_failure: called once with one sentence if the detector cannot go on
-    (`failures.fatal_reason`); `failure` holds it, and all later rounds are dropped. clock_ns: clock of
-    header.stamp, for the latency. Errors of a round do not stop the thread.
+    (`failures.fatal_reason`); `failure` holds it, and all later rounds are dropped. on_record: called with
+    the times of each detected round. clock_ns: clock of header.stamp, for the latency. is_ready: whether the
+    transforms of a round have arrived; a round waits for them up to `wait_s`. Errors of a round do not stop
+    the thread.
     """
 
     def __init__(
@@ -103,7 +66,10 @@ class DetectionWorker:
         cameras: Sequence[str] = (),
         on_reset: Callable[[str], None] | None = None,
         on_failure: Callable[[str], None] | None = None,
+        on_record: Callable[[RoundRecord], None] = lambda _: None,
         clock_ns: Callable[[], int] | None = None,
+        is_ready: Callable[[MatchedRound[Any]], bool] = lambda _: True,
+        wait_s: float = 0.0,
     ) -> None:
         self.statistics = WorkerStatistics()
         self._detector = detector
@@ -115,8 +81,11 @@ class DetectionWorker:
         self._on_reset = on_reset
         self._on_failure = on_failure
         self.failure: str | None = None
+        self._on_record = on_record
         self._clock_ns = clock_ns
-        self._mailbox: Mailbox[tuple[MatchedRound[Any], float]] = Mailbox()
+        self._queue: RoundQueue[tuple[MatchedRound[Any], float]] = RoundQueue(
+            lambda item: is_ready(item[0]), wait_s
+        )
         self._lock = threading.Lock()
         self._pending_reset: str | None = None
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
@@ -128,29 +97,26 @@ class DetectionWorker:
     def stop(self, timeout_s: float = 10.0) -> None:
         """Finish the round in progress, drop the waiting one and end the thread."""
         with self._lock:
-            self.statistics.dropped["shutdown"] += self._mailbox.close()
+            self.statistics.dropped["shutdown"] += self._queue.close()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
             if self._thread.is_alive():
                 self._report(f"the inference thread did not finish within {timeout_s:g} s")
 
     def submit(self, matched: MatchedRound[Any]) -> None:
-        """Put a round into the mailbox; returns immediately."""
+        """Put a round into the queue; returns immediately."""
         with self._lock:
             self.statistics.rounds_in += 1
             self.statistics.partial_rounds += not matched.is_complete
             if matched.after_jump:
                 self._pending_reset = "backward_time"
-            if self._mailbox.put((matched, time.perf_counter())):
-                self.statistics.dropped["overwritten"] += 1
-                reason = "the detector is slower than the cameras, so a newer round replaced it"
-                self.statistics.add_record(RoundRecord(time_s=time.monotonic(), dropped=reason))
+            self._count_overwritten(self._queue.put((matched, time.perf_counter())))
 
     @property
     def is_behind(self) -> bool:
         """Whether a round waits while another one is processed, because the detector is slower than the
         cameras, or whether it has failed."""
-        return self._mailbox.is_full or self.failure is not None
+        return self._queue.has_ready or self.failure is not None
 
     def request_reset(self, cause: str) -> None:
         """Reset the detector before the next round and count the reset under `cause`."""
@@ -158,8 +124,10 @@ class DetectionWorker:
             self._pending_reset = cause
 
     def _run(self) -> None:
-        while (item := self._mailbox.get()) is not None:
-            matched, submitted_s = item
+        while (taken := self._queue.get()) is not None:
+            (matched, submitted_s), overwritten = taken
+            with self._lock:
+                self._count_overwritten(overwritten)
             if self.failure is not None:
                 self._drop("failed", f"round dropped: {self.failure}")
                 continue
@@ -170,6 +138,12 @@ class DetectionWorker:
             except Exception as error:
                 self._drop("failed", f"round dropped: {type(error).__name__}: {error}")
 
+    def _count_overwritten(self, count: int) -> None:
+        reason = "the detector is slower than the cameras, so a newer round replaced it"
+        for _ in range(count):
+            self.statistics.dropped["overwritten"] += 1
+            self.statistics.add_record(RoundRecord(time_s=time.monotonic(), dropped=reason))
+
     def _process(self, matched: MatchedRound[Any], submitted_s: float) -> None:
         built = self._build(matched)
         self._count_faults(built.faults)
@@ -177,6 +151,9 @@ class DetectionWorker:
         started = time.perf_counter()
         objects = self._step(built.camera_round)
         detected = time.perf_counter()
+        masked = {c: why for c, why in self._detector.faults.items() if c not in built.faults}
+        self._count_faults(masked, report=False)  # the detector logs them once
+        faults = built.faults | masked
         stage_ms = {
             "wait": (started - submitted_s) * 1e3 - sum(built.stage_ms.values()),
             **built.stage_ms,
@@ -186,27 +163,25 @@ class DetectionWorker:
             Outcome(
                 objects=objects,
                 camera_round=built.camera_round,
-                faults=built.faults,
+                faults=faults,
                 stage_ms=stage_ms,
                 submitted_s=submitted_s,
             )
         )
         finished = time.perf_counter()
+        stage_ms["publish"] = (finished - detected) * 1e3
+        record = RoundRecord(
+            time_s=time.monotonic(),
+            missing=self._missing(matched, faults),
+            latency_ms=(finished - submitted_s) * 1e3,
+            stamp_latency_ms=self._age_ms(built.camera_round.reference_stamp_ns),
+            stage_ms=stage_ms,
+        )
         with self._lock:
             self.statistics.rounds_detected += 1
-            stage_ms["publish"] = (finished - detected) * 1e3
-            latency_ms = (finished - submitted_s) * 1e3
-            stamp_latency_ms = self._age_ms(built.camera_round.reference_stamp_ns)
-            self.statistics.add_times(stage_ms, latency_ms, stamp_latency_ms)
-            self.statistics.add_record(
-                RoundRecord(
-                    time_s=time.monotonic(),
-                    missing=self._missing(matched, built.faults),
-                    latency_ms=latency_ms,
-                    stamp_latency_ms=stamp_latency_ms,
-                    stage_ms=stage_ms,
-                )
-            )
+            self.statistics.add_times(stage_ms, record.latency_ms, record.stamp_latency_ms)
+            self.statistics.add_record(record)
+        self._on_record(record)
 
     def _step(self, camera_round: CameraRound) -> ObjectList:
         """Run the detector; stop detecting after an error that no later round can survive."""
@@ -237,12 +212,13 @@ class DetectionWorker:
                 detail = self._monitor.explanation if cause == found else ""
                 self._on_reset(f"memory reset: {cause}{f', {detail}' if detail else ''}")
 
-    def _count_faults(self, faults: dict[str, str]) -> None:
+    def _count_faults(self, faults: dict[str, str], *, report: bool = True) -> None:
         for camera, reason in faults.items():
             with self._lock:
                 self.statistics.camera_faults[camera] += 1
                 self.statistics.last_fault[camera] = (reason, time.monotonic())
-            self._report(f"camera masked: {reason}")
+            if report:
+                self._report(f"camera masked: {reason}")
 
     def _drop(self, cause: str, sentence: str) -> None:
         with self._lock:

@@ -20,7 +20,6 @@ from ftkd_ros.sync.matcher import MatchedRound
 
 T = TypeVar("T")
 
-_POSE: Final = "vehicle pose"
 _MISSES: Final = 3
 REFERENCE_TIMES: Final = ("latest", "anchor", "mean")
 
@@ -44,6 +43,11 @@ class BuiltRound:
     camera_round: CameraRound
     faults: dict[str, str]
     stage_ms: dict[str, float]
+
+
+def newest_stamp_ns(matched: MatchedRound[Any]) -> int:
+    """Return the latest exposure of a round."""
+    return max(stamp for stamp in matched.stamps_ns if stamp is not None)
 
 
 def reference_stamp_ns(matched: MatchedRound[Any], rule: str, anchor: int = 0) -> int:
@@ -77,8 +81,9 @@ class RoundBuilder:
     Images are decoded in parallel, because OpenCV releases the GIL; those given to `arrive` before their
     round is built. `prepare` (index, image) returns network images for `CameraView.prepared`. `topics` are
     the image topics, for error messages. Views have the order of the cameras, filled up with None to
-    `num_views`. `tf_timeout_s` limits the wait for camera_info and tf per round. What was missing in three
-    rounds in a row is waited for no longer, until it is there again: a camera, or the vehicle pose.
+    `num_views`. `tf_timeout_s` limits the wait for camera_info and tf per round. A camera whose calibration
+    or frame was missing in three rounds in a row is waited for no longer, until they are there again.
+    `pose_is_awaited`: the caller has waited for the vehicle pose, up to `tf_timeout_s`.
     """
 
     rig: Rig
@@ -88,6 +93,7 @@ class RoundBuilder:
     anchor: int = 0
     tf_timeout_s: float = 0.5
     prepare: Callable[[int, RgbImage], tuple[PreparedImage, ...]] | None = None
+    pose_is_awaited: bool = False
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
     _arriving: ArrivingImages[_Decoded] = field(init=False, repr=False)
     _misses: Counter[str] = field(init=False, repr=False, default_factory=Counter)
@@ -140,9 +146,7 @@ class RoundBuilder:
     ) -> CameraRound:
         wait_until = time.monotonic() + self.tf_timeout_s
         stamp_ns = reference_stamp_ns(matched, self.reference_time, self.anchor)
-        global_from_ego = self._waiting(
-            _POSE, wait_until, lambda until: self.rig.global_from_ego(stamp_ns, until)
-        )
+        global_from_ego = self._pose(stamp_ns, wait_until)
         views: list[CameraView | None] = [None] * self.num_views
         for index, image in enumerate(images):
             if not isinstance(image, _Image):
@@ -156,6 +160,16 @@ class RoundBuilder:
             raise UserError(f"no camera of the round is usable: {next(iter(faults.values()))}")
         return CameraRound(views=tuple(views), reference_stamp_ns=stamp_ns, global_from_ego=global_from_ego)
 
+    def _pose(self, stamp_ns: int, wait_until: float) -> NDArray[np.float64]:
+        until = time.monotonic() if self.pose_is_awaited else wait_until
+        try:
+            return self.rig.global_from_ego(stamp_ns, until)
+        except UserError as error:
+            raise self._after_waiting(error) from error
+
+    def _after_waiting(self, error: UserError) -> UserError:
+        return UserError(f"{error} (waited for tf_timeout_s, {self.tf_timeout_s:g} s)")
+
     def _waiting(self, what: str, wait_until: float, look_up: Callable[[float], T]) -> T:
         """Look up with the deadline, or without waiting if `what` is known to be missing."""
         known_missing = self._misses[what] >= _MISSES
@@ -165,7 +179,7 @@ class RoundBuilder:
             self._misses[what] += 1
             if known_missing or time.monotonic() < wait_until:
                 raise
-            raise UserError(f"{error} (waited for tf_timeout_s, {self.tf_timeout_s:g} s)") from error
+            raise self._after_waiting(error) from error
         self._misses[what] = 0
         return found
 

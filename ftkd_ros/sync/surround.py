@@ -11,9 +11,10 @@ from ftkd_ros.sync.matcher import JUMP_NS, MatchedRound, RoundMatcher
 from ftkd_ros.sync.phases import PhaseMonitor
 from ftkd_ros.sync.time_offsets import (
     MIN_STAMPS,
+    SLOW_NS,
     different_rates,
-    estimate_offset_ns,
     estimate_offsets_ns,
+    nearest_offset_ns,
     shortest_period_ns,
 )
 
@@ -31,7 +32,6 @@ _MIN_TOGETHER: Final = 0.7  # share of the images of a camera that must be in ro
 _GAIN: Final = 0.05  # share of a deviation by which an offset follows
 _FREE_RUNNING: Final = 0.25  # movement of the exposures, as a share of the period
 _DRIFT_WARNING_NS: Final = 20_000_000
-_SLOW_NS: Final = 150_000_000  # period from which an offset is guessed from few images and corrected later
 _NOT_CONSTANT: Final = "its stamps have no constant offset to those of the other cameras"
 _UNSTABLE_NS: Final = 10_000_000_000  # an offset that needs two corrections within this time is not constant
 
@@ -214,7 +214,6 @@ class SurroundMatcher(Generic[M]):
 
     def _start(self, now_ns: int) -> list[MatchedRound[M]]:
         self._offsets_ns = [*estimate_offsets_ns([list(history) for history in self._history], 2)]
-        self._guess_from_one_stamp()
         self._first_offsets_ns = list(self._offsets_ns)
         self.is_started = True
         self._limit_slop()
@@ -231,13 +230,6 @@ class SurroundMatcher(Generic[M]):
             else:
                 rounds += self._matcher.add(camera, stamp_ns, message, arrival_ns, round(offset))
         return self._track(rounds + self._matcher.poll(now_ns), now_ns)
-
-    def _guess_from_one_stamp(self) -> None:
-        """At low rates some cameras have sent a single image: take the distance to the nearest reference."""
-        reference = self._history[self._offsets_ns.index(0)]
-        for camera, history in enumerate(self._history):
-            if len(history) == 1 and reference[1] - reference[0] > _SLOW_NS:
-                self._offsets_ns[camera] = min((history[0] - stamp for stamp in reference), key=abs)
 
     def _misfit_at_start(self) -> str | None:
         different = different_rates(self.cameras, self._history)
@@ -301,18 +293,27 @@ class SurroundMatcher(Generic[M]):
         reference = self._reference(now_ns, apart)
         if reference is None:
             return
-        base = self._offsets_ns[reference] or 0
         for camera in apart:
             if camera == reference:
                 continue
             before = self._offsets_ns[camera]
-            found = estimate_offset_ns(
-                self._history[reference], list(self._history[camera])[-2 * MIN_STAMPS :]
-            )
-            after = None if found is None else base + found
+            after = self._measure_offset(camera, reference, MIN_STAMPS, apart)
             if before is not None and after is not None and abs(after - before) <= self.slop_ns / 2:
                 continue
             self._set_corrected(camera, before, after, now_ns)
+
+    def _measure_offset(
+        self, camera: int, reference: int, min_stamps: int, apart: Sequence[int]
+    ) -> float | None:
+        """Return the offset of a camera that fits its stamps and is nearest to the others, except `apart`."""
+        others = [
+            round(offset)
+            for index, offset in enumerate(self._offsets_ns)
+            if offset is not None and index != camera and (index == reference or index not in apart)
+        ]
+        stamps = list(self._history[camera])[-2 * MIN_STAMPS :]
+        base = round(self._offsets_ns[reference] or 0)
+        return nearest_offset_ns(self._history[reference], base, stamps, others, min_stamps)
 
     def _set_corrected(self, camera: int, before: float | None, after: float | None, now_ns: int) -> None:
         name, last = self.cameras[camera], self._corrected_ns[camera]
@@ -380,10 +381,9 @@ class SurroundMatcher(Generic[M]):
             self._offsets_ns[camera] = self._first_offsets_ns[camera] = 0
             return
         base = self._history[reference]
-        slow = len(base) > 1 and base[-1] - base[-2] > _SLOW_NS
-        found = estimate_offset_ns(base, list(history)[-2 * MIN_STAMPS :], 2 if slow else MIN_STAMPS)
-        if found is not None:
-            offset = (self._offsets_ns[reference] or 0) + found
+        slow = len(base) > 1 and base[-1] - base[-2] > SLOW_NS
+        offset = self._measure_offset(camera, reference, 2 if slow else MIN_STAMPS, ())
+        if offset is not None:
             self._offsets_ns[camera] = self._first_offsets_ns[camera] = offset
             self._events.append(f"{self.cameras[camera]}: joined with time offset {offset / 1e6:.1f} ms")
         elif len(history) >= 2 * MIN_STAMPS:

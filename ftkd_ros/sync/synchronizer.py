@@ -8,44 +8,14 @@ this filter does neither.
 """
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import message_filters
 
 from ftkd_ros.convert.from_ros import stamp_to_ns
 from ftkd_ros.sync.matcher import MatchedRound
-
-
-class Matcher(Protocol):
-    """Common interface of the matchers."""
-
-    cameras: tuple[str, ...]
-
-    @property
-    def policy(self) -> str: ...
-
-    @property
-    def counts(self) -> Counter[str]: ...
-
-    @property
-    def offsets_ns(self) -> tuple[int | None, ...]: ...
-
-    @property
-    def held(self) -> int: ...
-
-    def clear(self) -> None: ...
-
-    def add(self, camera: int, stamp_ns: int, message: Any, now_ns: int) -> list[MatchedRound[Any]]: ...
-
-    def poll(self, now_ns: int) -> list[MatchedRound[Any]]: ...
-
-    def take_events(self) -> list[str]: ...
-
-    def fault(self, camera: int) -> str | None: ...
-
-    def warnings(self) -> list[str]: ...
+from ftkd_ros.sync.matcher_interface import Matcher
 
 
 class SurroundSynchronizer(message_filters.SimpleFilter):

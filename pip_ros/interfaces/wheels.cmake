@@ -24,11 +24,11 @@ endfunction()
 
 # ftkd_keep_python_generators()
 #
-# rclpy with FastDDS needs the C structs, their FastDDS serialisation and the Python classes. The C++ classes
-# and the introspection type support are skipped, because they triple the build time and are never loaded.
+# rclpy with FastDDS needs the C structs, their FastDDS serialisation, the introspection type support (without
+# it FastDDS cannot describe the type and leaves an error state, which the next type reports) and the Python
+# classes. The C++ classes are skipped, because they triple the build time and are never loaded.
 # Call this after the last find_package and before rosidl_generate_interfaces.
 macro(ftkd_keep_python_generators)
   list(FILTER AMENT_EXTENSIONS_rosidl_generate_idl_interfaces EXCLUDE REGEX
-    "^(rosidl_generator_cpp|rosidl_typesupport_cpp|rosidl_typesupport_fastrtps_cpp|rosidl_typesupport_introspection_c|rosidl_typesupport_introspection_cpp):")
-  set(STATIC_ROSIDL_TYPESUPPORT_C rosidl_typesupport_fastrtps_c)
+    "^(rosidl_generator_cpp|rosidl_typesupport_cpp|rosidl_typesupport_fastrtps_cpp|rosidl_typesupport_introspection_cpp):")
 endmacro()

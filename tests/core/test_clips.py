@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.data.augmentation import Augmentation, AugmentConfig, draw_augmentation
-from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset, make_sample, select_cameras
+from ftkd_core.data.clip_selection import select_cameras
+from ftkd_core.data.clips import Clip, StreamBatch, StreamDataset, make_sample
 from ftkd_core.data.targets import project_boxes
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import is_rigid

@@ -15,10 +15,10 @@ from ftkd_core.evaluation.nuscenes import (
     PosedObjects,
     SubsetEvaluation,
     evaluate,
-    load_results,
     sample_tokens_of,
     to_devkit_results,
 )
+from ftkd_core.evaluation.results_check import load_results
 from ftkd_core.evaluation.subsets import SUBSETS, evaluate_subsets
 from ftkd_core.types import ObjectList
 
@@ -91,6 +91,21 @@ def test_perfect_detections_score_perfectly_in_every_subset(dataset: NuScenes) -
     count = sum(part["truths"] for part in whole["classes"].values())
     for kind in ("visibility", "distance", "seen"):
         assert sum(int(v["truths"] or 0) for n, v in found.items() if n.startswith(kind)) == count
+
+
+def test_wrong_velocities_of_moving_objects_appear_in_their_subset_only(dataset: NuScenes) -> None:
+    halved = {}
+    for token, posed in truth(dataset).items():
+        objects = posed.objects
+        boxes = objects.boxes.copy()
+        moving = np.linalg.norm(boxes[:, 7:9], axis=1) > 0.5
+        boxes[moving, 7:9] /= 2
+        made = ObjectList(boxes=boxes, labels=objects.labels, scores=objects.scores, stamp_ns=0)
+        halved[token] = posed._replace(objects=made)
+    found = scores(dataset, halved)
+    assert found["moving"]["truths"] and found["standing"]["truths"]
+    assert float(found["moving"]["AVE"] or 0) > 0.25
+    assert float(found["standing"]["AVE"] or 0) < 0.1
 
 
 def test_missed_far_objects_do_not_affect_near_subsets(dataset: NuScenes) -> None:

@@ -26,6 +26,8 @@ from ftkd_core.data.synthetic.export_tables import CATEGORY_OF_CLASS, make_token
 from ftkd_core.data.synthetic.frame import render_frame
 from ftkd_core.data.synthetic.render import render_camera
 from ftkd_core.data.synthetic.rig import nuscenes_rig
+from ftkd_core.data.synthetic.rig_presets import preset_rig
+from ftkd_core.data.synthetic.varied_rigs import draw_rig
 from ftkd_core.data.synthetic.world import Scene, make_scene
 from ftkd_core.errors import UserError
 
@@ -386,3 +388,44 @@ def _time_us(dataset: NuScenes, row: dict[str, Any]) -> int:
     return int(
         row["timestamp"] if "timestamp" in row else dataset.get("sample", row["sample_token"])["timestamp"]
     )
+
+
+def test_rig_with_lenses_is_written_with_them(tmp_path: Path) -> None:
+    root = export.write_dataset(
+        tmp_path / "truck", SEEDS[:1], duration_s=0.5, sweeps=False, rig="truck",
+        **{**SETTINGS, "width": 96, "height": None},
+    )  # fmt: skip
+    rig = preset_rig("truck", 96)
+    dataset = access.open_dataset(root, VERSION)
+    (token,) = access.scene_samples(dataset, access.scene_names(dataset)[0])
+    views = access.camera_round(dataset, token, rig.channels).views
+    for camera, view in enumerate(views):
+        assert view is not None
+        assert view.image.shape == (rig.height, 96, 3) and view.name == rig.channels[camera]
+        assert view.lens == rig.lens(camera)
+        np.testing.assert_allclose(view.intrinsics, rig.intrinsics[camera])
+        np.testing.assert_allclose(view.ego_from_camera, rig.ego_from_camera[camera], atol=1e-9)
+    start_ns = make_scene(SEEDS[0], 0.5).start_time_us * 1000
+    stamps = [view.stamp_ns - start_ns for view in views if view is not None]
+    np.testing.assert_allclose(stamps, rig.exposures_s(0.0) * 1e9, atol=600)  # microseconds in the tables
+
+
+def test_drawn_rig_is_written_as_its_calibration_describes_it(tmp_path: Path) -> None:
+    seed = next(s for s in range(100) if len(draw_rig(s).true.channels) == 4)
+    root = export.write_dataset(
+        tmp_path / "varied", [seed], duration_s=0.5, sweeps=False, rig="varied",
+        **{**SETTINGS, "width": 96, "height": None},
+    )  # fmt: skip
+    dataset = access.open_dataset(root, VERSION)
+    driven = draw_rig(seed)
+    poses = access.sensor_poses(dataset, access.scene_names(dataset)[0])
+    for camera, channel in enumerate(driven.true.channels):
+        np.testing.assert_allclose(poses[channel], driven.calibrated.ego_from_camera[camera], atol=1e-9)
+        assert not np.allclose(poses[channel], driven.true.ego_from_camera[camera], atol=1e-4)
+
+
+def test_default_rig_writes_the_columns_of_nuscenes_only(dataroot: Path) -> None:
+    rows = json.loads((dataroot / VERSION / "calibrated_sensor.json").read_text())
+    assert {frozenset(row) for row in rows} == {
+        frozenset({"token", "sensor_token", "rotation", "translation", "camera_intrinsic"})
+    }

@@ -98,6 +98,20 @@ def test_a_reset_forgets_the_earlier_stream(tmp_path: Path) -> None:
             assert np.array_equal(a.boxes, b.boxes) and np.array_equal(a.scores, b.scores)
 
 
+def test_a_restored_stream_continues_as_the_first(tmp_path: Path) -> None:
+    model = small_sparse(past=2, image_queries=24)
+    for make in (lambda: detector(model), lambda: detector(model, graph_engine(model, tmp_path / "a.onnx"))):
+        first, second = make(), make()
+        assert second.state()[0] == {"start_ns": None}
+        for camera_round in stream(4):
+            second.observe(camera_round)
+            first.step(camera_round)
+        second.restore(*first.state())
+        for camera_round in stream(6)[4:]:
+            a, b = first.step(camera_round), second.step(camera_round)
+            assert np.array_equal(a.boxes, b.boxes) and np.array_equal(a.scores, b.scores)
+
+
 def test_the_memory_matters() -> None:
     model = small_sparse(past=2, image_queries=24)
     streaming, alone = detector(model), detector(model)

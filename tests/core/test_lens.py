@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftkd_core.errors import UserError
-from ftkd_core.lens import Lens, check_fold, horizontal_field, project_pixels
+from ftkd_core.lens import (
+    Lens,
+    check_fold,
+    horizontal_field,
+    lens_columns,
+    lens_of_row,
+    project_pixels,
+    unproject_pixels,
+)
 
 K = np.array([[400.0, 0, 320], [0, 410, 240], [0, 0, 1]])
 SMALL = st.floats(-0.05, 0.05)
@@ -81,3 +89,47 @@ def test_field_of_view_of_a_pinhole_and_of_a_fisheye() -> None:
     k[0, 0] = k[1, 1] = 320 / np.deg2rad(95)
     left, right = horizontal_field(k, fisheye, (640, 480))
     assert np.rad2deg(right - left) == pytest.approx(190, abs=1)
+
+
+TILTED = (0.02, -0.01, 0.001, 0.0, 0.0, 0.03, 0.0, 0.0, 0.001, 0.0, 0.002, 0.0, 0.02, -0.01)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(
+        [
+            None,
+            Lens("equidistant", (0.02, -0.006, 0.001, -0.0002)),
+            Lens("plumb_bob", (-0.28, 0.09, 0.001, -0.002, -0.012)),
+            Lens("rational_polynomial", (0.9, 0.1, 0.0002, -0.0001, 0.0, 1.15, 0.15, 0.0)),
+            Lens("rational_polynomial", TILTED),
+        ]
+    ),
+    st.integers(0, 2**31),
+)
+def test_pixels_return_to_where_their_rays_project(lens: Lens | None, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    wide = 2.0 if lens is not None and lens.model == "equidistant" else 0.7  # radians from the axis
+    angles, directions = random.uniform(0, wide, 30), random.uniform(-np.pi, np.pi, 30)
+    across = np.sin(angles)
+    rays = np.stack([across * np.cos(directions), across * np.sin(directions), np.cos(angles)], axis=1)
+    pixels, valid = project_pixels(rays, K, lens)
+    found, seen = unproject_pixels(pixels, K, lens)
+    assert valid.all() and seen.all()
+    np.testing.assert_allclose(found, rays, atol=1e-6)
+
+
+def test_pixels_beyond_the_fold_have_no_ray() -> None:
+    lens = Lens("plumb_bob", (-0.3, 0.0, 0.0, 0.0))
+    reached = lens.project(np.array([[np.tan(lens.limit_rad - 0.01), 0.0, 1.0]]))[0][0, 0]
+    points = np.array([[0.9 * reached, 0.0], [1.1 * reached, 0.0]])
+    assert lens.unproject(points)[1].tolist() == [True, False]
+
+
+def test_lens_is_stored_in_a_row_and_a_damaged_one_is_refused() -> None:
+    lens = Lens("equidistant", (0.02, -0.006, 0.001, -0.0002))
+    assert lens_of_row(lens_columns(lens)) == lens
+    assert lens_of_row({"camera_intrinsic": []}) is None
+    for columns in ({"distortion_coefficients": "none"}, {}, {"distortion_coefficients": [1.0]}):
+        with pytest.raises(UserError, match=r"distortion.*expected"):
+            lens_of_row({"distortion_model": "equidistant", **columns})

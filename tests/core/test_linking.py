@@ -14,10 +14,10 @@ from ftkd_core.models.anchors import Anchors
 from ftkd_core.models.linking import (
     FrameProposals,
     MotionPrior,
-    _Observations,
-    _support,
+    Observations,
     link_proposals,
     motion_prior,
+    support,
 )
 
 TIMES = (0.0, -0.5, -1.0, 0.5, 1.0)
@@ -174,7 +174,7 @@ def test_linking_is_rotation_equivariant_and_independent_of_batching() -> None:
 def test_support_equals_the_explicit_computation_over_all_pairs(seed: int) -> None:
     random = torch.Generator().manual_seed(seed)
     points = 25 * torch.randn(2, 12, 2, generator=random)
-    observed = _Observations(
+    observed = Observations(
         points, 0.4 + 0.08 * points.norm(dim=-1), torch.rand(2, 12, generator=random),
         torch.randint(3, (2, 12), generator=random),
     )  # fmt: skip
@@ -185,4 +185,4 @@ def test_support_equals_the_explicit_computation_over_all_pairs(seed: int) -> No
         torch.exp(-0.5 * (distance / observed.spread[:, None, None]).square()) * observed.score[:, None, None]
     )
     plain = (near * (label[:, :, None, None] == observed.label[:, None, None])).amax(-1)
-    assert torch.allclose(_support(label, expected, observed), plain, atol=5e-3)
+    assert torch.allclose(support(label, expected, observed), plain, atol=5e-3)

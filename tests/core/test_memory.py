@@ -9,6 +9,7 @@ from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.models.anchored_stream_petr import AnchoredStreamPETR
 from ftkd_core.models.anchors import Anchors
+from ftkd_core.models.dense_head import ImageProposals
 from ftkd_core.models.memory import align_memory, keep_interval
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.types import Frame
@@ -63,13 +64,14 @@ def test_image_anchors_start_with_the_velocity_that_links_them_to_the_memory() -
     seen = Anchors(torch.zeros(1, 2, 10), torch.full((1, 2, 10), -9.0))
     seen.codes[0, 0, 0], seen.codes[0, 1, 0] = 29.0, -20.0  # x = 35 m in global; the second has no match
     seen.logits[0, :, 0] = 2.0
+    proposals = ImageProposals(seen, torch.zeros(1, 2, model.config.backbone.neck_channels))
     assert isinstance(model, AnchoredStreamPETR)
-    linked = model.link(seen, past)
+    linked = model.link(proposals, past).anchors
     assert linked.codes[0, 0, 8:].tolist() == pytest.approx([10.0, 0.0], abs=1.5)  # reduced by the prior
     assert torch.allclose(linked.codes[0, 1], seen.codes[0, 1], atol=1e-6)
     start = align_memory(memory, frame._replace(is_first=torch.tensor([True])), model.pseudo_points * 0)
     # The memory of a new stream contains no boxes.
-    assert torch.allclose(model.link(seen, start).codes, seen.codes, atol=1e-6)
+    assert torch.allclose(model.link(proposals, start).anchors.codes, seen.codes, atol=1e-6)
 
 
 def at_times(model: StreamPETR, times: list[float], *, first: bool = True) -> list[Frame]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from benchmarks.rig_cases import RigCase, distort, other_size, ring, turned, zoomed
+from benchmarks.rig_cases import other_size, ring, turned, zoomed
 from ftkd_core.canonical_cameras import cameras_from_json, cameras_to_json, orientation, rotation_of
 from ftkd_core.config import ImageConfig
 from ftkd_core.data.synthetic.render import render_camera
@@ -23,6 +23,8 @@ from ftkd_core.lens import Lens
 from ftkd_core.runtime import virtual_camera
 from ftkd_core.runtime.camera_assignment import Sight, assign, same_yaw
 from ftkd_core.runtime.detector import Detector
+from ftkd_core.runtime.device_remap import remap_on_device, remap_tensors
+from ftkd_core.runtime.fast import FastEngine
 from ftkd_core.runtime.preprocess import network_intrinsics, resize_and_crop, visible_tokens
 from ftkd_core.runtime.remap import ImageRemap
 from ftkd_core.runtime.virtual_camera import VirtualCameras
@@ -151,9 +153,8 @@ def one_camera(rig: SurroundRig, image: NDArray[np.uint8], lens: Lens | None = N
     ],
 )
 def test_distortion_is_removed(model: str, lens: Lens) -> None:
-    rig = nuscenes_rig(800, 450)
-    case = RigCase(name="lens", rig=rig, lens=lens)
-    raw = distort(case, 0, rendered(case.render)[0])
+    rig = nuscenes_rig(480, 270)
+    raw = rendered(dataclasses.replace(rig, lenses=(lens,) * 6))[0]
     seen = cameras(model)
     view = seen.see(one_camera(rig, raw, lens)).views[0]
     assert view is not None and view.lens is None
@@ -256,9 +257,9 @@ def test_assignment_uses_each_channel_once_and_every_camera(yaws: list[float], f
     assert len(placed) == min(len(sights) + wide, 6)
 
 
-def test_more_cameras_than_channels_are_refused_by_name() -> None:
+def test_more_cameras_than_channels_are_refused_by_name_if_names_matter() -> None:
     with pytest.raises(UserError, match=r"7 cameras; the weights have 6 channels, so leave out cam_6"):
-        cameras().see(round_of(ring([0, 50, 100, 150, -160, -110, -60], [70] * 7)))
+        cameras("as_is").see(round_of(ring([0, 50, 100, 150, -160, -110, -60], [70] * 7)))
 
 
 def test_wide_camera_is_split_in_two_that_look_left_and_right() -> None:
@@ -347,6 +348,62 @@ def test_cameras_survive_json_and_damaged_ones_are_refused() -> None:
 def test_equal_yaws_wrap_around() -> None:
     sights = [Sight(np.pi - 0.01, 0, 1), Sight(-np.pi + 0.01, 0, 1.5)]
     assert same_yaw(sights) == {0: 1}
+
+
+def remaps() -> list[tuple[str, ImageRemap]]:
+    """Maps that shrink, enlarge, read a part and see in part."""
+    cases = {
+        "shrinks": nuscenes_rig(1600, 900), "as large": nuscenes_rig(192, 108),
+        "enlarges": nuscenes_rig(120, 68), "long": zoomed(nuscenes_rig(800, 450), 1.6),
+    }  # fmt: skip
+    found = []
+    for name, rig in cases.items():
+        seen = cameras("virtual")
+        seen.see(round_of(turned(rig, pitch=2.0, roll=3.0)))
+        remap = seen.seen[0].remap
+        assert remap is not None
+        found.append((name, remap))
+    return found
+
+
+@pytest.mark.parametrize(("name", "remap"), remaps())
+def test_resampling_on_the_device_equals_that_of_opencv(name: str, remap: ImageRemap) -> None:
+    random = np.random.default_rng(3)
+    width, height = remap.source
+    coarse = random.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    image = np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST), dtype=np.uint8)
+    left, top, right, bottom = remap.window
+    maps = remap_tensors(remap, torch.device("cpu"))
+    found = remap_on_device(torch.from_numpy(image[top:bottom, left:right].copy()), maps).numpy()
+    expected = remap(image)
+    assert found.shape == expected.shape == (64, 192, 3), name
+    difference = np.abs(found.astype(int) - expected.astype(int))
+    assert difference.max() <= 1, name
+    assert difference.mean() < 0.2
+
+
+def test_engine_that_maps_images_sees_what_the_host_sees() -> None:
+    """The same boxes with images resampled on the host and by the engine; also after a camera is lost, has
+    another calibration, and for cameras that are taken as they are."""
+    trained = nuscenes_rig(400, 225)
+    images = rendered(trained, 6)
+    mixed = dataclasses.replace(trained, ego_from_camera=trained.ego_from_camera.copy())
+    mixed.ego_from_camera[:3] = turned(trained, pitch=3.0).ego_from_camera[:3]
+    first = round_of(mixed, images)
+    lost = dataclasses.replace(first, views=(None, *first.views[1:]))
+    rounds = [first, lost, round_of(turned(trained, roll=2.0), images), round_of(trained, images), first]
+
+    def boxes(device_images: bool) -> list[NDArray[np.float64]]:
+        detector = Detector(
+            small_model(), weights_name="small", device=torch.device("cpu"), score_threshold=0.0,
+            max_detections=20, runtime="plain", canonical_cameras=canonical_cameras(nuscenes_rig()),
+        )  # fmt: skip
+        detector.engine = FastEngine(detector.model, torch.device("cpu"), 20, device_images=device_images)
+        assert detector.engine.maps_images == device_images
+        return [detector.step(camera_round).boxes for camera_round in rounds]
+
+    for host, device in zip(boxes(False), boxes(True), strict=True):
+        np.testing.assert_allclose(device, host, atol=2e-2)
 
 
 @pytest.mark.parametrize("camera_model", ["as_is", "auto", "virtual"])

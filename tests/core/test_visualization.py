@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ftkd_core.boxes import box_corners
 from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
-from ftkd_core.geometry import invert_rigid, make_transform, yaw_transform
+from ftkd_core.geometry import invert_rigid, make_transform, transform_points, yaw_transform
+from ftkd_core.lens import Lens, project_pixels
 from ftkd_core.types import CameraRound, CameraView, ObjectList
 from ftkd_core.visualization import CLASS_COLORS, draw_bird_eye, draw_boxes, draw_surround, moved_to
 
@@ -59,6 +60,45 @@ def test_box_is_drawn_at_its_projected_corners() -> None:
     expected = (u.min(), v.min(), u.max(), v.max())
     np.testing.assert_allclose(changed(drawn), expected, atol=1.5)
     assert not canvas.any(), "the input image must not be drawn on"
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-60, 60), st.floats(4, 20))
+def test_box_in_a_raw_image_is_drawn_through_the_lens(bearing_deg: float, distance: float) -> None:
+    lens = Lens("equidistant", (0.02, -0.006, 0.001, -0.0002))
+    bearing = np.deg2rad(bearing_deg)
+    place = (1.5 + distance * np.cos(bearing), distance * np.sin(bearing), 1.5)
+    box = objects((*place, 0.4, 0.4, 0.4, 0.0, 0.0, 0.0))
+    canvas = np.zeros((180, 320, 3), dtype=np.uint8)
+    camera_from_ego = invert_rigid(EGO_FROM_CAMERA)
+    intrinsics = np.array([[100.0, 0.0, 160.0], [0.0, 100.0, 90.0], [0.0, 0.0, 1.0]])
+    drawn = draw_boxes(canvas, box, intrinsics, camera_from_ego, thickness=1, show_scores=False, lens=lens)
+    corners = transform_points(camera_from_ego, box_corners(box.boxes)[0])
+    pixels, _ = project_pixels(corners, intrinsics, lens)
+    np.testing.assert_allclose(changed(drawn), [*pixels.min(axis=0), *pixels.max(axis=0)], atol=1.5)
+
+
+def test_fisheye_shows_boxes_beside_and_behind_the_camera() -> None:
+    lens = Lens("equidistant", (0.0, 0.0, 0.0, 0.0))
+    canvas = np.zeros((180, 320, 3), dtype=np.uint8)
+    beside = objects((1.0, 6.0, 1.5, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0))  # 95 degrees to the left
+    intrinsics = np.array([[80.0, 0.0, 160.0], [0.0, 80.0, 90.0], [0.0, 0.0, 1.0]])
+    drawn = draw_boxes(canvas, beside, intrinsics, invert_rigid(EGO_FROM_CAMERA), lens=lens)
+    left, _, right, _ = changed(drawn)
+    assert 10 < left < right < 60
+
+
+def test_rig_with_other_names_is_shown_in_its_order() -> None:
+    camera_round = surround_round()
+    for index, view in enumerate(camera_round.views):
+        assert view is not None
+        view.image[:] = 20 + 30 * index
+    names = tuple(f"CAM_{index}" for index in range(4))
+    four = CameraRound(views=camera_round.views[:4], reference_stamp_ns=10**9, global_from_ego=np.eye(4))
+    picture = draw_surround(four, objects(), width=300, channels=names)
+    assert picture.shape == (112, 300, 3)
+    tiles = [picture[28 + 56 * row, 50 + 100 * column, 0] for row in range(2) for column in range(3)]
+    assert tiles[:4] == [20, 50, 80, 110] and tiles[4] == tiles[5]
 
 
 def test_a_box_behind_the_camera_draws_nothing() -> None:

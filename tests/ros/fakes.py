@@ -38,6 +38,7 @@ class FakeDetector:
     """Returns one car per round; x is the number of cameras, y the mean red value of the front image."""
 
     channels = CAMERA_CHANNELS
+    assigns_by_yaw = True
     weights_name = "fake.safetensors"
     training = "7 steps"
     device = "cpu"
@@ -45,6 +46,8 @@ class FakeDetector:
     def __init__(self) -> None:
         self.rounds: list[CameraRound] = []
         self.resets = 0
+        self.faults: dict[str, str] = {}
+        self.recommended_thresholds: dict[str, float] = {}
         self.warmed_up = False
 
     def warm_up(self) -> None:
@@ -75,7 +78,8 @@ def solid_jpeg(red: int) -> bytes:
 class FakeRig:
     """Publishes cameras and tf, and subscribes to all outputs of the node, in its own context."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, has_tf: bool = True, map_frame: str = "map") -> None:
+        self.has_tf, self.map_frame = has_tf, map_frame
         self.context = Context()
         rclpy.init(context=self.context)
         self.node = rclpy.create_node("fake_rig", context=self.context)
@@ -90,7 +94,8 @@ class FakeRig:
             self._infos[camera] = self.node.create_publisher(CameraInfo, f"/{camera}/camera_info", 10)
         self._tf = TransformBroadcaster(self.node)
         self._static = StaticTransformBroadcaster(self.node)
-        self._static.sendTransform([self._transform("base_link", camera, 0, 1.5) for camera in CAMERAS])
+        if has_tf:
+            self._static.sendTransform([self._transform("base_link", camera, 0, 1.5) for camera in CAMERAS])
         self.received: dict[str, list[Any]] = {}
         self._subscribe(Detection3DArray, "/detections")
         self._subscribe(PointCloud2, "/detections/velocities")
@@ -125,9 +130,11 @@ class FakeRig:
         """Publish one round: tf at every exposure (10 m/s along x of map), then camera_info and images."""
         stamps = {c: trigger_ns + round(o * 1e9) for c, o in zip(CAMERAS, offsets_s, strict=True)}
         poses = [
-            self._transform("map", "base_link", stamp, SPEED * stamp * 1e-9) for stamp in stamps.values()
+            self._transform(self.map_frame, "base_link", stamp, SPEED * stamp * 1e-9)
+            for stamp in stamps.values()
         ]
-        self._tf.sendTransform(poses)
+        if self.has_tf:
+            self._tf.sendTransform(poses)
         for camera in sorted((set(CAMERAS) - set(without)) | set(with_info), key=lambda name: stamps[name]):
             info = CameraInfo(
                 header=make_header(RCLPY, stamps[camera], camera), width=SIZE[0], height=SIZE[1]

@@ -3,7 +3,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,9 @@ from ftkd_ros.bag.node_running import message_class
 from ftkd_ros.bag.replay_rounds import Drive
 from ftkd_ros.convert.from_ros import detections_to_objects, stamp_to_ns
 from ftkd_ros.node.detector_node import DetectorNode
+from ftkd_ros.node.parameters import DetectorParameters
 
 _NOT_PUBLISHED = ("/ground_truth/detections", "/ground_truth/velocities", "/sample_token")
-_IMAGE_SUFFIX = "/image/compressed"
-_CAMERAS = 6
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
@@ -38,17 +37,23 @@ def wait_until(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def detections_of_live_node(bag: Path, make_detector: Callable[[], Any]) -> dict[int, ObjectList]:
+def detections_of_live_node(
+    bag: Path, make_detector: Callable[[], Any], **parameters: Any
+) -> dict[int, ObjectList]:
     """Return by stamp the detections of an active node with this detector for the messages of a bag."""
     context = Context()
     rclpy.init(context=context)
     with BagReader(bag) as reader:
-        offsets_s = [offset * 1e-9 for offset in Drive(reader).offsets_ns if offset is not None]
+        typed = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in parameters.items()
+        }
+        drive = Drive(reader, DetectorParameters(**typed))
+        offsets_s = [offset * 1e-9 for offset in drive.offsets_ns if offset is not None]
         connections = [c for c in reader.connections if c.topic not in _NOT_PUBLISHED]
         types = {connection.topic: message_class(connection.msgtype) for connection in connections}
         messages = [(c.topic, bytes(content)) for c, _, content in reader.raw([*types])]
-    node = _active_node(context, offsets_s, make_detector)
-    player = _Player(context, types)
+    node = _active_node(context, {"camera_time_offsets_s": offsets_s, **parameters}, make_detector)
+    player = _Player(context, types, drive.image_topics)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
     executor.add_node(player.node)
@@ -68,14 +73,14 @@ def detections_of_live_node(bag: Path, make_detector: Callable[[], Any]) -> dict
     return player.objects()
 
 
-def _active_node(context: Context, offsets_s: list[float], make_detector: Callable[[], Any]) -> DetectorNode:
+def _active_node(context: Context, given: dict[str, Any], make_detector: Callable[[], Any]) -> DetectorNode:
     """Return an active node with long timeouts, so that a slow machine loses nothing."""
     parameters = {
         "qos_reliability": "reliable",
         "sync_deadline_s": 5.0,
         "tf_timeout_s": 5.0,
         "score_threshold": 0.0,
-        "camera_time_offsets_s": offsets_s,
+        **given,
     }
     node = DetectorNode(
         lambda _: make_detector(),
@@ -90,7 +95,8 @@ def _active_node(context: Context, offsets_s: list[float], make_detector: Callab
 class _Player:
     """Publishes serialized messages and collects detections and velocities."""
 
-    def __init__(self, context: Context, types: dict[str, Any]) -> None:
+    def __init__(self, context: Context, types: dict[str, Any], image_topics: Sequence[str]) -> None:
+        self._image_topics = image_topics
         self.node: Node = rclpy.create_node("live_node_player", context=context)
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self._publishers = {
@@ -106,16 +112,21 @@ class _Player:
         """Publish one round at a time and wait for its detections, because the node keeps only the newest
         round.
         """
-        subscribed = [publisher for topic, publisher in self._publishers.items() if topic != "/odom"]
+        subscribed = [
+            publisher
+            for topic, publisher in self._publishers.items()
+            if topic in self._image_topics or topic.startswith("/tf") or topic.endswith("camera_info")
+        ]
         wait_until(lambda: all(publisher.get_subscription_count() for publisher in subscribed))
         wait_until(lambda: self.node.count_publishers(VELOCITIES_TOPIC) > 0)
         images = 0
         for topic, content in messages:
             self._publishers[topic].publish(content)
-            if topic.endswith(_IMAGE_SUFFIX):
+            if topic in self._image_topics:
                 images += 1
-                if images % _CAMERAS == 0:
-                    wait_until(lambda count=images // _CAMERAS: self._received() == (count, count))
+                if images % len(self._image_topics) == 0:
+                    rounds = images // len(self._image_topics)
+                    wait_until(lambda count=rounds: self._received() == (count, count))
 
     def objects(self) -> dict[int, ObjectList]:
         """Return the received objects by stamp."""

@@ -41,6 +41,7 @@ class GroundTruthDetector:
     """Returns the ground truth of the nearest key frame."""
 
     channels = CAMERA_CHANNELS
+    assigns_by_yaw = True
     weights_name = "ground_truth.safetensors"
     training = "300 steps, distilled by ftkd"
     preset = "none"
@@ -50,6 +51,8 @@ class GroundTruthDetector:
         with BagReader(bag) as reader:
             self._truths = Drive(reader).ground_truth()
         self.rounds: list[CameraRound] = []
+        self.faults: dict[str, str] = {}
+        self.recommended_thresholds: dict[str, float] = {}
         self.resets = 0
 
     def warm_up(self) -> None:

@@ -2,6 +2,8 @@
 """`ftkd check-rig` on a recorded drive: verdicts, page, and errors."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,10 @@ from ftkd_core.geometry import invert_rigid
 from ftkd_core.lens import Lens
 from ftkd_core.types import CameraView
 from ftkd_ros.bag.check_rig import check_rig, draw_ground_grid
+from ftkd_ros.bag.io import BagReader
+from ftkd_ros.bag.record_rig import record_rig
 from ftkd_ros.cli import main
+from tests.ros.fakes import FakeRig
 from tests.ros.recorded_drive import record_drive
 
 
@@ -35,6 +40,7 @@ def test_page_and_json_have_a_verdict_per_line(
         "distortion",
         "mounting",
         "height against training",
+        "expected mAP, share of the trained rig's",
     } <= checks
     page = (tmp_path / "out" / "rig.html").read_text()
     assert page.count("data:image/jpeg;base64") == 6
@@ -48,7 +54,7 @@ def test_outputs_that_exist_and_bags_without_cameras_are_refused(bag: Path, tmp_
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="out"):
         check_rig(bag, tmp_path / "out")
-    with pytest.raises(UserError, match="image_geometry 'flat'"):
+    with pytest.raises(UserError, match="image_geometry: 'flat'"):
         check_rig(bag, tmp_path / "new", image_geometry="flat")
     assert not (tmp_path / "new").exists()
 
@@ -72,3 +78,35 @@ def test_grid_lies_on_the_ground(lens: Lens | None) -> None:
     column, row = np.round(point * 400 + (320, 180)).astype(int)
     assert drawn[row - 1 : row + 2, column - 1 : column + 2].any()
     assert not drawn[:175].any() and drawn[185:].any()
+
+
+@pytest.mark.ros
+def test_running_cameras_are_recorded_without_a_bag(tmp_path: Path) -> None:
+    rig = FakeRig()
+    stopped = threading.Event()
+
+    def publish() -> None:
+        while not stopped.wait(0.05):
+            rig.send_round(time.time_ns())
+            rig.executor.spin_once(timeout_sec=0)
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        assert "recorded" in record_rig(tmp_path / "bag", 1.5)
+    finally:
+        stopped.set()
+        thread.join(10)
+        rig.close()
+    with BagReader(tmp_path / "bag") as bag:
+        assert {"/tf", "/tf_static", "/cam_back/camera_info", "/cam_back/image/compressed"} <= set(bag.topics)
+        assert not any(topic.startswith("/detections") for topic in bag.topics)
+
+
+@pytest.mark.ros
+def test_without_cameras_the_topics_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftkd_ros.bag.record_rig._DISCOVERY_S", 0.2)
+    with pytest.raises(UserError, match=r"no topic CAMERA/image .* there are .*/rosout.*check ROS_DOMAIN_ID"):
+        record_rig(tmp_path / "bag", 1.0)
+    with pytest.raises(UserError, match="--seconds 0; expected 0.5 to 600"):
+        record_rig(tmp_path / "bag", 0.0)

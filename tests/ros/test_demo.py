@@ -55,6 +55,8 @@ def test_other_output_is_refused_and_kept(tmp_path: Path, kind: str) -> None:
         ({"dataroot": Path("data")}, "needs --version"),
         ({"rate": 0.0}, "--rate"),
         ({"domain_id": 102}, "--domain-id"),
+        ({"rig": "cart"}, "rig 'cart': expected one of nuscenes, .*truck"),
+        ({"rig": "truck", "dataroot": Path("data"), "version": "v1.0-mini"}, "--rig 'truck' with --dataroot"),
         ({"runtime": "fastest"}, "--runtime 'fastest'; expected auto or fast or plain"),
     ],
 )
@@ -65,11 +67,12 @@ def test_invalid_options_are_refused(options: dict[str, object], expected: str) 
 
 def test_node_parameters_follow_the_options_of_the_demo(tmp_path: Path) -> None:
     options = DemoOptions(output=tmp_path, runtime="plain", device="cpu", weights=tmp_path / "w.safetensors")
-    parameters = demo.detector_parameters(options, [0, None, 50_000_000])
+    parameters = demo.detector_parameters(options, ["a", "b", "c"], [0, None, 50_000_000])
     assert (parameters["runtime"], parameters["device"]) == ("plain", "cpu")
     assert parameters["weights"] == str(tmp_path / "w.safetensors")
+    assert parameters["cameras"] == ["a", "b", "c"]
     assert parameters["camera_time_offsets_s"] == [0, 0, 0.05]
-    assert "weights" not in demo.detector_parameters(DemoOptions(), []), "the node has its own default"
+    assert "weights" not in demo.detector_parameters(DemoOptions(), [], []), "the node has its own default"
 
 
 def test_ros_environment_is_limited_to_this_machine_and_one_domain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,13 +129,14 @@ def test_process_that_times_out_is_reported_and_killed(tmp_path: Path) -> None:
 
 def test_synthetic_data_set_is_rendered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "_SYNTHETIC_SECONDS", 1.0)
-    monkeypatch.setattr(demo, "_SYNTHETIC_SIZE", (160, 90))
+    monkeypatch.setattr(demo, "_SYNTHETIC_WIDTH", 96)
     first = demo.synthetic_dataset(tmp_path / "data", sweeps=False)
     stamp = (first / demo.SYNTHETIC_VERSION / "sample.json").stat().st_mtime_ns
     second = demo.synthetic_dataset(tmp_path / "data", sweeps=False)
     assert second == first
     assert (second / demo.SYNTHETIC_VERSION / "sample.json").stat().st_mtime_ns == stamp
     assert demo.synthetic_dataset(tmp_path / "data", sweeps=True) != first
+    assert demo.synthetic_dataset(tmp_path / "data", sweeps=False, rig="five_cameras") != first
 
 
 @pytest.mark.slow

@@ -137,3 +137,26 @@ def test_detections_are_received_from_another_process(node: Node) -> None:
     (detection,) = received[0].detections
     assert (detection.id, detection.results[0].hypothesis.class_id) == ("a", "car")
     assert (detection.bbox.size.x, received[0].header.frame_id) == (4.5, "base_link")
+
+
+def test_endpoints_of_these_types_leave_no_error_state() -> None:
+    """Without introspection type support FastDDS left an error state, which the next endpoint printed."""
+    script = (
+        "import rclpy\n"
+        "from diagnostic_msgs.msg import DiagnosticArray\n"
+        "from tf2_msgs.msg import TFMessage\n"
+        "from vision_msgs.msg import Detection3DArray\n"
+        "rclpy.init()\n"
+        "node = rclpy.create_node('endpoints')\n"
+        "for number, kind in enumerate((Detection3DArray, DiagnosticArray, TFMessage, DiagnosticArray)):\n"
+        "    node.create_subscription(kind, f'/endpoint_{number}', print, 1)\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert "error state is being overwritten" not in finished.stderr

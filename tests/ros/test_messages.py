@@ -371,3 +371,15 @@ def missing_cv_bridge(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     cv_bridge_images.probe_cv_bridge.cache_clear()
     yield
     cv_bridge_images.probe_cv_bridge.cache_clear()
+
+
+@given(
+    content=st.binary(max_size=300),
+    stamp_ns=st.integers(0, 2**62),
+    frame=st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=9),
+)
+def test_image_bytes_equal_the_serialized_message(content: bytes, stamp_ns: int, frame: str) -> None:
+    stamp_ns %= 2**31 * 10**9
+    message = to_ros.compressed_image(ROSBAGS, content, stamp_ns, frame, "png")
+    serialized = message_types().serialize_cdr(message, "sensor_msgs/msg/CompressedImage")
+    assert to_ros.compressed_image_bytes(content, stamp_ns, frame, "png") == bytes(serialized)

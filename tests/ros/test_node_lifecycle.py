@@ -23,7 +23,7 @@ from ftkd_core.runtime.detector import Detector
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.convert.from_ros import detections_to_objects
 from ftkd_ros.node import inputs
-from ftkd_ros.node.detector_node import DetectorNode, load_detector, run_node
+from ftkd_ros.node.detector_node import DetectorNode, load_detector, main, run_node
 from ftkd_ros.node.parameters import DetectorParameters
 from tests.ros.fakes import OFFSETS_S, START, FakeDetector, FakeRig, RunningNode, send_and_receive
 
@@ -148,14 +148,14 @@ def test_parameters_are_passed_to_the_detector(monkeypatch: pytest.MonkeyPatch) 
 BAD_PARAMETERS = [
     ("sync_policy:=nearest", "parameter sync_policy: 'nearest'; expected auto or surround or anchor or "),
     ("runtime:=fastest", "parameter runtime: 'fastest'; expected auto or fast or plain"),
-    ("score_threshold:=1.5", "parameter score_threshold: 1.5; expected 0 to 1"),
+    ("score_threshold:=1.5", "parameter score_threshold: 1.5; expected -1 to 1"),
     ("score_threshold:=high", "parameter score_threshold: 'high' is a str; expected a float"),
     ("cameras:=[a, a]", "parameter cameras: ['a', 'a']; expected at least one name, all different"),
     ("image_topic:=/camera/image", "parameter image_topic: 6 cameras would share '/camera/image'"),
     ("image_topic:=/{camera}/bad topic", "parameter image_topic: '/cam_front/bad topic' is not a topic name"),
     (
         "cameras:=[cam-1, b]",
-        "parameter image_topic: '/cam-1/image/compressed' is not a topic name: topic name must",
+        "parameter image_topic: '/cam-1/image/compressed' is not a topic name; expected parts",
     ),
     ("camera_time_offsets_s:=[0.0, 0.1]", "parameter camera_time_offsets_s: 2 values for 6 cameras"),
     ("min_cameras:=7", "parameter min_cameras: 7; expected 0 to 6"),
@@ -192,6 +192,12 @@ def test_process_returns_2_for_a_bad_parameter() -> None:
     assert process.returncode == 2
     assert "detector: parameter reference_time: 'soon'; expected latest or anchor or mean" in errors
     assert "Traceback" not in errors
+
+
+def test_value_that_begins_with_a_brace_is_named_with_the_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--ros-args", "-p", "image_topic:={camera}/image"]) == 2
+    errors = capsys.readouterr().err
+    assert "quote a value that begins with a brace: -p 'image_topic:=\"{camera}/image\"'" in errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

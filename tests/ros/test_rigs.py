@@ -27,7 +27,7 @@ def judge(case: Case) -> tuple[Any, dict[str, int], int]:
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     rate=st.sampled_from((2.0, 5.0, 10.0, 12.0, 20.0, 30.0, 60.0)),
-    span=st.floats(0, 0.5),  # of the period; known to fail at 0.598 at 5 Hz: 39 of the rounds are missed
+    span=st.floats(0, 0.6),  # of the period; the last of the six cameras is at 5/6 of it
     drop=st.floats(0, 0.05),
     absent=st.sampled_from(((), (0,), (3,), (1, 4))),
     seed=st.integers(0, 2**31),

@@ -289,6 +289,30 @@ def test_offset_is_estimated_from_stamps(seed: int, offset_ms: float, drop: floa
     assert abs(estimate - offset_ms * MS) < 2.1 * MS
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    period_ms=st.sampled_from((33, 50, 100, 200, 500)),
+    shares=st.lists(st.floats(0, 0.45), min_size=2, max_size=6),
+    stamps=st.integers(2, 12),
+)
+def test_offsets_of_a_round_fit_in_the_shortest_time(
+    seed: int, period_ms: int, shares: list[float], stamps: int
+) -> None:
+    """The pairwise offset of half a period has two signs; a third camera between both decides."""
+    random = np.random.default_rng(seed)
+    true_ms = [0.0, *(share * period_ms for share in shares), 0.25 * period_ms, 0.5 * period_ms]
+    triggers = START + np.arange(stamps) * period_ms * MS
+    rows = [
+        [int(t) for t in triggers + np.round((ms + random.uniform(-0.4, 0.4, stamps)) * MS).astype(np.int64)]
+        for ms in true_ms
+    ]
+    found = estimate_offsets_ns(rows, 2)
+    assert None not in found
+    errors = [(offset or 0) - ms * MS for offset, ms in zip(found, true_ms, strict=True)]
+    assert max(errors) - min(errors) < 2 * MS
+
+
 def test_offsets_are_relative_to_the_camera_with_the_most_stamps() -> None:
     triggers = [START + k * 100 * MS for k in range(10)]
     offsets = estimate_offsets_ns(

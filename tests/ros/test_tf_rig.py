@@ -15,7 +15,8 @@ from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
 from ftkd_ros.convert.message_factory import RCLPY
 from ftkd_ros.convert.to_ros import make_header, make_transforms
-from ftkd_ros.node.tf_rig import RewindingBuffer, RigReader
+from ftkd_ros.node.ego_motion import RewindingBuffer, TfPose
+from ftkd_ros.node.tf_rig import RigReader
 
 SECOND = 1_000_000_000
 SIZE = (64, 48)
@@ -33,6 +34,11 @@ def camera_info(**changes: object) -> CameraInfo:
     return message
 
 
+def make_reader(buffer: Buffer) -> RigReader:
+    pose = TfPose(buffer, "base_link", "map")
+    return RigReader(["cam_front"], buffer, base_frame="base_link", ego_motion=pose)
+
+
 @pytest.fixture
 def rig() -> RigReader:
     buffer = Buffer()
@@ -42,7 +48,9 @@ def rig() -> RigReader:
     for second in range(3):
         pose = yaw_transform(0.2 * second, (10.0 * second, 0, 0))
         buffer.set_transform(transform("map", "base_link", (second + 1) * SECOND, pose), "test")
-    reader = RigReader(["cam_front"], buffer, base_frame="base_link", map_frame="map")
+    reader = RigReader(
+        ["cam_front"], buffer, base_frame="base_link", ego_motion=TfPose(buffer, "base_link", "map")
+    )
     reader.add_camera_info(camera_info(), "cam_front")
     return reader
 
@@ -56,7 +64,9 @@ def test_looped_stream_of_transforms_clears_the_buffer() -> None:
         for second in (1000, 1001):
             pose = yaw_transform(0.0, (start + second, 0, 0))
             buffer.set_transform(transform("map", "base_link", round(second + start) * SECOND, pose), "test")
-    rig = RigReader(["cam_front"], buffer, base_frame="base_link", map_frame="map")
+    rig = RigReader(
+        ["cam_front"], buffer, base_frame="base_link", ego_motion=TfPose(buffer, "base_link", "map")
+    )
     rig.add_camera_info(camera_info(), "cam_front")
     found = rig.geometry("cam_front", "cam_front", 1000 * SECOND, SIZE, soon())
     assert found.global_from_ego[0, 3] == 1000.0

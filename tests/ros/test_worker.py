@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
@@ -17,7 +19,8 @@ from ftkd_ros.convert.calibration import CameraGeometry
 from ftkd_ros.node.failures import fatal_reason
 from ftkd_ros.node.statistics import RoundRecord, WorkerStatistics
 from ftkd_ros.node.stream_monitor import StreamMonitor
-from ftkd_ros.node.worker import DetectionWorker, Mailbox, Outcome
+from ftkd_ros.node.waiting import CAPACITY, RoundQueue
+from ftkd_ros.node.worker import DetectionWorker, Outcome
 from ftkd_ros.sync.assembly import BuiltRound, RoundBuilder, reference_stamp_ns
 from ftkd_ros.sync.matcher import MatchedRound
 
@@ -29,6 +32,7 @@ class BlockingDetector:
 
     def __init__(self, gate: threading.Event | None = None) -> None:
         self.steps: list[int] = []
+        self.faults: dict[str, str] = {}
         self.resets = 0
         self.gate = gate
         self.entered = threading.Event()
@@ -274,16 +278,42 @@ def test_other_errors_drop_one_round_only(error: Exception) -> None:
     assert fatal_reason(error) is None
 
 
-def test_closed_mailbox_returns_none() -> None:
-    box: Mailbox[int] = Mailbox()
-    assert not box.put(1)
-    assert box.put(2)
-    assert box.get() == 2
+def test_queue_returns_the_newest_and_counts_the_others() -> None:
+    box: RoundQueue[int] = RoundQueue()
+    assert box.put(1) == 0
+    assert box.put(2) == 1
+    assert box.get() == (2, 0)
     box.put(3)
     assert box.close() == 1
     assert box.get() is None
-    assert box.put(4)
+    assert box.put(4) == 1
     assert box.close() == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(late=st.integers(0, 7), count=st.integers(1, 40))
+def test_late_transforms_delay_all_rounds_and_drop_none(late: int, count: int) -> None:
+    """Round i gets ready when round i + late is put; a fast detector takes each of them, in order."""
+    newest = [0]
+    box: RoundQueue[int] = RoundQueue(lambda item: item + late <= newest[0], timeout_s=60.0)
+    taken = []
+    for number in range(1, count + 1):
+        newest[0] = number
+        assert box.put(number) == 0
+        if number > late:
+            taken.append(box.get())
+    assert taken == [(number, 0) for number in range(1, max(count - late, 0) + 1)]
+    assert box.close() == min(late, count)
+
+
+def test_rounds_without_transforms_are_returned_after_the_timeout_and_bounded() -> None:
+    box: RoundQueue[int] = RoundQueue(lambda _: False, timeout_s=0.05)
+    overwritten = sum(box.put(number) for number in range(20))
+    assert overwritten == 20 - CAPACITY
+    started = time.monotonic()
+    assert box.get() == (12, 0)
+    assert time.monotonic() - started >= 0.04
+    assert box.get() == (13, 0)
 
 
 def test_recent_rounds_are_judged_within_the_window() -> None:

@@ -12,7 +12,7 @@ from ftkd_core.presets import preset, sparse_bev_preset
 from tests.core.helpers import make_clip
 from tests.training.helpers import cpu_fabric
 from training.config import DataConfig, TrainConfig, WindowTrainConfig
-from training.datasets import make_streams, make_windows
+from training.datasets import make_streams, make_windows, open_clips
 from training.train import TrainOptions, resolve_config
 
 
@@ -51,3 +51,11 @@ def test_epochs_count_frames_for_window_models_and_windows_for_streaming_models(
 def test_unknown_order_is_refused() -> None:
     with pytest.raises(UserError, match="data.order is 'shuffled'; expected 'random' or 'epochs'"):
         resolve_config(TrainOptions(out=Path("x"), overrides=["data.order=shuffled"]))
+
+
+def test_rig_of_the_synthetic_world_is_checked_before_anything_is_rendered(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="rig 'van': expected one of nuscenes, .*, varied"):
+        resolve_config(TrainOptions(out=Path("x"), overrides=["data.rig=van"]))
+    data = DataConfig(root=str(tmp_path), rig="varied")
+    with pytest.raises(UserError, match=r"data.rig 'varied' with data.root: a data set has its own cameras"):
+        open_clips(TrainConfig(model=preset("tiny"), data=data), FABRIC)

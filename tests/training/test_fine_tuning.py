@@ -7,16 +7,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from ftkd_core.classes import CLASS_NAMES
-from ftkd_core.config import BackboneConfig, DetectorConfig, SparseBEVConfig
+from ftkd_core.classes import CAMERA_CHANNELS, CLASS_NAMES
+from ftkd_core.config import BackboneConfig, DetectorConfig, SparseBEVConfig, override
 from ftkd_core.models.build import build_stream_petr
 from ftkd_core.models.resnet import ResNet
-from ftkd_core.weights import read_config, read_weights, save_weights
+from ftkd_core.models.sparse_bev import SparseBEV
+from ftkd_core.models.stream_petr import StreamPETR
+from ftkd_core.weights import read_config, read_weights, save_weights, start_from
 from ftkd_core.weights.importing.conventions import model_from_ego
 from ftkd_core.weights.importing.stream_petr import POINT_RANGE_M
 from tests.core.helpers import FOCAL, small_config, small_sparse
-from tests.training.helpers import NoiseClips, cpu_fabric
+from tests.training.helpers import (
+    NoiseClips,
+    Task,
+    cpu_fabric,
+    make_trainer,
+    stream_data,
+    window_data,
+)
 from training import datasets, train
+from training.tasks import StreamingTask, WindowTask
+from training.trainer import Trainer
 
 CAMERAS = "channels=[CAM_FRONT, CAM_BACK]"
 
@@ -96,3 +107,36 @@ def test_run_uses_the_cameras_of_its_model(tmp_path: Path) -> None:
     assert run(tmp_path / "run", *(f"--set={text}" for text in overrides)) == 0
     found = read_config(tmp_path / "run" / "weights.safetensors")
     assert isinstance(found, DetectorConfig) and found.channels == ("CAM_FRONT", "CAM_BACK")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("sparse", [False, True])
+def test_fine_tuning_continues_at_the_loss_of_the_imported_weights(tmp_path: Path, sparse: bool) -> None:
+    """A published model that was trained keeps its loss in the first steps of another run."""
+    torch.manual_seed(0)
+    model: StreamPETR | SparseBEV
+    if sparse:
+        model, data = small_sparse("decoder.as_published=true", past=1), window_data(future=0)
+        task: Task = WindowTask(model)
+    else:
+        config = override(
+            imported_config(), ["channels=[" + ", ".join(CAMERA_CHANNELS) + "]", "loss.denoising_groups=2"]
+        )
+        model, data = build_stream_petr(config), stream_data()
+        task = StreamingTask(model, 2)
+
+    def total(trainer: Trainer) -> float:
+        terms, _ = trainer.train_step(data[trainer.step % 4])
+        trainer.step += 1
+        return float(sum(terms.values()))
+
+    trainer = make_trainer(tmp_path / "first", task, 32)
+    losses = [total(trainer) for _ in range(32)]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    save_weights(tmp_path / "model.safetensors", model.state_dict(), model.config)
+    torch.manual_seed(9)
+    again = type(model)(model.config)
+    start_from(tmp_path / "model.safetensors", again, model.config, [])
+    tuned = StreamingTask(again, 2) if isinstance(again, StreamPETR) else WindowTask(again)
+    trainer = make_trainer(tmp_path / "second", tuned, 32)
+    assert sum(total(trainer) for _ in range(4)) < 1.2 * sum(losses[-4:])

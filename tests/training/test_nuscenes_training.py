@@ -31,8 +31,7 @@ from ftkd_core.runtime.preprocess import (
     zoomed_intrinsics,
 )
 from training import distill
-from training.recipes import RECIPES
-from training.train import TrainOptions, main, resolve_config
+from training.train import main
 from training.trainer import Trainer
 
 IMAGE = ImageConfig(width=176, height=64)
@@ -268,27 +267,6 @@ def test_cached_features_with_a_running_teacher_are_refused(
     assert not (tmp_path / "run").exists()
     cached = ["--cache", str(tmp_path / "answers"), "--fill-cache"]
     assert distill.main([*command, "--teacher", str(teacher), *frozen, *cached]) == 0
-
-
-def test_recipes_have_the_published_settings() -> None:
-    def resolve(recipe: str, devices: str = "1", overrides: tuple[str, ...] = ()) -> Any:
-        options = TrainOptions(out=Path("x"), recipe=recipe, devices=devices, overrides=overrides)
-        return resolve_config(options)
-
-    found = resolve("stream_petr_r50", "4")
-    assert found.model.preset == "r50_704x256_900q" and found.streams == 2
-    assert found.steps == 60 * 28_130 // 8
-    assert (found.data.order, found.data.segment) == ("epochs", 20)
-    assert (found.optim.backbone_norms, found.optim.frozen_stages, found.optim.slow) == ("frozen", 0, ())
-    assert (found.optim.backbone_ratio, found.augment.colour) == (0.1, 0.0)
-    teacher = resolve("sparse_bev_r101_offline", overrides=("optim.lr=1e-4",))
-    assert teacher.model.backbone.depth == 101 and teacher.optim.lr == 1e-4
-    assert (teacher.optim.backbone_norms, teacher.optim.frozen_stages) == ("keep_statistics", 1)
-    assert teacher.optim.slow == ("sampling_offset",)
-    assert (teacher.optim.backbone_ratio, teacher.augment.colour) == (0.2, 0.5)
-    assert set(RECIPES) == {"stream_petr_r50", "sparse_bev_r50", "sparse_bev_r101_offline"}
-    with pytest.raises(UserError, match="3 processes cannot share a batch of 8"):
-        resolve("sparse_bev_r50", "3")
 
 
 @pytest.mark.parametrize(("name", "frames"), [("tiny", 1), ("sparse_bev_tiny_offline", 7)])

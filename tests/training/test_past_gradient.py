@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`optim.stop_past_gradient`: the same loss, a gradient through the current frame only; bfloat16 on a CPU."""
+"""`gradient_frames`: the same loss, a gradient through the current frame only; bfloat16 on a CPU."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from torch import nn
 from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
 from ftkd_core.types import FrameWindow
 from tests.core.helpers import drive, small_config, small_sparse, window_of
-from tests.training.helpers import train_small, window_data
+from tests.training.helpers import window_data
 from training.devices import cpu_has_bfloat16
 from training.feature_cache import network_input
 from training.tasks import WindowTask
@@ -37,7 +37,7 @@ def gradient(model: SparseBEV) -> torch.Tensor:
 
 def test_the_gradient_is_that_of_detached_past_maps() -> None:
     model, frames = model_with_fixed_norms(), window()
-    predictions, pyramid = model(frames, stop_past_gradient=True)
+    predictions, pyramid = model(frames, gradient_frames=1)
     predictions.codes.square().sum().backward()
     found = gradient(model)
     model.zero_grad()
@@ -56,7 +56,7 @@ def test_the_gradient_is_that_of_detached_past_maps() -> None:
 def test_other_frames_change_no_batch_statistics() -> None:
     model = small_sparse(past=1, future=1).train()
     before = int(model.backbone.bn1.num_batches_tracked)  # type: ignore[arg-type]
-    model(window(), stop_past_gradient=True)
+    model(window(), gradient_frames=1)
     assert int(model.backbone.bn1.num_batches_tracked) == before + 1  # type: ignore[arg-type]
     assert model.backbone.training and model.backbone.bn1.training and model.neck.training
 
@@ -66,7 +66,7 @@ def test_the_task_passes_the_setting_on() -> None:
     losses = []
     for stop in (False, True):
         torch.manual_seed(0)
-        task = WindowTask(model_with_fixed_norms(), stop_past_gradient=stop)
+        task = WindowTask(model_with_fixed_norms(), gradient_frames=int(stop))
         terms, _ = task(batch, (), torch.Generator().manual_seed(0))
         total = torch.stack(list(terms.values())).sum()
         total.backward()
@@ -74,11 +74,6 @@ def test_the_task_passes_the_setting_on() -> None:
     assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-4)
     assert not torch.allclose(losses[0][1], losses[1][1], rtol=1e-2)
     assert network_input(batch.images).shape[1] == 3
-
-
-def test_a_streaming_student_refuses_the_setting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_small(tmp_path / "run", 1, "optim.stop_past_gradient=true") == 2
-    assert "optim.stop_past_gradient is for a SparseBEV" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

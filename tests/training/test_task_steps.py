@@ -22,7 +22,7 @@ from ftkd_core.weights.importing.stream_petr import POINT_RANGE_M
 from tests.core.helpers import FOCAL, RIGS, make_clip, rig_settings, small_config, small_model, small_sparse
 from tests.training.helpers import Task
 from training.study.predicting import detect_clip
-from training.tasks import State, StreamingTask, WindowTask
+from training.tasks import State, StreamingTask, WindowTask, visible_geometry
 
 PLAIN = Augmentation()
 ORDER = (*CLASS_NAMES[3:], *CLASS_NAMES[:3])
@@ -239,3 +239,28 @@ def test_losses_and_detections_do_not_depend_on_the_class_order(kind: str) -> No
         for found in (plain, reordered)
     ]
     assert plain.labels[0, key[0]].tolist() == reordered.labels[0, key[1]].tolist()
+
+
+def test_features_of_hidden_tokens_reach_neither_queries_nor_losses() -> None:
+    """The image behind hidden tokens may change: the detections of a student without image queries stay."""
+    task = StreamingTask(small_model(), 1).eval()
+    clip = make_clip(objects=5)
+    cameras, height, width = clip.images.shape[1:4]
+    seen = np.ones((cameras, height // 16, width // 16), dtype=bool)
+    seen[1] = False
+    hidden = replace(clip, seen_tokens=seen)
+    batch = frames_of(hidden)
+    geometry = visible_geometry(task.detector, batch)
+    expected = torch.from_numpy(seen.reshape(1, -1))
+    assert torch.equal(geometry.mask, expected)
+    images = batch.images.clone()
+    images[:, 1] = 255 - images[:, 1]
+    changed = batch._replace(images=images)
+    with torch.no_grad():
+        terms, others, visible = (
+            task(item, task.start_state(), generator())[0]
+            for item in (batch, changed, frames_of(clip)._replace(images=images))
+        )
+    boxes = [name for name in terms if name.endswith("box")]
+    assert boxes and all(torch.equal(terms[name], others[name]) for name in boxes)
+    assert any(not torch.equal(others[name], visible[name]) for name in boxes)

@@ -9,15 +9,18 @@ import pytest
 import torch
 
 from ftkd_core.classes import CAMERA_CHANNELS
+from ftkd_core.config import BackboneConfig
 from ftkd_core.data.nuscenes import camera_round, ground_truth, open_dataset
 from ftkd_core.data.synthetic.export import write_dataset
+from ftkd_core.data.synthetic.varied_rigs import draw_rig
 from ftkd_core.evaluation.nuscenes import PosedObjects, evaluate, sample_tokens_of, to_devkit_results
 from ftkd_core.models.build import build_stream_petr
+from ftkd_core.models.resnet import ResNet
 from ftkd_core.runtime.detector import Detector
+from ftkd_core.runtime.virtual_camera import VirtualCameras
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_core.weights import save_weights
 from tests.core.helpers import small_config
-from tests.training.helpers import small_teacher
 from training.validate import SCORE_THRESHOLD, ValidateOptions, evaluate_detector, main, validate
 
 VERSION, SPLIT = "v1.0-synth", "held_out"
@@ -53,6 +56,7 @@ class TruthDetector(Detector):
         self.truths = [ground_truth(dataset, token, min_points=1) for token in tokens]
         self.labels_off, self.resets = labels_off, 0
         self.channels = CAMERA_CHANNELS
+        self.cameras = VirtualCameras((), small_config().image, CAMERA_CHANNELS)
         self.device = torch.device("cpu")
         self.weights_name = "truth"
 
@@ -120,8 +124,8 @@ def test_function_and_command_give_the_same_metrics(
 def test_bad_input_is_reported_in_one_sentence_with_exit_code_2(
     dataroot: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    teacher, model = tmp_path / "teacher.safetensors", small_teacher()
-    save_weights(teacher, model.state_dict(), model.config)
+    backbone = tmp_path / "backbone.safetensors"
+    save_weights(backbone, ResNet(18, 8).state_dict(), BackboneConfig(depth=18, base_channels=8))
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(weights.read_bytes()[:1000])
     output = tmp_path / "metrics.json"
@@ -131,7 +135,7 @@ def test_bad_input_is_reported_in_one_sentence_with_exit_code_2(
         (["--version", "v1.0-mini"], "v1.0-mini"),
         (["--split", "other"], "other"),
         (["--weights", str(tmp_path / "none.safetensors")], "none.safetensors' not found"),
-        (["--weights", str(teacher)], "are of kind SparseBEVConfig; expected DetectorConfig"),
+        (["--weights", str(backbone)], "are of kind BackboneConfig; expected DetectorConfig"),
         (["--weights", str(damaged)], "damaged.safetensors"),
         (["--device", "abacus"], "abacus"),
     ):
@@ -139,3 +143,32 @@ def test_bad_input_is_reported_in_one_sentence_with_exit_code_2(
         error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("detect")]
         assert len(error) == 1 and error[0].startswith("validation: ") and message in error[0], error
     assert not output.exists()
+
+
+def test_each_scene_of_another_rig_is_seen_through_virtual_cameras(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three scenes with three rigs, of which two are drawn, one with fewer cameras than the weights."""
+    seeds = [next(s for s in range(200) if len(draw_rig(s).true.channels) == n) for n in (4, 5)]
+    folder = write_dataset(
+        tmp_path / "data", seeds, version=VERSION, split=SPLIT, width=160, height=None, duration_s=0.5,
+        sweeps=False, progress=False, rig="varied",
+    )  # fmt: skip
+    seen: list[tuple[int, int]] = []
+    see = VirtualCameras.see
+
+    def noted(self: VirtualCameras, camera_round: CameraRound, **options: bool) -> CameraRound:
+        result = see(self, camera_round, **options)
+        seen.append((len(camera_round.views), len({camera.camera for camera in self.seen})))
+        return result
+
+    monkeypatch.setattr(VirtualCameras, "see", noted)
+    detector = Detector.from_weights(device="cpu", runtime="plain", score_threshold=0.99)
+    metrics = evaluate_detector(detector, folder, VERSION, SPLIT)
+    assert metrics["frames"] == 2
+    assert seen == [(4, 4), (5, 5)]  # cameras of the scene before are forgotten
+
+
+def test_camera_model_is_passed_to_the_detector(dataroot: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--dataroot", str(dataroot), "--camera-model", "crystal"]) == 2
+    assert "camera_model 'crystal': expected one of auto, virtual, as_is" in capsys.readouterr().err

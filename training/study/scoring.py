@@ -41,7 +41,7 @@ def score(
     With zero_velocity, all predicted velocities are replaced by 0. Raises UserError if file and data set are
     not of the same drives.
     """
-    tokens, results = _devkit_results(predictions, dataset, split)
+    tokens, results = devkit_results(predictions, dataset, split)
     if zero_velocity:
         for boxes in results["results"].values():
             for box in boxes:
@@ -51,13 +51,15 @@ def score(
 
 def score_subsets(predictions: Path, dataset: NuScenes, split: str = SPLIT) -> dict[str, Any]:
     """Return the official metrics per object subset, as `evaluation.subsets`; errors as for `score`."""
-    tokens, results = _devkit_results(predictions, dataset, split)
+    tokens, results = devkit_results(predictions, dataset, split)
     return evaluate_subsets(dataset, results, tokens)
 
 
-def _devkit_results(
+def devkit_results(
     predictions: Path, dataset: NuScenes, split: str
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return the sample tokens of a split and the devkit's form of a file of detections; errors as for
+    `score`."""
     tokens = sample_tokens_of(dataset, split=split)
     return tokens, to_devkit_results(_read_predictions(predictions, dataset, tokens), tokens)
 
@@ -145,7 +147,7 @@ def score_runs(out: Path, plan: Plan, *, subsets: bool) -> Path:
         label = "score subsets" if of_subsets else "score"
         for run, found in tqdm(zip(missing, scores, strict=True), label, len(missing), unit="run"):
             if of_subsets:
-                entries[run]["subsets"] = found
+                entries[run] |= {"subsets": found, "ave_moving": found["moving"]["AVE"]}
             else:
                 notes = read_json(runs[run].with_suffix(".json"), "delete it to detect again")
                 entries[run] = make_entry(run, found, notes, checksums[run])

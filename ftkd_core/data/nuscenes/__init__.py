@@ -20,8 +20,16 @@ from ftkd_core.data.nuscenes.cameras import (
     sweep_rounds,
 )
 from ftkd_core.data.nuscenes.categories import CATEGORY_MAP_NAME, parse_category_map
-from ftkd_core.data.nuscenes.ground_truth import ground_truth
+from ftkd_core.data.nuscenes.ground_truth import annotation_facts, ground_truth
 from ftkd_core.data.nuscenes.image_files import faults_text, find_faults, read_image
+from ftkd_core.data.nuscenes.sensors import (
+    SensorFile,
+    can_messages,
+    channels_of,
+    map_mask,
+    scene_facts,
+    sensor_files,
+)
 from ftkd_core.data.nuscenes.tables import (
     LIDAR_CHANNEL,
     TABLE_NAMES,
@@ -43,10 +51,14 @@ __all__ = [
     "CameraRecord",
     "Dataset",
     "NuScenes",
+    "SensorFile",
     "SweepRound",
+    "annotation_facts",
     "camera_channels",
     "camera_records",
     "camera_round",
+    "can_messages",
+    "channels_of",
     "ego_poses",
     "faults_text",
     "find_faults",
@@ -54,13 +66,16 @@ __all__ = [
     "ground_truth",
     "load_sweep_round",
     "load_view",
+    "map_mask",
     "open_dataset",
     "parse_category_map",
     "read_image",
     "sample_pose",
     "sample_stamp_ns",
+    "scene_facts",
     "scene_names",
     "scene_samples",
+    "sensor_files",
     "sensor_poses",
     "split_scenes",
     "sweep_rounds",

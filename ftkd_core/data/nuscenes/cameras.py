@@ -23,6 +23,7 @@ from ftkd_core.data.nuscenes.tables import (
     scene_samples,
 )
 from ftkd_core.errors import UserError
+from ftkd_core.lens import Lens, lens_of_row
 from ftkd_core.types import CameraRound, CameraView
 
 # Rounds follow a spinning lidar: they are at least 50 ms apart after each camera's offset is subtracted, and
@@ -35,8 +36,9 @@ class CameraRecord:
     """One camera image of the data set that is not read yet: the path of its JPEG and the geometry of its
     exposure.
 
-    intrinsics (3, 3) in pixels; ego_from_camera (4, 4); global_from_ego (4, 4) at stamp_ns, the time of
-    exposure. sample_token is its key frame, or the next key frame if is_key_frame is False.
+    intrinsics (3, 3) in pixels; lens, None for a rectified image; ego_from_camera (4, 4); global_from_ego
+    (4, 4) at stamp_ns, the time of exposure. sample_token is its key frame, or the next key frame if
+    is_key_frame is False.
     """
 
     token: str
@@ -50,6 +52,7 @@ class CameraRecord:
     intrinsics: NDArray[np.float64]
     ego_from_camera: NDArray[np.float64]
     global_from_ego: NDArray[np.float64]
+    lens: Lens | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +109,7 @@ def camera_records(
     """Return the images of one camera in a scene in time order: all (12 Hz) or only those of key frames (2
     Hz)."""
     _check_channels(dataset, [channel])
-    rows = _sensor_rows(dataset, scene_name, channel)
+    rows = sensor_rows(dataset, scene_name, channel)
     return [
         _camera_record(dataset, row["token"]) for row in rows if row["is_key_frame"] or not keyframes_only
     ]
@@ -168,6 +171,8 @@ def load_view(record: CameraRecord) -> CameraView:
         ego_from_camera=record.ego_from_camera,
         global_from_ego=record.global_from_ego,
         stamp_ns=record.stamp_ns,
+        lens=record.lens,
+        name=record.channel,
     )
 
 
@@ -182,7 +187,7 @@ def ego_poses(
     duplicates."""
     poses = {}
     for channel in channels:
-        for row in _sensor_rows(dataset, scene_name, channel):
+        for row in sensor_rows(dataset, scene_name, channel):
             if row["is_key_frame"] or not keyframes_only:
                 pose = dataset.get("ego_pose", row["ego_pose_token"])
                 poses[int(row["timestamp"]) * 1000] = pose_of(pose)
@@ -202,7 +207,7 @@ def sensor_poses(dataset: NuScenes, scene_name: str) -> dict[str, NDArray[np.flo
     return poses
 
 
-def _sensor_rows(dataset: NuScenes, scene_name: str, channel: str) -> Iterator[dict[str, Any]]:
+def sensor_rows(dataset: NuScenes, scene_name: str, channel: str) -> Iterator[dict[str, Any]]:
     """Yield the sample_data rows of one sensor in a scene in time order."""
     datas = (dataset.get("sample", token)["data"] for token in scene_samples(dataset, scene_name))
     token = next((data[channel] for data in datas if channel in data), "")
@@ -233,6 +238,7 @@ def _camera_record(dataset: NuScenes, token: str) -> CameraRecord:
         intrinsics=np.array(calibration["camera_intrinsic"], dtype=np.float64),
         ego_from_camera=pose_of(calibration),
         global_from_ego=pose_of(dataset.get("ego_pose", row["ego_pose_token"])),
+        lens=lens_of_row(calibration),
     )
 
 

@@ -43,6 +43,29 @@ def ground_truth(dataset: NuScenes, sample_token: str, *, min_points: int = 0) -
     )
 
 
+def annotation_facts(dataset: NuScenes, sample_token: str) -> list[dict[str, Any]]:
+    """Return id, category, attribute, visibility and sensor points of the objects of `ground_truth`, in its
+    order; attribute is "" without exactly one, visibility is None if unknown."""
+    facts = []
+    for token in sample_record(dataset, sample_token)["anns"]:
+        annotation = dataset.get("sample_annotation", token)
+        if category_to_detection_name(annotation["category_name"]) is None:
+            continue
+        names = [str(dataset.get("attribute", key)["name"]) for key in annotation["attribute_tokens"]]
+        visibility = str(annotation["visibility_token"] or "")
+        facts.append(
+            {
+                "id": str(annotation["instance_token"]),
+                "category": str(annotation["category_name"]),
+                "attribute": names[0] if len(names) == 1 else "",
+                "visibility": int(visibility) if visibility.isdigit() else None,
+                "num_lidar_pts": int(annotation["num_lidar_pts"]),
+                "num_radar_pts": int(annotation["num_radar_pts"]),
+            }
+        )
+    return facts
+
+
 def _global_box(dataset: NuScenes, annotation: dict[str, Any]) -> list[float]:
     """Convert an annotation (width, length, height, quaternion) to the box format of `ftkd_core.boxes`, in
     global."""

@@ -177,7 +177,7 @@ def split_scenes(dataset: NuScenes, split: str) -> list[str]:
 def scene_samples(dataset: NuScenes, scene_name: str) -> list[str]:
     """Return the sample (key frame) tokens of a scene in time order. Raises UserError with the existing scene
     names."""
-    token = str(_scene_record(dataset, scene_name)["first_sample_token"])
+    token = str(scene_record(dataset, scene_name)["first_sample_token"])
     tokens = []
     while token:
         tokens.append(token)
@@ -204,7 +204,7 @@ def sample_pose(dataset: NuScenes, sample_token: str) -> NDArray[np.float64]:
     return pose_of(dataset.get("ego_pose", row["ego_pose_token"]))
 
 
-def _scene_record(dataset: NuScenes, scene_name: str) -> dict[str, Any]:
+def scene_record(dataset: NuScenes, scene_name: str) -> dict[str, Any]:
     for scene in dataset.scene:
         if scene["name"] == scene_name:
             record: dict[str, Any] = scene

@@ -16,12 +16,14 @@ from tqdm import tqdm
 
 from ftkd_core.data.synthetic.export_scene import ExportOptions, SceneWriter, key_frame_count, round_times
 from ftkd_core.data.synthetic.export_tables import DatasetTables
-from ftkd_core.data.synthetic.rig import nuscenes_rig
+from ftkd_core.data.synthetic.rig_presets import DEFAULT_RIG
 from ftkd_core.data.synthetic.traffic import world_config
+from ftkd_core.data.synthetic.varied_rigs import rig_of_scene
 from ftkd_core.data.synthetic.world import make_scene
 from ftkd_core.errors import UserError
 from ftkd_core.json_files import write_json
 
+DEFAULT_WIDTH: Final = 800
 _OFFICIAL_SPLITS: Final = ("train", "val", "test", "mini_train", "mini_val", "train_detect", "train_track")
 _DATA_FOLDERS: Final = ("samples", "sweeps", "maps")
 # A longer drive would reach the end of the roads.
@@ -37,9 +39,10 @@ def run_synth(
     version: str,
     split: str,
     width: int,
-    height: int,
+    height: int | None,
     duration_s: float,
     world: str = "ordinary",
+    rig: str = DEFAULT_RIG,
 ) -> Path:
     """Write `scenes` scenes of consecutive seeds and return the data set's folder (`ftkd synth`)."""
     if scenes < 1:
@@ -47,7 +50,7 @@ def run_synth(
     seeds = range(first_seed, first_seed + scenes)
     return write_dataset(
         output, seeds, version=version, split=split, width=width, height=height, duration_s=duration_s,
-        world=world,
+        world=world, rig=rig,
     )  # fmt: skip
 
 
@@ -58,9 +61,10 @@ def write_dataset(
     version: str,
     split: str,
     width: int,
-    height: int,
+    height: int | None,
     duration_s: float = 20.0,
     world: str = "ordinary",
+    rig: str = DEFAULT_RIG,
     sweeps: bool = True,
     jpeg_quality: int = 90,
     progress: bool = True,
@@ -68,23 +72,25 @@ def write_dataset(
     """Render one scene per seed, write them as `version` with the custom split `split`, and return the
     folder.
 
-    Images are width x height pixels at 12 Hz (2 Hz without `sweeps`). Equal arguments give equal tokens and
+    Images are width x height pixels (height None: with the aspect of the rig) at 12 Hz (2 Hz without
+    `sweeps`). rig as in `varied_rigs.rig_of_scene`; a drawn rig is written as its calibration describes it,
+    with its errors. Equal arguments give equal tokens and
     annotations. Raises UserError for arguments out of range and for a folder that exists and is not empty.
     """
     _check_arguments(scene_seeds, version, split, width, height, duration_s, jpeg_quality)
+    rigs = [rig_of_scene(rig, seed).resized(width, height) for seed in scene_seeds]
     config = world_config(world)
     final = _free_folder(dataroot)
     partial = _hidden_folder(final)
-    rig = nuscenes_rig(width, height)
-    total = len(scene_seeds) * len(round_times(duration_s, sweeps)) * len(rig.channels)
+    total = len(round_times(duration_s, sweeps)) * sum(len(driven.true.channels) for driven in rigs)
     names: list[str] = []
     try:
         with tqdm(total=total, unit="image", desc=final.name, disable=not progress) as bar:
             options = ExportOptions(sweeps=sweeps, jpeg_quality=jpeg_quality, on_image=bar.update)
             tables = DatasetTables()
-            for seed in scene_seeds:
+            for seed, driven in zip(scene_seeds, rigs, strict=True):
                 scene = make_scene(seed, duration_s, config)
-                SceneWriter(scene, rig, partial, tables, options).write()
+                SceneWriter(scene, driven, partial, tables, options).write()
                 names.append(scene.name)
         tables.write(partial / version)
         write_json(partial / version / "splits.json", {split: names})
@@ -127,7 +133,7 @@ def _check_arguments(
     version: str,
     split: str,
     width: int,
-    height: int,
+    height: int | None,
     duration_s: float,
     jpeg_quality: int,
 ) -> None:
@@ -144,8 +150,9 @@ def _check_arguments(
             f"split {split!r} is not usable: the devkit has its own list for {', '.join(_OFFICIAL_SPLITS)}; "
             "try 'synth_val'"
         )
-    if width < 64 or height < 32 or width > 4096 or height > 4096:
-        raise UserError(f"image size {width}x{height} is out of range; expected 64x32 to 4096x4096")
+    least = 32 if height is None else height
+    if width < 64 or least < 32 or width > 4096 or least > 4096:
+        raise UserError(f"image size {width}x{height or 'auto'} is out of range; expected 64x32 to 4096x4096")
     if not 0 < duration_s <= _LONGEST_SCENE_S or key_frame_count(duration_s) < 1:
         raise UserError(f"duration {duration_s} s is out of range; expected 0.5 to {_LONGEST_SCENE_S:g} s")
     if not 1 <= jpeg_quality <= 100:

@@ -21,7 +21,8 @@ from ftkd_core.data.synthetic.export_map import write_map
 from ftkd_core.data.synthetic.export_tables import Annotation, DatasetTables, Row
 from ftkd_core.data.synthetic.lidar import simulate_sweep
 from ftkd_core.data.synthetic.render import render_camera
-from ftkd_core.data.synthetic.rig import EGO_FROM_LIDAR, LIDAR_OFFSET_S, SurroundRig
+from ftkd_core.data.synthetic.rig import EGO_FROM_LIDAR, LIDAR_OFFSET_S
+from ftkd_core.data.synthetic.varied_rigs import DrivenRig
 from ftkd_core.data.synthetic.world import Scene
 
 KEY_FRAME_PERIOD_S: Final = 0.5
@@ -69,13 +70,15 @@ def key_frame_count(duration_s: float) -> int:
 
 
 class SceneWriter:
-    """Writer of one scene: files below the data set folder, rows in the tables."""
+    """Writer of one scene: files below the data set folder, rows in the tables. The true rig is rendered, its
+    calibration is written."""
 
     def __init__(
-        self, scene: Scene, rig: SurroundRig, folder: Path, tables: DatasetTables, options: ExportOptions
+        self, scene: Scene, rig: DrivenRig, folder: Path, tables: DatasetTables, options: ExportOptions
     ):
         self.scene = scene
-        self.rig = rig
+        self.rig = rig.true
+        self.calibrated = rig.calibrated
         self.folder = folder
         self.tables = tables
         self.options = options
@@ -109,11 +112,12 @@ class SceneWriter:
 
     def _write_camera(self, camera: int, channel: str, samples: Sequence[str]) -> None:
         calibration = self.tables.add_calibrated_sensor(
-            self.logfile, channel, self.rig.ego_from_camera[camera], self.rig.intrinsics[camera]
-        )
+            self.logfile, channel, self.calibrated.ego_from_camera[camera],
+            self.calibrated.intrinsics[camera], self.calibrated.lens(camera),
+        )  # fmt: skip
         rows: list[Row] = []
         for start_s, key_frame, is_key_frame in round_times(self.scene.duration_s, self.options.sweeps):
-            stamp_us = self._stamp_us(start_s + float(self.rig.exposure_offsets_s[camera]))
+            stamp_us = self._stamp_us(float(self.rig.exposures_s(start_s)[camera]))
             time_s = self._time_s(stamp_us)
             image = self._render(camera, time_s, key_frame if is_key_frame else None)
             row = self._row(channel, stamp_us, samples[key_frame], is_key_frame, calibration, "jpg")

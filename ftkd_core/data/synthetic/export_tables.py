@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ftkd_core.classes import CLASS_NAMES
 from ftkd_core.geometry import rotation_to_quaternion, yaw_transform
+from ftkd_core.lens import Lens, lens_columns
 
 Row = dict[str, Any]
 
@@ -155,8 +156,12 @@ class DatasetTables:
         channel: str,
         ego_from_sensor: NDArray[np.float64],
         intrinsics: NDArray[np.float64] | None = None,
+        lens: Lens | None = None,
     ) -> str:
-        """Add the calibration (4, 4) of a sensor, a camera if it has intrinsics (3, 3); return its token."""
+        """Add the calibration (4, 4) of a sensor, a camera if it has intrinsics (3, 3); return its token.
+
+        nuScenes has rectified images. The columns of a lens are ours and only written for one.
+        """
         sensor_token = make_token("sensor", channel)
         if all(sensor["token"] != sensor_token for sensor in self.rows["sensor"]):
             modality = "lidar" if intrinsics is None else "camera"
@@ -168,6 +173,7 @@ class DatasetTables:
                 "sensor_token": sensor_token,
                 **_pose_fields(ego_from_sensor),
                 "camera_intrinsic": [] if intrinsics is None else intrinsics.tolist(),
+                **({} if lens is None else lens_columns(lens)),
             }
         )
         return token

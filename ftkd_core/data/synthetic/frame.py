@@ -30,7 +30,7 @@ class SceneFrame(NamedTuple):
 def render_frame(scene: Scene, key_time_s: float, rig: SurroundRig) -> SceneFrame:
     """Render the key frame stamped key_time_s, the end of its lidar sweep; the exposure offset of each camera
     counts from the start of the sweep."""
-    exposure = key_time_s - LIDAR_OFFSET_S + rig.exposure_offsets_s
+    exposure = rig.exposures_s(key_time_s - LIDAR_OFFSET_S)
     renderings = [render_camera(scene, float(time), rig, camera) for camera, time in enumerate(exposure)]
     visible = np.sum([rendering.visible_pixels for rendering in renderings], axis=0)
     total = np.sum([rendering.total_pixels for rendering in renderings], axis=0)

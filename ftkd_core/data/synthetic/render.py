@@ -9,10 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ftkd_core.data.synthetic.backdrop import paint_backdrop
+from ftkd_core.data.synthetic.lens_image import render_through_lens
 from ftkd_core.data.synthetic.painter import BodyPainter, bodies_at
 from ftkd_core.data.synthetic.rig import SurroundRig
 from ftkd_core.data.synthetic.world import Scene
 from ftkd_core.geometry import yaw_transform
+
+Image = NDArray[np.uint8]
+Counts = NDArray[np.float64]
 
 
 class Rendering(NamedTuple):
@@ -31,10 +35,18 @@ def render_camera(
     unless noise_seed is given."""
     x, y, yaw, _ = scene.ego.at(time_s)
     local_from_ego = yaw_transform(yaw, (x, y, 0.0))
-    image = paint_backdrop(scene, rig, camera, local_from_ego)
-    local_from_camera = local_from_ego @ rig.ego_from_camera[camera]
-    painter = BodyPainter(image, scene, rig.intrinsics[camera], local_from_camera, yaw)
-    visible, total = painter.paint(bodies_at(scene, time_s))
+    bodies = bodies_at(scene, time_s)
+
+    def paint(pinholes: SurroundRig, index: int = 0) -> tuple[Image, Counts, Counts]:
+        image = paint_backdrop(scene, pinholes, index, local_from_ego)
+        local_from_camera = local_from_ego @ pinholes.ego_from_camera[index]
+        painter = BodyPainter(image, scene, pinholes.intrinsics[index], local_from_camera, yaw)
+        return (image, *painter.paint(bodies))
+
+    if rig.lens(camera) is None:
+        image, visible, total = paint(rig, camera)
+    else:
+        image, visible, total = render_through_lens(rig, camera, paint)
     if noise_seed is None:
         noise_seed = hash((scene.seed, camera, round(time_s * 1e6))) & 0x7FFFFFFF
     _add_noise(image, noise_seed, scene.night)

@@ -69,14 +69,15 @@ class KeyMap:
 class Findings:
     """Differences between a checkpoint and a key map, each sorted.
 
-    missing and unknown names, tensors of another shape, copies or constants with other values; and the
-    numbers of mapped and ignored tensors.
+    missing and unknown names, tensors of another shape, copies or constants with other values, tensors with
+    nan or inf; and the numbers of mapped and ignored tensors.
     """
 
     missing: tuple[str, ...]
     unknown: tuple[str, ...]
     misshaped: tuple[str, ...]
     differing: tuple[str, ...]
+    not_finite: tuple[str, ...]
     mapped: int
     ignored: int
 
@@ -85,7 +86,7 @@ class Findings:
         """Return the kinds of faults that occur, with their tensors."""
         kinds = {
             "missing": self.missing, "unknown": self.unknown, "of another shape": self.misshaped,
-            "of unexpected values": self.differing,
+            "of unexpected values": self.differing, "not finite": self.not_finite,
         }  # fmt: skip
         return tuple((kind, found) for kind, found in kinds.items() if found)
 
@@ -106,6 +107,7 @@ def examine(key_map: KeyMap, tensors: Mapping[str, Tensor]) -> Findings:
         unknown=tuple(sorted(tensors.keys() - shapes.keys() - ignored)),
         misshaped=tuple(misshaped[name] for name in sorted(misshaped)),
         differing=tuple(sorted(_differing(key_map, sound))),
+        not_finite=tuple(sorted(_not_finite(shapes, sound))),
         mapped=len(shapes.keys() & sound.keys()),
         ignored=len(ignored),
     )
@@ -119,8 +121,21 @@ def _differing(key_map: KeyMap, tensors: Mapping[str, Tensor]) -> Iterable[str]:
     for constant in key_map.constants:
         if constant.source in tensors:
             found, expected = tensors[constant.source].float(), torch.tensor(constant.values)
-            if not torch.allclose(found, expected, rtol=1e-5, atol=1e-6):
+            # A file in half precision has rounded settings.
+            precisions = (torch.float32, torch.float16, torch.bfloat16)
+            rounded = (expected.to(kind).float() for kind in precisions)
+            if not any(torch.allclose(found, values, rtol=1e-5, atol=1e-6) for values in rounded):
                 yield f"{constant.source} ({_short(found)} instead of {_short(expected)})"
+
+
+def _not_finite(wanted: Iterable[str], tensors: Mapping[str, Tensor]) -> Iterable[str]:
+    for name in wanted:
+        tensor = tensors.get(name)
+        if tensor is None or not tensor.is_floating_point():
+            continue
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            yield f"{name} ({bad} of {tensor.numel()} values)"
 
 
 def _short(values: Tensor) -> str:

@@ -125,7 +125,8 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, list[str]]]:
     def score_files(files: Sequence[Path], folder: Path, *, subsets: bool) -> Iterator[dict[str, object]]:
         calls.append((subsets, [file.stem for file in files]))
         whole = {**dict.fromkeys(SCORES, 0.5), "samples": 1}
-        return iter([{"distance_0_20": {"AP": 0.5}} if subsets else dict(whole) for _ in files])
+        parts = {"distance_0_20": {"AP": 0.5}, "moving": {"AVE": 1.5}}
+        return iter([parts if subsets else dict(whole) for _ in files])
 
     monkeypatch.setattr(scoring, "write_held_out", lambda folder, count, world: None)
     monkeypatch.setattr(scoring, "score_files", score_files)
@@ -150,6 +151,7 @@ def test_runs_are_scored_once_and_subsets_after_whole_runs(
     second = read_matrix(scoring.score_runs(tmp_path, PLAN, subsets=True))
     assert scored == [(False, ["ftkd-0"]), (True, ["ftkd-0", "none-0"])]
     assert {e["method"] for e in second if "subsets" in e} == {"none", "ftkd"}
+    assert all(e["ave_moving"] == 1.5 for e in second)
     scored.clear()
     scoring.score_runs(tmp_path, PLAN, subsets=True)
     assert scored == [(False, []), (True, [])], "nothing is scored twice"
