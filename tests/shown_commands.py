@@ -22,7 +22,6 @@ OTHER_PROGRAMS: Final = frozenset(
         "sbatch",
         "trtexec",
         "cp",
-        "pip",
         "ray",
         "export",
         "git",

@@ -22,12 +22,17 @@ from ftkd_core.runtime.exported_engine import Arrays
 
 PROVIDERS: Final = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 """ONNX Runtime's, in the order in which they are tried on a GPU; on a CPU only the last."""
+_REFUSED_OPERATOR: Final = ("NOT_IMPLEMENTED", "is not a registered function/op", "No conversion rule")
 _log = logging.getLogger(__name__)
 
 
 class OnnxSession:
-    """A graph in ONNX Runtime. Errors: UserError if onnxruntime is not installed, or the file cannot be
-    read."""
+    """A graph in ONNX Runtime, on the best provider that runs all of its operators.
+
+    A provider that refuses the graph is replaced by the next one, with a warning that holds its reason, which
+    names the operator. Errors: UserError if onnxruntime is not installed, the file cannot be read, or no
+    provider runs the graph.
+    """
 
     def __init__(self, path: Path, device: torch.device, threads: int = 0) -> None:
         require_packages(("onnxruntime",), "onnx", "runtime onnx")
@@ -38,9 +43,15 @@ class OnnxSession:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = _open(
-            path, lambda: onnxruntime.InferenceSession(str(path), options, providers=providers)
-        )
+        while True:
+            try:
+                self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+                break
+            except Exception as error:  # the library raises many types of its own, without a common base
+                if len(providers) == 1 or _is_unreadable(error):
+                    raise _refused(path, error) from None
+                refusing, *providers = providers
+                _log.warning("%s: %s refuses it (%s)", path.name, refusing, _reason(error))
         used = self._session.get_providers()
         if used[0] != providers[0]:
             _log.warning("%s: %s could not be used; using %s", path.name, providers[0], used[0])
@@ -118,11 +129,30 @@ def providers_for(device: torch.device, available: Sequence[str]) -> list[str]:
 def _open(path: Path, work: Any) -> Any:
     try:
         return work()
-    except Exception as error:  # both libraries raise many types of their own, without a common base
-        reason = next(
-            (line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__
+    except Exception as error:  # the library raises many types of its own, without a common base
+        raise _refused(path, error) from None
+
+
+def _refused(path: Path, error: Exception) -> UserError:
+    """Return the error for a file that a library cannot read, or whose operators it does not have."""
+    reason = _reason(error)
+    if any(text in str(error) for text in _REFUSED_OPERATOR):
+        return UserError(
+            f"{str(path)!r} has an operator that this version of the library does not run: {reason}; use "
+            "runtime fast or plain, or another version"
         )
-        raise UserError(f"cannot read {str(path)!r}: {reason}; export it again") from None
+    return UserError(f"cannot read {str(path)!r}: {reason}; export it again")
+
+
+def _is_unreadable(error: Exception) -> bool:
+    """Whether the file itself is at fault, for ONNX Runtime."""
+    return type(error).__name__ in ("InvalidProtobuf", "NoSuchFile", "InvalidGraph")
+
+
+def _reason(error: Exception) -> str:
+    """Return the last line of an error's text, in which both libraries name the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def read_notes(text: str | None, path: Path) -> dict[str, Any]:

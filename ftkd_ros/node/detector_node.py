@@ -121,10 +121,7 @@ class DetectorNode(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def close(self) -> None:
-        """Stop the worker, log a summary, write the summary file and release all.
-
-        A second call has no effect.
-        """
+        """Stop the worker, log a summary, write the summary file and release all; only once."""
         if self._worker is None:
             return
         self._worker.stop()
@@ -228,6 +225,7 @@ class DetectorNode(LifecycleNode):
             monitor,
             cameras=parameters.cameras,
             on_reset=self.get_logger().info,
+            on_failure=self.get_logger().error,
             on_record=self._statistics.publish,
             clock_ns=lambda: int(self.get_clock().now().nanoseconds),
             is_ready=lambda matched: rig.has_pose(newest_stamp_ns(matched)),

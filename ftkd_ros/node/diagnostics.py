@@ -27,11 +27,12 @@ def build_diagnostics(
     *,
     max_silence_s: float,
     active_s: float,
+    failure: str | None = None,
 ) -> DiagnosticArray:
     """Return one status per camera, one for rounds and one for latency.
 
     `recent` is judged; `summary` and `sync_counts` are counters since the start, added as values. `active_s`:
-    seconds since the node subscribed to the cameras.
+    seconds since the node subscribed to the cameras. failure: why the detector has stopped.
     """
     message = DiagnosticArray()
     message.header.stamp = stamp
@@ -40,7 +41,9 @@ def build_diagnostics(
     ]
     silent_s = active_s if recent.silent_s is None else min(recent.silent_s, active_s)
     lost = [f"{camera}: {state.fault}" for camera, state in cameras.items() if state.fault is not None]
-    level, text = _judge(recent, silent_s, max_silence_s, warnings, lost)
+    level, text = DiagnosticStatus.ERROR, failure or ""
+    if failure is None:
+        level, text = _judge(recent, silent_s, max_silence_s, warnings, lost)
     message.status.append(_rounds_status(node_name, level, text, recent, summary, sync_counts))
     message.status.append(_latency_status(node_name, recent))
     return message

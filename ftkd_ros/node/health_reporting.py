@@ -109,6 +109,7 @@ class HealthReporter:
             warnings,
             max_silence_s=self._parameters.max_silence_s,
             active_s=time.monotonic() - self._active_since_s,
+            failure=self._worker.failure,
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ftkd_core.errors import UserError
 from ftkd_core.types import CameraRound, ObjectList
+from ftkd_ros.node.failures import fatal_reason
 from ftkd_ros.node.statistics import RecentRounds, RoundRecord, WorkerStatistics
 from ftkd_ros.node.stream_monitor import StreamMonitor
 from ftkd_ros.node.waiting import RoundQueue
@@ -47,9 +48,11 @@ class DetectionWorker:
 
     build: matched round -> BuiltRound; raises UserError for an unusable round. publish: called on the
     worker's thread with every Outcome. report: called with one sentence per problem. on_reset: called with
-    one sentence per memory reset. on_record: called with the times of each detected round. clock_ns: clock of
-    header.stamp, for the latency. is_ready: whether the transforms of a round have arrived; a round waits for
-    them up to `wait_s`. Errors of a round do not stop the thread.
+    one sentence per memory reset. on_failure: called once with one sentence if the detector cannot go on
+    (`failures.fatal_reason`); `failure` holds it, and all later rounds are dropped. on_record: called with
+    the times of each detected round. clock_ns: clock of header.stamp, for the latency. is_ready: whether the
+    transforms of a round have arrived; a round waits for them up to `wait_s`. Errors of a round do not stop
+    the thread.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class DetectionWorker:
         *,
         cameras: Sequence[str] = (),
         on_reset: Callable[[str], None] | None = None,
+        on_failure: Callable[[str], None] | None = None,
         on_record: Callable[[RoundRecord], None] = lambda _: None,
         clock_ns: Callable[[], int] | None = None,
         is_ready: Callable[[MatchedRound[Any]], bool] = lambda _: True,
@@ -75,6 +79,8 @@ class DetectionWorker:
         self._monitor = monitor if monitor is not None else StreamMonitor()
         self._cameras = tuple(cameras)
         self._on_reset = on_reset
+        self._on_failure = on_failure
+        self.failure: str | None = None
         self._on_record = on_record
         self._clock_ns = clock_ns
         self._queue: RoundQueue[tuple[MatchedRound[Any], float]] = RoundQueue(
@@ -108,8 +114,9 @@ class DetectionWorker:
 
     @property
     def is_behind(self) -> bool:
-        """Whether a round waits while another one is processed: the detector is slower than the cameras."""
-        return self._queue.has_ready
+        """Whether a round waits while another one is processed, because the detector is slower than the
+        cameras, or whether it has failed."""
+        return self._queue.has_ready or self.failure is not None
 
     def request_reset(self, cause: str) -> None:
         """Reset the detector before the next round and count the reset under `cause`."""
@@ -121,6 +128,9 @@ class DetectionWorker:
             (matched, submitted_s), overwritten = taken
             with self._lock:
                 self._count_overwritten(overwritten)
+            if self.failure is not None:
+                self._drop("failed", f"round dropped: {self.failure}")
+                continue
             try:
                 self._process(matched, submitted_s)
             except UserError as error:
@@ -139,7 +149,7 @@ class DetectionWorker:
         self._count_faults(built.faults)
         self._reset_if_needed(built.camera_round)
         started = time.perf_counter()
-        objects = self._detector.step(built.camera_round)
+        objects = self._step(built.camera_round)
         detected = time.perf_counter()
         masked = {c: why for c, why in self._detector.faults.items() if c not in built.faults}
         self._count_faults(masked, report=False)  # the detector logs them once
@@ -172,6 +182,16 @@ class DetectionWorker:
             self.statistics.add_times(stage_ms, record.latency_ms, record.stamp_latency_ms)
             self.statistics.add_record(record)
         self._on_record(record)
+
+    def _step(self, camera_round: CameraRound) -> ObjectList:
+        """Run the detector; stop detecting after an error that no later round can survive."""
+        try:
+            return self._detector.step(camera_round)
+        except Exception as error:
+            self.failure = None if isinstance(error, UserError) else fatal_reason(error)
+            if self.failure is not None and self._on_failure is not None:
+                self._on_failure(self.failure)
+            raise
 
     def _missing(self, matched: MatchedRound[Any], faults: dict[str, str]) -> tuple[str, ...]:
         stamps = zip(self._cameras, matched.stamps_ns, strict=False)

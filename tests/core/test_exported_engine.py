@@ -194,6 +194,60 @@ def test_an_onnx_file_of_another_program_is_refused(library: str, tmp_path: Path
         SESSIONS[library](path)
 
 
+def unknown_operator(path: Path) -> None:
+    """Write an ONNX file with an operator that no library has."""
+    import onnx
+    from onnx import helper
+
+    value = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "ab"]
+    node = helper.make_node("Teleport", ["a"], ["b"], domain="example.org")
+    graph = helper.make_graph([node], "g", value[:1], value[1:])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("example.org", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+
+
+@pytest.mark.parametrize("library", SESSIONS)
+def test_an_operator_that_the_library_lacks_is_named(library: str, tmp_path: Path) -> None:
+    unknown_operator(tmp_path / "a.onnx")
+    with pytest.raises(UserError, match=r"has an operator that .*Teleport.*runtime fast or plain"):
+        SESSIONS[library](tmp_path / "a.onnx")
+
+
+def test_a_provider_that_refuses_an_operator_is_replaced_with_a_warning(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import onnxruntime
+
+    real, asked = onnxruntime.InferenceSession, []
+
+    def refuse(path: str, options: object, providers: list[str]) -> object:
+        asked.append(providers)
+        if providers[0] != "CPUExecutionProvider":
+            raise RuntimeError(f"{providers[0]}: engine build failed\nno kernel for GridSample(16)")
+        return real(path, options, providers=providers)
+
+    available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    session = OnnxSession(exported, torch.device("cuda"), threads=1)
+    assert "images" in session.shapes and asked == [available, available[1:], available[2:]]
+    assert "TensorrtExecutionProvider refuses it (no kernel for GridSample(16))" in caplog.text
+    assert "CUDAExecutionProvider refuses it" in caplog.text
+
+
+def test_a_damaged_file_is_not_blamed_on_the_provider(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import onnxruntime
+
+    (tmp_path / "a.onnx").write_bytes(b"no graph")
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    with pytest.raises(UserError, match="cannot read .*a.onnx.*export it again"):
+        OnnxSession(tmp_path / "a.onnx", torch.device("cuda"))
+    assert "refuses" not in caplog.text
+
+
 def test_an_existing_file_is_not_overwritten(model: StreamPETR, exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists already"):
         export_onnx(model, exported, weights_hash=HASH)
@@ -207,6 +261,9 @@ def test_a_missing_package_is_named_with_the_pip_command(monkeypatch: pytest.Mon
     monkeypatch.setattr(export, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"onnx, onnxscript.*pip install 'ftkd_ros\[onnx\]'"):
         export.require_packages(export.ONNX_PACKAGES, "onnx", "exporting to ONNX")
+    for runtime, package, extra in (("onnx", "onnxruntime", "onnx"), ("openvino", "openvino", "openvino")):
+        with pytest.raises(UserError, match=rf"runtime {runtime} needs {package}: .*'ftkd_ros\[{extra}\]'"):
+            engine_choice.make_engine(runtime, small_model(), CPU, engine_choice.EngineOptions(50))
 
 
 def test_auto_takes_the_fastest_engine_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

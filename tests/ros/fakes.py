@@ -182,10 +182,10 @@ def send_and_receive(rig: FakeRig, **options: Any) -> int:
 class RunningNode:
     """An active detector node under test that spins in its own thread."""
 
-    def __init__(self, **parameters: object) -> None:
+    def __init__(self, detector: FakeDetector | None = None, **parameters: object) -> None:
         self.context = Context()
         rclpy.init(context=self.context)
-        self.detector = FakeDetector()
+        self.detector = FakeDetector() if detector is None else detector
         overrides = [Parameter(name, value=value) for name, value in parameters.items()]
         self.node = DetectorNode(lambda _: self.detector, context=self.context, parameter_overrides=overrides)
         self.node.trigger_configure()

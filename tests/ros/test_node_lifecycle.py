@@ -14,15 +14,18 @@ from typing import Any
 
 import pytest
 import rclpy
+import torch
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.context import Context
 
 from ftkd_core.errors import UserError
 from ftkd_core.runtime.detector import Detector
+from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.convert.from_ros import detections_to_objects
 from ftkd_ros.node import inputs
 from ftkd_ros.node.detector_node import DetectorNode, load_detector, main, run_node
 from ftkd_ros.node.parameters import DetectorParameters
-from tests.ros.fakes import OFFSETS_S, FakeDetector, FakeRig, RunningNode, send_and_receive
+from tests.ros.fakes import OFFSETS_S, START, FakeDetector, FakeRig, RunningNode, send_and_receive
 
 pytestmark = pytest.mark.ros
 
@@ -216,3 +219,54 @@ def test_signal_ends_the_process_with_a_summary(number: signal.Signals, rig: Fak
     assert "Traceback" not in errors
     assert "rounds in 1, detected 1, dropped 0" in errors, errors
     assert json.loads(summary.read_text())["rounds_detected"] == 1
+
+
+class FullDetector(FakeDetector):
+    """Runs out of GPU memory in each step while `is_full`."""
+
+    is_full = True
+
+    def step(self, camera_round: CameraRound) -> ObjectList:
+        if self.is_full:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().step(camera_round)
+
+
+def rounds_status(rig: FakeRig) -> DiagnosticStatus:
+    """Return the status of rounds in the next message on /diagnostics."""
+    rig.received["/diagnostics"].clear()
+    rig.wait_until(lambda: bool(rig.received["/diagnostics"]))
+    return next(s for s in rig.received["/diagnostics"][-1].status if s.name == "detector: rounds")
+
+
+def test_a_full_gpu_is_an_error_and_the_lifecycle_recovers(rig: FakeRig) -> None:
+    detector = FullDetector()
+    running = RunningNode(detector, qos_reliability="reliable")
+    node = running.node
+    try:
+        rig.wait_until(rig.is_connected)
+        triggers = iter(range(START + 900 * 10**9, START + 1000 * 10**9, 10**9))
+
+        def dropped(count: int) -> bool:
+            rig.send_round(next(triggers))
+            rig.executor.spin_once(timeout_sec=0.3)
+            return bool(node.summary()["rounds_dropped"] >= count)
+
+        rig.wait_until(lambda: dropped(1), timeout_s=30)
+        status = rounds_status(rig)
+        assert status.level == DiagnosticStatus.ERROR
+        assert "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB." in status.message
+        detector.is_full = False  # the detector was stopped, so this alone does not help
+        count = node.summary()["rounds_dropped"] + 1
+        rig.wait_until(lambda: dropped(count), timeout_s=30)
+        assert node.summary()["rounds_detected"] == 0
+        assert rounds_status(rig).level == DiagnosticStatus.ERROR
+        node.trigger_deactivate()
+        rig.wait_until(lambda: rig.node.count_subscribers("/cam_front/image/compressed") == 0)
+        for transition in (node.trigger_cleanup, node.trigger_configure, node.trigger_activate):
+            transition()
+        rig.wait_until(rig.is_connected)
+        send_and_receive(rig)
+        assert rounds_status(rig).level != DiagnosticStatus.ERROR
+    finally:
+        running.close()

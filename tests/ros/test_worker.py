@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from ftkd_core.errors import UserError
 from ftkd_core.geometry import yaw_transform
 from ftkd_core.types import CameraRound, ObjectList
 from ftkd_ros.convert.calibration import CameraGeometry
+from ftkd_ros.node.failures import fatal_reason
 from ftkd_ros.node.statistics import RoundRecord, WorkerStatistics
 from ftkd_ros.node.stream_monitor import StreamMonitor
 from ftkd_ros.node.waiting import CAPACITY, RoundQueue
@@ -219,6 +221,61 @@ def test_failures_are_reported_and_counted_and_the_worker_continues() -> None:
     assert summary["camera_faults"] == {"cam_front": 1}
     assert worker.recent_faults(60) == {"cam_front": "truncated"}
     assert worker.recent_faults(-1) == {}
+
+
+class FullDetector(BlockingDetector):
+    """Runs out of GPU memory in its second step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def step(self, camera_round: CameraRound) -> ObjectList:
+        self.calls += 1
+        if self.calls == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nGPU 0 has ...")
+        return super().step(camera_round)
+
+
+def test_full_memory_stops_the_detector_with_one_report() -> None:
+    detector, failures, reports = FullDetector(), [], []
+    done: list[Outcome] = []
+    worker = DetectionWorker(detector, build, done.append, reports.append, on_failure=failures.append)
+    worker.start()
+    for number in range(4):
+        worker.submit(matched((number + 1) * 100 * MS))
+        wait_for(lambda expected=number: len(done) + len(reports) > expected)
+    worker.stop()
+    assert detector.calls == 2 and len(done) == 1
+    assert failures == [worker.failure] and worker.is_behind
+    assert worker.failure is not None
+    assert worker.failure.startswith("the detector is stopped, out of memory: CUDA out of memory. Tried to")
+    assert worker.failure.endswith("deactivate, clean up, configure and activate the node")
+    assert worker.snapshot()["dropped"]["failed"] == 3
+
+
+class AcceleratorError(RuntimeError):
+    """As torch.AcceleratorError of torch 2.8 and later."""
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "out of memory"),
+        (MemoryError(), "out of memory: MemoryError"),
+        (RuntimeError("[ONNXRuntimeError] : 1 : FAIL : Failed to allocate memory for requested"), "memory"),
+        (AcceleratorError("unspecified launch failure"), "the GPU reports an error"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), "start the node again"),
+    ],
+)
+def test_errors_that_no_later_round_survives_are_recognised(error: Exception, expected: str) -> None:
+    reason = fatal_reason(error)
+    assert reason is not None and expected in reason
+
+
+@pytest.mark.parametrize("error", [ValueError("shape"), RuntimeError("singular matrix"), KeyError("x")])
+def test_other_errors_drop_one_round_only(error: Exception) -> None:
+    assert fatal_reason(error) is None
 
 
 def test_queue_returns_the_newest_and_counts_the_others() -> None:
