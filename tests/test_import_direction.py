@@ -23,11 +23,11 @@ ROS_PACKAGES = {
 ROS_ENDINGS = ("_msgs", "_interfaces", "_srvs")
 CORE_LAYERS = (
     "errors", "classes", "geometry", "lens", "canonical_cameras", "types", "duplicates", "boxes",
-    "config_class", "config", "presets", "runtime.preprocess", "data", "models", "losses", "distillation",
-    "weights", "runtime", "evaluation",
+    "config_class", "config", "presets", "runtime.preprocess", "runtime.remap", "runtime.camera_assignment",
+    "runtime.virtual_camera", "data", "models", "losses", "distillation", "weights", "runtime", "evaluation",
 )  # fmt: skip
-"""Modules and packages of ftkd_core, lowest first; datasets use the pure functions of `runtime.preprocess`.
-"""
+"""Modules and packages of ftkd_core, lowest first; datasets see images and cameras by the functions of the
+runtime."""
 TRAINING_COMMANDS = ROOT / "ftkd_ros" / "commands" / "training.py"  # `ftkd train` and its siblings
 DEVKIT_READERS = ("ftkd_core/data/nuscenes/", "ftkd_core/data/synthetic/export.py", "ftkd_core/evaluation/")
 

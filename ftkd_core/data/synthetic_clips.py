@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ftkd_core import canonical_cameras, lens
 from ftkd_core.classes import CAMERA_CHANNELS
 from ftkd_core.config import ImageConfig
 from ftkd_core.data.clips import Clip
@@ -32,7 +31,6 @@ from ftkd_core.data.synthetic.world import Scene, make_scene
 from ftkd_core.data.targets import ClipObjects
 from ftkd_core.errors import UserError
 from ftkd_core.geometry import invert_rigid
-from ftkd_core.runtime import camera_assignment, preprocess, remap, virtual_camera
 from ftkd_core.runtime.preprocess import (
     network_intrinsics,
     resize_and_crop,
@@ -47,7 +45,10 @@ from ftkd_core.types import CameraRound, CameraView
 KEY_FRAME_INTERVAL_S: Final = 0.5
 _OVERSAMPLING: Final = 2
 _MOST_OVERSAMPLING: Final = 3
-_SEEING: Final = (camera_assignment, canonical_cameras, lens, preprocess, remap, virtual_camera)
+_SEEING: Final = (
+    "canonical_cameras", "lens", "runtime/camera_assignment", "runtime/preprocess", "runtime/remap",
+    "runtime/virtual_camera",
+)  # fmt: skip
 """Modules that decide how the cameras of another rig are seen."""
 
 
@@ -215,7 +216,7 @@ def world_version(rig_name: str = DEFAULT_RIG) -> str:
     digest = hashlib.sha256()
     paths = [Path(__file__), *sorted((Path(__file__).parent / "synthetic").glob("*.py"))]
     if rig_name != DEFAULT_RIG:
-        paths += [Path(str(module.__file__)) for module in _SEEING]
+        paths += [Path(__file__).parents[1] / f"{module}.py" for module in _SEEING]
     for path in paths:
         if not path.name.startswith("export"):
             digest.update(path.read_bytes())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ftkd_core.losses.normalizer import shared_count
-from ftkd_core.models.learned_linking import IMPOSSIBLE, LinkedProposals
+from ftkd_core.models.predictions import IMPOSSIBLE, LinkedProposals
 from ftkd_core.types import Targets
 
 _NEAR_M: Final = 2.0

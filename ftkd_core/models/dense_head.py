@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from ftkd_core.geometry import full_precision, line_of_sight, rotate_2d, transform_points
 from ftkd_core.models.anchors import Anchors
-from ftkd_core.models.learned_linking import LinkedProposals
-from ftkd_core.models.predictions import REFERENCE_FOCAL_PX, DenseMaps
+from ftkd_core.models.predictions import REFERENCE_FOCAL_PX, DenseMaps, LinkedProposals
 from ftkd_core.types import CameraRig
 
 _GEOMETRY: Final = (4, 2, 1, 3, 2, 2)  # channels of edges, offset, log_depth, log_size, heading, axis

@@ -30,6 +30,7 @@ from ftkd_core.models.linking import (
     observe,
     support,
 )
+from ftkd_core.models.predictions import IMPOSSIBLE, LinkedProposals
 
 _CANDIDATES: Final = 40
 """Candidates that are scored: standing still and the best supported."""
@@ -42,27 +43,11 @@ _DISTANCE_UNIT_M: Final = 30.0
 _CORRECTION_M_S: Final = 3.0
 _LARGEST_GAIN: Final = 1.2
 _NO_TRACK: Final = 0.3
-IMPOSSIBLE: Final = -1e4
-"""Score of a place without candidate."""
 _HIDDEN: Final = 48
 _TRACK: Final = 64
 _MOTION_FEATURES: Final = 8  # of a candidate; the agreement of the frames is added
 _SOURCE_FEATURES: Final = 6
 _STEP_FEATURES: Final = 12
-
-
-class LinkedProposals(NamedTuple):
-    """Proposals with velocity.
-
-    anchors (B, I), without gradient; content (B, I, C) to add to the query features; velocity (B, I, 2) in
-    m/s, with gradient; scores (B, I, V) logits of the candidates; candidates (B, I, V, 2) in m/s.
-    """
-
-    anchors: Anchors
-    content: Tensor
-    velocity: Tensor
-    scores: Tensor
-    candidates: Tensor
 
 
 class _Candidates(NamedTuple):

@@ -3,7 +3,7 @@
 them.
 
 Symbols: B batch, N cameras, Q queries, R denoising queries, K classes, C channels, H/W feature size,
-Y decoder layers.
+Y decoder layers, I image queries, V candidate velocities.
 """
 
 from typing import Final, NamedTuple
@@ -11,11 +11,14 @@ from typing import Final, NamedTuple
 from torch import Tensor
 
 from ftkd_core.boxes import CODE_DIM, decode_boxes
-from ftkd_core.models.learned_linking import LinkedProposals
+from ftkd_core.models.anchors import Anchors
 from ftkd_core.types import Detections
 
 REFERENCE_FOCAL_PX: Final = 300.0
 """Focal length to which predicted depths are normalised, so that one depth range fits every field of view."""
+
+IMPOSSIBLE: Final = -1e4
+"""Score of a place without candidate."""
 
 
 class DenseMaps(NamedTuple):
@@ -48,6 +51,20 @@ class FocalMaps(NamedTuple):
     centerness: Tensor
     boxes: Tensor
     centers: Tensor
+
+
+class LinkedProposals(NamedTuple):
+    """Proposals with velocity.
+
+    anchors (B, I), without gradient; content (B, I, C) to add to the query features; velocity (B, I, 2) in
+    m/s, with gradient; scores (B, I, V) logits of the candidates; candidates (B, I, V, 2) in m/s.
+    """
+
+    anchors: Anchors
+    content: Tensor
+    velocity: Tensor
+    scores: Tensor
+    candidates: Tensor
 
 
 class Predictions(NamedTuple):

@@ -11,8 +11,9 @@ from ftkd_core.data.nuscenes import NuScenes, open_dataset, sample_pose
 from ftkd_core.data.nuscenes.ground_truth import ground_truth
 from ftkd_core.data.synthetic.export import write_dataset
 from ftkd_core.evaluation.nuscenes import sample_tokens_of
+from ftkd_core.evaluation.scene_matches import SceneMatches, mean_ap
 from ftkd_core.types import ObjectList
-from training.study.bootstrap import SceneMatches, bootstrap, main, mean_ap, read_matches
+from training.study.bootstrap import bootstrap, main, read_matches
 from training.study.scoring import SPLIT, VERSION, score
 
 
