@@ -19,9 +19,9 @@ OTHER_PROGRAMS: Final = frozenset(
     [
         "cd",
         "colcon",
+        "sbatch",
         "trtexec",
         "cp",
-        "pip",
         "ray",
         "export",
         "git",

@@ -50,7 +50,7 @@ class RunLog:
         self.board = SummaryWriter(folder / "tensorboard")
 
     def resume(self, step: int) -> None:
-        """Remove what was logged after a step."""
+        """Remove the lines of later steps."""
         for name in (JSON_NAME, CSV_NAME):
             path = self.folder / name
             if not path.exists():

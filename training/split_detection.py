@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ftkd_core.classes import our_labels
 from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import Clip, ClipSource, make_sample
+from ftkd_core.errors import UserError
 from ftkd_core.models.predictions import decode
 from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
@@ -31,19 +32,23 @@ MIN_SCORE: Final = 0.01
 
 @torch.inference_mode()
 def detect_clip(
-    model: StreamPETR | SparseBEV, clip: Clip, device: torch.device, *, hide_future: bool = False
-) -> list[Detections]:
+    model: StreamPETR | SparseBEV, clip: Clip, device: torch.device, *, hide_future: bool = False,
+    dropped: Sequence[bool] = (),
+) -> list[Detections]:  # fmt: skip
     """Return the detections of every frame of a clip in order; labels are indices into CLASS_NAMES.
 
-    A StreamPETR streams the clip, a SparseBEV runs window by window, with hide_future without future frames.
-    A model with cached features takes clips that have them.
+    A StreamPETR streams the clip, without the frames that are `dropped`, whose detections are empty. A
+    SparseBEV runs window by window, with hide_future without future frames. A model with cached features
+    takes clips that have them.
     """
     model = model.to(device).eval()
     labels = torch.tensor(our_labels(model.config.class_names), device=device)
     if isinstance(model, SparseBEV):
+        if any(dropped):
+            raise UserError("frames can be dropped from a stream; a SparseBEV reads windows")
         frames = _detect_windows(model, clip, hide_future)
     else:
-        frames = _stream(model, clip, device)
+        frames = _stream(model, clip, device, dropped or [False] * len(clip.times))
     return [found._replace(labels=labels[found.labels]) for found in frames]
 
 
@@ -54,10 +59,18 @@ def _detect_windows(model: SparseBEV, clip: Clip, hide_future: bool) -> Iterator
             yield Detections(*(value[row : row + 1] for value in found))
 
 
-def _stream(model: StreamPETR, clip: Clip, device: torch.device) -> Iterator[Detections]:
-    memory = model.start_memory()
+def _stream(
+    model: StreamPETR, clip: Clip, device: torch.device, dropped: Sequence[bool]
+) -> Iterator[Detections]:
+    memory, is_first = model.start_memory(), True
     for index in range(len(clip.times)):
-        sample = move_data_to_device(make_sample(clip, index, Augmentation(), index == 0), device)
+        if dropped[index]:
+            yield Detections(*(torch.zeros(1, 0, *rest, device=device) for rest in ((9,), (), ())))._replace(
+                labels=torch.zeros(1, 0, dtype=torch.long, device=device)
+            )
+            continue
+        sample = move_data_to_device(make_sample(clip, index, Augmentation(), is_first), device)
+        is_first = False
         frame = sample.frame(network_input(sample.images))
         predictions, memory = model(frame, memory)
         yield decode(predictions)

@@ -19,10 +19,11 @@ from ftkd_core.errors import UserError
 from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.losses.target_filter import filter_targets
 from ftkd_core.models.denoising import make_denoising
+from ftkd_core.models.feature_ring import WindowFeatures
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.position import TokenGeometry
 from ftkd_core.models.predictions import Predictions
-from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
+from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.noise_scale import noise_scale
 from ftkd_core.types import CameraRig, FrameWindow, Targets

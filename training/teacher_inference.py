@@ -13,8 +13,9 @@ from ftkd_core.data.augmentation import Augmentation
 from ftkd_core.data.clips import Clip, make_sample
 from ftkd_core.data.windows import WindowBatch, collate_windows, make_window, window_order
 from ftkd_core.data.windows import hide_future as with_hidden_future
+from ftkd_core.models.feature_ring import WindowFeatures
 from ftkd_core.models.predictions import Predictions
-from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
+from ftkd_core.models.sparse_bev import SparseBEV
 from training.feature_cache import network_input
 
 

@@ -10,8 +10,6 @@ levels, C channels, K classes, Y decoder steps.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +17,12 @@ from torch import Tensor, nn
 
 from ftkd_core.boxes import CODE_DIM, decode_boxes
 from ftkd_core.config import SAMPLING_GROUPS, SAMPLING_POINTS, SparseBEVConfig, SparseDecoderConfig
-from ftkd_core.geometry import full_precision, invert_rigid, optional_matrix
+from ftkd_core.geometry import optional_matrix
 from ftkd_core.models.anchors import Anchors, anchor_features, refine_anchors
 from ftkd_core.models.attention import HybridAttention
 from ftkd_core.models.denoising import attention_mask
 from ftkd_core.models.dense_head import DenseHead, ImageProposals, propose
+from ftkd_core.models.feature_ring import FeatureRing, WindowFeatures, push, ring_window
 from ftkd_core.models.fpn import TopDownPyramid
 from ftkd_core.models.heads import PRIOR_LOGIT, box_head, class_head, start_near_zero
 from ftkd_core.models.learned_linking import LearnedLinking
@@ -49,15 +48,6 @@ from ftkd_core.models.sampling import (
 from ftkd_core.types import CameraRig, DenoisingQueries, Frame, FrameWindow
 
 _SAME_TIME_S = 1e-5
-
-
-class WindowFeatures(NamedTuple):
-    """Input of the decoder: pyramid, L maps (B, T, N, C, H, W), finest first; rig (B, T, N, ...) in the
-    current ego frame; time (B, T) seconds relative to the current frame."""
-
-    pyramid: tuple[Tensor, ...]
-    rig: CameraRig
-    time: Tensor
 
 
 class AdaptiveMixing(nn.Module):
@@ -358,56 +348,12 @@ class SparseBEV(nn.Module):
         mask = attention_mask(denoising, start_boxes.shape[1], 0)
         return torch.cat([noisy_boxes, start_boxes], dim=1), torch.cat([content, features], dim=1), mask
 
-    def step(self, frame: Frame, ring: "FeatureRing | None") -> tuple[Predictions, "FeatureRing"]:
+    def step(self, frame: Frame, ring: FeatureRing | None) -> tuple[Predictions, FeatureRing]:
         """Process one frame of a stream; features of older frames come from the ring. Pass None as the ring
         of a new stream."""
         pyramid = self.extract(frame.images)
         ring = push(ring, pyramid, frame, self.config.num_frames)
         return self.decode_window(ring_window(ring, frame)), ring
-
-
-class FeatureRing(NamedTuple):
-    """Features of the newest T frames of a stream, newest first; its size is fixed.
-
-    pyramid, L maps (B, T, N, C, H, W); intrinsics (B, T, N, 3, 3); global_from_camera (B, T, N, 4, 4)
-    float64; mask (B, T, N); time (B, T) float64 seconds. Until T frames have arrived, the oldest is repeated.
-    """
-
-    pyramid: tuple[Tensor, ...]
-    intrinsics: Tensor
-    global_from_camera: Tensor
-    mask: Tensor
-    time: Tensor
-
-
-@full_precision
-def push(ring: FeatureRing | None, pyramid: Sequence[Tensor], frame: Frame, length: int) -> FeatureRing:
-    """Return the ring after this frame. If a stream starts (`frame.is_first`, or no ring) it contains this
-    frame only."""
-    pose = frame.global_from_ego.double()[:, None] @ frame.rig.ego_from_camera.double()  # (B, N, 4, 4)
-    newest = FeatureRing(tuple(pyramid), frame.rig.intrinsics, pose, frame.rig.mask, frame.time)
-
-    def filled(new: Tensor, old: Tensor | None) -> Tensor:
-        alone = new[:, None].expand(-1, length, *new.shape[1:])
-        if old is None:
-            return alone.clone()
-        pushed = torch.cat([new[:, None], old[:, :-1]], dim=1)
-        first = frame.is_first.view(-1, *[1] * (pushed.ndim - 1))
-        return torch.where(first, alone, pushed)
-
-    before: Sequence[Tensor | None] = [None] * len(newest.pyramid) if ring is None else ring.pyramid
-    maps = tuple(filled(new.detach(), old) for new, old in zip(newest.pyramid, before, strict=True))
-    rest = (filled(new, None if ring is None else ring[i]) for i, new in enumerate(newest[1:], start=1))  # type: ignore[arg-type]
-    return FeatureRing(maps, *rest)
-
-
-@full_precision
-def ring_window(ring: FeatureRing, frame: Frame) -> WindowFeatures:
-    """Return the ring in the current ego frame."""
-    ego_from_global = invert_rigid(frame.global_from_ego.double())
-    ego_from_camera = (ego_from_global[:, None, None] @ ring.global_from_camera.double()).float()
-    time = (ring.time - frame.time[:, None]).float()
-    return WindowFeatures(ring.pyramid, CameraRig(ring.intrinsics, ego_from_camera, ring.mask), time)
 
 
 def build_sparse_bev(config: SparseBEVConfig) -> SparseBEV:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ftkd_core.models.feature_ring import FeatureRing
 from ftkd_core.models.memory import Memory
 from ftkd_core.models.position import TokenGeometry
 from ftkd_core.models.predictions import decode
-from ftkd_core.models.sparse_bev import FeatureRing, SparseBEV
+from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.models.stream_petr import StreamPETR
 from ftkd_core.runtime.devices import device_context, with_device_index
 from ftkd_core.runtime.preprocess import round_to_frame, visible_tokens

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ftkd_core.config import SparseBEVConfig
 from ftkd_core.geometry import full_precision, invert_rigid
+from ftkd_core.models.feature_ring import WindowFeatures
 from ftkd_core.models.predictions import decode
-from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
+from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Public checkpoints to start from: where they are and what is known of their content."""
+"""Public checkpoints to start from: their addresses, sizes and hashes."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -14,9 +14,9 @@ _OTHERS: Final = "stated by {} that use the file, not by its publisher"
 
 @dataclass(frozen=True, kw_only=True)
 class PublicFile:
-    """A public checkpoint: what it is, address, name of the file; size in bytes, None if unknown; sha256, all
-    64 digits or the first of them, empty if unknown, and where the digits are from; whether the address gives
-    the file itself, or a page for a browser."""
+    """A public checkpoint: description, address, name of the file; size in bytes, None if unknown; sha256,
+    all 64 digits or the first of them, empty if unknown, and the source of the digits; whether the address
+    gives the file itself, or a page for a browser."""
 
     what: str
     url: str

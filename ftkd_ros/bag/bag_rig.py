@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ftkd_core.errors import UserError
 from ftkd_ros.bag.io import BagReader
 from ftkd_ros.bag.message_definitions import ROSBAGS
-from ftkd_ros.bag.transforms import TransformError, TransformTree, frame_name, tree_of
+from ftkd_ros.bag.transforms import OdometryTrack, TransformError, TransformTree, frame_name, tree_of
 from ftkd_ros.convert.calibration import CameraGeometry, read_calibration
 from ftkd_ros.convert.calibration_files import read_camera_yaml, read_extrinsics
 from ftkd_ros.convert.from_ros import stamp_to_ns
@@ -41,13 +41,14 @@ class BagRig:
         self._info_topics = dict(
             zip(self.cameras, map(resolve_topic, parameters.camera_info_topics), strict=True)
         )
-        odometry = resolve_topic(parameters.odometry_topic)
-        self.tree = tree_of(bag.messages((*_TF_TOPICS, odometry), optional=True), odometry)
+        self.tree = tree_of(bag.messages(_TF_TOPICS, optional=True))
         for mount in read_extrinsics(Path(parameters.extrinsics_file)) if parameters.extrinsics_file else ():
             message = make_transforms(ROSBAGS, 0, mount.parent, {mount.child: mount.matrix})
             self.tree.add_message(message, static=True)
         self._base = parameters.base_frame
-        self._map = _choose_map(self.tree, parameters, bag, odometry)
+        topic = resolve_topic(parameters.odometry_topic)
+        self._odometry = OdometryTrack(topic, bag.messages([topic]), self._base) if topic else None
+        self._map = "" if self._odometry else _choose_map(self.tree, parameters, bag)
         if "/tf_static" not in bag.topics and not self.tree.descendants(self._base):
             raise UserError(
                 f"bag {self._path!r} has no topic /tf_static, and /tf has no frame below {self._base}, so "
@@ -66,6 +67,8 @@ class BagRig:
 
     def global_from_ego(self, stamp_ns: int, wait_until: float = 0.0) -> Matrix:
         """Return the pose (4, 4) of the base frame. Raises UserError outside the time range of /tf."""
+        if self._odometry is not None:
+            return self._odometry.pose(self.tree, stamp_ns)
         return self._lookup(self._map, self._base, stamp_ns)
 
     def geometry(
@@ -128,7 +131,7 @@ def resolve_topic(topic: str) -> str:
     return topic if not topic or topic.startswith("/") else f"/{topic}"
 
 
-def _choose_map(tree: TransformTree, parameters: DetectorParameters, bag: BagReader, odometry: str) -> str:
+def _choose_map(tree: TransformTree, parameters: DetectorParameters, bag: BagReader) -> str:
     """Return the map frame; `auto` is the first of map and odom that is connected to the base.
 
     Raises UserError if it is not connected.
@@ -139,11 +142,15 @@ def _choose_map(tree: TransformTree, parameters: DetectorParameters, bag: BagRea
         if tree.connects(frame, base):
             return frame
     missing = [topic for topic in _TF_TOPICS if topic not in bag.topics]
-    if "/tf" in missing and not odometry:
+    if "/tf" in missing:
         raise UserError(f"bag {str(bag.path)!r} has no topic /tf; it has {', '.join(sorted(bag.topics))}")
     found = tree.connected_to(base)
     other = next((frame for frame in _USUAL_MAPS if frame in found and wanted != "auto"), None)
-    advice = f"give -p map_frame:={other}" if other else "give -p map_frame:=NAME and -p base_frame:=NAME"
+    advice = (
+        f"give -p map_frame:={other}"
+        if other
+        else "give -p map_frame:=NAME and -p base_frame:=NAME, or -p odometry_topic:=TOPIC"
+    )
     raise UserError(
         f"bag {str(bag.path)!r} has no transform {' or '.join(candidates)} -> {base} on /tf or /tf_static; "
         f"frames connected to {base}: {', '.join(found) or 'none'}, others: "

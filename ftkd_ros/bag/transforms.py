@@ -21,6 +21,7 @@ from ftkd_ros.convert.calibration import read_rigid
 from ftkd_ros.convert.from_ros import stamp_to_ns
 
 _MAX_DEPTH: Final = 1000
+_WORLD, _VEHICLE = "world", "vehicle"  # frames of odometry
 
 Matrix = NDArray[np.float64]
 
@@ -195,14 +196,33 @@ class TransformTree:
         )
 
 
-def tree_of(messages: Iterable[tuple[str, int, Any]], odometry_topic: str = "") -> TransformTree:
-    """Return the tree of the messages of /tf, /tf_static and odometry in the order of their log times."""
+def tree_of(messages: Iterable[tuple[str, int, Any]]) -> TransformTree:
+    """Return the tree of the messages of /tf and /tf_static in the order of their log times."""
     tree = TransformTree()
     for topic, _, message in messages:
-        if topic == odometry_topic:
-            stamp_ns = stamp_to_ns(message.header.stamp)
-            parent, child = message.header.frame_id, message.child_frame_id
-            tree.add(parent, child, stamp_ns, message.pose.pose, static=False)
-        else:
-            tree.add_message(message, static=topic.endswith("tf_static"))
+        tree.add_message(message, static=topic.endswith("tf_static"))
     return tree
+
+
+class OdometryTrack:
+    """Poses of nav_msgs/Odometry, as `node.ego_motion.OdometryPose` uses them: the frame of the header has no
+    meaning, and tf connects the child frame to the base frame."""
+
+    def __init__(self, topic: str, messages: Iterable[tuple[str, int, Any]], base_frame: str) -> None:
+        self._topic, self._base = topic, base_frame
+        self._poses = TransformTree()
+        self._child = base_frame
+        for _, _, message in messages:
+            self._child = frame_name(message.child_frame_id) or base_frame
+            stamp_ns = stamp_to_ns(message.header.stamp)
+            self._poses.add(_WORLD, _VEHICLE, stamp_ns, message.pose.pose, static=False)
+        if not self._poses.frames:
+            raise UserError(f"no usable message on odometry_topic {topic}; check the topic")
+
+    def pose(self, tree: TransformTree, stamp_ns: int) -> Matrix:
+        """Return the pose (4, 4) of the base frame. Raises TransformError outside the time range."""
+        try:
+            world_from_child = self._poses.lookup(_WORLD, _VEHICLE, stamp_ns)
+        except TransformError as error:
+            raise TransformError(f"odometry_topic {self._topic}: {error}") from None
+        return world_from_child @ tree.lookup(self._child, self._base, stamp_ns)

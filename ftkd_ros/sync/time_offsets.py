@@ -38,20 +38,24 @@ def shortest_period_ns(stamps_ns: Sequence[int]) -> int | None:
 
 
 def different_rates(cameras: Sequence[str], stamps_ns: Sequence[Sequence[int]]) -> str | None:
-    """Return a sentence that names the fastest and the slowest camera; None if all have about one rate."""
+    """Return a sentence that names the fastest and the slowest camera; None if all have about one rate.
+
+    Both the shortest and the median interval must differ: a delayed image makes two short intervals, and the
+    median of an alternating trigger is one of two intervals.
+    """
     periods = {
-        name: period
+        name: (period, int(np.median(np.diff(np.unique(np.asarray(stamps, dtype=np.int64))))))
         for name, stamps in zip(cameras, stamps_ns, strict=True)
         if (period := shortest_period_ns(stamps)) is not None
     }
     if not periods:
         return None
     fastest, slowest = min(periods, key=periods.__getitem__), max(periods, key=periods.__getitem__)
-    if periods[slowest] < _SAME_RATE * periods[fastest]:
+    if any(slow < _SAME_RATE * fast for fast, slow in zip(periods[fastest], periods[slowest], strict=True)):
         return None
     return (
-        f"{fastest} sends an image every {periods[fastest] / 1e6:.0f} ms and {slowest} every "
-        f"{periods[slowest] / 1e6:.0f} ms"
+        f"{fastest} sends an image every {periods[fastest][0] / 1e6:.0f} ms and {slowest} every "
+        f"{periods[slowest][0] / 1e6:.0f} ms"
     )
 
 

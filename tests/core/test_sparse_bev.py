@@ -12,8 +12,9 @@ from ftkd_core.geometry import yaw_transform
 from ftkd_core.losses.detection import DetectionCriterion
 from ftkd_core.models.denoising import make_denoising
 from ftkd_core.models.dense_head import propose
+from ftkd_core.models.feature_ring import FeatureRing, WindowFeatures
 from ftkd_core.models.predictions import Predictions, decode
-from ftkd_core.models.sparse_bev import FeatureRing, SparseBEV, WindowFeatures
+from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.presets import SPARSE_BEV_PRESETS, sparse_bev_preset
 from ftkd_core.runtime.preprocess import normalise
 from ftkd_core.types import CameraRig, FrameWindow

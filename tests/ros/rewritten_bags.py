@@ -11,7 +11,7 @@ from ftkd_core.geometry import invert_rigid, make_transform, yaw_transform
 from ftkd_ros.bag.io import BagReader, BagWriter, offered_qos
 from ftkd_ros.bag.message_definitions import ROSBAGS
 from ftkd_ros.convert.from_ros import stamp_to_ns, transform_to_matrix
-from ftkd_ros.convert.to_ros import make_transforms
+from ftkd_ros.convert.to_ros import make_odometry, make_transforms
 
 MAP_FROM_ODOM = yaw_transform(0.7, (12.0, -3.0, 0.5))
 BASE_FROM_RACK = yaw_transform(-0.2, (0.4, 0.1, 1.2))
@@ -88,3 +88,18 @@ def renamed(item: Message) -> Iterator[Message]:
             part.header.frame_id = {"map": "odom", "base_link": "ego"}[part.header.frame_id]
             part.child_frame_id = "ego" if part.child_frame_id == "base_link" else part.child_frame_id
     yield f"/car{topic}" if topic.startswith("/cam_") else topic, msgtype, message
+
+
+def odometry_only(item: Message) -> Iterator[Message]:
+    """No tf over ground: the pose is on /odom, of a frame behind the base."""
+    topic, msgtype, message = item
+    if topic == "/tf":
+        return
+    if topic == "/tf_static":
+        message.transforms += make_transforms(ROSBAGS, 1, "base_link", {"imu": BASE_FROM_RACK}).transforms
+    if topic == "/odom":
+        stamp_ns = stamp_to_ns(message.header.stamp)
+        pose = transform_to_matrix(message.pose.pose) @ BASE_FROM_RACK
+        zero = np.zeros(3)
+        message = make_odometry(ROSBAGS, stamp_ns, "anything", "imu", pose, zero, zero)
+    yield topic, msgtype, message

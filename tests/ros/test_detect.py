@@ -24,7 +24,7 @@ from ftkd_ros.node.parameters import DetectorParameters
 from tests.core.helpers import small_model
 from tests.ros.live_node import detections_of_live_node
 from tests.ros.recorded_drive import GroundTruthDetector, RecordedDrive, record_drive
-from tests.ros.rewritten_bags import chained, inverted, renamed, rewrite
+from tests.ros.rewritten_bags import chained, inverted, odometry_only, renamed, rewrite
 
 ALL = DetectorParameters(score_threshold=0.0)
 
@@ -163,8 +163,15 @@ RENAMED = {
 
 @pytest.mark.ros
 @pytest.mark.parametrize(
-    ("change", "given"), [(None, {}), (chained, {}), (inverted, {}), (renamed, RENAMED)],
-    ids=["converted", "chain of frames", "inverse edges", "own names"],
+    ("change", "given"),
+    [
+        (None, {}),
+        (chained, {}),
+        (inverted, {}),
+        (renamed, RENAMED),
+        (odometry_only, {"odometry_topic": "/odom"}),
+    ],
+    ids=["converted", "chain of frames", "inverse edges", "own names", "odometry"],
 )  # fmt: skip
 def test_offline_runner_and_node_give_the_same_detections(
     change: Any, given: dict[str, Any], recorded: RecordedDrive, tmp_path: Path

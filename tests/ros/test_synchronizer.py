@@ -16,7 +16,7 @@ from ftkd_ros.convert.to_ros import make_header
 from ftkd_ros.sync.matcher import MatchedRound, RoundMatcher
 from ftkd_ros.sync.surround import SurroundMatcher
 from ftkd_ros.sync.synchronizer import SurroundSynchronizer
-from ftkd_ros.sync.time_offsets import estimate_offset_ns, estimate_offsets_ns
+from ftkd_ros.sync.time_offsets import different_rates, estimate_offset_ns, estimate_offsets_ns
 
 MS = 1_000_000
 CAMERAS = ("front", "front_right", "front_left", "back", "back_left", "back_right")
@@ -311,6 +311,14 @@ def test_offsets_of_a_round_fit_in_the_shortest_time(
     assert None not in found
     errors = [(offset or 0) - ms * MS for offset, ms in zip(found, true_ms, strict=True)]
     assert max(errors) - min(errors) < 2 * MS
+
+
+def test_one_delayed_image_is_not_another_rate() -> None:
+    regular = [START + number * 83 * MS for number in range(6)]
+    delayed = [*regular[:3], regular[3] + 32 * MS, *regular[4:]]  # intervals 115 and 51 ms
+    assert different_rates(["a", "b"], [regular, delayed]) is None
+    fast = [START + number * 40 * MS for number in range(12)]
+    assert different_rates(["a", "b"], [regular, fast]) == "b sends an image every 40 ms and a every 83 ms"
 
 
 def test_offsets_are_relative_to_the_camera_with_the_most_stamps() -> None:

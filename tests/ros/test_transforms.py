@@ -13,8 +13,9 @@ from rclpy.time import Time
 from scipy.spatial.transform import Rotation
 from tf2_ros import BufferCore, TransformException
 
+from ftkd_core.errors import UserError
 from ftkd_core.geometry import is_rigid
-from ftkd_ros.bag.transforms import TransformError, TransformTree, frame_name, tree_of
+from ftkd_ros.bag.transforms import OdometryTrack, TransformError, TransformTree
 from ftkd_ros.convert.from_ros import transform_to_matrix
 
 SECOND = 10**9
@@ -119,12 +120,23 @@ def test_loop_of_frames_is_an_error_and_not_endless() -> None:
         tree.lookup("x", "a", 5)
 
 
-def test_odometry_is_an_edge_and_a_leading_slash_is_removed() -> None:
-    pose = SimpleNamespace(orientation=moved(3.0).rotation, position=SimpleNamespace(x=3.0, y=0.0, z=0.0))
-    odometry = SimpleNamespace(
-        header=SimpleNamespace(frame_id="/odom", stamp=SimpleNamespace(sec=1, nanosec=0)),
-        child_frame_id="base_link",
+def odometry(seconds: int, x: float, child: str) -> Any:
+    pose = SimpleNamespace(orientation=moved(x).rotation, position=SimpleNamespace(x=x, y=0.0, z=0.0))
+    return SimpleNamespace(
+        header=SimpleNamespace(frame_id="anything", stamp=SimpleNamespace(sec=seconds, nanosec=0)),
+        child_frame_id=child,
         pose=SimpleNamespace(pose=pose),
     )
-    tree = tree_of([("/odom", 0, odometry)], "/odom")
-    assert tree.lookup(frame_name("/odom"), "base_link", SECOND)[0, 3] == 3.0
+
+
+def test_odometry_gives_the_pose_of_the_base_through_its_child_frame() -> None:
+    tree = TransformTree()
+    tree.add("base_link", "imu", 0, moved(2.0), static=True)
+    for child, offset in (("base_link", 0.0), ("/imu", -2.0), ("", 0.0)):
+        messages = [("/odom", 0, odometry(second, 10.0 * second, child)) for second in (1, 2)]
+        track = OdometryTrack("/odom", messages, "base_link")
+        assert track.pose(tree, 3 * SECOND // 2)[0, 3] == pytest.approx(15.0 + offset)
+    with pytest.raises(TransformError, match="odometry_topic /odom: no transform world <- vehicle at"):
+        track.pose(tree, 3 * SECOND)
+    with pytest.raises(UserError, match="no usable message on odometry_topic /odom"):
+        OdometryTrack("/odom", [], "base_link")

@@ -16,8 +16,9 @@ from ftkd_core.models.sparse_bev import SparseBEV, build_sparse_bev
 from ftkd_core.presets import sparse_bev_preset
 from ftkd_core.weights import save_weights
 from tests.core.helpers import make_clip
-from training.study import gate
-from training.study.gate import Examiner, Matched, figures, match_greedily, passes, ridge_r2
+from training.study import gate, gate_figures
+from training.study.gate import Examiner
+from training.study.gate_figures import Matched, figures, match_greedily, passes, ridge_r2
 
 SMALL = (
     "image.width=96", "image.height=32", "backbone.base_channels=8", "decoder.channels=32",
@@ -40,7 +41,8 @@ def constructed(error: float = 0.5, count: int = 40) -> Matched:
     true = speed[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     shift = np.array([0.6, 0.8])
     features = np.concatenate([true @ random.normal(size=(2, 6)), random.normal(size=(2 * count, 3))], axis=1)
-    return Matched(true, true + error * shift, np.zeros_like(true), true + 2 * shift, features)
+    ahead = np.broadcast_to([1.0, 0.0], true.shape)
+    return Matched(true, true + error * shift, np.zeros_like(true), true + 2 * shift, features, ahead)
 
 
 def test_each_figure_of_a_constructed_case_is_right() -> None:
@@ -54,6 +56,23 @@ def test_each_figure_of_a_constructed_case_is_right() -> None:
     assert values["probe_r2_velocity"] > 0.99
     assert values["moving"] == 40 and values["objects"] == 80
     assert values["passed"]
+
+
+def test_velocity_in_the_line_of_sight_is_found_in_the_features() -> None:
+    """Features with the velocity along and across the line of sight, as models with image queries have."""
+
+    def seen_from_all_sides(seed: int) -> Matched:
+        random = np.random.default_rng(seed)
+        angle = random.uniform(-np.pi, np.pi, 200)
+        sight = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        found = constructed(count=100)._replace(sight=sight)
+        return found._replace(features=found.true_in_view @ np.random.default_rng(9).normal(size=(2, 5)))
+
+    values = figures(seen_from_all_sides(0), None, seen_from_all_sides(1))
+    assert values["probe_r2_velocity_view"] > 0.99 > 0.5 > values["probe_r2_velocity_ego"]
+    assert values["probe_r2_velocity"] == values["probe_r2_velocity_view"]
+    speeds = np.linalg.norm(constructed().true_in_view, axis=1)
+    assert np.allclose(speeds, np.linalg.norm(constructed().true, axis=1))
 
 
 @pytest.mark.parametrize(
@@ -131,8 +150,8 @@ def test_a_wrong_future_changes_the_decoder_only_through_the_future() -> None:
 def test_a_random_model_does_not_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gate, "_MIN_SCORE", 0.0)
-    monkeypatch.setattr(gate, "_MATCH_DISTANCE_M", 60.0)
+    monkeypatch.setattr(gate_figures, "_MIN_SCORE", 0.0)
+    monkeypatch.setattr(gate_figures, "_MATCH_DISTANCE_M", 60.0)
     model = random_model()
     with torch.no_grad():
         model.decoder_layer.classifier[-1].bias[0] = 0.0  # type: ignore[index,operator,union-attr]  # all are cars

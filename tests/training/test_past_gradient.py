@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
+from ftkd_core.models.feature_ring import WindowFeatures
+from ftkd_core.models.sparse_bev import SparseBEV
 from ftkd_core.types import FrameWindow
 from tests.core.helpers import drive, small_config, small_sparse, window_of
 from tests.training.helpers import window_data

@@ -118,7 +118,8 @@ def balance_row(
     Returns `{"settings": weights, "terms": measured terms}`.
     """
     torch.manual_seed(0)
-    model, guide = build_stream_petr(preset(plan.preset)), load_teacher(teacher)
+    model = build_stream_petr(override(preset(plan.preset), plan.set_student))
+    guide = load_teacher(teacher)
     if plan.init:
         start_from(Path(plan.init), model, model.config, split_parts(plan.init_parts))
     model.to(device)

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from ftkd_core.config import override
 from ftkd_core.errors import UserError
 from ftkd_core.presets import preset, sparse_bev_preset
 from training.config import DataConfig
@@ -91,6 +92,10 @@ def _add_plan_options(group: "argparse._ArgumentGroup") -> None:
         "--set-method", action="append", default=[], metavar="KEY=VALUE",
         help="override a setting of FTKD in all its rows; weights are balanced afterwards",
     )  # fmt: skip
+    add(
+        "--set-student", action="append", default=[], metavar="KEY=VALUE",
+        help="override a setting of the students' preset, e.g. decoder.learned_linking=true",
+    )  # fmt: skip
     add("--lr", type=float, default=4e-4, help="peak learning rate (default 4e-4)")
     add("--init", type=Path, help="initial weights of all students (default: random, by seed)")
     add("--init-parts", default="", help="parts of --init to load, e.g. backbone,neck (default all)")
@@ -111,6 +116,7 @@ def requested_plan(arguments: argparse.Namespace) -> Plan:
         lr=a.lr, init=str(a.init or ""), init_parts=a.init_parts, backbone_ratio=a.backbone_ratio,
         teacher=str(a.teacher or ""), world=a.world, hide_future=a.hide_future,
         cache_features=a.cache_features, set_method=tuple(a.set_method),
+        set_student=tuple(a.set_student),
     )  # fmt: skip
 
 
@@ -118,7 +124,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     """Raise UserError for bad options before any work starts."""
     if arguments.out is None:
         raise UserError("no folder; give one with --out, or a matrix to print with --table")
-    preset(arguments.preset)
+    override(preset(arguments.preset), arguments.set_student)
     teacher = sparse_bev_preset(arguments.teacher_preset)
     if not teacher.num_future:
         raise UserError(f"--teacher-preset {arguments.teacher_preset}: expected a preset with future frames")

@@ -11,7 +11,9 @@ class, centres within 2 m). Moving objects are faster than 0.5 m/s.
 - ave_moving: velocity error of moving objects
 - ave_moving_linker: velocity error of the hand-written linker (models/linking.py) on the same objects; it
   links the model's detections of all frames of the window
-- probe_r2_velocity: R2 of a ridge regression from the last query features to velocity, fitted on other scenes
+- probe_r2_velocity: R2 of a ridge regression from the last query features to velocity, fitted on other
+  scenes: in the ego frame (_ego) or along and across the line of sight (_view), the larger one. Models with
+  image queries compute in the second frame, and no linear regression turns one into the other
 - wrong_future_ave: velocity error if the decoder gets the future frames of another scene
 - passed: the decoder changes velocities by at least 0.5 m/s, ave_moving is at least 15 % below the linker's,
   R2 is at least 0.3, and a wrong future increases the error by at least 5 %
@@ -25,11 +27,9 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -40,127 +40,23 @@ from ftkd_core.data.clips import Clip, make_sample
 from ftkd_core.data.synthetic_clips import SyntheticClips
 from ftkd_core.data.windows import WindowBatch, collate_windows, hide_future, make_window, window_order
 from ftkd_core.errors import UserError
-from ftkd_core.geometry import invert_rigid
+from ftkd_core.geometry import invert_rigid, line_of_sight
 from ftkd_core.losses.target_filter import filter_targets
 from ftkd_core.models.anchors import Anchors
+from ftkd_core.models.feature_ring import WindowFeatures
 from ftkd_core.models.linking import FrameProposals, MotionPrior, link_proposals
 from ftkd_core.models.predictions import Predictions
-from ftkd_core.models.sparse_bev import SparseBEV, WindowFeatures
+from ftkd_core.models.sparse_bev import SparseBEV
 from training.distill import load_teacher
 from training.feature_cache import network_input
+from training.study.gate_figures import Matched, figures, join, match_greedily, mean_distance
 from training.study.json_files import write_json
 from training.study.plan import HELD_OUT_SEED
 
-MOVING_M_S: Final = 0.5
-_MATCH_DISTANCE_M: Final = 2.0
-_MIN_SCORE: Final = 0.1
 _LINKED_DETECTIONS: Final = 96  # per frame
 _BATCH: Final = 4
-_RIDGE: Final = 1e-2  # weight per object, for standardised features
-_MIN_CHANGE_M_S: Final = 0.5
-_MIN_R2: Final = 0.3
-_MAX_LINKER_RATIO: Final = 0.85
-_MIN_WRONG_FUTURE_RATIO: Final = 1.05
 
-Array = NDArray[np.float64]
 Levels = tuple[Tensor, ...]
-
-
-class Matched(NamedTuple):
-    """True positives: velocities (M, 2) in m/s of the ground truth, the prediction, the decoder's initial
-    boxes and the linker (nan if it was not run), and the last query features (M, C)."""
-
-    true: Array
-    predicted: Array
-    start: Array
-    linked: Array
-    features: Array
-
-    @property
-    def moving(self) -> NDArray[np.bool_]:
-        """Mask (M,) of the moving objects."""
-        fast: NDArray[np.bool_] = np.linalg.norm(self.true, axis=1) > MOVING_M_S
-        return fast
-
-
-def join(parts: Sequence[Matched]) -> Matched:
-    """Concatenate the objects of several parts."""
-    return Matched(*(np.concatenate(values) for values in zip(*parts, strict=True)))
-
-
-def match_greedily(
-    centers: Array,
-    scores: Array,
-    labels: NDArray[np.int64],
-    true_centers: Array,
-    true_labels: NDArray[np.int64],
-) -> list[tuple[int, int]]:
-    """Return pairs (detection, object): in order of score, each detection takes the nearest free object of
-    its class within 2 m. Centers (M, 2)."""
-    pairs, taken = [], np.zeros(len(true_labels), dtype=bool)
-    for row in np.argsort(-scores, kind="stable"):
-        if scores[row] < _MIN_SCORE:
-            break
-        distance = np.linalg.norm(true_centers - centers[row], axis=1)
-        distance[taken | (true_labels != labels[row])] = np.inf
-        if len(distance) and distance.min() < _MATCH_DISTANCE_M:
-            nearest = int(distance.argmin())
-            taken[nearest] = True
-            pairs.append((int(row), nearest))
-    return pairs
-
-
-def ridge_r2(features: Array, targets: Array, held_out: Array, held_out_targets: Array) -> float:
-    """Return R2 on held-out objects of a ridge regression from features (M, C) to targets (M, D)."""
-    mean, scale = features.mean(0), features.std(0) + 1e-6
-    fitted, tested = (features - mean) / scale, (held_out - mean) / scale
-    center = targets.mean(0)
-    covariance = fitted.T @ fitted + _RIDGE * len(fitted) * np.eye(fitted.shape[1])
-    weights = np.linalg.solve(covariance, fitted.T @ (targets - center))
-    error = np.square(tested @ weights + center - held_out_targets).sum()
-    return float(1 - error / np.square(held_out_targets - held_out_targets.mean(0)).sum())
-
-
-def figures(found: Matched, wrong: Matched | None, fitted_on: Matched) -> dict[str, Any]:
-    """Return the gate's figures.
-
-    found and wrong: true positives with the correct and with a wrong future (None: a model without future);
-    fitted_on: those that the probe is fitted on. Raise UserError if there are too few objects.
-    """
-    moving = found.moving
-    if moving.sum() < 2 or len(fitted_on.true) < 2:
-        raise UserError(
-            f"{int(moving.sum())} moving objects were detected, {len(fitted_on.true)} for the probe; "
-            "expected at least 2 of each: train longer or give more --scenes"
-        )
-    values: dict[str, Any] = {
-        "velocity_change_moving_m_s": _mean_distance(found.predicted[moving], found.start[moving]),
-        "ave_moving": _mean_distance(found.predicted[moving], found.true[moving]),
-        "ave_moving_linker": _mean_distance(found.linked[moving], found.true[moving]),
-        "probe_r2_velocity": ridge_r2(fitted_on.features, fitted_on.true, found.features, found.true),
-        "wrong_future_ave": None,
-    }
-    if wrong is not None and wrong.moving.any():
-        values["wrong_future_ave"] = _mean_distance(wrong.predicted[wrong.moving], wrong.true[wrong.moving])
-    values["passed"] = passes(values)
-    speed = float(np.linalg.norm(found.true[moving], axis=1).mean())
-    return values | {"objects": len(moving), "moving": int(moving.sum()), "mean_speed_moving_m_s": speed}
-
-
-def passes(values: dict[str, Any]) -> bool:
-    """Return whether figures pass the gate."""
-    wrong = values["wrong_future_ave"]
-    return bool(
-        values["velocity_change_moving_m_s"] >= _MIN_CHANGE_M_S
-        and values["ave_moving"] <= _MAX_LINKER_RATIO * values["ave_moving_linker"]
-        and values["probe_r2_velocity"] >= _MIN_R2
-        and wrong is not None
-        and wrong >= _MIN_WRONG_FUTURE_RATIO * values["ave_moving"]
-    )
-
-
-def _mean_distance(first: Array, second: Array) -> float:
-    return float(np.linalg.norm(first - second, axis=1).mean())
 
 
 class Examiner:
@@ -266,7 +162,8 @@ class Examiner:
         if linker is not None and len(rows):
             linked = linker(codes[rows], logits[rows])
         values = (
-            boxes[objects, 7:9], codes[rows, 8:10], start[rows], linked, predictions.features[0][rows].float()
+            boxes[objects, 7:9], codes[rows, 8:10], start[rows], linked,
+            predictions.features[0][rows].float(), line_of_sight(codes[rows, :3]),
         )  # fmt: skip
         return Matched(*(value.double().numpy() for value in values))
 
@@ -321,7 +218,7 @@ def run_gate(
     values = figures(join(found), join(wrong) if wrong else None, join(fitted))
     if blind:
         hidden = join(blind)
-        values["ave_moving_blind"] = _mean_distance(
+        values["ave_moving_blind"] = mean_distance(
             hidden.predicted[hidden.moving], hidden.true[hidden.moving]
         )
     return values | {"scenes": scenes, "probe_scenes": probe_scenes}

@@ -37,6 +37,7 @@ class Plan:
     hide_future: float = 0.5
     cache_features: bool = False
     set_method: tuple[str, ...] = ()
+    set_student: tuple[str, ...] = ()
 
     def preset_of(self, method: str) -> str:
         """Return the preset of the teacher, or of the students of a row."""
@@ -56,7 +57,8 @@ def load_plan(path: Path) -> Plan:
             f"{str(path)!r} is not the plan of an experiment: expected {', '.join(sorted(names))}; give "
             "another --out"
         )
-    return Plan(**(found | {"set_method": tuple(found["set_method"])}))  # a list in JSON
+    lists = {name: tuple(found[name]) for name in ("set_method", "set_student")}  # lists in JSON
+    return Plan(**(found | lists))
 
 
 def resume_plan(path: Path, requested: Plan) -> Plan:

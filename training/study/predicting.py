@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ftkd_core.data.clips import Clip
@@ -21,15 +22,21 @@ from training.split_detection import MIN_SCORE, detect_clip
 
 def predict(
     model: StreamPETR | SparseBEV, load: Callable[[int], Clip], count: int, output: Path,
-    device: torch.device, *, hide_future: bool = False,
+    device: torch.device, *, hide_future: bool = False, drop: float = 0.0,
 ) -> Path:  # fmt: skip
     """Write the detections on clips 0 .. count - 1 to an .npz file: boxes (M, 9) in ego, scores and labels
-    (M,), counts (F,) of detections per frame, global_from_ego (F, 4, 4)."""
+    (M,), counts (F,) of detections per frame, global_from_ego (F, 4, 4), seen (F,).
+
+    A share `drop` of the frames, drawn by clip, is not seen, as if the camera round were lost.
+    """
     frames: list[Detections] = []
-    poses = []
+    poses: list[NDArray[np.float64]] = []
+    seen: list[bool] = []
     for index in tqdm(range(count), desc="detect", unit="scene"):
         clip = load(index)
-        frames += detect_clip(model, clip, device, hide_future=hide_future)
+        lost = [bool(value) for value in np.random.default_rng(index).random(len(clip.times)) < drop]
+        frames += detect_clip(model, clip, device, hide_future=hide_future, dropped=lost)
+        seen += [not value for value in lost]
         poses.append(clip.global_from_ego)
     boxes, scores, labels = (
         [getattr(f, name)[0].float().cpu().numpy() for f in frames] for name in ("boxes", "scores", "labels")
@@ -44,6 +51,7 @@ def predict(
         labels=np.concatenate([v[k] for v, k in zip(labels, kept, strict=True)]).astype(np.int64),
         counts=np.array([int(k.sum()) for k in kept]),
         global_from_ego=np.concatenate(poses),
+        seen=np.array(seen),
     )
     partial.replace(output)
     return output

@@ -29,7 +29,7 @@ from training.study.work import spawn_pool
 
 VERSION: Final = "v1.0-synth"
 SPLIT: Final = "held_out"
-_ARRAYS: Final = ("boxes", "scores", "labels", "counts", "global_from_ego")
+_ARRAYS: Final = ("boxes", "scores", "labels", "counts", "global_from_ego", "seen")
 _POSE_TOLERANCE_M: Final = 1e-3
 
 
@@ -59,14 +59,14 @@ def devkit_results(
     predictions: Path, dataset: NuScenes, split: str
 ) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Return the sample tokens of a split and the devkit's form of a file of detections; errors as for
-    `score`."""
-    tokens = sample_tokens_of(dataset, split=split)
-    return tokens, to_devkit_results(_read_predictions(predictions, dataset, tokens), tokens)
+    `score`. Key frames that were not seen are left out."""
+    found = _read_predictions(predictions, dataset, sample_tokens_of(dataset, split=split))
+    return tuple(found), to_devkit_results(found, tuple(found))
 
 
 def _read_predictions(predictions: Path, dataset: NuScenes, tokens: Sequence[str]) -> dict[str, PosedObjects]:
-    """Return the detections of a file by sample token. Raise UserError if the file is damaged or its frames
-    do not match the data set."""
+    """Return the detections of a file by sample token, of the frames that were seen. Raise UserError if the
+    file is damaged or its frames do not match the data set."""
     values = _load_arrays(predictions)
     if len(values["counts"]) != len(tokens):
         raise UserError(
@@ -77,6 +77,8 @@ def _read_predictions(predictions: Path, dataset: NuScenes, tokens: Sequence[str
     columns = [np.split(values[name], splits) for name in ("boxes", "scores", "labels")]
     found = {}
     for index, token in enumerate(tokens):
+        if not values["seen"][index]:
+            continue
         pose = values["global_from_ego"][index]
         if np.abs(pose - sample_pose(dataset, token)).max() > _POSE_TOLERANCE_M:
             raise UserError(

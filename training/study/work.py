@@ -134,6 +134,8 @@ def training_command(
     }  # fmt: skip
     command = ["training.train"]
     if name in ROWS:
+        changes_of_model = dict(change.split("=", 1) for change in plan.set_student)
+        settings |= {f"model.{key}": value for key, value in changes_of_model.items()}
         settings |= {"augment.flip": 0, "augment.rotation": 0, "optim.backbone_ratio": plan.backbone_ratio}
         if plan.cache_features:
             settings |= {"data.cache_features": "true", "augment.colour": 0}

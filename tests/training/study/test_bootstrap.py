@@ -49,7 +49,9 @@ def write_noisy(path: Path, dataset: NuScenes, noise: float, seed: int) -> None:
         name: np.concatenate([getattr(f, name) for f in found]) for name in ("boxes", "scores", "labels")
     }
     counts = np.array([len(each.labels) for each in found])
-    np.savez(path, counts=counts, global_from_ego=np.stack(poses), **columns)
+    np.savez(
+        path, counts=counts, global_from_ego=np.stack(poses), seen=np.ones(len(found), dtype=bool), **columns
+    )
 
 
 def test_map_equals_that_of_the_devkit(experiment: Path) -> None:

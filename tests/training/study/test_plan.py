@@ -34,6 +34,8 @@ def test_resuming_with_another_setting_is_refused(tmp_path: Path) -> None:
         plan_of(tmp_path, "--scenes", "30")
     with pytest.raises(UserError, match="has steps 5, the command 6"):
         plan_of(tmp_path, "--steps", "6")
+    with pytest.raises(UserError, match="has set_student"):
+        plan_of(tmp_path, "--set-student", "decoder.learned_linking=true")
     with pytest.raises(UserError, match="has set_method"):
         plan_of(tmp_path, "--set-method", "pv_target=current")
 

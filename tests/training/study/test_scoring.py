@@ -65,6 +65,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Truth:
         "labels": np.concatenate([labels for _, labels in visible]),
         "counts": np.array([len(labels) for _, labels in visible]),
         "global_from_ego": np.concatenate([clip.global_from_ego for clip in clips]),
+        "seen": np.ones(sum(len(clip.times) for clip in clips), dtype=bool),
     }
     return Truth(values | {"scores": np.linspace(0.9, 0.5, len(values["labels"]))}, root)
 

@@ -80,6 +80,16 @@ def test_settings_of_ftkd_apply_to_its_rows_only(tmp_path: Path) -> None:
     assert changed == {"ftkd_no_pv", "ftkd_blind"}
 
 
+def test_settings_of_the_student_apply_to_all_students_only(tmp_path: Path) -> None:
+    plan = replace(PLAN, set_student=("decoder.learned_linking=true",))
+    for row in ("none", "ftkd"):
+        teacher = Path("t") if row == "ftkd" else None
+        command = training_command(plan, MACHINE, row, tmp_path, steps=1, seed=0, teacher=teacher)
+        assert "--set=model.decoder.learned_linking=true" in command
+    command = training_command(plan, MACHINE, "teacher", tmp_path, steps=1, seed=0)
+    assert not any("learned_linking" in part for part in command)
+
+
 def test_training_process_is_stopped_at_its_timeout(tmp_path: Path) -> None:
     work, log = Work(PLAN, MACHINE), tmp_path / "run" / "log.txt"
     began = time.monotonic()
