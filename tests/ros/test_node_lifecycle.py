@@ -262,11 +262,17 @@ def test_a_full_gpu_is_an_error_and_the_lifecycle_recovers(rig: FakeRig) -> None
         assert node.summary()["rounds_detected"] == 0
         assert rounds_status(rig).level == DiagnosticStatus.ERROR
         node.trigger_deactivate()
-        rig.wait_until(lambda: rig.node.count_subscribers("/cam_front/image/compressed") == 0)
+        rig.wait_until(lambda: rig.node.count_subscribers("/cam_front/image/compressed") == 0, timeout_s=30)
         for transition in (node.trigger_cleanup, node.trigger_configure, node.trigger_activate):
             transition()
-        rig.wait_until(rig.is_connected)
-        send_and_receive(rig)
+        rig.wait_until(rig.is_connected, timeout_s=30)
+
+        def detected() -> bool:
+            rig.send_round(next(triggers))
+            rig.executor.spin_once(timeout_sec=0.3)
+            return bool(node.summary()["rounds_detected"])
+
+        rig.wait_until(detected, timeout_s=30)
         rig.wait_until(lambda: rounds_status(rig).level != DiagnosticStatus.ERROR, timeout_s=30)
     finally:
         running.close()
