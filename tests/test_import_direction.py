@@ -103,11 +103,20 @@ def core_layer(module: str) -> int | None:
     return max(layers, key=lambda index: len(CORE_LAYERS[index]), default=None)
 
 
+def without_types(source: str) -> str:
+    """Return a source without the imports that only a type checker reads."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    return ast.unparse(tree)
+
+
 def upward_imports(path: Path) -> set[str]:
-    """Modules of a higher layer than its own that a file of ftkd_core imports."""
+    """Modules of a higher layer than its own that a file of ftkd_core imports when it runs."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     own = core_layer(".".join(parts))
-    names = imported_names(path.read_text(encoding="utf-8"), parts[:-1])
+    names = imported_names(without_types(path.read_text(encoding="utf-8")), parts[:-1])
     layers = {name: core_layer(name) for name in names}
     return {name for name, layer in layers.items() if own is not None and layer is not None and layer > own}
 
