@@ -30,13 +30,15 @@ esac
 head_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # loader processes use the cores
 
+stopped=false
+step=
+trap 'stopped=true; [ -z "$step" ] || kill -TERM "$step"' TERM # the batch shell gets the signal; pass it on
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-8}" \
     --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head_node:${MASTER_PORT:-29500}" \
     -m "$module" "$@" &
 step=$!
-stopped=false
-trap 'stopped=true; kill -TERM "$step" 2>/dev/null' TERM # the batch shell gets the signal; pass it on
+if "$stopped"; then kill -TERM "$step"; fi # the signal came while srun was started
 wait "$step"
 code=$?
 if "$stopped"; then

@@ -169,7 +169,7 @@ def _module_problem(words: list[str]) -> str | None:
 
 def _option_problem(name: str, help_text: str, words: list[str]) -> str | None:
     known = sources.options(help_text)
-    for word, value in zip(words, [*words[1:], ""], strict=False):
+    for word, value in zip(words, [*words, ""][1:], strict=False):
         option, _, joined = word.partition("=")
         if not option.startswith("--"):
             continue

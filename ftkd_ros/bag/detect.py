@@ -122,6 +122,13 @@ class _Run:
     monitor: StreamMonitor = field(default_factory=StreamMonitor)
 
 
+def offline_parameters(parameters: DetectorParameters) -> DetectorParameters:
+    """Return the parameters of a run on a bag: a score threshold that was not given is 0.05."""
+    if parameters.score_threshold >= 0:
+        return parameters
+    return replace(parameters, score_threshold=DEFAULT_THRESHOLD)
+
+
 def detect_bag(
     input_path: Path,
     output: Path,
@@ -139,8 +146,7 @@ def detect_bag(
     leaves no bag. Without a score threshold, 0.05 is used, because the metrics need weak detections too.
     """
     parameters, selection = parameters or DetectorParameters(), selection or Selection()
-    if parameters.score_threshold < 0:
-        parameters = replace(parameters, score_threshold=DEFAULT_THRESHOLD)
+    parameters = offline_parameters(parameters)
     with BagReader(input_path) as source:
         check_new(output)
         detector = factory(parameters)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkd_core.errors import UserError
-from ftkd_ros.bag.detect import SUMMARY_NAME, DetectionSummary, Selection, detect_bag
+from ftkd_ros.bag.detect import SUMMARY_NAME, DetectionSummary, Selection, detect_bag, offline_parameters
 from ftkd_ros.bag.fleet import Outcome, Workers, check_outcomes, run_tasks
 from ftkd_ros.node.parameter_files import changed_values
 from ftkd_ros.node.parameters import DetectorParameters, typed_parameters
@@ -30,7 +30,7 @@ def detect_bags(
     `on_text` gets one line per bag. Raises UserError at the end, with the sentences of all bags that failed.
     """
     targets = _targets(bags, output)
-    settings = changed_values(parameters)
+    settings = changed_values(offline_parameters(parameters))
     waiting = []
     for name, bag in targets.items():
         if _is_finished(output / name, settings, selection):

@@ -43,15 +43,26 @@ def record_rig(output: Path, seconds: float) -> str:
             ],
         )
         stop = threading.Event()
-        timer = threading.Timer(seconds, stop.set)
+        timer = threading.Thread(target=_end_after, args=(recorder, seconds, stop), daemon=True)
         with spinning(recorder):
             timer.start()
             try:
                 return recorder.record(stop)
             finally:
-                timer.cancel()
+                stop.set()
+                timer.join()
     finally:
         rclpy.try_shutdown(context=context)
+
+
+def _end_after(recorder: RecorderNode, seconds: float, stop: threading.Event) -> None:
+    """Set `stop` that many seconds after every topic has a message, or _DISCOVERY_S have passed."""
+    latest = time.monotonic() + _DISCOVERY_S
+    while not recorder.has_all_topics and time.monotonic() < latest:
+        if stop.wait(0.05):
+            return
+    stop.wait(seconds)
+    stop.set()
 
 
 def _find_topics(context: Context) -> list[str]:

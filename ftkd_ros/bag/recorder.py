@@ -94,6 +94,12 @@ class RecorderNode(Node):
             raise UserError(f"{full}; {result}")
         return result
 
+    @property
+    def has_all_topics(self) -> bool:
+        """Whether there is a message of every topic."""
+        with self._lock:
+            return all(self._bag.counts[topic] for topic in self._topics)
+
     def _find_publishers(self) -> None:
         for topic in self._topics:
             offers = self.get_publishers_info_by_topic(topic)

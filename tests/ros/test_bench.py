@@ -16,7 +16,10 @@ def test_bench_prints_latency_and_peak_memory(
     monkeypatch.setattr(bench, "_ROUNDS", 1)
     monkeypatch.setattr(bench, "_WARM_UP", 0)
     file = tmp_path / "new" / "figures.json"
-    assert cli.main(["bench", "--device", "cpu", "--repeats", "2", "--json", str(file)]) == 0
+    assert (
+        cli.main(["bench", "--device", "cpu", "--runtime", "fast", "--repeats", "2", "--json", str(file)])
+        == 0
+    )
     output = capsys.readouterr().out
     assert "tiny (tiny_synthetic.safetensors) on cpu, engine " in output
     assert "p50" in output and "peak memory" in output

@@ -154,7 +154,7 @@ def test_own_topics_and_frames_are_parameters(recorded: RecordedDrive, tmp_path:
     given = [part for text in parameters for part in ("-p", text)]
     assert not (tmp_path / "data").exists()
     options = ExportOptions(parameters=DetectorParameters())
-    with pytest.raises(UserError, match="no camera topic"):
+    with pytest.raises(UserError, match="no transform map or odom -> base_link"):
         export_bags([bag], tmp_path / "data", options=options)
     # The detections of the bag are in frame base_link, which this drive calls ego.
     plain = rewrite(bag, tmp_path / "plain", lambda item: iter([item] if "truth" not in item[0] else []))

@@ -30,8 +30,9 @@ def start(folder: Path, srun: str, *arguments: str) -> subprocess.Popen[str]:
         "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2",
         "SLURM_JOB_ID": "42", "SLURM_GPUS_ON_NODE": "8",
     }  # fmt: skip
+    # A test process may ignore SIGTERM; bash could not trap it then.
     return subprocess.Popen(
-        ["bash", str(SCRIPT), *arguments],
+        ["env", "--default-signal=TERM", "bash", str(SCRIPT), *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

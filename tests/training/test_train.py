@@ -63,7 +63,7 @@ def test_loss_falls_on_two_clips(tmp_path: Path) -> None:
 def test_saved_weights_load_into_a_detector(tmp_path: Path) -> None:
     trainer = stream_trainer(tmp_path, 2)
     trainer.run(stream_data(), workers=0, save_every=2)
-    detector = Detector.from_weights(tmp_path / "weights.safetensors", device="cpu")
+    detector = Detector.from_weights(tmp_path / "weights.safetensors", device="cpu", runtime="plain")
     assert detector.preset == "tiny"
     assert list((tmp_path / "tensorboard").iterdir())
 
