@@ -105,7 +105,11 @@ class MapWindows(Dataset[MapBatch]):
 
 def build(options: argparse.Namespace) -> SparseBEV:
     """Return the model that is trained: the frozen parts of --init, and those of its other parts that fit."""
-    config: SparseBEVConfig = override(sparse_bev_preset(options.preset), options.set)
+    wrong = [change for change in options.set if not change.startswith("model.")]
+    if wrong:
+        raise UserError(f"--set {wrong[0]}: expected a setting of the model, such as model.num_past=3")
+    changes = [change.removeprefix("model.") for change in options.set]
+    config: SparseBEVConfig = override(sparse_bev_preset(options.preset), changes)
     if not config.has_dense_head:
         raise UserError(f"--preset {options.preset}: expected a preset with a dense 2-D head")
     torch.manual_seed(options.seed)
@@ -157,7 +161,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--init", type=Path, required=True, metavar="FILE", help="weights of its frozen parts")
     add("--fresh", default="", help="comma-separated parts of the decoder that start at random")
     add("--out", type=Path, required=True, metavar="DIR", help="folder for weights, checkpoint and logs")
-    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the model")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the model, e.g. model.num_past=3",
+    )
     add("--world", default="traffic", help="ordinary or traffic (default)")
     add("--scenes", type=int, default=120, help="scenes (default 120)")
     add("--duration", type=float, default=20.0, metavar="S", help="seconds per scene (default 20)")

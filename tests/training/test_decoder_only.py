@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, out: Path, *extra: str) -> int:
-    settings = [part for value in (*SMALL, LEARNED) for part in ("--set", value)]
+    settings = [part for value in (*SMALL, LEARNED) for part in ("--set", f"model.{value}")]
     return decoder_only.main(
         [
             "--preset", PRESET, "--init", str(folder / "init.safetensors"), "--out", str(out), "--clips",
@@ -89,12 +89,13 @@ def test_a_stopped_run_resumes_with_the_same_result(
     ("extra", "message"),
     [
         (
-            ("--set", "backbone.base_channels=16"),
+            ("--set", "model.backbone.base_channels=16"),
             "of sparse_bev_tiny_offline is missing or has another shape",
         ),
         (("--steps", "0"), "expected at least 1"),
+        (("--set", "num_past=3"), "--set num_past=3: expected a setting of the model"),
         (
-            ("--set", "decoder.learned_linking=false", "--set", "decoder.num_image_queries=0"),
+            ("--set", "model.decoder.learned_linking=false", "--set", "model.decoder.num_image_queries=0"),
             "expected a preset with a dense 2-D head",
         ),
     ],
