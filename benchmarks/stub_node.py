@@ -26,6 +26,7 @@ class StubDetector:
     weights_name = "stub"
     training = "none"
     device = "cpu"
+    assigns_by_yaw = True
 
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
