@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -48,6 +48,7 @@ class NoDetector:
     training = ""
     preset = "none"
     device = "cpu"
+    warnings: ClassVar[list[str]] = []
 
     def warm_up(self) -> None: ...
 

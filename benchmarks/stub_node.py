@@ -31,6 +31,7 @@ class StubDetector:
     def __init__(self) -> None:
         self.faults: dict[str, str] = {}
         self.recommended_thresholds: dict[str, float] = {}
+        self.warnings: list[str] = []
 
     def warm_up(self) -> None:
         return None

@@ -132,6 +132,11 @@ class Detector:
         """By camera name, why the detector masks it: mount, lens or a repeated view."""
         return dict(self.cameras.faults)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What harms the detections of all cameras, one sentence each; [] before the first round."""
+        return self.cameras.warnings
+
     def reset(self) -> None:
         """Start a new stream: the next step uses the initial memory of training."""
         self._start_ns = None

@@ -34,6 +34,7 @@ Array = NDArray[np.float64]
 AUTO_TOLERANCE_DEG: Final = 0.2
 """`auto` takes a camera as it is if no point of its network image is displaced by more than this angle."""
 _EXACT_DEG: Final = 0.005  # with `virtual`, a camera that differs less is taken as it is
+_HEIGHT_TOLERANCE_M: Final = 0.15  # 0.2 m cost the shipped weights 38 % of mAP (benchmarks.rigs)
 _LEAST_SHARE: Final = 0.05  # a camera that sees less of its virtual image is masked
 _CACHED: Final = 64
 
@@ -166,6 +167,29 @@ class VirtualCameras:
         self._calibrations.clear()
         self._keys.clear()
         self.faults, self.seen, self._is_planned = {}, [], False
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with the rig as a whole: cameras at another height, which nothing corrects."""
+        if not self.canonical:
+            return []
+        off = {
+            seen.name: float(
+                self._calibrations[seen.camera].ego_from_camera[2, 3]
+                - self.canonical[seen.channel].ego_from_camera[2, 3]
+            )
+            for seen in self.seen
+        }
+        wrong = {name: metres for name, metres in off.items() if abs(metres) > _HEIGHT_TOLERANCE_M}
+        if not wrong:
+            return []
+        listed = ", ".join(f"{name} {metres:+.2f} m" for name, metres in wrong.items())
+        text = (
+            f"cameras are at another height than in the training ({listed}), which costs accuracy and is not "
+            "corrected; check that the base frame lies on the ground, or use weights that were trained with "
+            "such heights"
+        )
+        return [text]
 
     def prepare(self, index: int, image: NDArray[np.uint8], *, scale: bool) -> tuple[PreparedImage, ...]:
         """Return the network images of a camera (index in the round) as the last round saw it; () if it was
@@ -328,6 +352,11 @@ class VirtualCameras:
             if self._logged.get(name) != fault:
                 self._logged[name] = fault
                 _logger.warning("%s", fault)
+        warnings = self.warnings
+        if self._logged.get("") != warnings:
+            self._logged[""] = warnings
+            for warning in warnings:
+                _logger.warning("%s", warning)
 
 
 class _CanonicalView(NamedTuple):

@@ -50,6 +50,9 @@ class RoundDetector(Protocol):
     preset: str
     device: Any
 
+    @property
+    def warnings(self) -> list[str]: ...
+
     def warm_up(self) -> None: ...
 
     def reset(self) -> None: ...
@@ -76,6 +79,7 @@ class DetectionSummary:
     parameters: dict[str, Any] = field(default_factory=dict)
     selection: dict[str, Any] = field(default_factory=dict)
     resumed_rounds: int = 0
+    warnings: tuple[str, ...] = ()
     latencies: tuple[tuple[int, float], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,6 +99,7 @@ class DetectionSummary:
             "parameters": self.parameters,
             "selection": self.selection,
             "resumed_rounds": self.resumed_rounds,
+            "warnings": list(self.warnings),
             "latency_timeline": [[stamp_ns, round(value, 2)] for stamp_ns, value in self.latencies],
         }
 
@@ -257,6 +262,7 @@ def _detect(
         training=detector.training,
         preset=detector.preset,
         sync_policy=drive.plan.policy,
+        warnings=tuple(detector.warnings),
         parameters=changed_values(parameters),
         selection={
             "start_s": selection.start_s, "duration_s": selection.duration_s, "every": selection.every

@@ -82,6 +82,7 @@ def summary_lines(output: Path, summary: DetectionSummary) -> list[str]:
     return [
         f"{output}: {summary.detections} detections in {rounds} on {summary.device}",
         *(f"note: {count} x {fault}" for fault, count in summary.faults.items()),
+        *(f"note: {warning}" for warning in summary.warnings),
     ]
 
 

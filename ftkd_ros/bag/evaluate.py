@@ -126,6 +126,7 @@ def evaluate_recordings(
     metrics |= _common_summary(bags, tokens)
     metrics["notes"] += [note for bag in bags for note in coverage_notes(bag.recording)]
     metrics["notes"] += _split_notes(bags, tokens, options.split)
+    metrics["notes"] += list(dict.fromkeys(note for bag in bags for note in bag.detector.get("warnings", ())))
     synthetic = is_synthetic(dataset, scenes)
     if not synthetic and any("synthetic" in str(bag.detector["weights"]) for bag in bags):
         metrics["notes"].insert(0, _SMALL_MODEL_ON_REAL_DATA)

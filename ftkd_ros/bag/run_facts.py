@@ -14,7 +14,7 @@ from ftkd_core.errors import UserError
 from ftkd_ros.bag.detect import SUMMARY_NAME
 
 _DETECTOR_KEYS: Final = (
-    "device", "weights", "training", "preset", "latency_ms", "parameters", "latency_timeline"
+    "device", "weights", "training", "preset", "latency_ms", "parameters", "latency_timeline", "warnings"
 )  # fmt: skip
 
 

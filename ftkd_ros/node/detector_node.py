@@ -148,6 +148,7 @@ class DetectorNode(LifecycleNode):
             "device": str(self._detector.device),
             "weights": self._detector.weights_name,
             "training": self._detector.training,
+            "warnings": self._worker.warnings,
         }
 
     def _succeeds(self, step: Callable[[], None], name: str) -> bool:

@@ -93,7 +93,7 @@ class HealthReporter:
                 self._node.get_logger().info(sentence)
 
     def _diagnostics(self, states: dict[str, CameraState]) -> DiagnosticArray:
-        warnings = self._inputs.warnings
+        warnings = [*self._inputs.warnings, *self._worker.warnings]
         transport = transport_warning(states)
         if transport is not None:
             warnings = [*warnings, transport]

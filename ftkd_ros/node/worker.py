@@ -27,6 +27,9 @@ class StreamDetector(Protocol):
     @property
     def faults(self) -> dict[str, str]: ...
 
+    @property
+    def warnings(self) -> list[str]: ...
+
     def step(self, camera_round: CameraRound) -> ObjectList: ...
 
     def reset(self) -> None: ...
@@ -236,6 +239,11 @@ class DetectionWorker:
         """Return what happened to the rounds of the last `window_s` seconds."""
         with self._lock:
             return self.statistics.recent(self._cameras, time.monotonic(), window_s)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the detector says of the rig as a whole."""
+        return self._detector.warnings
 
     def recent_faults(self, within_s: float) -> dict[str, str]:
         """Return by camera why it was masked during the last `within_s` seconds."""

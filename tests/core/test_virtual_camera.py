@@ -82,6 +82,27 @@ def test_trained_rig_passes_unchanged(model: str) -> None:
     assert visible_tokens(found, IMAGE) is None
 
 
+@pytest.mark.parametrize("model", ["as_is", "auto", "virtual"])
+def test_cameras_at_another_height_are_a_warning(model: str, caplog: pytest.LogCaptureFixture) -> None:
+    seen = cameras(model)
+    seen.see(round_of(TRAINED))
+    assert seen.warnings == []
+    given_round = round_of(TRAINED)
+    views = [view for view in given_round.views if view is not None]
+    poses = [view.ego_from_camera.copy() for view in views]
+    for pose in poses[1:]:
+        pose[2, 3] += 0.1
+    poses[0][2, 3] += 1.2
+    raised = [
+        dataclasses.replace(view, ego_from_camera=pose) for view, pose in zip(views, poses, strict=True)
+    ]
+    for _ in range(2):
+        seen.see(dataclasses.replace(given_round, views=tuple(raised)))
+    (warning,) = seen.warnings
+    assert "another height than in the training (cam_front +1.20 m)" in warning
+    assert [record.getMessage() for record in caplog.records].count(warning) == 1
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.floats(-6, 6), st.floats(-3, 3), st.floats(0.8, 1.4), st.floats(-10, 10))
 def test_a_point_falls_on_the_same_row_as_in_training(

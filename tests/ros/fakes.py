@@ -48,6 +48,7 @@ class FakeDetector:
         self.resets = 0
         self.faults: dict[str, str] = {}
         self.recommended_thresholds: dict[str, float] = {}
+        self.warnings: list[str] = []
         self.warmed_up = False
 
     def warm_up(self) -> None:

@@ -53,6 +53,7 @@ class GroundTruthDetector:
         self.rounds: list[CameraRound] = []
         self.faults: dict[str, str] = {}
         self.recommended_thresholds: dict[str, float] = {}
+        self.warnings: list[str] = []
         self.resets = 0
 
     def warm_up(self) -> None:

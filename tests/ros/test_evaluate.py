@@ -106,6 +106,22 @@ def test_key_frames_without_detections_count_as_empty_with_a_note(
     assert "3 of 5 key frames have no detections; they count as empty." in metrics["notes"]
 
 
+def test_warnings_of_the_detector_are_notes_of_the_metrics(
+    recorded: RecordedDrive, detections: Path, tmp_path: Path
+) -> None:
+    summary = tmp_path / "detector.json"
+    summary.write_text(json.dumps({"weights": "w", "warnings": ["cameras are at another height"]}))
+    metrics = evaluate_recording(
+        detections,
+        recorded.sweeps,
+        dataroot=recorded.dataroot,
+        version=recorded.version,
+        output=tmp_path / "out",
+        summary_file=summary,
+    )
+    assert "cameras are at another height" in metrics["notes"]
+
+
 def test_detections_more_than_25_ms_away_are_not_joined(
     recorded: RecordedDrive, detections: Path, tmp_path: Path
 ) -> None:

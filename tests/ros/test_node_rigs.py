@@ -272,6 +272,20 @@ def test_recommended_thresholds_of_the_weights_are_the_default(rig: FakeRig) -> 
         running.close()
 
 
+def test_a_warning_of_the_detector_is_no_green_diagnostic(rig: FakeRig) -> None:
+    detector = FakeDetector()
+    detector.warnings = ["cameras are at another height"]
+    running = RunningNode(detector, qos_reliability="reliable")
+    try:
+        rig.wait_until(rig.is_connected)
+        run(rig, 15)
+        status = statuses(rig)["detector: rounds"]
+        assert status.level == DiagnosticStatus.WARN and "cameras are at another height" in status.message
+        assert running.node.summary()["warnings"] == detector.warnings
+    finally:
+        running.close()
+
+
 def test_surround_picture_is_published_as_jpeg(rig: FakeRig) -> None:
     rig._subscribe(CompressedImage, "/detections/surround/compressed")
     running = RunningNode(qos_reliability="reliable")

@@ -33,6 +33,7 @@ class BlockingDetector:
     def __init__(self, gate: threading.Event | None = None) -> None:
         self.steps: list[int] = []
         self.faults: dict[str, str] = {}
+        self.warnings: list[str] = []
         self.resets = 0
         self.gate = gate
         self.entered = threading.Event()
